@@ -1,0 +1,165 @@
+"""Where outputs live: `<root>/<stage>/<id>/`, named by what they are made from, never half-read.
+
+An artifact's id is a hash of the fields that change its result, of its inputs' ids and of the stage's recipe
+version. It is complete when its `artifact.json` exists, which is written last and atomically. Who writes an
+artifact holds its lease, so that two runs never write the same one.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rayreid.errors import UserError
+from rayreid.lease import Lease
+
+_FACTS = "artifact.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One output of one stage, whether it exists yet or not.
+
+    Attributes:
+        root: the outputs' root folder.
+        stage: the stage that makes it.
+        version: that stage's recipe version, raised when its code changes what it computes.
+        fields: what of the configuration changes the result, as plain JSON values.
+        inputs: the artifacts it is made from, by role.
+        job: what the stage needs to run besides (resources, paths); not part of the identity.
+    """
+
+    root: Path
+    stage: str
+    version: int
+    fields: Mapping[str, Any]
+    inputs: Mapping[str, "Artifact"] = field(default_factory=dict)
+    job: Any = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """All that the id is a hash of."""
+        inputs = {role: artifact.id for role, artifact in self.inputs.items()}
+        return {"stage": self.stage, "version": self.version, "fields": dict(self.fields), "inputs": inputs}
+
+    @cached_property
+    def id(self) -> str:
+        """12 hexadecimal digits."""
+        text = json.dumps(self.recipe, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+    @property
+    def path(self) -> Path:
+        """The folder that holds it."""
+        return self.root / self.stage / self.id
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has been made, whole."""
+        return (self.path / _FACTS).exists()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its stage had to say of it (counts, figures, seconds).
+
+        Raises:
+            UserError: it is not complete.
+        """
+        try:
+            return json.loads((self.path / _FACTS).read_text())["facts"]
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: this {self.stage} artifact is not complete") from None
+
+    @contextmanager
+    def writing(self) -> Iterator[Path]:
+        """Hold the lease on the folder, waiting while another live run writes it; yields the folder."""
+        make_folder(self.path)
+        try:
+            with Lease(self.path / "lease.json"):
+                yield self.path
+        finally:
+            with contextlib.suppress(OSError):  # one that was refused before it wrote anything leaves no folder
+                self.path.rmdir()
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Declare it complete."""
+        content = {"id": self.id, "recipe": self.recipe, "facts": dict(facts)}
+        write_atomically(self.path / _FACTS, json.dumps(content, indent=1))
+
+    def __str__(self) -> str:
+        return f"{self.stage}/{self.id}"
+
+
+def lineage(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """All artifacts that the given ones stand on, themselves included, by id, inputs before what they go into."""
+    order: dict[str, Artifact] = {}
+    for artifact in artifacts.values():
+        order.update(lineage(artifact.inputs))
+        order.setdefault(artifact.id, artifact)
+    return order
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a whole file or nothing: readers see the old content or the new one."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot make this output folder ({error.strerror}); see RAYREID_ROOT") from None
+
+
+def inside_job() -> bool:
+    """Whether this process runs inside a submitted Ray job, whose working directory is a passing copy."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def output_root() -> Path:
+    """The outputs' root: `RAYREID_ROOT`, else `outputs` in the current folder.
+
+    Raises:
+        UserError: inside a submitted job it is not set, or is relative.
+    """
+    return _place("RAYREID_ROOT", os.environ.get("RAYREID_ROOT", "outputs"))
+
+
+def data_path(root: str) -> Path:
+    """A dataset's folder; a relative one is looked up under `RAYREID_DATA`, or else the current folder.
+
+    Raises:
+        UserError: inside a submitted job, a path that is relative in the end.
+    """
+    return _place("RAYREID_DATA", str(Path(os.environ.get("RAYREID_DATA", "")) / Path(root).expanduser()))
+
+
+def _place(variable: str, value: str) -> Path:
+    path = Path(value).expanduser()
+    if inside_job() and not path.is_absolute():
+        raise UserError(
+            f"{value}: relative path inside a submitted job, whose folder is a passing copy; "
+            f"set {variable} to an absolute path that all nodes see"
+        )
+    return path.absolute()

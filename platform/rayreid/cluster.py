@@ -1,0 +1,112 @@
+"""Connecting to Ray, and what a stage may use of it."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayreid.artifacts import inside_job
+from rayreid.config import Resources
+from rayreid.errors import UserError
+
+_PACKAGE = Path(__file__).parent
+
+_QUIET = {
+    "RAY_AUTH_MODE": "disabled",  # for clusters started here; otherwise it depends on what ran before on this machine
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "error",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one training stage takes: `workers` processes of `cpus` CPUs, each with a GPU or not."""
+
+    workers: int
+    cpus: int
+    gpu: bool
+
+
+@contextlib.contextmanager
+def connect() -> Iterator[None]:
+    """Be connected to Ray: to the job's own cluster, to `RAY_ADDRESS`, or to one started here and stopped after.
+
+    The package reaches the workers of a submitted job through the job's runtime environment
+    (`jobs/runtime_env.yaml`), those of `RAY_ADDRESS` through `py_modules`.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    if inside_job():
+        ray.init(log_to_driver=False)
+    elif address and address != "local":
+        ray.init(address, runtime_env={"py_modules": [str(_PACKAGE)]}, log_to_driver=False)
+    else:
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        path = os.pathsep.join(filter(None, [str(_PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=True,
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def training_share(resources: Resources) -> Share:
+    """Resolve `auto`: one worker per GPU that Ray sees; without one, a single worker with all CPUs of a node.
+
+    One CPU worker with n threads computes what n workers would, without their traffic. CPUs are those of the nodes
+    that workers can run on: of GPU nodes where there are GPUs.
+
+    Raises:
+        UserError: the cluster cannot hold the workers that the configuration asks for.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes)) if resources.gpu is not False else 0
+    if resources.gpu is True and not gpus:
+        if resources.workers == "auto":
+            raise UserError(
+                "resources.gpu is true, but Ray sees no GPU yet: say with resources.workers how many to start"
+            )
+        return Share(resources.workers, 1 if resources.cpus_per_worker == "auto" else resources.cpus_per_worker, True)
+    fitting = [node for node in nodes if node.get("GPU", 0) >= 1] if gpus else nodes
+    workers = resources.workers if resources.workers != "auto" else max(gpus, 1)
+    if gpus and workers > gpus:
+        raise UserError(f"resources.workers is {workers}, but the cluster has {gpus} GPUs; lower it")
+    if resources.cpus_per_worker != "auto":
+        return Share(workers, resources.cpus_per_worker, gpus > 0)
+    if gpus:
+        return Share(workers, max(1, min(int(node["CPU"] // node["GPU"]) for node in fitting)), True)
+    cpus = [int(node.get("CPU", 0)) for node in fitting]
+    each = next((n for n in range(max(cpus), 0, -1) if sum(cpu // n for cpu in cpus) >= workers), None)
+    if each is None:
+        raise UserError(f"resources.workers is {workers}, but the cluster has {sum(cpus)} CPUs; lower it")
+    return Share(workers, each, False)
+
+
+def scoring_actors() -> Share:
+    """Actors for inference: one per GPU, else one per CPU with one thread each (so that they do not fight)."""
+    import ray
+
+    total = ray.cluster_resources()
+    gpus = int(total.get("GPU", 0))
+    return Share(gpus or int(total.get("CPU", 1)), 1, gpus > 0)

@@ -1,0 +1,232 @@
+"""What an experiment file may say.
+
+One YAML file is one experiment. Its sections are named after the stages; a key that is not known is refused. The
+defaults below are the method's published numbers (Luo et al., arXiv 2111.12084, and the DINO and TransReID recipes
+it builds on); `experiments/defaults.yaml` shows all of them and is held equal to this module by a test.
+Reading files, inheritance and overrides are in `rayreid.experiment_file`.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_RUNTIME = "rayreid:runtime"
+"""Marks a field that changes how a stage runs but not what it computes; such fields do not enter artifact ids."""
+
+PATCH = 16
+"""Pixels of a ViT's patch; image sizes are multiples of it."""
+
+Auto = Literal["auto"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Size = Annotated[tuple[int, int], Field(description="height, width in pixels")]
+Share = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of an experiment file: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that change a stage's result, as plain JSON values."""
+        return {
+            name: value.identity() if isinstance(value := getattr(self, name), Section) else plain[name]
+            for plain in [self.model_dump(mode="json")]
+            for name, field in type(self).model_fields.items()
+            if _RUNTIME not in field.metadata
+        }
+
+
+class Source(Section):
+    """A dataset: a layout that `rayreid.data.datasets` reads, and where it lies."""
+
+    dataset: str
+    root: str | None = None
+    """Folder; a relative one is looked up under `RAYREID_DATA`, or else the current folder."""
+    options: dict[str, Any] = {}
+    verify: Literal["decode", "header"] = "decode"
+    provenance: Annotated[str | None, _RUNTIME] = None
+    """CSV `key,origin` that tells where each image comes from: for judging a selection, never for making one."""
+    relevant: Annotated[str | None, _RUNTIME] = None
+    """The origin in `provenance` that is the target's own domain."""
+
+
+class Backbone(Section):
+    """The network under study."""
+
+    name: str = "vit_small"
+    stem: str = "patchify"
+    img_size: Size = (256, 128)
+    depth: PositiveInt | None = None
+    weights: Annotated[str | None, _RUNTIME] = None
+    """A checkpoint to start from, in any format that `rayreid.models.weights` knows. Its content, not its path,
+    is part of what is made from it."""
+
+
+def _warmup(epochs: int, share: int) -> int:
+    """1 / `share` of the epochs, rounded up; short runs need it most, and one epoch is left for the peak rate."""
+    return min(math.ceil(epochs / share), epochs - 1)
+
+
+class Pretrain(Section):
+    """DINO pre-training (DESIGN: DINO with multi-crop, for ReID image shapes)."""
+
+    method: Literal["dino", "none"] = "dino"
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 512
+    accumulate: PositiveInt = 1
+    lr: Annotated[float, Field(gt=0)] | Auto = "auto"
+    min_lr: Annotated[float, Field(ge=0)] = 1e-6
+    warmup_epochs: Annotated[int, Field(ge=0)] | Auto = "auto"
+    """`auto`: a tenth of the epochs (the published 10 of 100), but at least one where there are two."""
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    teacher_momentum: Annotated[float, Field(ge=0, le=1)] = 0.996
+    teacher_temp: Annotated[float, Field(gt=0)] = 0.04
+    student_temp: Annotated[float, Field(gt=0)] = 0.1
+    centre_momentum: Annotated[float, Field(ge=0, le=1)] = 0.9
+    clip: Annotated[float, Field(gt=0)] = 3.0
+    freeze_last_layer_epochs: Annotated[int, Field(ge=0)] = 1
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    out_dim: PositiveInt = 65536
+    hidden_dim: PositiveInt = 2048
+    bottleneck_dim: PositiveInt = 256
+    local_crops: Annotated[int, Field(ge=0)] = 8
+    local_size: Size | Auto = "auto"
+    global_scale: Share = (0.4, 1.0)
+    local_scale: Share = (0.05, 0.4)
+    precision: Precision = "auto"
+    checkpoint_minutes: Annotated[float, Field(gt=0), _RUNTIME] = 10
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        """`pretrain: none` is short for `pretrain: {method: none}`."""
+        return {"method": value} if isinstance(value, str) else value
+
+    @property
+    def peak_lr(self) -> float:
+        """5e-4 × global batch / 256 unless given."""
+        return 5e-4 * self.batch_size / 256 if self.lr == "auto" else self.lr
+
+    @property
+    def warmup(self) -> int:
+        """Epochs of warm-up."""
+        return _warmup(self.epochs, 10) if self.warmup_epochs == "auto" else self.warmup_epochs
+
+    def crop_sizes(self, img_size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Sizes of global crops (the backbone's image size) and of local ones (`auto`: half of it, in patches)."""
+        if self.local_size != "auto":
+            return img_size, self.local_size
+        height, width = (max(1, round(side / 2 / PATCH)) * PATCH for side in img_size)
+        return img_size, (height, width)
+
+
+class Finetune(Section):
+    """Supervised fine-tuning (identity and triplet loss with BNNeck)."""
+
+    epochs: PositiveInt = 120
+    identities: PositiveInt = 16
+    instances: Annotated[int, Field(ge=2)] = 4
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 4e-4
+    weight_decay: float = 1e-4
+    bias_lr_factor: float = 2.0
+    warmup_epochs: Annotated[int, Field(ge=0)] | Auto = "auto"
+    """`auto`: a sixth of the epochs (the published 20 of 120), but at least one where there are two."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    erasing: Annotated[float, Field(ge=0, le=1)] = 0.5
+    padding: Annotated[int, Field(ge=0)] = 10
+    global_mining: bool = False
+    precision: Precision = "auto"
+    checkpoint_minutes: Annotated[float, Field(gt=0), _RUNTIME] = 10
+
+    @property
+    def warmup(self) -> int:
+        """Epochs of warm-up."""
+        return _warmup(self.epochs, 6) if self.warmup_epochs == "auto" else self.warmup_epochs
+
+
+class Proxy(Section):
+    """The two proxies that score the pool: θs = backbone pre-trained on the pool, θt = θs fine-tuned on the target.
+
+    What is not said here is taken from the sections `backbone`, `pretrain`, `finetune` and `seed` of the same file,
+    before `compare` and `sweep` change them: so neither changes the scores.
+    """
+
+    seed: int = 0
+    backbone: Backbone = Backbone()
+    pretrain: Pretrain = Pretrain()
+    finetune: Finetune = Finetune()
+
+
+class Score(Section):
+    """Catastrophic-forgetting scores of the pool."""
+
+    batch_size: Annotated[PositiveInt, _RUNTIME] = 256
+    precision: Precision = "auto"
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+
+class Select(Section):
+    """Which part of the pool to pre-train on."""
+
+    strategy: Literal["cfs", "random", "list"] = "cfs"
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    count: PositiveInt | None = None
+    """A number of images instead of a fraction."""
+    list: Annotated[str | None, _RUNTIME] = None
+    """Ordered file list for the strategy `list`. Its content, not its path, is part of the subset's identity."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether this keeps every image, whatever the strategy."""
+        return self.count is None and self.fraction == 1.0
+
+
+class Evaluate(Section):
+    """Retrieval evaluation on the target's query and gallery."""
+
+    batch_size: Annotated[PositiveInt, _RUNTIME] = 256
+    max_rank: PositiveInt = 50
+
+
+class Resources(Section):
+    """What a stage may use of the cluster. Never changes a result beyond rounding."""
+
+    workers: PositiveInt | Auto = "auto"
+    """Training workers; `auto`: one per GPU that Ray sees, else one for all CPUs."""
+    cpus_per_worker: PositiveInt | Auto = "auto"
+    gpu: bool | Auto = "auto"
+    """Whether training workers take a GPU each; `auto`: if Ray sees one. `true`: an autoscaling cluster starts them."""
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    """Restarts of a training stage after a lost worker; -1: without limit."""
+
+
+class Sweep(Section):
+    """Tune over dotted keys: every combination (`grid`) of the values in `parameters`."""
+
+    parameters: dict[str, list[Any]] = Field(min_length=1)
+    max_concurrent: PositiveInt | Auto = "auto"
+
+
+class Experiment(Section):
+    """One experiment file, resolved."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "experiment"
+    seed: int = 0
+    pool: Source
+    target: Source
+    backbone: Backbone = Backbone()
+    proxy: Proxy = Proxy()
+    pretrain: Pretrain = Pretrain()
+    score: Score = Score()
+    select: Select = Select()
+    finetune: Finetune = Finetune()
+    evaluate: Evaluate = Evaluate()
+    resources: Resources = Resources()
+    compare: list[dict[str, Any]] = []
+    """Rows to run beside one another: each a set of changes to this file, with an optional `label`."""
+    sweep: Sweep | None = None

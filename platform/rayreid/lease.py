@@ -1,0 +1,113 @@
+"""One writer at a time for a folder on storage that several machines share."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+
+_BEAT_SECONDS = 2.0
+_STALE_SECONDS = 30.0
+
+
+class Lease:
+    """A lock file that its holder keeps touching; one not touched for 30 s, or whose process is gone, is taken over.
+
+    Ages are measured against the storage's own clock (the time stamp of a file just written beside it), never
+    against this machine's.
+
+    Args:
+        path: the lock file.
+        poll: seconds between looks while another run holds it.
+    """
+
+    def __init__(self, path: Path, poll: float = 1.0):
+        self.path = path
+        self.poll = poll
+        self._token = uuid.uuid4().hex
+        self._released = threading.Event()
+        self._beat = threading.Thread(target=self._keep, daemon=True)
+
+    def __enter__(self) -> "Lease":
+        while not self._try():
+            if not self._bury_if_dead():
+                time.sleep(self.poll)
+        self._beat.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._released.set()
+        self._beat.join()
+        if self._holder().get("token") == self._token:
+            self.path.unlink(missing_ok=True)
+
+    def _try(self) -> bool:
+        """Create the file whole or not at all: written aside, then linked, which fails if it exists."""
+        aside = self.path.with_name(f".{self.path.name}.{self._token}")
+        aside.parent.mkdir(parents=True, exist_ok=True)  # a refused holder may have removed it meanwhile
+        aside.write_text(json.dumps({"token": self._token, "host": socket.gethostname(), "pid": os.getpid()}))
+        try:
+            os.link(aside, self.path)
+        except FileExistsError:
+            return False
+        finally:
+            aside.unlink(missing_ok=True)
+        return True
+
+    def _bury_if_dead(self) -> bool:
+        """Remove the lock of a holder that is gone; only one of several onlookers succeeds."""
+        holder = self._holder()
+        if not holder:
+            return True
+        if not (self._process_gone(holder) or self._age(self.path) > _STALE_SECONDS):
+            return False
+        # Who makes the tombstone alone may remove that holder's lock; a latecomer finds it gone, or another's lock.
+        tombstone = self.path.with_name(f".{self.path.name}.{holder['token']}.gone")
+        try:
+            tombstone.touch(exist_ok=False)
+        except FileExistsError:
+            if self._age(tombstone) > _STALE_SECONDS:  # whoever made it is gone, too
+                tombstone.unlink(missing_ok=True)
+            return False
+        try:
+            if self._holder().get("token") == holder["token"]:
+                self.path.unlink(missing_ok=True)
+        finally:
+            tombstone.unlink(missing_ok=True)
+        return True
+
+    def _holder(self) -> dict:
+        try:
+            return json.loads(self.path.read_text())
+        except FileNotFoundError:
+            return {}
+
+    def _process_gone(self, holder: dict) -> bool:
+        if holder["host"] != socket.gethostname():
+            return False
+        try:
+            os.kill(holder["pid"], 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+    def _age(self, path: Path) -> float:
+        clock = self.path.with_name(f".{self.path.name}.{self._token}.clock")
+        clock.touch()
+        try:
+            return clock.stat().st_mtime - path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+        finally:
+            clock.unlink(missing_ok=True)
+
+    def _keep(self) -> None:
+        while not self._released.wait(_BEAT_SECONDS):
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(self.path)

@@ -1,0 +1,109 @@
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from rayreid.config import Backbone, Evaluate, Experiment, Finetune, Pretrain, Proxy, Score, Select, Source
+
+
+def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
+    for section, field, value in [
+        (Pretrain, "checkpoint_minutes", 3),
+        (Finetune, "checkpoint_minutes", 3),
+        (Score, "batch_size", 17),
+        (Evaluate, "batch_size", 17),
+        (Backbone, "weights", "start.pth"),
+        (Select, "list", "best.txt"),
+    ]:
+        assert field not in section().identity(), section
+        assert section(**{field: value}).identity() == section().identity(), section
+    known = Source(dataset="folder", root="a", provenance="origins.csv", relevant="market1501")
+    assert known.identity() == Source(dataset="folder", root="a").identity()
+
+
+@pytest.mark.parametrize("section", [Pretrain, Finetune, Score, Select, Evaluate, Backbone])
+def test_identity_holds_everything_else(section):
+    runtime = {"checkpoint_minutes", "weights", "list"} | ({"batch_size"} if section in (Score, Evaluate) else set())
+    assert set(section().identity()) == set(section.model_fields) - runtime
+    json.dumps(section().identity())
+
+
+def test_identity_follows_result_fields():
+    assert Pretrain(batch_size=64).identity() != Pretrain().identity()
+    assert Source(dataset="folder", root="a").identity() != Source(dataset="folder", root="b").identity()
+    drawn = Source(dataset="synthetic", options={"images": 5})
+    assert drawn.identity()["options"] == {"images": 5}
+
+
+def test_identity_of_nested_sections_is_their_own():
+    proxy = Proxy(pretrain=Pretrain(epochs=3, checkpoint_minutes=1), backbone=Backbone(weights="w.pth"))
+    assert set(proxy.identity()) == {"seed", "backbone", "pretrain", "finetune"}
+    assert proxy.identity()["pretrain"] == Pretrain(epochs=3).identity()
+    assert proxy.identity()["backbone"] == Backbone().identity()
+    assert proxy.identity()["backbone"]["img_size"] == [256, 128]
+
+
+def test_auto_learning_rate_is_scaled_with_the_global_batch():
+    assert Pretrain(batch_size=256).peak_lr == 5e-4
+    assert Pretrain(batch_size=512).peak_lr == 1e-3
+    assert Pretrain(batch_size=512, lr=0.3).peak_lr == 0.3
+
+
+def test_auto_warm_up_is_the_published_share_of_the_epochs():
+    assert [Pretrain(epochs=n).warmup for n in (100, 20, 8, 4, 1)] == [10, 2, 1, 1, 0]
+    assert [Finetune(epochs=n).warmup for n in (120, 12, 2, 1)] == [20, 2, 1, 0]
+    assert Pretrain(warmup_epochs=0).warmup == 0
+    assert Finetune(warmup_epochs=7).warmup == 7
+
+
+def test_auto_local_crops_are_half_the_size_in_whole_patches():
+    assert Pretrain().crop_sizes((256, 128)) == ((256, 128), (128, 64))
+    for height, width in [(384, 128), (128, 64), (64, 32), (48, 16), (16, 16), (80, 48)]:
+        whole, (local_height, local_width) = Pretrain().crop_sizes((height, width))
+        assert whole == (height, width)
+        assert local_height % 16 == local_width % 16 == 0
+        assert local_height >= 16 and local_width >= 16
+        assert abs(local_height - height / 2) <= 8 and abs(local_width - width / 2) <= 8
+    assert Pretrain(local_size=(96, 96)).crop_sizes((256, 128)) == ((256, 128), (96, 96))
+
+
+def test_a_fraction_of_one_is_the_whole_pool_unless_a_count_is_given():
+    assert Select(fraction=1).whole
+    assert not Select(fraction=0.99).whole
+    assert not Select(fraction=1, count=10).whole
+
+
+def test_sections_are_immutable_and_closed():
+    with pytest.raises(ValidationError):
+        Pretrain().epochs = 5
+    with pytest.raises(ValidationError):
+        Pretrain(epoch=5)
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        (Select, {"fraction": 0}),
+        (Select, {"fraction": 1.01}),
+        (Select, {"fraction": -0.5}),
+        (Select, {"count": 0}),
+        (Pretrain, {"epochs": 0}),
+        (Pretrain, {"method": "moco"}),
+        (Pretrain, {"global_scale": (0.0, 1.0)}),
+        (Pretrain, {"lr": 0}),
+        (Finetune, {"instances": 1}),
+        (Finetune, {"optimizer": "adam"}),
+        (Backbone, {"depth": 0}),
+        (Backbone, {"img_size": (256,)}),
+    ],
+)
+def test_values_out_of_range_are_refused(section, values):
+    with pytest.raises(ValidationError):
+        section(**values)
+
+
+def test_an_experiment_needs_a_pool_and_a_target():
+    source = Source(dataset="synthetic")
+    assert Experiment(pool=source, target=source).seed == 0
+    with pytest.raises(ValidationError):
+        Experiment(pool=source)
