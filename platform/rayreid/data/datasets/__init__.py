@@ -1,0 +1,79 @@
+"""Datasets by name: each turns a folder of a known layout into records."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Protocol
+
+from rayreid.data.store import Record
+from rayreid.errors import UserError
+
+
+class Dataset(Protocol):
+    """What an ingest needs to know of a dataset.
+
+    Attributes:
+        name: Its name in the registry.
+        version: Which edition of it, where results must not be compared across editions; else "".
+        ignored: (path, reason) of files that look like images of the dataset but give no record; filled by
+            `records`, for `finish_store`.
+    """
+
+    name: str
+    version: str
+    ignored: list[tuple[str, str]]
+
+    def records(self) -> list[Record]:
+        """List the images, in an order that is the same every time."""
+        ...
+
+    def read(self, record: Record) -> bytes:
+        """Return an image's encoded bytes; raises OSError if they cannot be read."""
+        ...
+
+
+def _lazy(module: str, class_name: str) -> Callable[..., Dataset]:
+    """Return a factory that imports the dataset's module when it is first asked for."""
+
+    def build(root: str | None = None, **options: Any) -> Dataset:
+        factory = getattr(import_module(f"{__name__}.{module}"), class_name)
+        parameters = inspect.signature(factory).parameters.values()
+        known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "root"]
+        for option in options:
+            if option not in known:
+                hint = _nearest(option, known) if known else "it has none"
+                raise UserError(f"dataset {factory.name} has no option {option!r}; {hint}")
+        return factory(root, **options)
+
+    return build
+
+
+def _nearest(name: str, valid: list[str]) -> str:
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(sorted(valid))}"
+
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "folder": _lazy("folder", "Folder"),
+    "market1501": _lazy("market1501", "Market1501"),
+    "msmt17": _lazy("msmt17", "MSMT17"),
+    "synthetic": _lazy("synthetic", "Synthetic"),
+}
+
+
+def open_dataset(name: str, root: str | None, **options: Any) -> Dataset:
+    """Open a dataset by its name.
+
+    Args:
+        name: A key of `DATASETS`.
+        root: The dataset's folder; None for one without files.
+        **options: The dataset's own options.
+
+    Raises:
+        UserError: The name or an option is unknown, the folder is missing or of another layout. That a
+            required split is empty shows when the records are listed.
+    """
+    if name not in DATASETS:
+        raise UserError(f"there is no dataset {name!r}; {_nearest(name, list(DATASETS))}")
+    return DATASETS[name](root, **options)

@@ -1,0 +1,81 @@
+"""MSMT17 (Wei et al., CVPR 2018), in both of its editions.
+
+    V1: train/  test/        V2 (faces masked): mask_train_v2/  mask_test_v2/
+    list_train.txt  list_val.txt  list_query.txt  list_gallery.txt
+        0000/0000_000_01_0303morning_0008_0.jpg 0
+
+A line is a file below the train or test folder and its identity; the third field of the file name is the
+camera. Identities of train and test are numbered separately, both from 0. The train split is list_train +
+list_val (32,621 images, 1,041 identities), as the field uses it. The editions differ by several points of
+mAP: never compare results across them.
+"""
+
+import re
+from pathlib import Path, PurePosixPath
+
+from rayreid.data.datasets.layout import FolderLayout
+from rayreid.data.store import Record
+from rayreid.errors import UserError
+
+FOLDERS = {"V1": ("train", "test"), "V2": ("mask_train_v2", "mask_test_v2")}
+LISTS = (  # list, position of its folder in FOLDERS, split
+    ("list_train.txt", 0, "train"),
+    ("list_val.txt", 0, "train"),
+    ("list_query.txt", 1, "query"),
+    ("list_gallery.txt", 1, "gallery"),
+)
+NAME = re.compile(r"[^_]+_[^_]+_(\d{1,4})_.+")
+
+
+class MSMT17(FolderLayout):
+    """MSMT17: splits train, query and gallery; keys such as "test/0000/0000_000_01_0303morning_0008_0.jpg".
+
+    Args:
+        root: The folder that holds the two image folders and the four lists.
+        version: "V1" or "V2", needed only where the root holds both; else it is detected.
+
+    Attributes:
+        version: "V1" or "V2".
+
+    Raises:
+        UserError: The folder is missing or has another layout, or holds both editions and none is chosen.
+    """
+
+    name = "msmt17"
+    needs = ("train + test or mask_train_v2 + mask_test_v2", *(name for name, _, _ in LISTS))
+
+    def __init__(self, root: str | Path | None, version: str | None = None):
+        super().__init__(root)
+        if version is not None and version not in FOLDERS:
+            raise UserError(f"dataset msmt17: there is no version {version!r}; valid: V1, V2")
+        self.version = version or self._detect()
+        self.require(*FOLDERS[self.version], *(name for name, _, _ in LISTS))
+
+    def _detect(self) -> str:
+        found = [version for version, (train, _) in FOLDERS.items() if (self.root / train).is_dir()]
+        if len(found) > 1:
+            raise UserError(f"dataset msmt17: {self.root} holds V1 and V2; set the option version")
+        return found[0] if found else "V1"
+
+    def records(self) -> list[Record]:
+        """List the images that the four lists name, sorted by key.
+
+        Raises:
+            UserError: A split has none.
+        """
+        self.ignored = []
+        records = []
+        for list_name, position, split in LISTS:
+            folder = FOLDERS[self.version][position]
+            for line in (self.root / list_name).read_text("utf-8", errors="replace").splitlines():
+                if not line.strip():
+                    continue
+                file, _, pid = line.strip().rpartition(" ")
+                camera = NAME.fullmatch(PurePosixPath(file).name)
+                if camera and re.fullmatch(r"\d{1,9}", pid):
+                    path = str(self.root / folder / file)
+                    records.append(Record(f"{folder}/{file}", int(pid), int(camera[1]), split, path))
+                else:
+                    self.ignore(f"{list_name}: {line.strip()}", "no line of file and identity")
+        self.require_images(records, "train", "query", "gallery")
+        return sorted(records, key=lambda record: record.key)
