@@ -1,0 +1,173 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rayreid.errors import UserError
+from rayreid.models.backbones import build_backbone, resample_positions
+
+HEADS = 3  # tests/golden/README.md
+
+
+def from_golden(case):
+    """The ViT a parity file holds, its sizes from the weights' shapes."""
+    state = {name: torch.from_numpy(value) for name, value in case.state.items()}
+    proj = state["patch_embed.proj.weight"]
+    ics = "patch_embed.conv.0.weight" in state
+    backbone = build_backbone(
+        "vit_tiny",
+        "ics" if ics else "patchify",
+        img_size=case["x_global"].shape[-2:],
+        depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
+        embed_dim=state["cls_token"].shape[-1],
+        num_heads=case.meta.get("heads", HEADS),
+        patch_size=proj.shape[-1] * (2 if ics else 1),
+    )
+    assert list(backbone.state_dict()) == list(state)  # the published names, in the published order
+    backbone.load_state_dict(state)
+    return backbone.eval()
+
+
+@pytest.mark.parametrize("file", ["ics_vit.npz", "patchify_vit.npz"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_forward_is_the_published_one(golden, file, dtype):
+    case = golden(file)
+    backbone = from_golden(case).to(dtype)
+    for size in ("global", "local"):
+        with torch.no_grad():
+            y = backbone(torch.from_numpy(case[f"x_{size}"]).to(dtype))
+        expected = case[f"y_{size}"]
+        assert y.dtype == dtype
+        assert np.abs(y.numpy() - expected).max() < 1e-5 * expected.std(), size
+
+
+@pytest.mark.parametrize("file", ["ics_vit.npz", "patchify_vit.npz"])
+def test_bf16_autocast_is_close_to_float32(golden, file):
+    case = golden(file)
+    backbone = from_golden(case)
+    x = torch.from_numpy(case["x_local"]).float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        y = backbone(x)
+    assert F.cosine_similarity(y.float(), torch.from_numpy(case["y_local"])).min() > 0.999
+
+
+def test_training_in_float64_reaches_every_parameter():
+    torch.manual_seed(0)
+    backbone = build_backbone("vit_tiny", "ics", (64, 32), depth=2, embed_dim=48, drop_path=0.1).double()
+    # a sum over the normalised feature would be constant
+    (backbone(torch.randn(4, 3, 64, 32).double()) ** 3).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in backbone.parameters())
+
+
+@pytest.mark.parametrize(("name", "millions"), [("vit_small", 21.6), ("vit_base", 85.6)])
+def test_parameter_counts(name, millions):
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+    count = sum(p.numel() for p in backbone.parameters())
+    assert count == pytest.approx(millions * 1e6, rel=0.01)
+
+
+def test_drop_path_rises_linearly_to_the_given_rate():
+    backbone = build_backbone("vit_tiny", depth=3, img_size=(32, 16), drop_path=0.2)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in backbone.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2])
+
+
+def test_positions_at_the_own_grid_are_the_table_itself():
+    table = torch.randn(1, 9, 4)
+    assert resample_positions(table, (4, 2), (4, 2)) is table
+    out = resample_positions(table, (4, 2), (2, 4))  # as many tokens, another grid
+    assert out.shape == table.shape and not torch.allclose(out, table)
+    torch.testing.assert_close(out[:, 0], table[:, 0])
+
+
+@pytest.mark.parametrize("old", [(16, 8), (4, 2), (24, 8), (14, 7)])
+@pytest.mark.parametrize("new", [(8, 4), (2, 1), (16, 8), (15, 9)])
+def test_positions_always_have_the_crops_grid(old, new):
+    out = resample_positions(torch.randn(1, 1 + old[0] * old[1], 4), old, new)
+    assert out.shape == (1, 1 + new[0] * new[1], 4)
+
+
+def test_attention_maps_are_those_of_the_forward_pass(monkeypatch):
+    torch.manual_seed(0)
+    backbone = build_backbone("vit_tiny", img_size=(64, 32), depth=2).eval()
+    last = backbone.blocks[-1].attn
+    for parameter in last.qkv.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    images = torch.randn(2, 3, 32, 48)
+    maps = backbone.attention_maps(images)
+    assert maps.shape == (2, 3, 6)
+    seen = {}
+    monkeypatch.setattr(last, "fused_attn", False)
+    hook = last.attn_drop.register_forward_hook(lambda _m, _i, weights: seen.update(weights=weights))
+    backbone(images)
+    hook.remove()
+    torch.testing.assert_close(maps, seen["weights"][:, :, 0, 1:])
+    with pytest.raises(UserError, match="resnet50"):
+        build_backbone("resnet50").attention_maps(images)
+
+
+@pytest.mark.parametrize("size", [(256, 128), (384, 128), (224, 112), (128, 64)])
+def test_swin_runs_at_reid_sizes_and_on_local_crops(size):
+    backbone = build_backbone("swin_tiny", img_size=size, depths=(1, 1, 2, 1)).eval()
+    with torch.no_grad():
+        assert backbone(torch.randn(1, 3, *size)).shape == (1, 768)
+        assert backbone(torch.randn(2, 3, size[0] // 2, size[1] // 2)).shape == (2, 768)
+    assert backbone.num_features == 768
+
+
+def test_swin_weights_fit_every_size():
+    small, large = (build_backbone("swin_tiny", img_size=size, depths=(1, 1, 1, 1)) for size in ((128, 64), (384, 128)))
+    large.load_state_dict(small.state_dict())
+
+
+def test_resnet50():
+    backbone = build_backbone("resnet50").double()
+    assert backbone(torch.randn(2, 3, 64, 32).double()).shape == (2, backbone.num_features) == (2, 2048)
+    assert sum(p.numel() for p in backbone.parameters()) == pytest.approx(23.5e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {
+            "name": "vit_tiny",
+            "stem": "ics",
+            "img_size": (64, 32),
+            "depth": 2,
+            "embed_dim": 48,
+            "num_heads": 4,
+        },
+        {"name": "swin_tiny", "img_size": (64, 32), "depths": (1, 1, 1, 1)},
+        {"name": "resnet50"},
+    ],
+)
+def test_spec_builds_the_same_network_again(arguments):
+    backbone = build_backbone(**arguments)
+    again = build_backbone(**json.loads(json.dumps(backbone.spec)))
+    assert again.spec == backbone.spec
+    again.load_state_dict(backbone.state_dict())
+    x = torch.randn(2, 3, 64, 32)
+    torch.testing.assert_close(again.eval()(x), copy.deepcopy(backbone).eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "vit_smal"}, "'vit_small'"),
+        ({"name": "vit_small", "stem": "isc"}, "'ics'"),
+        ({"name": "vit_small", "embed_dims": 3}, "'embed_dim'"),
+        ({"name": "vit_small", "img_size": (250, 128)}, "256x128"),
+        ({"name": "swin_tiny", "img_size": (250, 128)}, "250x128"),
+        ({"name": "swin_tiny", "stem": "ics"}, "vit_"),
+        ({"name": "resnet50", "depth": 3}, "depth"),
+        ({"name": "vit_small", "depth": 0}, "at least 1"),
+        ({"name": "vit_small", "embed_dim": 50}, "num_heads"),
+    ],
+)
+def test_faults_of_the_user_are_named(arguments, message):
+    with pytest.raises(UserError, match=message):
+        build_backbone(**arguments)
