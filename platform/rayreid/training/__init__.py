@@ -1,0 +1,1 @@
+"""The optimisation loop of every method, its schedules, its checkpoints and its gradients' averaging."""

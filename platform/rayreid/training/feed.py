@@ -1,0 +1,86 @@
+"""Feeding the loop: encoded images are read and decoded by threads ahead of the step that needs them."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rayreid.data.images import ImageBatch
+from rayreid.data.sampling import Plan
+from rayreid.data.store import ImageStore
+from rayreid.errors import UserError
+from rayreid.training import parallel
+from rayreid.training.loop import Batch
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Micro-batches of a store by a plan.
+
+    Attributes:
+        store: the images.
+        plan: what each *optimizer step* takes, over all workers.
+        prepare: (decoded images on the device, keys, epoch, store rows) → what the method takes. Runs on the training
+            device; where that is the CPU, on the decoding threads, beside the step before.
+        device: where `prepare` works.
+        accumulate: micro-batches that a worker's share of a step is dealt into.
+        threads: decoding threads; JPEG decoding releases the interpreter lock.
+        ahead: micro-batches in flight.
+    """
+
+    store: ImageStore
+    plan: Plan
+    prepare: Callable[[ImageBatch, Sequence[str], int, np.ndarray], Any]
+    device: torch.device
+    accumulate: int = 1
+    threads: int = 2
+    ahead: int = 4
+
+    def __call__(self, start: int) -> Iterator[Batch]:
+        """Micro-batches from optimizer step `start` on, without end.
+
+        Raises:
+            UserError: the micro-batches would not be of one size, or an image cannot be read.
+        """
+        # One torch thread each: they work beside one another and beside the step.
+        with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            waiting: deque[tuple[int, np.ndarray, Future[Any]]] = deque()
+            work = self._work(start)
+            while True:
+                while len(waiting) < self.ahead:
+                    epoch, rows = next(work)
+                    waiting.append((epoch, rows, pool.submit(self._load, epoch, rows)))
+                epoch, rows, future = waiting.popleft()
+                began = time.monotonic()
+                data = future.result()
+                wait = time.monotonic() - began
+                if self.device.type != "cpu":
+                    data = self._prepare(data.to(self.device), epoch, rows)
+                yield Batch(self._keys(rows), data, wait)
+
+    def _work(self, start: int) -> Iterator[tuple[int, np.ndarray]]:
+        step = start
+        while True:
+            epoch, within = divmod(step, self.plan.steps_per_epoch)
+            rows = self.plan.batch(epoch, within, parallel.rank(), parallel.world_size())
+            if len(rows) % self.accumulate:
+                raise UserError(f"accumulate={self.accumulate} does not divide a worker's {len(rows)} images per step")
+            for part in np.array_split(rows, self.accumulate):
+                yield epoch, part
+            step += 1
+
+    def _load(self, epoch: int, rows: np.ndarray) -> Any:
+        """Decoded images; on the CPU already prepared."""
+        images = ImageBatch.collate([self.store.image(int(row)) for row in rows])
+        return self._prepare(images, epoch, rows) if self.device.type == "cpu" else images
+
+    def _prepare(self, images: ImageBatch, epoch: int, rows: np.ndarray) -> Any:
+        return self.prepare(images, self._keys(rows), epoch, rows)
+
+    def _keys(self, rows: np.ndarray) -> list[str]:
+        return [str(self.store.keys[int(row)]) for row in rows]

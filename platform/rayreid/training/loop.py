@@ -1,0 +1,244 @@
+"""The one optimisation loop of the project.
+
+A *method* (DINO, supervised ReID, …) supplies the model, the optimizer, the schedules and the losses of a batch;
+the loop supplies precision, accumulation, averaging over workers, the guard against non-finite losses, checkpoints,
+exact resumption and throughput.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from rayreid.training import parallel
+from rayreid.training.checkpoint import Checkpoints, restore
+
+
+class Method(Protocol):
+    """What the loop trains: an `nn.Module` whose state dict is all that a checkpoint must hold, and the following.
+
+    Steps are optimizer steps, counted from 0 over the whole run.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters and buffers."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Take back what `state_dict` gave."""
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimizer over the trained parameters."""
+
+    def set_schedules(self, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
+        """Set the rates in force at `step`; returns those worth logging."""
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Scalars of one micro-batch; `loss` is differentiated, the others are logged."""
+
+    def before_update(self, step: int) -> None:
+        """Gradients are complete and averaged over the workers: clip, freeze."""
+
+    def after_update(self, step: int) -> None:
+        """The parameters have moved: teachers, centres, queues."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's share of a micro-batch: the images' keys and whatever the method takes."""
+
+    keys: Sequence[str]
+    data: Any
+    wait: float = 0.0
+    """Seconds for which the loop waited for it."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How to run, besides what to train.
+
+    Attributes:
+        steps_per_epoch, epochs: optimizer steps.
+        accumulate: micro-batches per optimizer step.
+        precision: the forward pass's; parameters and optimizer stay float32 (or what the model is in).
+        seed: with step and rank it seeds torch's generator before every step, so that a resumed run draws the same.
+        log_every: optimizer steps between logged rows.
+        checkpoint_seconds: longest time between two checkpoints; one is also written after every epoch.
+    """
+
+    steps_per_epoch: int
+    epochs: int
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_seconds: float = 600.0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps_per_epoch * self.epochs
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; says at which step, with which rates and on which images."""
+
+
+def resolve_precision(wanted: str, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """`auto` is bf16 where the device computes it natively, else float32."""
+    if wanted != "auto":
+        return wanted  # type: ignore[return-value]
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a forward pass of that precision runs."""
+    kind = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=kind, enabled=precision != "fp32")
+
+
+def train(
+    method: Method,
+    batches: Callable[[int], Iterator[Batch]],
+    settings: LoopSettings,
+    device: torch.device,
+    checkpoints: Checkpoints | None = None,
+    log: Callable[[dict[str, float]], None] = lambda row: None,
+) -> None:
+    """Train a method from its newest checkpoint, or the start, to the end.
+
+    Args:
+        method: the model and what is done to it; already on `device`.
+        batches: given an optimizer step, yields micro-batches from that step on.
+        settings: lengths, precision, seed.
+        device: where the forward pass runs.
+        checkpoints: where to save and resume; only worker 0 writes.
+        log: receives rows with `step` (0-based, of the last step in it), `epoch` (fractional, done), `loss`, the
+            method's scalars and rates, `images_per_second` (all workers), `wait` (share of time without data).
+
+    Raises:
+        NonFiniteLossError: on every worker, at most one step after the loss stopped being finite.
+    """
+    optimizer = method.build_optimizer()
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+    run = _Run(method, optimizer, scaler, settings, device, checkpoints, log)
+    start = run.resume()
+    stream = batches(start)
+    for step in range(start, settings.steps):
+        run.step(step, stream)
+
+
+class _Run:
+    """The state of one run of the loop."""
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        settings: LoopSettings,
+        device: torch.device,
+        checkpoints: Checkpoints | None,
+        log: Callable[[dict[str, float]], None],
+    ):
+        self.method, self.optimizer, self.scaler = method, optimizer, scaler
+        self.settings, self.device, self.checkpoints, self.log = settings, device, checkpoints, log
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.meter = _Meter()
+        self.saved_at = time.monotonic()
+
+    def resume(self) -> int:
+        state = self.checkpoints.load(self.device) if self.checkpoints else None
+        if state is None:
+            return 0
+        assert self.checkpoints is not None
+        restore(self.method, state["method"], self.checkpoints.folder)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        return int(state["step"])
+
+    def step(self, step: int, stream: Iterator[Batch]) -> None:
+        torch.manual_seed(_step_seed(self.settings.seed, step))
+        rates = self.method.set_schedules(self.optimizer, step)
+        keys: list[str] = []
+        scalars: dict[str, Tensor] = {}
+        for _ in range(self.settings.accumulate):
+            batch = next(stream)
+            keys += batch.keys
+            self.meter.count(len(batch.keys) * parallel.world_size(), batch.wait)
+            scalars = self._differentiate(batch, scalars)
+        self._update(step)
+        self._guard(step, scalars["loss"], rates, keys)
+        self._report(step, rates, scalars)
+
+    def _differentiate(self, batch: Batch, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+        with autocast(self.settings.precision, self.device):
+            losses = self.method.losses(batch.data)
+        share = 1 / self.settings.accumulate
+        self.scaler.scale(losses["loss"] * share).backward()
+        return {name: scalars.get(name, 0) + value.detach() * share for name, value in losses.items()}
+
+    def _update(self, step: int) -> None:
+        parallel.average_gradients(self.parameters)
+        self.scaler.unscale_(self.optimizer)
+        self.method.before_update(step)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_update(step)
+
+    def _guard(self, step: int, loss: Tensor, rates: dict[str, float], keys: list[str]) -> None:
+        """Stop every worker on the first non-finite loss anywhere; nothing after it is ever saved."""
+        bad = parallel.all_reduce_sum((~torch.isfinite(loss)).float())
+        if bad.item() == 0:
+            return
+        shown = ", ".join(keys[:8]) + (f", … ({len(keys)} images)" if len(keys) > 8 else "")
+        at = ", ".join(f"{name} {value:.3g}" for name, value in rates.items())
+        raise NonFiniteLossError(
+            f"the loss is {loss.item()} at step {step} ({at}, loss scale {self.scaler.get_scale():g}); batch: {shown}"
+        )
+
+    def _report(self, step: int, rates: dict[str, float], scalars: dict[str, Tensor]) -> None:
+        done = step + 1
+        last, epoch_end = done == self.settings.steps, done % self.settings.steps_per_epoch == 0
+        if parallel.rank() != 0:
+            return
+        if done % self.settings.log_every == 0 or last or epoch_end:
+            values = {name: float(value) for name, value in scalars.items()}
+            progress = {"step": step, "epoch": done / self.settings.steps_per_epoch}
+            self.log({**progress, **values, **rates, **self.meter.read()})
+        if self.checkpoints and (epoch_end or time.monotonic() - self.saved_at > self.settings.checkpoint_seconds):
+            state = {
+                "step": done,
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            }
+            self.checkpoints.save(done, state)
+            self.saved_at = time.monotonic()
+
+
+class _Meter:
+    """Throughput since the last reading."""
+
+    def __init__(self) -> None:
+        self.images, self.waited, self.since = 0, 0.0, time.monotonic()
+
+    def count(self, images: int, wait: float) -> None:
+        self.images += images
+        self.waited += wait
+
+    def read(self) -> dict[str, float]:
+        elapsed = max(time.monotonic() - self.since, 1e-9)
+        values = {"images_per_second": self.images / elapsed, "wait": self.waited / elapsed}
+        self.images, self.waited, self.since = 0, 0.0, time.monotonic()
+        return values
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """Drop path and the like: another draw for every step and worker, the same after a restart."""
+    return (seed * 1_000_003 + step) * 65_537 + parallel.rank()

@@ -1,0 +1,120 @@
+"""Collective operations between workers; every one is a no-op without an initialised process group.
+
+Workers hold full copies of the model and draw their share of each global batch. Gradients are averaged once
+per optimizer step, after the last backward pass: no wrapper around the model, hence plain state names and
+free gradient accumulation.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BUCKET_BYTES = 64 * 2**20
+"""Gradients travel in flat buffers of about this size: few messages, and a bounded extra amount of memory."""
+
+
+def initialised() -> bool:
+    """Whether this process belongs to a group of workers."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    """Number of workers; 1 without a process group."""
+    return dist.get_world_size() if initialised() else 1
+
+
+def rank() -> int:
+    """This worker's number, from 0; 0 without a process group."""
+    return dist.get_rank() if initialised() else 0
+
+
+def barrier() -> None:
+    """Wait until every worker has come here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+@torch.no_grad()
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum `tensor` over all workers, in place, outside the autograd graph; returns it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+@torch.no_grad()
+def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
+    """Overwrite `tensor` on every worker with the one of worker `source`, in place; returns it."""
+    if world_size() > 1:
+        dist.broadcast(tensor, source)
+    return tensor
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """y = Σ_r x_r on every worker; each x_r receives the sum of the workers' gradients to y."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: Tensor) -> Tensor:
+        return all_reduce_sum(tensor.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:
+        return all_reduce_sum(gradients[0].clone(memory_format=torch.contiguous_format))
+
+
+def differentiable_all_reduce(tensor: Tensor) -> Tensor:
+    """Sum over all workers through which gradients flow (the gradients are summed over the workers as well).
+
+    Works over gloo and NCCL. Every worker must call it, and run backward through it, in the same order.
+    """
+    return _AllReduceSum.apply(tensor) if world_size() > 1 else tensor
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """All workers' rows in order of rank: (B, …) → (world·B, …), differentiable; B equal on all workers.
+
+    A loss that every worker computes on the gathered rows is the same everywhere; its gradient to a worker's
+    own rows arrives multiplied by the number of workers, which `average_gradients` divides out again.
+    """
+    if world_size() == 1:
+        return tensor
+    slots = torch.arange(world_size(), device=tensor.device) == rank()
+    placed = slots.view(-1, *[1] * tensor.dim()) * tensor.unsqueeze(0)
+    return differentiable_all_reduce(placed).flatten(0, 1)
+
+
+def _buckets(gradients: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Groups of one dtype and device, in order, of at most `BUCKET_BYTES` (or of one tensor)."""
+    full: list[list[Tensor]] = []
+    filling: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    filled: dict[tuple[torch.dtype, torch.device], int] = {}
+    for gradient in gradients:
+        kind = (gradient.dtype, gradient.device)
+        size = gradient.numel() * gradient.element_size()
+        if kind in filling and filled[kind] + size > BUCKET_BYTES:
+            full.append(filling.pop(kind))
+        if kind not in filling:
+            filling[kind], filled[kind] = [], 0
+        filling[kind].append(gradient)
+        filled[kind] += size
+    return full + list(filling.values())
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace every parameter's gradient by its mean over the workers, in place.
+
+    Call it once per optimizer step, after backward of the last micro-batch. The same parameters must have
+    gradients on every worker: parameters without one are skipped.
+    """
+    world = world_size()
+    if world == 1:
+        return
+    for bucket in _buckets(p.grad for p in parameters if p.grad is not None):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        all_reduce_sum(flat)
+        flat /= world
+        parts: Sequence[Tensor] = flat.split([gradient.numel() for gradient in bucket])
+        torch._foreach_copy_(bucket, [part.view(gradient.shape) for part, gradient in zip(parts, bucket, strict=True)])

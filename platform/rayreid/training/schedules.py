@@ -1,0 +1,108 @@
+"""Schedules: small callables from the optimizer step (0-based) to a number.
+
+They hold no state: a resumed run asks for step *t* and gets what the uninterrupted run got. Steps beyond the
+end keep the last value.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Schedule = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value at every step."""
+
+    value: float
+
+    def __call__(self, step: int) -> float:
+        """The value."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class LinearWarmup:
+    """A straight line from `start` (step 0) to `end` (step `steps` − 1), then `end`.
+
+    DINO's teacher temperature with warm-up (arXiv 2104.14294, section 3.2), counted in epochs there.
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`."""
+        if step >= self.steps:
+            return self.end
+        return self.start + (self.end - self.start) * step / max(1, self.steps - 1)
+
+
+@dataclass(frozen=True)
+class WarmupCosine:
+    """Linear warm-up from `start` to `peak`, then half a cosine from `peak` to `final`.
+
+    The schedule of DINO's learning rate, weight decay and teacher momentum (arXiv 2104.14294, section 3): the
+    warm-up takes `warmup_steps` steps of which the first is at `start` and the last at `peak`; the cosine
+    spans the remaining steps and would reach `final` at step `steps`, which is the first one not run.
+
+    Attributes:
+        peak: value at the end of the warm-up (at step 0 without one).
+        final: value towards which the cosine runs.
+        steps: optimizer steps of the whole run.
+        warmup_steps: of these, steps of warm-up.
+        start: value of step 0 where there is a warm-up.
+    """
+
+    peak: float
+    final: float
+    steps: int
+    warmup_steps: int = 0
+    start: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`."""
+        if step < self.warmup_steps:
+            # max: a warm-up of a single step is its start, as a line of one point
+            return self.start + (self.peak - self.start) * step / max(1, self.warmup_steps - 1)
+        span = self.steps - self.warmup_steps
+        done = min(step - self.warmup_steps, span)
+        if span <= 0:
+            return self.final
+        return self.final + 0.5 * (self.peak - self.final) * (1 + math.cos(math.pi * done / span))
+
+
+@dataclass(frozen=True)
+class EpochCosine:
+    """The fine-tuning rate: constant within an epoch, linear warm-up, then a cosine that counts from epoch 0.
+
+    TransReID's schedule (He et al., arXiv 2102.04378): since the cosine starts counting at epoch 0, the
+    rate falls below the peak (to 0.933 × for 20 of 120 epochs) at the end of the warm-up. Rates are
+    absolute: weights and biases share `start` and `floor` (0.01 × and 0.002 × the weights' rate) and differ
+    in `peak`.
+
+    Attributes:
+        peak: rate towards which the warm-up runs and from which the cosine would start at epoch 0.
+        start: rate of epoch 0 where there is a warm-up.
+        floor: rate at epoch `epochs` and after.
+        epochs: epochs of the whole run.
+        warmup_epochs: of these, epochs of warm-up.
+        steps_per_epoch: optimizer steps in one epoch.
+    """
+
+    peak: float
+    start: float
+    floor: float
+    epochs: int
+    warmup_epochs: int
+    steps_per_epoch: int = 1
+
+    def __call__(self, step: int) -> float:
+        """The rate at optimizer step `step`."""
+        epoch = step // self.steps_per_epoch
+        if epoch < self.warmup_epochs:
+            return self.start + (self.peak - self.start) * epoch / self.warmup_epochs
+        done = min(epoch / self.epochs, 1.0)
+        return self.floor + 0.5 * (self.peak - self.floor) * (1 + math.cos(math.pi * done))

@@ -1,0 +1,111 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from rayreid.errors import UserError
+from rayreid.training.checkpoint import Checkpoints, restore
+
+
+@pytest.fixture
+def checkpoints(tmp_path) -> Checkpoints:
+    return Checkpoints(tmp_path / "run" / "checkpoints")
+
+
+def state(step: int) -> dict:
+    return {"step": step, "method": {"weight": torch.full((3,), float(step))}}
+
+
+def names(checkpoints: Checkpoints) -> list[str]:
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def test_without_any_there_is_nothing_to_load(checkpoints):
+    assert checkpoints.load() is None
+
+
+def test_the_newest_comes_back(checkpoints):
+    for step in (9, 10, 100):
+        checkpoints.save(step, state(step))
+    loaded = checkpoints.load()
+    assert loaded["step"] == 100
+    assert torch.equal(loaded["method"]["weight"], torch.full((3,), 100.0))
+
+
+def test_only_the_newest_are_kept(checkpoints):
+    for step in range(1, 6):
+        checkpoints.save(step, state(step))
+    assert names(checkpoints) == ["00000004.json", "00000004.pt", "00000005.json", "00000005.pt"]
+    more = Checkpoints(checkpoints.folder, keep=3)
+    more.save(6, state(6))
+    assert len(names(more)) == 6
+
+
+def test_a_step_may_be_saved_again(checkpoints):
+    checkpoints.save(1, state(1))
+    checkpoints.save(1, state(7))
+    assert checkpoints.load()["step"] == 7
+
+
+@pytest.mark.parametrize("keep", [0, 1, 50, -1])
+def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(checkpoints, keep):
+    checkpoints.save(3, state(3))
+    checkpoints.save(4, state(4))
+    newest = checkpoints.folder / "00000004.pt"
+    newest.write_bytes(newest.read_bytes()[:keep])
+    assert checkpoints.load()["step"] == 3
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_passed_over(checkpoints):
+    checkpoints.save(3, state(3))
+    checkpoints.save(4, state(4))
+    newest = checkpoints.folder / "00000004.pt"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    assert checkpoints.load()["step"] == 3
+
+
+@pytest.mark.parametrize("seal", [None, "", "{", "{}", json.dumps({"blake2b": "0"})])
+def test_a_checkpoint_without_its_checksum_is_passed_over(checkpoints, seal):
+    checkpoints.save(3, state(3))
+    checkpoints.save(4, state(4))
+    path = checkpoints.folder / "00000004.json"
+    path.unlink() if seal is None else path.write_text(seal)
+    assert checkpoints.load()["step"] == 3
+
+
+def test_an_interrupted_save_leaves_the_one_before(checkpoints, monkeypatch):
+    checkpoints.save(3, state(3))
+
+    def interrupt(content, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(4, state(4))
+    assert checkpoints.load()["step"] == 3
+
+
+def test_a_checkpoint_runs_no_code(checkpoints):
+    class Code:
+        def __reduce__(self):
+            return print, ("code was run",)
+
+    checkpoints.save(1, {"step": 1, "method": Code()})
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        checkpoints.load()
+
+
+def test_another_architecture_is_refused_with_the_place_in_one_line(checkpoints):
+    module = nn.Linear(3, 2)
+    restore(module, {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}, checkpoints.folder)
+    assert module.weight.sum() == 6
+    for other in (nn.Linear(4, 2), nn.Sequential(nn.Linear(3, 2))):
+        with pytest.raises(UserError) as caught:
+            restore(module, other.state_dict(), checkpoints.folder)
+        assert str(checkpoints.folder) in str(caught.value)
+        assert "another architecture" in str(caught.value)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,311 @@
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rayreid.errors import UserError
+from rayreid.training.checkpoint import Checkpoints
+from rayreid.training.loop import (
+    Batch,
+    LoopSettings,
+    NonFiniteLossError,
+    autocast,
+    resolve_precision,
+    train,
+)
+
+CPU = torch.device("cpu")
+EPOCHS, STEPS_PER_EPOCH, BATCH, FEATURES = 2, 3, 8, 6
+STEPS = EPOCHS * STEPS_PER_EPOCH
+
+
+class Tiny(nn.Module):
+    """A linear model with all that has a state: dropout, AdamW's moments, a scheduled rate, a moving average."""
+
+    def __init__(self, dropout: float = 0.5, init: int = 0):
+        super().__init__()
+        torch.manual_seed(init)
+        self.linear = nn.Linear(FEATURES, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("average", torch.zeros(1, FEATURES))
+        self.called: list[tuple[str, int]] = []
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=0.1)
+
+    def set_schedules(self, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
+        optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+        self.called.append(("schedules", step))
+        return {"lr": 0.1 / (1 + step)}
+
+    def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        images, labels = batch
+        out = self.linear(self.dropout(images)).squeeze(1)
+        return {"loss": (out - labels).square().mean(), "spread": out.mean()}
+
+    def before_update(self, step: int) -> None:
+        self.called.append(("before", step))
+
+    def after_update(self, step: int) -> None:
+        self.called.append(("after", step))
+        self.average.mul_(0.5).add_(self.linear.weight.detach(), alpha=0.5)
+
+
+class KilledError(Exception):
+    pass
+
+
+def content(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1000 + step)
+    return torch.randn(BATCH, FEATURES, generator=generator), torch.randn(BATCH, generator=generator)
+
+
+def batches(parts: int = 1, until: int | None = None, poison: int | None = None) -> Callable[[int], Iterator[Batch]]:
+    """Micro-batches as a function of the step; the process is killed before step `until`; step `poison` has a NaN."""
+
+    def start_at(start: int) -> Iterator[Batch]:
+        step = start
+        while True:
+            if step == until:
+                raise KilledError
+            images, labels = content(step)
+            if step == poison:
+                images[-1, 0] = torch.nan
+            keys = [f"{step}/{place}.jpg" for place in range(BATCH)]
+            for rows in torch.arange(BATCH).chunk(parts):
+                yield Batch([keys[row] for row in rows], (images[rows], labels[rows]), wait=0.0)
+            step += 1
+
+    return start_at
+
+
+def settings(**changes) -> LoopSettings:
+    values = {"steps_per_epoch": STEPS_PER_EPOCH, "epochs": EPOCHS, "log_every": 1, "checkpoint_seconds": -1.0}
+    return LoopSettings(**{**values, **changes})
+
+
+def run(method: Tiny, checkpoints: Checkpoints | None = None, source=None, **changes) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = []
+    train(method, source or batches(), settings(**changes), CPU, checkpoints, rows.append)
+    return rows
+
+
+def what_was_computed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: row[name] for name in ("step", "epoch", "loss", "spread", "lr")} for row in rows]
+
+
+def equal(one: nn.Module, other: nn.Module) -> bool:
+    state, expected = one.state_dict(), other.state_dict()
+    return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("killed_at", range(STEPS + 1))
+def test_a_run_resumed_at_any_step_is_the_uninterrupted_run(tmp_path, killed_at):
+    whole = Tiny()
+    expected = run(whole)
+    first, checkpoints = Tiny(), Checkpoints(tmp_path / "checkpoints")
+    if killed_at < STEPS:
+        with pytest.raises(KilledError):
+            run(first, checkpoints, batches(until=killed_at))
+    else:
+        run(first, checkpoints)
+    torch.manual_seed(99)
+    resumed = Tiny(init=1 if killed_at else 0)  # what it starts from is overwritten, if there is a checkpoint
+    rows = run(resumed, checkpoints)
+    assert equal(resumed, whole)
+    assert what_was_computed(rows) == what_was_computed(expected)[killed_at:]
+    assert [step for name, step in resumed.called if name == "after"] == list(range(killed_at, STEPS))
+
+
+def test_the_resumed_run_would_differ_were_anything_lost(tmp_path):
+    """The state that the test above compares depends on everything that a checkpoint holds."""
+    whole = Tiny()
+    run(whole)
+    for lost in ("optimizer", "method", "seed"):
+        checkpoints = Checkpoints(tmp_path / lost)
+        with pytest.raises(KilledError):
+            run(Tiny(), checkpoints, batches(until=4))
+        state = checkpoints.load()
+        if lost == "optimizer":
+            state["optimizer"]["state"] = {}
+        elif lost == "method":
+            state["method"] = Tiny(init=1).state_dict()
+        checkpoints.save(4, state)
+        resumed = Tiny()
+        run(resumed, checkpoints, seed=1 if lost == "seed" else 0)
+        assert not equal(resumed, whole), lost
+
+
+def test_a_truncated_newest_checkpoint_costs_a_step_not_the_run(tmp_path):
+    whole = Tiny()
+    run(whole)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(KilledError):
+        run(Tiny(), checkpoints, batches(until=4))
+    newest = max(checkpoints.folder.glob("*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    resumed = Tiny(init=1)
+    rows = run(resumed, checkpoints)
+    assert [row["step"] for row in rows] == [3, 4, 5]
+    assert equal(resumed, whole)
+
+
+def test_checkpoints_are_written_after_every_epoch_and_after_a_time(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: saved.append(step))
+    run(Tiny(), Checkpoints(tmp_path), checkpoint_seconds=3600.0)
+    assert saved == [3, 6]
+    saved.clear()
+    run(Tiny(), Checkpoints(tmp_path), checkpoint_seconds=-1.0)
+    assert saved == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(KilledError):
+        run(Tiny(), checkpoints, batches(until=2))
+    other = Tiny()
+    other.linear = nn.Linear(FEATURES + 1, 1)
+    with pytest.raises(UserError, match="checkpoints: a checkpoint of another architecture"):
+        run(other, checkpoints)
+
+
+def test_a_run_that_was_complete_does_nothing(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    run(Tiny(), checkpoints)
+    assert run(Tiny(), checkpoints, batches(until=STEPS)) == []
+
+
+# What a step is
+
+
+def test_a_step_calls_the_method_in_order():
+    method = Tiny()
+    run(method, epochs=1)
+    assert method.called == [(name, step) for step in range(3) for name in ("schedules", "before", "after")]
+
+
+def test_training_without_dropout_is_plain_adamw():
+    method, by_hand = Tiny(dropout=0), Tiny(dropout=0)
+    run(method)
+    optimizer = by_hand.build_optimizer()
+    for step in range(STEPS):
+        by_hand.set_schedules(optimizer, step)
+        optimizer.zero_grad()
+        by_hand.losses(content(step))["loss"].backward()
+        optimizer.step()
+    torch.testing.assert_close(method.linear.weight, by_hand.linear.weight)
+    torch.testing.assert_close(method.linear.bias, by_hand.linear.bias)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_micro_batches_are_the_whole_batch(parts):
+    whole, accumulated = Tiny(dropout=0), Tiny(dropout=0)
+    expected = run(whole)
+    rows = run(accumulated, source=batches(parts), accumulate=parts)
+    torch.testing.assert_close(accumulated.state_dict(), whole.state_dict())
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected])
+    assert [row["spread"] for row in rows] == pytest.approx([row["spread"] for row in expected])
+    assert len(accumulated.called) == len(whole.called)
+
+
+def test_every_step_draws_its_own_dropout_and_every_seed_another():
+    def losses(**changes):
+        return [row["loss"] for row in run(Tiny(), **changes)]
+
+    assert losses() == losses() != losses(seed=1)
+    same = content(0)
+    repeated = [row["loss"] for row in run(Tiny(), source=lambda start: (Batch(["a"], same) for _ in range(STEPS)))]
+    assert len(set(repeated)) == STEPS
+
+
+# What is logged
+
+
+def test_logged_rows():
+    method = Tiny(dropout=0)
+    rows = run(method)
+    assert [row["step"] for row in rows] == list(range(STEPS))
+    assert [row["epoch"] for row in rows] == pytest.approx([(step + 1) / STEPS_PER_EPOCH for step in range(STEPS)])
+    assert [row["lr"] for row in rows] == [0.1 / (1 + step) for step in range(STEPS)]
+    fresh = Tiny(dropout=0).losses(content(0))
+    assert rows[0]["loss"] == pytest.approx(fresh["loss"].item())
+    assert rows[0]["spread"] == pytest.approx(fresh["spread"].item())
+    for row in rows:
+        assert set(row) == {"step", "epoch", "loss", "spread", "lr", "images_per_second", "wait"}
+        assert row["images_per_second"] > 0
+        assert row["wait"] == 0
+
+
+def test_rows_are_logged_now_and_then_and_at_every_epoch_s_end():
+    rows = run(Tiny(), steps_per_epoch=5, epochs=2, log_every=4)
+    assert [row["step"] for row in rows] == [3, 4, 7, 9]
+
+
+def test_the_share_of_waiting_and_the_pace_are_of_the_time_since_the_last_row(monkeypatch):
+    ticks = iter(float(second) for second in range(1000))
+    monkeypatch.setattr("rayreid.training.loop.time.monotonic", lambda: next(ticks))
+
+    def source(start):
+        return (Batch(["a", "b"], content(step), wait=0.25) for step in range(STEPS))
+
+    rows = run(Tiny(), source=source, log_every=3)
+    for row in rows:
+        # Three steps of two images and a quarter of a second's wait each.
+        assert row["images_per_second"] / row["wait"] == pytest.approx(6 / 0.75)
+
+
+# Losses that are not finite
+
+
+def test_a_loss_that_is_not_finite_names_step_rate_and_images(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    rows: list[dict[str, float]] = []
+    with pytest.raises(NonFiniteLossError) as caught:
+        train(Tiny(), batches(poison=4), settings(), CPU, checkpoints, rows.append)
+    message = str(caught.value)
+    assert "nan at step 4" in message
+    assert "lr 0.02" in message
+    assert "4/0.jpg" in message and f"({BATCH} images)" not in message
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    state = checkpoints.load()
+    assert state["step"] == 4
+    assert all(value.isfinite().all() for value in state["method"].values())
+    assert max(checkpoints.folder.glob("*.pt")).name == "00000004.pt"
+
+
+def test_all_micro_batches_of_a_step_are_named_and_many_images_counted():
+    with pytest.raises(NonFiniteLossError, match=r"step 1 .*1/0\.jpg"):
+        run(Tiny(), source=batches(parts=2, poison=1), accumulate=2)
+
+    def many(start):
+        return iter([Batch([f"{n}.jpg" for n in range(20)], (torch.full((2, FEATURES), torch.inf), torch.zeros(2)))])
+
+    with pytest.raises(NonFiniteLossError, match=r"7\.jpg, … \(20 images\)"):
+        run(Tiny(dropout=0), source=many)
+
+
+# Precision
+
+
+def test_precision_is_the_one_asked_for():
+    assert [resolve_precision(name, CPU) for name in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
+    assert resolve_precision("auto", CPU) in ("fp32", "bf16")
+    a = torch.ones(2, 2)
+    with autocast("fp32", CPU):
+        assert (a @ a).dtype == torch.float32
+    with autocast("bf16", CPU):
+        assert (a @ a).dtype == torch.bfloat16
+
+
+def test_parameters_stay_float32_in_bf16():
+    method, exact = Tiny(dropout=0), Tiny(dropout=0)
+    run(method, precision="bf16")
+    run(exact)
+    assert all(parameter.dtype == torch.float32 for parameter in method.parameters())
+    torch.testing.assert_close(method.linear.weight, exact.linear.weight, rtol=0, atol=0.1)
+    assert not torch.equal(method.linear.weight, exact.linear.weight)
