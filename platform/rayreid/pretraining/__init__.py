@@ -1,0 +1,1 @@
+"""Self-supervised methods for the training loop."""

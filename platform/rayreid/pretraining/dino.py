@@ -1,0 +1,179 @@
+"""DINO pre-training as a method of the training loop: student, teacher, schedules, update rules."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rayreid.errors import UserError
+from rayreid.models.decay import split_decay
+from rayreid.pretraining.dino_loss import DINOLoss
+from rayreid.pretraining.head import DINOHead
+from rayreid.training.schedules import Constant, LinearWarmup, Schedule, WarmupCosine
+
+
+class Network(nn.Module):
+    """Backbone and head of one side; state names `backbone.*` and `head.*` as published."""
+
+    def __init__(self, backbone: nn.Module, head: DINOHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, crops: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Crops, one tensor (n, 3, H, W) per size → features (N, D) and logits (N, K), N the sum of n.
+
+        One backbone pass per size, so that batch norm takes its statistics per size; one pass of the head.
+        """
+        features = torch.cat([self.backbone(crop) for crop in crops])
+        return features, self.head(features)
+
+
+class DINO(nn.Module):
+    """Self-distillation with no labels (arXiv 2104.14294), as in TransReID-SSL (arXiv 2111.12084).
+
+    Both networks stay in train mode. The teacher starts as the student's copy and follows its parameters,
+    not its buffers. Holds no step counter: everything that changes over the run is a function of the step
+    that the loop names.
+
+    Args:
+        student_backbone: network (n, 3, H, W) → (n, D) with `num_features` = D; the one with drop path.
+        teacher_backbone: the same network without drop path; overwritten with the student's weights.
+        epochs: length of the run.
+        steps_per_epoch: optimizer steps per epoch.
+        lr: peak learning rate, already scaled to the global batch (5e-4 × batch/256).
+        out_dim, hidden_dim, bottleneck_dim: the head's, see `DINOHead`.
+        min_lr: rate towards which the cosine falls.
+        warmup_epochs: epochs of linear warm-up from 0.
+        weight_decay, weight_decay_end: AdamW's decay, a cosine from the first to the second.
+        teacher_momentum: at the first step; a cosine to 1.
+        teacher_temp: the teacher's temperature (after its warm-up).
+        warmup_teacher_temp: its temperature in the first epoch; None: `teacher_temp` throughout.
+        warmup_teacher_temp_epochs: epochs over which it then rises linearly.
+        student_temp: the student's temperature.
+        centre_momentum: share of the old centre that an update keeps.
+        clip: norm to which the gradient of each parameter tensor is clipped; None: not at all.
+        freeze_last_layer_epochs: epochs in which the head's last layer does not move.
+
+    Raises:
+        UserError: more epochs of warm-up than epochs.
+    """
+
+    def __init__(
+        self,
+        student_backbone: nn.Module,
+        teacher_backbone: nn.Module,
+        *,
+        epochs: int,
+        steps_per_epoch: int,
+        lr: float,
+        out_dim: int = 65536,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        min_lr: float = 1e-6,
+        warmup_epochs: int = 10,
+        weight_decay: float = 0.04,
+        weight_decay_end: float = 0.4,
+        teacher_momentum: float = 0.996,
+        teacher_temp: float = 0.04,
+        warmup_teacher_temp: float | None = None,
+        warmup_teacher_temp_epochs: int = 0,
+        student_temp: float = 0.1,
+        centre_momentum: float = 0.9,
+        clip: float | None = 3.0,
+        freeze_last_layer_epochs: int = 1,
+    ) -> None:
+        super().__init__()
+        if warmup_epochs > epochs:
+            raise UserError(f"warmup_epochs {warmup_epochs} is more than epochs {epochs}; lower warmup_epochs")
+        width = int(student_backbone.num_features)  # type: ignore[arg-type]
+        self.student = Network(student_backbone, DINOHead(width, out_dim, hidden_dim, bottleneck_dim))
+        self.teacher = Network(teacher_backbone, DINOHead(width, out_dim, hidden_dim, bottleneck_dim))
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.loss = DINOLoss(out_dim, student_temp, centre_momentum)
+
+        steps = epochs * steps_per_epoch
+        self.steps_per_epoch = steps_per_epoch
+        self.lr: Schedule = WarmupCosine(lr, min_lr, steps, warmup_epochs * steps_per_epoch)
+        self.weight_decay: Schedule = WarmupCosine(weight_decay, weight_decay_end, steps)
+        self.teacher_momentum: Schedule = WarmupCosine(teacher_momentum, 1.0, steps)
+        # By epoch, the others by step, as published
+        self.teacher_temp: Schedule = Constant(teacher_temp)
+        if warmup_teacher_temp is not None:
+            self.teacher_temp = LinearWarmup(warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs)
+        self.current_teacher_temp = self.teacher_temp(0)
+        self.clip = clip
+        self.freeze_last_layer_epochs = freeze_last_layer_epochs
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The backbone to keep for ReID: the teacher's."""
+        return self.teacher.backbone
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW over the student in two groups: with weight decay, and without (biases, 1-D parameters)."""
+        parameters = dict(self.named_parameters())
+        groups = [
+            {"params": [parameters[name] for name in names], "decayed": decayed}
+            for names, decayed in zip(split_decay(self), (True, False), strict=True)
+        ]
+        return torch.optim.AdamW(groups, lr=self.lr(0), weight_decay=0.0, fused=True)
+
+    def set_schedules(self, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
+        """Set the rates of optimizer step `step` (0-based), before its `losses`; returns them to log."""
+        lr, weight_decay = self.lr(step), self.weight_decay(step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+            group["weight_decay"] = weight_decay if group["decayed"] else 0.0
+        self.current_teacher_temp = self.teacher_temp(step // self.steps_per_epoch)
+        return {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "teacher_momentum": self.teacher_momentum(step),
+            "teacher_temp": self.current_teacher_temp,
+        }
+
+    def losses(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Losses of one micro-batch of B images.
+
+        Args:
+            batch: crop-major: the two global crops (2B, 3, H, W) and, if any, n local ones (nB, 3, h, w).
+
+        Returns:
+            `loss` (scalar, to backpropagate) and, detached: `teacher_entropy` and `kl`, its two parts in
+            nats; and `feature_std`, the spread of the teacher's L2-normalised features: 1 if isotropic, 0
+            if collapsed.
+        """
+        with torch.no_grad():
+            features, teacher_logits = self.teacher(batch[:1])
+            unit = F.normalize(features.to(teacher_logits.dtype), dim=-1)
+            feature_std = unit.std(dim=0, correction=0).mean() * math.sqrt(unit.shape[1])
+        _, student_logits = self.student(batch)
+        terms = self.loss(student_logits, teacher_logits, self.current_teacher_temp)
+        return {**terms._asdict(), "feature_std": feature_std}
+
+    @torch.no_grad()
+    def before_update(self, step: int) -> None:
+        """Drop the last layer's gradients in the first epochs; clip every tensor's gradient to norm `clip`.
+
+        A dropped gradient is None, not zero: AdamW then leaves the layer alone, decay and moments included.
+        """
+        if step < self.freeze_last_layer_epochs * self.steps_per_epoch:
+            for parameter in self.student.head.last_layer.parameters():
+                parameter.grad = None
+        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        if self.clip is not None and gradients:
+            norms = torch._foreach_norm(gradients)
+            scales = torch._foreach_mul(torch._foreach_reciprocal(torch._foreach_add(norms, 1e-6)), self.clip)
+            torch._foreach_mul_(gradients, torch._foreach_clamp_max(scales, 1.0))
+
+    @torch.no_grad()
+    def after_update(self, step: int) -> None:
+        """Once per step: teacher ← m·teacher + (1 − m)·student over the parameters; then the centre."""
+        torch._foreach_lerp_(
+            list(self.teacher.parameters()), list(self.student.parameters()), 1 - self.teacher_momentum(step)
+        )
+        self.loss.update_centre()

@@ -1,0 +1,332 @@
+"""DINO against the published implementation, driven as the training loop drives it."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from rayreid.errors import UserError
+from rayreid.models.backbones import build_backbone
+from rayreid.pretraining.dino import DINO
+from rayreid.pretraining.dino_loss import DINOLoss
+from rayreid.pretraining.head import DINOHead
+from rayreid.training.schedules import LinearWarmup
+
+TRAJECTORIES = {"ics": "dino_trajectory_ics.npz", "patchify": "dino_trajectory_patchify.npz"}
+
+
+def cosine_end(values: np.ndarray, peak: float) -> float:
+    """The value towards which `values`, steps of a cosine from `peak`, run."""
+    done = 0.5 * (1 - np.cos(np.pi * (len(values) - 1) / len(values)))
+    return float(peak + (values[-1] - peak) / done)
+
+
+def method_of(case, stem: str, dtype: torch.dtype) -> DINO:
+    """The pair of networks, schedules and hyper-parameters that the file describes."""
+    meta, head = case.meta, case.meta["head"]
+    warmup_steps = int(np.argmax(case["lr"])) + 1
+    backbone = build_backbone(
+        "vit_tiny",
+        stem=stem,
+        img_size=tuple(meta["img_size"]),
+        depth=meta["depth"],
+        embed_dim=meta["embed_dim"],
+        num_heads=meta["heads"],
+    )
+    method = DINO(
+        backbone,
+        copy.deepcopy(backbone),
+        out_dim=head["out_dim"],
+        hidden_dim=head["hidden_dim"],
+        bottleneck_dim=head["bottleneck_dim"],
+        epochs=meta["epochs"],
+        steps_per_epoch=meta["iters_per_epoch"],
+        lr=float(case["lr"].max()),
+        min_lr=cosine_end(case["lr"][warmup_steps:], case["lr"].max()),
+        warmup_epochs=warmup_steps // meta["iters_per_epoch"],
+        weight_decay=float(case["wd"][0]),
+        weight_decay_end=cosine_end(case["wd"], case["wd"][0]),
+        teacher_momentum=float(case["momentum"][0]),
+        teacher_temp=meta["teacher_temp"],
+        student_temp=meta["student_temp"],
+        centre_momentum=meta["center_momentum"],
+        clip=float(meta["clip_grad"].split()[0]),
+        freeze_last_layer_epochs=meta["freeze_last_layer_epochs"],
+    )
+    state = {name: torch.from_numpy(value) for name, value in case.state.items()}
+    method.student.load_state_dict(state)
+    method.teacher.load_state_dict(state)
+    return method.to(dtype).train()
+
+
+def crops_of(case, step: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    return [torch.from_numpy(case[name][step]).to(dtype).flatten(0, 1) for name in ("crops_global", "crops_local")]
+
+
+def run(method: DINO, optimizer, step: int, micro_batches: list[list[torch.Tensor]]) -> float:
+    """One optimizer step as the loop makes it; returns the mean loss."""
+    method.set_schedules(optimizer, step)
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for crops in micro_batches:
+        loss = method.losses(crops)["loss"] / len(micro_batches)
+        loss.backward()
+        total += loss.item()
+    method.before_update(step)
+    optimizer.step()
+    method.after_update(step)
+    return total
+
+
+def follow(case, stem: str, dtype: torch.dtype) -> tuple[np.ndarray, DINO]:
+    method = method_of(case, stem, dtype)
+    optimizer = method.build_optimizer()
+    losses = [run(method, optimizer, step, [crops_of(case, step, dtype)]) for step in range(len(case["loss"]))]
+    return np.array(losses), method
+
+
+@torch.no_grad()
+def probe_feature(case, method: DINO, dtype: torch.dtype) -> np.ndarray:
+    return method.backbone.eval()(torch.from_numpy(case["probe"]).to(dtype)).double().numpy()
+
+
+@pytest.mark.parametrize("stem", TRAJECTORIES)
+def test_trajectory_in_float64(golden, stem):
+    case = golden(TRAJECTORIES[stem])
+    losses, method = follow(case, stem, torch.float64)
+    np.testing.assert_allclose(losses, case["loss"], rtol=1e-7)
+    np.testing.assert_allclose(method.loss.centre.numpy(), case["center"], rtol=1e-7, atol=1e-9)
+    feature = probe_feature(case, method, torch.float64)
+    np.testing.assert_allclose(feature, case["teacher_feature"], rtol=0, atol=1e-7 * case["teacher_feature"].std())
+
+
+@pytest.mark.parametrize("stem", TRAJECTORIES)
+def test_trajectory_in_float32(golden, stem):
+    case = golden(TRAJECTORIES[stem])
+    losses, method = follow(case, stem, torch.float32)
+    np.testing.assert_allclose(losses, case["loss"], rtol=1e-4)
+    feature, expected = probe_feature(case, method, torch.float32), case["teacher_feature"]
+    cosine = (feature * expected).sum(1) / np.linalg.norm(feature, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosine.min() >= 0.9999
+
+
+@pytest.mark.parametrize("stem", TRAJECTORIES)
+def test_schedules_of_the_trajectory(golden, stem):
+    case = golden(TRAJECTORIES[stem])
+    method = method_of(case, stem, torch.float32)
+    optimizer = method.build_optimizer()
+    for step in range(len(case["loss"])):
+        logged = method.set_schedules(optimizer, step)
+        decayed, undecayed = optimizer.param_groups
+        assert decayed["lr"] == undecayed["lr"] == pytest.approx(case["lr"][step], abs=1e-12)
+        assert decayed["weight_decay"] == pytest.approx(case["wd"][step], abs=1e-12)
+        assert undecayed["weight_decay"] == 0
+        assert logged["teacher_momentum"] == pytest.approx(case["momentum"][step], abs=1e-12)
+
+
+def test_loss_gradient_and_centre_equal_the_published_ones(golden):
+    case = golden("dino_loss.npz")
+    meta = case.meta
+    loss = DINOLoss(meta["out_dim"], meta["student_temp"], meta["center_momentum"])
+    temperature = LinearWarmup(meta["warmup_teacher_temp"], meta["teacher_temp"], meta["warmup_teacher_temp_epochs"])
+    for call, expected in enumerate(case["loss"]):
+        student = torch.from_numpy(case["student"][call]).requires_grad_()
+        terms = loss(student, torch.from_numpy(case["teacher"][call]), temperature(call))
+        terms.loss.backward()
+        loss.update_centre()
+        assert terms.loss.item() == pytest.approx(expected, rel=1e-5)
+        np.testing.assert_allclose(student.grad, case["grad"][call], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(
+            loss.centre.numpy().ravel(), case["center_after"][call].ravel(), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_loss_is_entropy_plus_divergence():
+    torch.manual_seed(0)
+    logits = torch.randn(4, 16)
+    # Two crops of two images; the student's view 1 − i says what the teacher's view i says: nothing diverges
+    student = torch.cat([logits[2:], logits[:2]]) / 0.4
+    terms = DINOLoss(16, student_temp=0.1)(student, logits, teacher_temp=0.04)
+    probabilities = torch.softmax(logits / 0.04, dim=1)
+    assert terms.teacher_entropy.item() == pytest.approx(
+        torch.special.entr(probabilities).sum(1).mean().item(), rel=1e-5
+    )
+    assert terms.kl.item() == pytest.approx(0, abs=1e-4)
+
+
+def test_loss_refuses_rows_that_are_not_whole_crops():
+    with pytest.raises(ValueError, match="5 student and 4 teacher"):
+        DINOLoss(8)(torch.zeros(5, 8), torch.zeros(4, 8), 0.04)
+
+
+def small(**options) -> DINO:
+    torch.manual_seed(0)
+    size = {"img_size": (32, 16), "depth": 1, "embed_dim": 24, "num_heads": 2}
+    options = {"epochs": 4, "steps_per_epoch": 3, "lr": 1e-3, "warmup_epochs": 0, **options}
+    head = {"out_dim": 32, "hidden_dim": 16, "bottleneck_dim": 8}
+    student, teacher = build_backbone("vit_tiny", drop_path=0.1, **size), build_backbone("vit_tiny", **size)
+    return DINO(student, teacher, **head, **options)
+
+
+def random_crops(images: int, local: int = 4) -> list[torch.Tensor]:
+    shapes = [(2 * images, 3, 32, 16)] + ([(local * images, 3, 16, 16)] if local else [])
+    return [torch.randn(shape) for shape in shapes]
+
+
+def parts(crops: list[torch.Tensor], counts: tuple[int, ...], n: int) -> list[list[torch.Tensor]]:
+    """Crop-major batches of n images cut into micro-batches of `counts` images."""
+    split = [crop.unflatten(0, (-1, n)).split(list(counts), dim=1) for crop in crops]
+    return [[piece.flatten(0, 1) for piece in pieces] for pieces in zip(*split, strict=True)]
+
+
+def test_accumulation_moves_centre_and_teacher_once():
+    # No batch norm and no drop path here: two micro-batches must do what their union does
+    whole = small().eval()
+    halves = copy.deepcopy(whole)
+    crops = random_crops(4)
+    for method, batches in ((whole, [crops]), (halves, parts(crops, (2, 2), 4))):
+        optimizer = method.build_optimizer()
+        for step in range(4):
+            run(method, optimizer, step, batches)
+    assert whole.loss.centre.abs().max() > 0
+    torch.testing.assert_close(halves.loss.centre, whole.loss.centre, rtol=1e-4, atol=1e-6)
+    for name, expected in whole.teacher.state_dict().items():
+        torch.testing.assert_close(halves.teacher.state_dict()[name], expected, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_centre_waits_for_the_update():
+    method = small()
+    method.losses(random_crops(2))
+    assert method.loss.centre.count_nonzero() == 0
+    method.after_update(0)
+    assert method.loss.centre.count_nonzero() > 0
+    after = method.loss.centre.clone()
+    method.after_update(1)  # nothing noted in between
+    assert torch.equal(method.loss.centre, after)
+
+
+def test_last_layer_is_frozen_in_the_first_epoch_only():
+    method = small(freeze_last_layer_epochs=1)
+    optimizer = method.build_optimizer()
+    moved = []
+    for step in range(method.steps_per_epoch + 1):
+        before = method.student.head.last_layer.weight_v.detach().clone()
+        run(method, optimizer, step, [random_crops(2)])
+        moved.append(not torch.equal(before, method.student.head.last_layer.weight_v))
+    assert moved == [False] * method.steps_per_epoch + [True]
+    assert torch.equal(method.student.head.last_layer.weight_g, torch.ones(32, 1))
+
+
+def test_each_gradient_is_clipped_by_itself():
+    method = small(clip=3.0, freeze_last_layer_epochs=0)
+    parameters = [p for p in method.student.parameters() if p.requires_grad]
+    for index, parameter in enumerate(parameters):
+        parameter.grad = torch.full_like(parameter, (0.5, 10.0)[index % 2] / parameter.numel() ** 0.5)
+    method.before_update(0)
+    norms = [p.grad.norm().item() for p in parameters]
+    assert norms == pytest.approx([(0.5, 3.0)[index % 2] for index in range(len(parameters))], rel=1e-4)
+
+
+def test_teacher_follows_parameters_and_keeps_its_own_buffers(golden):
+    case = golden(TRAJECTORIES["ics"])
+    method = method_of(case, "ics", torch.float32)
+    optimizer = method.build_optimizer()
+    assert not any(p.requires_grad for p in method.teacher.parameters())
+    run(method, optimizer, 1, [crops_of(case, 0, torch.float32)])
+    teacher, student = method.teacher.state_dict(), method.student.state_dict()
+    momentum = method.teacher_momentum(1)
+    name = "backbone.blocks.0.attn.qkv.weight"
+    start = torch.from_numpy(case.state[name])
+    assert not torch.equal(student[name], start)
+    torch.testing.assert_close(teacher[name], momentum * start + (1 - momentum) * student[name])
+    # The student saw two crop sizes, the teacher one
+    counts = [state["backbone.patch_embed.conv.7.num_batches_tracked"].item() for state in (teacher, student)]
+    assert counts == [1, 2]
+    assert not torch.equal(*(s["backbone.patch_embed.conv.7.running_mean"] for s in (teacher, student)))
+
+
+def test_optimizer_decays_the_published_parameters(golden):
+    method = method_of(golden(TRAJECTORIES["ics"]), "ics", torch.float32)
+    names = {id(p): name for name, p in method.named_parameters()}
+    groups = {g["decayed"]: {names[id(p)] for p in g["params"]} for g in method.build_optimizer().param_groups}
+    assert "student.head.last_layer.weight_v" in groups[True]
+    assert "student.backbone.cls_token" in groups[True]
+    assert "student.backbone.patch_embed.conv.1.BN.weight" in groups[False]
+    assert "student.head.mlp.0.bias" in groups[False]
+    trained = groups[True] | groups[False]
+    assert trained == {name for name, p in method.named_parameters() if p.requires_grad}
+    assert not any(name.startswith("teacher") or name.endswith("weight_g") for name in trained)
+
+
+def test_teacher_starts_as_the_students_copy_and_is_what_is_kept():
+    method = small()
+    for ours, theirs in zip(method.student.parameters(), method.teacher.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert method.backbone is method.teacher.backbone
+
+
+def test_trains_without_local_crops_under_bfloat16_autocast():
+    method = small()
+    optimizer = method.build_optimizer()
+    crops = random_crops(2, local=0)
+    exact = method.eval().losses(crops)["loss"].item()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = method.losses(crops)
+    assert losses["loss"].dtype == torch.float32
+    assert losses["loss"].item() == pytest.approx(exact, rel=0.02)
+    assert losses["kl"].item() + losses["teacher_entropy"].item() == pytest.approx(losses["loss"].item(), rel=1e-5)
+    assert 0 < losses["feature_std"].item() <= 1
+    assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
+    losses["loss"].backward()
+    method.before_update(0)
+    optimizer.step()
+    method.after_update(0)
+    assert all(torch.isfinite(value).all() for value in method.state_dict().values())
+
+
+def test_collapsed_features_have_no_spread():
+    method = small()
+    for parameter in method.teacher.backbone.patch_embed.parameters():
+        parameter.zero_()
+    assert method.losses(random_crops(2))["feature_std"].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_teacher_temperature_warms_up_by_epoch():
+    method = small(warmup_teacher_temp=0.04, teacher_temp=0.07, warmup_teacher_temp_epochs=2)
+    optimizer = method.build_optimizer()
+    logged = [method.set_schedules(optimizer, step)["teacher_temp"] for step in (0, 2, 3, 5, 11)]
+    assert logged == pytest.approx([0.04, 0.04, 0.07, 0.07, 0.07])
+
+
+def test_state_returns_from_a_checkpoint():
+    method, optimizer = (first := small()), first.build_optimizer()
+    run(method, optimizer, 0, [random_crops(2)])
+    state = copy.deepcopy((method.state_dict(), optimizer.state_dict()))
+    crops = random_crops(2)
+    method.eval()
+    expected = run(method, optimizer, 1, [crops])
+    other = small().eval()
+    other_optimizer = other.build_optimizer()
+    other.load_state_dict(state[0])
+    other_optimizer.load_state_dict(state[1])
+    assert run(other, other_optimizer, 1, [crops]) == expected
+    for name, value in method.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_more_warmup_than_epochs_is_refused():
+    with pytest.raises(UserError, match="warmup_epochs 10 is more than epochs 4"):
+        small(warmup_epochs=10)
+
+
+def test_head_gives_cosines_and_starts_as_published():
+    torch.manual_seed(0)
+    head = DINOHead(24, 4096, hidden_dim=512, bottleneck_dim=64)
+    logits = head(100 * torch.randn(8, 24))
+    assert logits.shape == (8, 4096)
+    assert 0.1 < logits.abs().max() <= 1
+    for layer in head.mlp[::2]:
+        assert layer.bias.count_nonzero() == 0
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert head.last_layer.weight_v.abs().max().item() == pytest.approx(64**-0.5, rel=1e-3)
