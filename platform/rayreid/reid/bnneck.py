@@ -1,0 +1,32 @@
+"""BNNeck (Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification", §3.6).
+
+The triplet loss wants distances in a free space, cross-entropy wants a hypersphere around the origin: a batch norm
+without a trained shift stands between the two. The classifier has no bias for the same reason.
+"""
+
+import torch
+from torch import nn
+
+from rayreid.models.norms import SyncedBatchNorm
+
+CLASSIFIER_STD = 0.001
+
+
+class BNNeck(SyncedBatchNorm):
+    """Batch norm over (B, D) features whose shift stays at zero.
+
+    The scale starts at one; `bias` exists, at zero and frozen, because published checkpoints hold it. Statistics are
+    those of all workers' batches unless `models.norms.set_synchronised` says otherwise.
+    """
+
+    def __init__(self, features: int):
+        super().__init__(features)
+        self.bias.requires_grad_(False)
+
+
+def identity_classifier(features: int, identities: int) -> nn.Linear:
+    """Linear layer (B, features) → (B, identities) without bias, initialised from N(0, 0.001²)."""
+    classifier = nn.Linear(features, identities, bias=False)
+    with torch.no_grad():
+        classifier.weight.normal_(std=CLASSIFIER_STD)
+    return classifier

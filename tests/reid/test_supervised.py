@@ -1,0 +1,173 @@
+"""The supervised method against the published trajectories, and its parts."""
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from rayreid.models.backbones import build_backbone
+from rayreid.reid.losses import triplet_loss
+from rayreid.reid.supervised import SupervisedReID
+from rayreid.training.parallel import average_gradients
+
+
+class Tiny(nn.Module):
+    """A backbone of one layer."""
+
+    num_features = 6
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 6)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1))
+
+
+def tiny_batch(seed=0, images=8):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(images, 3, 2, 2, generator=generator), torch.arange(images) // 2
+
+
+def step(method, optimizer, number, batch):
+    method.set_schedules(optimizer, number)
+    optimizer.zero_grad()
+    out = method.losses(batch)
+    out["loss"].backward()
+    method.before_update(number)
+    optimizer.step()
+    method.after_update(number)
+    return out
+
+
+@pytest.mark.parametrize("stem", ["ics", "patchify"])
+def test_trajectory_matches_published(golden, stem):
+    data = golden(f"supervised_trajectory_{stem}.npz")
+    meta = data.meta
+    base = build_backbone(
+        "vit_tiny",
+        stem,
+        tuple(meta["img_size"]),
+        meta["depth"],
+        embed_dim=meta["embed_dim"],
+        num_heads=meta["heads"],
+        patch_size=meta["patch"],
+    )
+    method = SupervisedReID(
+        base,
+        meta["classes"],
+        epochs=meta["epochs"],
+        steps_per_epoch=meta["iters_per_epoch"],
+        warmup_epochs=meta["warmup_epochs"],
+        lr=meta["base_lr"],
+        bias_lr_factor=meta["bias_lr_factor"],
+        momentum=meta["momentum"],
+        weight_decay=meta["weight_decay"],
+    ).double()
+    method.load_state_dict({name: torch.from_numpy(value) for name, value in data.state.items()}, strict=True)
+    method.train()
+    optimizer = method.build_optimizer()
+    for i, (images, labels) in enumerate(zip(data["images"], data["labels"], strict=True)):
+        out = step(method, optimizer, i, (torch.from_numpy(images).double(), torch.from_numpy(labels)))
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        assert rates["weights"] == pytest.approx(data["lr_weight"][i], rel=1e-9)
+        assert rates["biases"] == pytest.approx(data["lr_bias"][i], rel=1e-9)
+        assert out["loss"].item() == pytest.approx(data["loss"][i], rel=1e-7)
+    method.eval()
+    with torch.no_grad():
+        feature = method(torch.from_numpy(data["probe"]).double()).numpy()
+    scale = np.abs(data["probe_feature"]).max()
+    np.testing.assert_allclose(feature, data["probe_feature"], rtol=1e-7, atol=1e-7 * scale)
+
+
+def test_default_rates_follow_the_published_schedule(golden):
+    data = golden("finetune_lr.npz")
+    meta = data.meta
+    method = SupervisedReID(
+        Tiny(), 4, epochs=meta["epochs"], warmup_epochs=meta["warmup_epochs"], lr=meta["base_lr"], steps_per_epoch=3
+    )
+    optimizer = method.build_optimizer()
+    for epoch, rate in enumerate(data["lr"]):
+        for number in (3 * epoch, 3 * epoch + 2):  # constant within the epoch
+            assert method.set_schedules(optimizer, number)["lr"] == pytest.approx(rate, rel=1e-12)
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-12)
+    defaults = SupervisedReID(Tiny(), 4)
+    assert defaults.set_schedules(defaults.build_optimizer(), 30)["lr"] == pytest.approx(data["lr"][30])
+
+
+def test_losses_are_cross_entropy_after_the_neck_and_triplet_before_it():
+    method = SupervisedReID(Tiny(), 4).train()
+    with torch.no_grad():
+        method.classifier.weight.mul_(1000)
+    images, labels = tiny_batch()
+    out = method.losses((images, labels))
+    features = method.base(images)
+    logits = nn.functional.batch_norm(features, None, None, training=True) @ method.classifier.weight.t()
+    torch.testing.assert_close(out["id_loss"], nn.functional.cross_entropy(logits, labels).detach())
+    torch.testing.assert_close(out["triplet_loss"], triplet_loss(features, labels).detach())
+    torch.testing.assert_close(out["loss"].detach(), out["id_loss"] + out["triplet_loss"])
+    assert out["accuracy"] == (logits.argmax(1) == labels).float().mean()
+    assert out["loss"].requires_grad
+    assert not any(out[name].requires_grad for name in ("id_loss", "triplet_loss", "accuracy"))
+
+
+def test_margin_reaches_the_loss():
+    images, labels = tiny_batch()
+    method = SupervisedReID(Tiny(), 4, margin=0.3)
+    expected = triplet_loss(method(images), labels, margin=0.3)
+    torch.testing.assert_close(method.losses((images, labels))["triplet_loss"], expected.detach())
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_optimizer_has_one_group_per_kind(name, kind):
+    method = SupervisedReID(Tiny(), 4, optimizer=name, weight_decay=0.03)
+    optimizer = method.build_optimizer()
+    assert type(optimizer) is kind
+    held = {group["name"]: group["params"] for group in optimizer.param_groups}
+    assert [id(p) for p in held["biases"]] == [id(method.base.layer.bias)]
+    assert {id(p) for p in held["weights"]} == {
+        id(p) for p in (method.base.layer.weight, method.bottleneck.weight, method.classifier.weight)
+    }
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.03}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_training_learns_a_batch(name):
+    torch.manual_seed(0)
+    method = SupervisedReID(Tiny(), 4, epochs=40, warmup_epochs=2, lr=0.05, optimizer=name).train()
+    optimizer = method.build_optimizer()
+    first = step(method, optimizer, 0, tiny_batch())
+    for number in range(1, 40):
+        last = step(method, optimizer, number, tiny_batch())
+    assert last["accuracy"] == 1
+    assert last["loss"] < 0.5 * first["loss"]
+    assert not method.bottleneck.bias.any()
+
+
+def _worker(rank, world, path):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}/meet", rank=rank, world_size=world)
+    images, labels = tiny_batch()
+    share = slice(rank * 4, rank * 4 + 4)
+    for mining in ("global", "own"):
+        torch.manual_seed(0)
+        method = SupervisedReID(Tiny(), 4, global_mining=mining == "global").double().train()
+        method.losses((images[share].double(), labels[share]))["loss"].backward()
+        average_gradients(method.parameters())
+        if rank == 0:
+            torch.save(method.base.layer.weight.grad, f"{path}/{mining}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_workers(tmp_path):
+    """With global mining two workers compute what one does; without, the mean of what each does alone."""
+    mp.spawn(_worker, (2, str(tmp_path)), nprocs=2)
+    images, labels = tiny_batch()
+    for mining, parts in (("global", [slice(0, 8)]), ("own", [slice(0, 4), slice(4, 8)])):
+        torch.manual_seed(0)
+        method = SupervisedReID(Tiny(), 4).double().train()
+        for part in parts:
+            (method.losses((images[part].double(), labels[part]))["loss"] / len(parts)).backward()
+        found = torch.load(tmp_path / f"{mining}.pt", weights_only=True)
+        torch.testing.assert_close(found, method.base.layer.weight.grad, rtol=1e-9, atol=1e-12)
