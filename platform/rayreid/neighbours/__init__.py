@@ -1,0 +1,1 @@
+"""Nearest neighbours: what re-ranking and clustering share."""

@@ -1,0 +1,160 @@
+"""Ordered file lists, such as the published CFS_list.pkl: reading them, finding their images in a store."""
+
+import csv
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from rayreid.errors import UserError
+
+HEADINGS = ("key", "path", "file", "filename", "image", "name")
+"""Names by which a CSV's first row is taken for a heading, and its column for the list."""
+
+AMBIGUOUS = -1
+"""Stands for the row of a path that several keys end in."""
+
+
+def read_list(path: Path) -> list[str]:
+    """The entries of a list, best first.
+
+    Args:
+        path: `.txt`: one entry a line. `.csv`: the column headed key, path, file, filename, image or name,
+            or else the first. `.pkl`: a pickled list of strings; nothing else in it is loaded, let alone
+            executed.
+
+    Raises:
+        UserError: the file is missing, of another kind, unreadable or empty.
+    """
+    readers = {".txt": _read_text, ".csv": _read_csv, ".pkl": _read_pickle}
+    if path.suffix not in readers:
+        raise UserError(f"{path}: a file list ends in {', '.join(readers)}, not {path.suffix!r}")
+    try:
+        entries = readers[path.suffix](path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: the file list cannot be read: {error}") from error
+    if not entries:
+        raise UserError(f"{path}: the file list is empty")
+    return entries
+
+
+def _read_text(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def _read_csv(path: Path) -> list[str]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    if not rows:
+        return []
+    heading = [cell.strip().lower() for cell in rows[0]]
+    column = next((heading.index(name) for name in HEADINGS if name in heading), None)
+    body = rows if column is None else rows[1:]
+    entries = [row[column or 0].strip() if len(row) > (column or 0) else "" for row in body]
+    if "" in entries:
+        raise UserError(f"{path}: row {entries.index('') + len(rows) - len(body) + 1} names no file")
+    return entries
+
+
+class _ListUnpickler(pickle.Unpickler):
+    """Loads what pickle knows by itself (lists, strings, numbers); refuses every class and function."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _read_pickle(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        try:
+            entries: Any = _ListUnpickler(file).load()
+        except Exception as error:  # a broken pickle raises nearly anything
+            raise UserError(f"{path}: refused, not a plain pickled list of strings: {error}") from error
+    if not isinstance(entries, list) or not all(type(entry) is str for entry in entries):
+        raise UserError(f"{path}: refused, the pickle holds something else than a list of strings")
+    return entries
+
+
+@dataclass(frozen=True)
+class ListMatch:
+    """Where a list's entries stand in a store.
+
+    Attributes:
+        rows: store rows in the list's order, each once, int64 (M,).
+        entries: entries of the list.
+        matched: entries that name an image of the store (M and the repeated ones).
+        ambiguous: entries that would name several images; not matched.
+    """
+
+    rows: npt.NDArray[np.int64]
+    entries: int
+    matched: int
+    ambiguous: int
+
+
+def match_entries(entries: Sequence[str], keys: Sequence[str]) -> ListMatch:
+    """Match a list's entries to a store's keys by path suffix.
+
+    An entry names an image if the key's path components end the entry's (a list with the author's folders
+    in front), or the entry's end the key's (a list relative to a deeper folder) and no other key's. The
+    longest match wins.
+
+    Args:
+        entries: paths, best first.
+        keys: the store's keys, N of them, unique.
+
+    Raises:
+        UserError: fewer than half of the entries match.
+    """
+    suffixes = _Suffixes([_components(str(key)) for key in keys])
+    found = [suffixes.find(_components(entry)) for entry in entries]
+    matched = sum(row not in (None, AMBIGUOUS) for row in found)
+    ambiguous = found.count(AMBIGUOUS)
+    if 2 * matched < len(entries):
+        unclear = f" ({ambiguous} would match several)" if ambiguous else ""
+        raise UserError(
+            f"only {matched} of the file list's {len(entries)} entries{unclear} are images of this store; "
+            f"its first is {entries[0]!r}, the store's first {str(keys[0]) if len(keys) else None!r}: "
+            "is it this store's list?"
+        )
+    rows = list(dict.fromkeys(row for row in found if row not in (None, AMBIGUOUS)))
+    return ListMatch(np.array(rows, dtype=np.int64), len(entries), matched, ambiguous)
+
+
+def _components(path: str) -> str:
+    """The path with single forward slashes and without `.`: `.\\a//b.jpg` → `a/b.jpg`."""
+    if "\\" not in path and "//" not in path and "./" not in path and not path.startswith("/"):
+        return path
+    return "/".join(part for part in path.replace("\\", "/").split("/") if part not in ("", "."))
+
+
+class _Suffixes:
+    """Finds a path among others by its ending or theirs."""
+
+    def __init__(self, paths: Sequence[str]):
+        self.paths = paths
+        self.whole = {path: row for row, path in enumerate(paths)}
+        self.tails: dict[int, dict[str, int]] = {}
+
+    def find(self, entry: str) -> int | None:
+        """The row of the entry's image, `AMBIGUOUS`, or None."""
+        row = self.whole.get(entry)
+        if row is None:
+            row = self._ending(entry.count("/") + 1).get(entry)
+        while row is None and entry:
+            entry = entry.partition("/")[2]
+            row = self.whole.get(entry)
+        return row
+
+    def _ending(self, depth: int) -> dict[str, int]:
+        """The last `depth` components of every longer path → its row; made once for a list's every depth."""
+        if depth not in self.tails:
+            tails = self.tails[depth] = {}
+            for row, path in enumerate(self.paths):
+                if path.count("/") >= depth:
+                    tail = "/".join(path.rsplit("/", depth)[1:])
+                    tails[tail] = AMBIGUOUS if tail in tails else row
+        return self.tails[depth]

@@ -1,0 +1,138 @@
+"""Strategies: each gives every image of a store a priority; and the cut that turns priorities into a subset.
+
+A priority is a float64, higher is better, NaN where the strategy knows nothing of the image. Cuts at rising
+fractions are nested, and sweeping the fraction computes no priority anew.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayreid.errors import UserError
+from rayreid.selection.filelist import ListMatch
+
+Priority = npt.NDArray[np.float64]
+
+STRATEGIES = ("cfs", "random", "list")
+
+
+def priority(
+    strategy: str,
+    keys: Sequence[str],
+    *,
+    seed: int = 0,
+    scores: pa.Table | None = None,
+    match: ListMatch | None = None,
+) -> Priority:
+    """Priorities of a store's images by a strategy's name.
+
+    Args:
+        strategy: `random` (needs `seed`), `cfs` (needs `scores`) or `list` (needs `match`).
+        keys: the store's keys, N of them.
+        seed: see `random_priority`.
+        scores: see `cfs_priority`.
+        match: see `list_priority`.
+
+    Returns:
+        float64 (N,).
+
+    Raises:
+        UserError: an unknown strategy, or what the strategy itself raises.
+        ValueError: the strategy's input is missing.
+    """
+    if strategy not in STRATEGIES:
+        raise UserError(f"unknown select.strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
+    if strategy == "random":
+        return random_priority(keys, seed)
+    if strategy == "cfs" and scores is not None:
+        return cfs_priority(keys, scores)
+    if strategy == "list" and match is not None:
+        return list_priority(len(keys), match)
+    raise ValueError(f"strategy {strategy} without its {'scores' if strategy == 'cfs' else 'match'}")
+
+
+def random_priority(keys: Sequence[str], seed: int) -> Priority:
+    """A seeded hash of each key, uniform in [0, 1): the same for an image whatever store it stands in."""
+    salt = (seed % 2**64).to_bytes(8, "little")
+    digests = b"".join(hashlib.blake2b(str(key).encode(), digest_size=8, salt=salt).digest() for key in keys)
+    return (np.frombuffer(digests, dtype="<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def cfs_priority(keys: Sequence[str], scores: pa.Table) -> Priority:
+    """The score of each image; NaN for images that the table does not hold.
+
+    Args:
+        keys: the store's keys, N of them.
+        scores: columns `key: string` (unique) and `cfs: float`, in any order.
+
+    Raises:
+        UserError: a key scored twice, or scores of which none belongs to the store.
+    """
+    scored = scores.column("key").combine_chunks().cast(pa.string())
+    if pc.count_distinct(scored).as_py() != len(scored):
+        raise UserError("the scores hold some key more than once; run the score stage again")
+    rows = pc.index_in(pa.array(map(str, keys), pa.string()), value_set=scored)
+    if len(keys) and rows.null_count == len(keys):
+        raise UserError("the scores belong to another store: none of their keys is in this one; score this one")
+    values = scores.column("cfs").combine_chunks().cast(pa.float64()).take(rows)
+    return np.asarray(values.fill_null(math.nan).to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def list_priority(count: int, match: ListMatch) -> Priority:
+    """Images in the order of a list: 0 for its first, −1 for the next, …; NaN for images it does not name.
+
+    Args:
+        count: number of images in the store, N.
+        match: the list's rows in this store.
+    """
+    ranks = np.full(count, np.nan)
+    ranks[match.rows] = -np.arange(len(match.rows), dtype=np.float64)
+    return ranks
+
+
+def cut(
+    keys: Sequence[str], priority: Priority, *, fraction: float | None = None, count: int | None = None
+) -> npt.NDArray[np.int64]:
+    """The images of highest priority; ties go to the smaller key.
+
+    Args:
+        keys: the store's keys, N of them, unique.
+        priority: float (N,), NaN: never selected.
+        fraction: select round(fraction · N) images, N counting those without a priority too.
+        count: or select this many.
+
+    Returns:
+        Store rows, ascending, int64 (n,). Fewer than asked for only where fewer images have a priority. A
+        smaller cut is a subset of a larger one.
+
+    Raises:
+        UserError: not exactly one of fraction and count, one out of range, or nothing to select.
+    """
+    wanted = _wanted(len(keys), fraction, count)
+    ranked = ~np.isnan(priority)
+    wanted = min(wanted, int(ranked.sum()))
+    if wanted == 0:
+        raise UserError("select chose no image: raise select.fraction or select.count, or check the priorities")
+    # Only those who share the last admitted priority need to be put in order: no sort of millions of strings
+    threshold = np.partition(priority[ranked], -wanted)[-wanted]
+    above = np.flatnonzero(priority > threshold)
+    tied = sorted(np.flatnonzero(priority == threshold).tolist(), key=lambda row: str(keys[row]))
+    return np.sort(np.concatenate([above, np.array(tied[: wanted - len(above)], dtype=np.int64)]))
+
+
+def _wanted(images: int, fraction: float | None, count: int | None) -> int:
+    if (fraction is None) == (count is None):
+        raise UserError("give exactly one of select.fraction and select.count")
+    if fraction is not None:
+        if not 0 < fraction <= 1:
+            raise UserError(f"select.fraction must be above 0 and at most 1, not {fraction}")
+        return round(fraction * images)
+    assert count is not None
+    if not 0 < count <= images:
+        raise UserError(f"select.count must be between 1 and the store's {images} images, not {count}")
+    return count
