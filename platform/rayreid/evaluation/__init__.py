@@ -1,0 +1,1 @@
+"""Evaluation: retrieval metrics by the Market-1501 protocol, and the figures drawn from them."""

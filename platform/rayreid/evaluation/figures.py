@@ -1,0 +1,261 @@
+"""Figures of a run: training curves, CMC, ranked lists, score histograms, contact sheets.
+
+All are made with matplotlib's object interface (no pyplot, hence no global state and no display) and share the style
+at the top of this module. Save one with `figure.savefig(path)`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+PALETTE = ("#2a5fa5", "#d9822b", "#3c8d5a", "#8a4f9e", "#b5433c", "#5f7a8a")  # told apart by colour-blind eyes too
+INK, FAINT, MAT = "#2b2f36", "#d9dce1", "#f1f2f4"
+RIGHT, WRONG, QUERY = "#2e9e57", "#d23b3b", INK
+DPI = 150
+TEXT, SMALL = 9, 7.5  # points
+SMOOTH_FROM = 120  # points in a curve from which on it is also drawn smoothed
+
+
+def loss_curves(
+    history: Sequence[Mapping[str, float]] | Mapping[str, Sequence[float]],
+    keys: Sequence[str],
+    x: str = "step",
+) -> Figure:
+    """One panel per key over the steps of a run.
+
+    Long curves are drawn pale, with their centred moving average on top.
+
+    Args:
+        history: rows ({"step": 10, "loss": 3.2}, …) or columns ({"step": […], "loss": […]}); rows without a
+            key are left out of that key's panel.
+        keys: what to draw.
+        x: the horizontal axis' key; the rows' number where it is missing.
+    """
+    columns = 2 if len(keys) == 4 else min(3, len(keys))
+    lines = math.ceil(len(keys) / columns)
+    figure = _figure(3.3 * columns, 2.5 * lines)
+    for i, key in enumerate(keys):
+        axes = _dress(figure.add_subplot(lines, columns, i + 1), grid="both")
+        steps, values = _column(history, key, x)
+        long = len(values) >= SMOOTH_FROM
+        colour = PALETTE[i % len(PALETTE)]
+        axes.plot(steps, values, color=colour, alpha=0.25 if long else 1, linewidth=0.8 if long else 1.6, label=key)
+        if long:
+            axes.plot(steps, _smoothed(values), color=colour, linewidth=1.6, label=f"{key}, smoothed")
+        axes.set_title(key, fontsize=TEXT, color=INK, loc="left", fontweight="bold")
+        axes.set_xlabel(x)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.margins(x=0.01)
+    return figure
+
+
+def cmc_curve(reports: Mapping[str, np.ndarray], max_rank: int = 20) -> Figure:
+    """Cumulative match characteristics of one or more models.
+
+    Args:
+        reports: name → `RetrievalReport.cmc`, (ranks,) in [0, 1]. Rank-1 is written into the legend.
+        max_rank: last rank drawn.
+    """
+    figure = _figure(5, 3.6)
+    axes = _dress(figure.add_subplot(), grid="both")
+    for i, (name, cmc) in enumerate(reports.items()):
+        shown = np.asarray(cmc)[:max_rank]
+        axes.plot(
+            np.arange(1, len(shown) + 1),
+            shown,
+            color=PALETTE[i % len(PALETTE)],
+            linewidth=1.8,
+            marker="o",
+            markersize=3.5,
+            label=f"{name}  ({100 * shown[0]:.1f} at rank 1)",
+        )
+    axes.set_xlabel("rank")
+    axes.set_ylabel("queries with a true match")
+    axes.set_xlim(0.5, max_rank + 0.5)
+    axes.set_xticks([1, *range(5, max_rank + 1, 5)])
+    axes.set_ylim(top=1.01)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(loc="lower right", frameon=False, fontsize=SMALL)
+    return figure
+
+
+def ranked_lists(
+    queries: Sequence[np.ndarray],
+    results: Sequence[Sequence[np.ndarray]],
+    right: Sequence[Sequence[bool]],
+    names: Sequence[str] | None = None,
+    scores: Sequence[Sequence[float]] | None = None,
+) -> Figure:
+    """One row per query: the query, then the best gallery images, framed green (right) or red (wrong).
+
+    Args:
+        queries: images (H, W, 3) uint8, sizes may differ.
+        results: for each query its images in order of rank; rows may be of different lengths.
+        right: whether each shows the query's identity.
+        names: captions of the queries.
+        scores: similarities, written below the images.
+    """
+    widest = max(len(row) for row in results)
+    gap = 0.35  # of a column, between query and results
+    step = 1.5 + 0.14 * (scores is not None)  # inches from row to row
+    figure = _figure(0.8 * (1 + gap + widest) + 0.2, step * len(queries) + 0.3, constrained=False)
+    grid = figure.add_gridspec(
+        len(queries),
+        2 + widest,
+        width_ratios=[1, gap, *[1] * widest],
+        left=0.01,
+        right=0.99,
+        bottom=0.02 + 0.14 * (scores is not None) / (step * len(queries) + 0.3),
+        top=1 - 0.3 / (step * len(queries) + 0.3),
+        wspace=0.12,
+        hspace=0.18 + 0.1 * (scores is not None),
+    )
+    for i, query in enumerate(queries):
+        axes = _picture(figure.add_subplot(grid[i, 0]), query, QUERY)
+        axes.set_title("query" if names is None else names[i], fontsize=SMALL, color=INK, pad=3)
+        for j, (image, hit) in enumerate(zip(results[i], right[i], strict=True)):
+            colour = RIGHT if hit else WRONG
+            axes = _picture(figure.add_subplot(grid[i, j + 2]), image, colour)
+            axes.set_title(f"{j + 1} {'✓' if hit else '✗'}", fontsize=SMALL, color=colour, pad=3)
+            if scores is not None:
+                axes.set_xlabel(f"{scores[i][j]:.2f}", fontsize=SMALL, color=INK, labelpad=2)
+    return figure
+
+
+def score_histogram(
+    scores: np.ndarray,
+    cut: float | None = None,
+    groups: Mapping[str, np.ndarray] | None = None,
+    label: str = "score",
+) -> Figure:
+    """Distribution of scores, the part above the cut filled.
+
+    Args:
+        scores: (N,) of all images.
+        cut: lowest score that is kept; a line, with the share of images kept.
+        groups: name → mask (N,) bool or row numbers; each is drawn as an outline of its own, scaled to its own
+            size, as is the whole.
+        label: of the horizontal axis.
+    """
+    scores = np.asarray(scores, np.float64)
+    figure = _figure(5, 3.2)
+    axes = _dress(figure.add_subplot(), grid="y")
+    edges = np.histogram_bin_edges(scores, bins=int(np.clip(2 * len(scores) ** (1 / 3), 12, 80)))
+    if cut is not None:  # moved, so that no bar lies on both sides of the cut
+        width = edges[1] - edges[0]
+        edges = np.append(edges[0] - width, edges) + (cut - edges[0]) % width
+    share = np.histogram(scores, edges)[0] / len(scores)
+    centres = (edges[:-1] + edges[1:]) / 2
+    kept = centres >= (-np.inf if cut is None else cut)
+    for chosen, alpha in ((kept, 0.75), (~kept, 0.25)):
+        axes.bar(centres[chosen], share[chosen], edges[1] - edges[0], color=PALETTE[0], alpha=alpha, linewidth=0)
+    for i, (name, members) in enumerate((groups or {}).items(), start=1):
+        part = scores[np.asarray(members)]
+        height = np.histogram(part, edges)[0] / max(1, len(part))
+        axes.stairs(height, edges, color=PALETTE[i % len(PALETTE)], linewidth=1.6, label=f"{name} ({len(part):,})")
+    if cut is not None:
+        axes.axvline(cut, color=INK, linewidth=1.2, linestyle="--")
+        axes.annotate(
+            f" {100 * (scores >= cut).mean():.0f} % kept  (≥ {cut:.3f})",
+            (cut, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=SMALL,
+            color=INK,
+            ha="center",
+            va="bottom",
+        )
+    if groups:
+        axes.legend(loc="best", frameon=False, fontsize=SMALL)
+    axes.set_xlabel(label)
+    axes.set_ylabel("share of images")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.margins(x=0.01)
+    return figure
+
+
+def image_sheet(images: Sequence[np.ndarray], titles: Sequence[str] | None = None, columns: int = 8) -> Figure:
+    """Contact sheet of images (H, W, 3) uint8 of various sizes, each fitted whole into a cell twice as high as wide."""
+    columns = min(columns, len(images))
+    lines = math.ceil(len(images) / columns)
+    caption = 0.2 if titles is not None else 0.0
+    width, height = 0.95 * columns, (1.8 + caption) * lines
+    figure = _figure(width, height, constrained=False)
+    grid = figure.add_gridspec(
+        lines,
+        columns,
+        left=0.06 / width,
+        right=1 - 0.06 / width,
+        bottom=0.06 / height,
+        top=1 - (0.06 + caption) / height,
+        wspace=0.08,
+        hspace=(0.08 + caption) / 1.7,
+    )
+    for i, image in enumerate(images):
+        axes = _picture(figure.add_subplot(grid[i // columns, i % columns]), image)
+        if titles is not None:
+            axes.set_title(titles[i], fontsize=SMALL, color=INK, pad=2.5)
+    return figure
+
+
+def _figure(width: float, height: float, constrained: bool = True) -> Figure:
+    """An empty white figure, in inches."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained" if constrained else None)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _dress(axes: Axes, grid: Literal["x", "y", "both"]) -> Axes:
+    """The house style of axes that carry numbers: two spines, pale grid behind the data."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.tick_params(colors=INK, labelsize=SMALL)
+    axes.xaxis.label.set(color=INK, fontsize=TEXT)
+    axes.yaxis.label.set(color=INK, fontsize=TEXT)
+    axes.set_axisbelow(True)
+    axes.grid(axis=grid, color=FAINT, linewidth=0.6)
+    return axes
+
+
+def _picture(axes: Axes, image: np.ndarray, frame: str | None = None) -> Axes:
+    """An image, whole and undistorted, centred in a cell twice as high as wide, with a frame of the given colour."""
+    height, width = image.shape[:2]
+    half = max(width, height / 2) / 2  # of the cell's width
+    axes.imshow(image, extent=(-width / 2, width / 2, -height / 2, height / 2))
+    axes.set_xlim(-half, half)
+    axes.set_ylim(-2 * half, 2 * half)
+    axes.set_facecolor(MAT)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(frame is not None)
+        if frame is not None:
+            spine.set(color=frame, linewidth=2.4)
+    return axes
+
+
+def _column(
+    history: Sequence[Mapping[str, float]] | Mapping[str, Sequence[float]], key: str, x: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of one key from rows or columns."""
+    if isinstance(history, Mapping):
+        values = np.asarray(history[key], np.float64)
+        return np.asarray(history.get(x, np.arange(len(values))), np.float64), values
+    pairs = [(row.get(x, i), row[key]) for i, row in enumerate(history) if key in row]
+    both = np.array(pairs, np.float64).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """Centred mean over 1/40 of the curve; near the ends the window shrinks on both sides, so nothing is shifted."""
+    i = np.arange(len(values))
+    half = np.minimum(np.minimum(i, i[::-1]), max(1, len(values) // 80))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return (sums[i + half + 1] - sums[i - half]) / (2 * half + 1)

@@ -1,0 +1,196 @@
+"""Retrieval metrics by the Market-1501 protocol: mAP, CMC, mINP, streamed over the queries.
+
+The protocol (Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015, §3.3): junk (pid −1)
+leaves query and gallery; for each query the gallery images of the same identity *and* the same camera are passed
+over; a query with no true match left is not counted. mINP is from Ye et al., arXiv 2001.04193, eq. 17.
+
+How the ranks are found, and how ties are broken, is in `ranking`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rayreid.errors import UserError
+from rayreid.evaluation.ranking import TILE, Array, ImageSet, Relatives, check_widths, score_blocks, true_ranks
+
+
+@dataclass(frozen=True)
+class RetrievalReport:
+    """Result of an evaluation. Q is the number of queries given, in their order.
+
+    Attributes:
+        mAP: mean average precision over the counted queries, in [0, 1].
+        cmc: (max_rank,) float64; `cmc[k − 1]` is the share of counted queries with a true match in the first k.
+        mINP: mean over queries of (number of true matches) / (rank of the last one), in [0, 1].
+        average_precision: (Q,) float64, NaN where the query is not counted.
+        inverse_negative_penalty: (Q,) float64, NaN where the query is not counted.
+        first_match: (Q,) int64, rank of the first true match from 1, 0 where the query is not counted.
+        matches: (Q,) int64, number of true matches.
+        queries: queries counted.
+        skipped: queries without a true match.
+        junk_queries: queries with pid −1.
+        gallery: gallery images ranked.
+        junk_gallery: gallery images with pid −1.
+    """
+
+    mAP: float  # noqa: N815 (the field's spelling)
+    cmc: np.ndarray
+    mINP: float  # noqa: N815
+    average_precision: np.ndarray
+    inverse_negative_penalty: np.ndarray
+    first_match: np.ndarray
+    matches: np.ndarray
+    queries: int
+    skipped: int
+    junk_queries: int
+    gallery: int
+    junk_gallery: int
+
+    def rank(self, k: int) -> float:
+        """Share of counted queries with a true match among the first `k`, in [0, 1]; any k ≥ 1."""
+        return float((self.first_match[self.first_match > 0] <= k).mean())
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers a run is compared by, in [0, 1]."""
+        ranks = {f"rank{k}": self.rank(k) for k in (1, 5, 10)}
+        return {"mAP": self.mAP, **ranks, "mINP": self.mINP}
+
+
+@torch.inference_mode()
+def evaluate_retrieval(
+    query_features: Array,
+    gallery_features: Array,
+    query_pids: Array,
+    gallery_pids: Array,
+    query_camids: Array,
+    gallery_camids: Array,
+    max_rank: int = 50,
+    block: int = TILE,
+) -> RetrievalReport:
+    """Rank the gallery for every query by cosine similarity and score the rankings.
+
+    Args:
+        query_features: (Q, D) float; normalised here. Work is done in float32 on the device they lie on.
+        gallery_features: (G, D) float.
+        query_pids: (Q,) int, −1 junk.
+        gallery_pids: (G,) int, −1 junk.
+        query_camids: (Q,) int, −1 unknown: never equal to any camera.
+        gallery_camids: (G,) int, −1 unknown.
+        max_rank: length of the CMC curve.
+        block: queries whose similarities are held at once, rounded up to whole tiles: bounds the memory,
+            changes no result.
+
+    Raises:
+        UserError: features that are not finite, lengths or widths that differ, nothing to rank, or no query with a
+            true match.
+    """
+    query = ImageSet("query", query_features, query_pids, query_camids)
+    gallery = ImageSet("gallery", gallery_features, gallery_pids, gallery_camids)
+    check_widths(query, gallery)
+    total, junk_queries, junk_gallery = len(query), int(query.junk.sum()), int(gallery.junk.sum())
+    if junk_gallery == len(gallery):
+        raise UserError(f"the gallery holds nothing to rank: all its {len(gallery)} images are junk (pid -1)")
+    counted = np.flatnonzero(~query.junk)
+    query, gallery = query.without_junk(), gallery.without_junk()
+
+    relatives = Relatives(query, gallery)
+    ranks: list[np.ndarray] = []
+    for start, scores in score_blocks(query.features, gallery.features, block):
+        for i, row in enumerate(scores, start):
+            true, seen = relatives[i]
+            row[seen] = -np.inf
+            ranks.append(true_ranks(row, true))
+    return _report(ranks, counted, total, max_rank, junk_queries, len(gallery), junk_gallery)
+
+
+@torch.inference_mode()
+def top_k(
+    query_features: Array,
+    gallery_features: Array,
+    k: int,
+    query_pids: Array | None = None,
+    gallery_pids: Array | None = None,
+    query_camids: Array | None = None,
+    gallery_camids: Array | None = None,
+    block: int = TILE,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best gallery images of every query, in the order in which `evaluate_retrieval` ranks them.
+
+    With pids and camids given, junk and images of the same identity and camera are passed over as in the protocol;
+    without, the whole gallery is ranked.
+
+    Returns:
+        (scores, rows): (Q, k) float32 cosine similarities and int64 rows of the gallery; −inf and −1 where
+        fewer than k images are left.
+
+    Raises:
+        UserError: as `evaluate_retrieval`, or only some of the four labels given.
+    """
+    labels = (query_pids, gallery_pids, query_camids, gallery_camids)
+    if any(label is None for label in labels) != all(label is None for label in labels):
+        raise UserError("top_k takes all of query_pids, gallery_pids, query_camids, gallery_camids, or none")
+    query = ImageSet("query", query_features, query_pids, query_camids)
+    gallery = ImageSet("gallery", gallery_features, gallery_pids, gallery_camids)
+    check_widths(query, gallery)
+    relatives = Relatives(query, gallery) if query_pids is not None else None
+
+    best_scores = np.full((len(query), k), -np.inf, np.float32)
+    best_rows = np.full((len(query), k), -1, np.int64)
+    for start, scores in score_blocks(query.features, gallery.features, block):
+        for i, row in enumerate(scores, start):
+            if relatives is not None:
+                row[relatives[i][1]] = -np.inf
+                row[gallery.junk] = -np.inf
+            kth = np.partition(row, -k)[-k] if k < len(row) else -np.inf
+            near = np.flatnonzero((row >= kth) & (row > -np.inf))
+            near = near[np.argsort(-row[near], kind="stable")[:k]]
+            best_rows[i, : len(near)] = near
+            best_scores[i, : len(near)] = row[near]
+    return best_scores, best_rows
+
+
+def _report(
+    ranks: list[np.ndarray],
+    counted: np.ndarray,
+    total: int,
+    max_rank: int,
+    junk_queries: int,
+    gallery: int,
+    junk_gallery: int,
+) -> RetrievalReport:
+    """Metrics from the ascending ranks of every query's true matches; `counted` are the queries' rows in `total`."""
+    lengths = np.array([len(found) for found in ranks], np.int64)
+    rows, lengths_found = counted[lengths > 0], lengths[lengths > 0]
+    if not len(rows):
+        raise UserError(
+            f"none of the {total} queries has a true match in the gallery (same pid seen by another camera):"
+            " check that query and gallery come from the same dataset and that camera ids are set"
+        )
+    joined = np.concatenate(ranks)
+    ends = np.cumsum(lengths_found)
+    starts = ends - lengths_found
+    nth = np.arange(1, len(joined) + 1) - np.repeat(starts, lengths_found)  # a match's number among its query's
+
+    precision, penalty = np.full(total, np.nan), np.full(total, np.nan)
+    first, matches = np.zeros(total, np.int64), np.zeros(total, np.int64)
+    precision[rows] = np.add.reduceat(nth / joined, starts) / lengths_found
+    penalty[rows] = lengths_found / joined[ends - 1]
+    first[rows] = joined[starts]
+    matches[rows] = lengths_found
+    below = np.searchsorted(np.sort(first[rows]), np.arange(1, max_rank + 1), side="right")
+    return RetrievalReport(
+        mAP=float(precision[rows].mean()),
+        cmc=below / len(rows),
+        mINP=float(penalty[rows].mean()),
+        average_precision=precision,
+        inverse_negative_penalty=penalty,
+        first_match=first,
+        matches=matches,
+        queries=len(rows),
+        skipped=len(counted) - len(rows),
+        junk_queries=junk_queries,
+        gallery=gallery,
+        junk_gallery=junk_gallery,
+    )

@@ -1,0 +1,153 @@
+"""What the figures hold: axes, lines, captions, colours. Looks are judged by eye."""
+
+import inspect
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from rayreid.evaluation.figures import (
+    QUERY,
+    RIGHT,
+    SMOOTH_FROM,
+    WRONG,
+    cmc_curve,
+    image_sheet,
+    loss_curves,
+    ranked_lists,
+    score_histogram,
+)
+
+
+def image(height=40, width=20, value=100):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def frames(figure):
+    return [
+        to_hex(axes.spines["left"].get_edgecolor()) if axes.spines["left"].get_visible() else None
+        for axes in figure.axes
+    ]
+
+
+def test_loss_curves_draw_one_panel_per_key():
+    rows = [{"step": 10 * i, "loss": 5.0 - i, "lr": 0.1} for i in range(4)]
+    figure = loss_curves(rows, ["loss", "lr"])
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["loss", "lr"]
+    (line,) = figure.axes[0].lines
+    np.testing.assert_array_equal(line.get_xdata(), [0, 10, 20, 30])
+    np.testing.assert_array_equal(line.get_ydata(), [5, 4, 3, 2])
+
+
+def test_loss_curves_take_columns_and_rows_with_gaps():
+    columns = loss_curves({"epoch": [1, 2], "loss": [3.0, 2.0]}, ["loss"], x="epoch")
+    np.testing.assert_array_equal(columns.axes[0].lines[0].get_xdata(), [1, 2])
+    assert columns.axes[0].get_xlabel() == "epoch"
+    rows = [{"step": 0, "loss": 3.0}, {"step": 1, "mAP": 0.5}, {"step": 2, "loss": 1.0}]
+    line = loss_curves(rows, ["loss"]).axes[0].lines[0]
+    np.testing.assert_array_equal(line.get_xdata(), [0, 2])
+
+
+def test_long_curves_are_smoothed_without_a_shift():
+    n = 4 * SMOOTH_FROM
+    ramp = np.arange(n, dtype=float)
+    raw, smooth = loss_curves({"loss": ramp}, ["loss"]).axes[0].lines
+    np.testing.assert_allclose(smooth.get_ydata(), ramp, atol=1e-9)
+    noisy = ramp + np.where(np.arange(n) % 2, 5, -5)
+    raw, smooth = loss_curves({"loss": noisy}, ["loss"]).axes[0].lines
+    assert raw.get_alpha() < 1
+    assert np.abs(smooth.get_ydata() - ramp)[10:-10].max() < 1.5
+
+
+def test_cmc_curve_draws_each_report_up_to_the_last_rank():
+    figure = cmc_curve({"a": np.linspace(0.5, 1, 50), "b": np.linspace(0.25, 1, 10)}, max_rank=20)
+    (axes,) = figure.axes
+    assert [len(line.get_xdata()) for line in axes.lines] == [20, 10]
+    assert axes.lines[0].get_xdata()[0] == 1
+    assert len({line.get_color() for line in axes.lines}) == 2
+    captions = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert captions == ["a  (50.0 at rank 1)", "b  (25.0 at rank 1)"]
+
+
+def test_ranked_lists_frame_right_and_wrong():
+    figure = ranked_lists(
+        [image(), image(90, 30)],
+        [[image(), image(50, 50), image()], [image()]],
+        [[True, False, True], [False]],
+        names=["pid 4", "pid 7"],
+        scores=[[0.9, 0.8, 0.7], [0.65]],
+    )
+    assert frames(figure) == [QUERY, RIGHT, WRONG, RIGHT, QUERY, WRONG]
+    captions = [axes.get_title() for axes in figure.axes]
+    assert captions == ["pid 4", "1 ✓", "2 ✗", "3 ✓", "pid 7", "1 ✗"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "0.90", "0.80", "0.70", "", "0.65"]
+
+
+def test_ranked_lists_need_neither_names_nor_scores():
+    figure = ranked_lists([image()], [[image()]], [[True]])
+    assert [axes.get_title() for axes in figure.axes] == ["query", "1 ✓"]
+    assert figure.axes[1].get_xlabel() == ""
+
+
+def test_images_are_whole_and_undistorted():
+    figure = image_sheet([image(30, 60), image(100, 20)])
+    figure.canvas.draw()
+    for axes, (height, width) in zip(figure.axes, [(30, 60), (100, 20)], strict=True):
+        left, right, bottom, top = axes.images[0].get_extent()
+        assert (right - left, top - bottom) == (width, height)
+        assert axes.get_xlim()[0] <= left and right <= axes.get_xlim()[1]
+        assert axes.get_ylim()[0] <= bottom and top <= axes.get_ylim()[1]
+        assert axes.get_aspect() == 1
+    sizes = {(round(a.bbox.width), round(a.bbox.height)) for a in figure.axes}
+    assert len(sizes) == 1
+
+
+def test_image_sheet_captions_and_columns():
+    figure = image_sheet([image()] * 5, titles=list("abcde"), columns=3)
+    assert [axes.get_title() for axes in figure.axes] == list("abcde")
+    places = [axes.get_subplotspec() for axes in figure.axes]
+    assert [(place.rowspan.start, place.colspan.start) for place in places] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert frames(figure) == [None] * 5
+
+
+def test_score_histogram_shows_cut_and_groups():
+    scores = np.random.default_rng(0).normal(size=1000)
+    figure = score_histogram(
+        scores, cut=0.5, groups={"first": np.arange(1000) < 300, "rows": np.array([1, 2, 3])}, label="CFS"
+    )
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "CFS"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["first (300)", "rows (3)"]
+    assert f"{100 * (scores >= 0.5).mean():.0f} % kept" in axes.texts[0].get_text()
+    kept = [bar for bar in axes.patches if hasattr(bar, "get_height") and bar.get_alpha() == 0.75]
+    assert min(bar.get_x() for bar in kept) == pytest.approx(0.5)
+    assert sum(bar.get_height() for bar in kept) == pytest.approx((scores >= 0.5).mean())
+    bars = [bar for bar in axes.patches if hasattr(bar, "get_height")]
+    assert sum(bar.get_height() for bar in bars) == pytest.approx(1)
+
+
+def test_score_histogram_alone():
+    (axes,) = score_histogram(np.linspace(-1, 1, 50)).axes
+    assert axes.get_legend() is None
+    assert not axes.texts and not axes.lines
+
+
+@pytest.mark.parametrize("scores", [np.full(5, 0.3), np.array([0.2])])
+def test_score_histogram_of_one_value(scores):
+    (axes,) = score_histogram(scores, cut=0.1).axes
+    assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(1)
+
+
+def test_every_figure_saves(tmp_path):
+    figures = {
+        "loss": loss_curves({"loss": [2.0, 1.0]}, ["loss"]),
+        "cmc": cmc_curve({"a": np.ones(20)}),
+        "lists": ranked_lists([image()], [[image(), image()]], [[True, False]]),
+        "scores": score_histogram(np.arange(9.0), cut=4, groups={"a": [1, 2]}),
+        "sheet": image_sheet([image(), image(64, 64)], ["a", "b"]),
+    }
+    for name, figure in figures.items():
+        figure.savefig(tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert "matplotlib.pyplot" not in inspect.getsource(sys.modules[loss_curves.__module__])
