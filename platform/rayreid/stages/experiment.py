@@ -1,0 +1,161 @@
+"""Running experiments: one file, one or several rows, whatever is missing made once, the results in one table."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayreid.artifacts import Artifact, make_folder, output_root, write_atomically
+from rayreid.cluster import connect
+from rayreid.config import Experiment
+from rayreid.errors import UserError
+from rayreid.experiment_file import dump, flatten, rows
+from rayreid.stages.plan import STAGE_ROLE, check, plan, shared
+from rayreid.stages.production import produce
+from rayreid.stages.progress import Screen
+from rayreid.stages.summary import Row, row_of, show_hint, show_table
+from rayreid.tracking import Run, Tracker
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What running needs besides the experiment: where outputs go, who tracks, who shows."""
+
+    root: Path
+    tracker: Tracker
+    screen: Screen
+
+
+def open_desk(experiment: Experiment, screen: Screen | None = None) -> Desk:
+    """The output root and its tracking store.
+
+    Raises:
+        UserError: the root cannot be made, or the tracking server does not answer.
+    """
+    root = output_root()
+    make_folder(root)
+    return Desk(root, Tracker(root, experiment.name), screen or Screen())
+
+
+def run(experiment: Experiment) -> list[Row]:
+    """Run all rows of an experiment, or what is missing of them, and show the table.
+
+    Raises:
+        UserError: what the user can mend; checked before anything starts where it can be.
+    """
+    table = rows(experiment)
+    root = output_root()
+    plans = {label: plan(row, root) for label, row in table.items()}
+    check(table.values(), plans)
+    desk = open_desk(experiment)
+    with connect(), experiment_run(desk, experiment) as parent:
+        if experiment.compare:
+            results = _run_rows(table, plans, desk, parent)
+        else:
+            results = [run_row(experiment.name, table[experiment.name], desk, parent)]
+        write_results(desk, experiment, results)
+        show_table(desk.screen, results)
+        show_hint(desk.screen, desk.tracker.uri)
+    return results
+
+
+def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
+    """Run one stage of an experiment as it stands in the file, and whatever it needs.
+
+    Raises:
+        UserError: as for `run`; or the experiment has no use for that stage.
+    """
+    label, row = next(iter(rows(experiment.model_copy(update={"compare": []})).items()))
+    graph = plan(row, output_root())
+    check([row], {label: graph})
+    wanted = [graph[role] for role in STAGE_ROLE[stage] if role in graph]
+    if not wanted:
+        raise UserError(f"stage {stage}: experiment {experiment.name!r} has no use for it as configured")
+    desk = open_desk(experiment)
+    with connect(), experiment_run(desk, row) as parent:
+        made = [produce(artifact, parent, desk.screen, tags_of(row)) for artifact in wanted]
+    for artifact in made:
+        desk.screen.say(f"{artifact.path}")
+    return made
+
+
+def run_row(label: str, experiment: Experiment, desk: Desk, run: Run) -> Row:
+    """Produce one experiment's metrics under its own MLflow run."""
+    graph = plan(experiment, desk.root)
+    tags = {**tags_of(experiment), "row": label}
+    run.tags(tags)
+    produce(graph["metrics"], run, desk.screen, tags)
+    for role, artifact in graph.items():
+        run.tags({f"artifact.{role}": artifact, f"run.{role}": artifact.facts["run"]})
+    row = row_of(label, graph)
+    run.metrics(row.metrics())
+    return row
+
+
+def _run_rows(
+    table: Mapping[str, Experiment], plans: Mapping[str, Mapping[str, Artifact]], desk: Desk, parent: Run
+) -> list[Row]:
+    for artifact in shared(plans):
+        produce(artifact, parent, desk.screen, shared_tags(next(iter(table.values()))))
+    results = []
+    for label, experiment in table.items():
+        desk.screen.say(f"[bold cyan]{label}[/]")
+        with experiment_run(desk, experiment, label, parent) as run:
+            results.append(run_row(label, experiment, desk, run))
+    return results
+
+
+def experiment_run(desk: Desk, experiment: Experiment, label: str | None = None, parent: Run | None = None) -> Run:
+    """The MLflow run of an experiment or row: the one that an earlier call began, or a new one.
+
+    The resolved configuration is written beside it, in `<root>/experiments/`, and logged.
+    """
+    folder = folder_of(desk.root, experiment)
+    note = folder / f"run{'-' + parent.id if parent else ''}.json"
+    if note.exists():
+        continued = desk.tracker.resume(json.loads(note.read_text())["run"])
+        if continued is not None:
+            return continued
+    name = label or experiment.name
+    tags = {**tags_of(experiment), "experiment": experiment.name}
+    run = parent.child(name, tags) if parent else desk.tracker.run(name, tags)
+    write_atomically(folder / "config.yaml", dump(experiment))
+    write_atomically(note, json.dumps({"run": run.id}))
+    run.text(dump(experiment), "config.yaml")
+    run.params(flatten(experiment.model_dump(mode="json", exclude={"compare", "sweep"})))
+    return run
+
+
+def folder_of(root: Path, experiment: Experiment) -> Path:
+    """Where an experiment's configuration and table lie: `<root>/experiments/<name>-<hash of the configuration>`."""
+    digest = hashlib.blake2b(dump(experiment).encode(), digest_size=4).hexdigest()
+    folder = root / "experiments" / f"{experiment.name}-{digest}"
+    make_folder(folder)
+    return folder
+
+
+def tags_of(experiment: Experiment) -> dict[str, Any]:
+    """The tags by which runs are compared."""
+    trained = experiment.pretrain.method != "none"
+    return {
+        "backbone": experiment.backbone.name,
+        "stem": experiment.backbone.stem,
+        "strategy": experiment.select.strategy if trained and not experiment.select.whole else "none",
+        "fraction": (experiment.select.fraction if experiment.select.count is None else "count") if trained else 0,
+        "target": experiment.target.dataset,
+        "seed": experiment.seed,
+    }
+
+
+def shared_tags(experiment: Experiment) -> dict[str, Any]:
+    """The tags of stages that several experiments share: without what these differ in."""
+    tags = tags_of(experiment)
+    return {name: tags[name] for name in ("backbone", "target")} | {"shared": "true"}
+
+
+def write_results(desk: Desk, experiment: Experiment, results: list[Row]) -> None:
+    """The table as JSON beside the configuration."""
+    content = [{"label": row.label, **row.metrics()} for row in results]
+    write_atomically(folder_of(desk.root, experiment) / "results.json", json.dumps(content, indent=1))

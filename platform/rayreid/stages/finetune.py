@@ -1,0 +1,138 @@
+"""Stage *finetune*: backbone weights + labelled target → ReID model, supervised, on Ray Train."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rayreid.artifacts import Artifact, data_path
+from rayreid.config import Backbone, Finetune, Resources
+from rayreid.data.images import ImageBatch
+from rayreid.data.reid_transforms import ReIDTrain
+from rayreid.data.sampling import IdentityPlan
+from rayreid.data.store import ImageStore
+from rayreid.errors import UserError
+from rayreid.models.backbones import build_backbone
+from rayreid.models.weights import load_weights, save_backbone
+from rayreid.reid.supervised import SupervisedReID
+from rayreid.stages import pretrain
+from rayreid.stages.production import Work, identity
+from rayreid.stages.trainer import Training, fit
+
+VERSION = 1
+WEIGHTS = "model.safetensors"
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+def plan(
+    target: Artifact,
+    weights: Artifact | None,
+    config: Finetune,
+    backbone: Backbone,
+    seed: int,
+    resources: Resources,
+) -> Artifact:
+    """A ReID model: a backbone fine-tuned on a target, from pre-trained weights, a checkpoint, or from scratch."""
+    inputs = {"target": target, **({"weights": weights} if weights else {})}
+    start = None if weights else pretrain.start_checksum(backbone)
+    fields = identity(finetune=config, backbone=backbone, seed=seed, start=start)
+    job = partial(_finetune, config, backbone, seed, resources)
+    return Artifact(target.root, "finetune", VERSION, fields, inputs, job)
+
+
+def _finetune(config: Finetune, backbone: Backbone, seed: int, resources: Resources, work: Work) -> dict[str, Any]:
+    store = ImageStore(work.input("target"))
+    rows = labelled_rows(store)
+    classes, labels = np.unique(store.pids[rows], return_inverse=True)
+    start = data_path(backbone.weights) if backbone.weights else None
+    if "weights" in work.artifact.inputs:
+        start = work.input("weights") / pretrain.WEIGHTS
+    steps = IdentityPlan(rows, store.pids[rows], config.identities, config.instances, seed)
+    label_of_row = np.full(len(store), -1)
+    label_of_row[rows] = labels
+    header = {"method": "supervised", "epochs": config.epochs, "artifact": str(work.artifact)}
+    training = Training(
+        folder=work.folder,
+        store=store.directory,
+        plan=steps,
+        build=_Build(config, backbone, seed, steps.steps_per_epoch, len(classes), start, label_of_row),
+        save=partial(_save, work.folder / WEIGHTS, header),
+        epochs=config.epochs,
+        accumulate=1,
+        precision=config.precision,
+        seed=seed,
+        checkpoint_minutes=config.checkpoint_minutes,
+    )
+    profile = {"images": len(rows), "identities": len(classes)}
+    work.run.dataset("target", store.fingerprint, str(store.directory), profile, "finetune")
+    work.run.params({"resolved.warmup_epochs": config.warmup})
+    facts = fit(work, training, resources)
+    work.run.file(work.folder / WEIGHTS, "weights")
+    return {**profile, **facts}
+
+
+def labelled_rows(store: ImageStore) -> np.ndarray:
+    """Index rows of the train split's labelled images.
+
+    Raises:
+        UserError: there are none.
+    """
+    rows = store.rows_of("train")
+    rows = rows[store.pids[rows] >= 0]
+    if not len(rows):
+        raise UserError(f"{store.directory}: the split 'train' holds no labelled image; a target needs one")
+    return rows
+
+
+@dataclass(frozen=True)
+class _Build:
+    """Builds the method on a worker."""
+
+    config: Finetune
+    backbone: Backbone
+    seed: int
+    steps_per_epoch: int
+    classes: int
+    start: Path | None
+    labels: np.ndarray
+
+    def __call__(self, device: torch.device) -> tuple[SupervisedReID, Callable[..., Any]]:
+        c, b = self.config, self.backbone
+        network = build_backbone(b.name, b.stem, b.img_size, b.depth, drop_path=c.drop_path)
+        if self.start is not None:
+            load_weights(network, self.start)
+        method = SupervisedReID(
+            network,
+            self.classes,
+            epochs=c.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            lr=c.lr,
+            warmup_epochs=c.warmup,
+            weight_decay=c.weight_decay,
+            bias_lr_factor=c.bias_lr_factor,
+            optimizer=c.optimizer,
+            global_mining=c.global_mining,
+        )
+        transform = ReIDTrain(b.img_size, MEAN, STD, erasing=c.erasing, padding=c.padding)
+        return method.to(device), partial(_prepare, transform, self.seed, self.labels, device)
+
+
+def _prepare(
+    transform: ReIDTrain,
+    seed: int,
+    labels: np.ndarray,
+    device: torch.device,
+    images: ImageBatch,
+    keys: Sequence[str],
+    epoch: int,
+    rows: np.ndarray,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return transform(images, keys, epoch, seed), torch.as_tensor(labels[rows], device=device)
+
+
+def _save(path: Path, header: dict[str, Any], method: SupervisedReID) -> None:
+    save_backbone(path, method.base, MEAN, STD, **header)

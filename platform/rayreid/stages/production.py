@@ -1,0 +1,106 @@
+"""Making artifacts: what is complete is kept, what is missing is made once, under a lease and an MLflow run."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayreid.artifacts import Artifact, write_atomically
+from rayreid.config import Section
+from rayreid.errors import UserError
+from rayreid.experiment_file import flatten
+from rayreid.stages.progress import Screen, clock
+from rayreid.tracking import Run
+
+SCRATCH = ("checkpoints", "ray")
+"""Folders of an artifact that are needed only until it is complete."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage is given to make one artifact with.
+
+    Attributes:
+        artifact: the artifact to make; its inputs are complete.
+        folder: where its files go.
+        run: the stage's MLflow run.
+        screen: where progress is shown.
+    """
+
+    artifact: Artifact
+    folder: Path
+    run: Run
+    screen: Screen
+
+    def input(self, role: str) -> Path:
+        """The folder of an input artifact."""
+        return self.artifact.inputs[role].path
+
+
+def identity(**sections: Section | Any) -> dict[str, Any]:
+    """The result-changing fields of several sections or plain values, by name."""
+    return {name: value.identity() if isinstance(value, Section) else value for name, value in sections.items()}
+
+
+def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, Any]) -> Artifact:
+    """Make an artifact and all that it stands on, where they are not complete.
+
+    Args:
+        artifact: what is wanted.
+        parent: the MLflow run under which new stage runs are nested.
+        screen: shows progress.
+        tags: MLflow tags for new stage runs.
+
+    Raises:
+        UserError: something the user can mend; nothing half-made is taken for complete afterwards.
+    """
+    for needed in artifact.inputs.values():
+        produce(needed, parent, screen, tags)
+    if artifact.complete:
+        return artifact
+    with artifact.writing() as folder:
+        if not artifact.complete:
+            _make(artifact, folder, parent, screen, tags)
+    return artifact
+
+
+def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: Mapping[str, Any]) -> None:
+    began = time.monotonic()
+    screen.say(f"[bold]▸ {artifact}[/]")
+    try:
+        with _stage_run(artifact, folder, parent, tags) as run:
+            facts = artifact.job(Work(artifact, folder, run, screen))
+            seconds = time.monotonic() - began
+            run.metrics({name: value for name, value in facts.items() if isinstance(value, int | float)})
+            run.metrics({"seconds": seconds})
+            artifact.finish({**facts, "seconds": round(seconds, 1), "run": run.id})
+            for name in SCRATCH:
+                shutil.rmtree(folder / name, ignore_errors=True)
+    except UserError:
+        if {path.name for path in folder.iterdir()} <= {"run.json", "lease.json"}:
+            (folder / "run.json").unlink(missing_ok=True)  # nothing was begun that a later call could continue
+        raise
+    shown = ", ".join(
+        f"{name} {_short(value)}" for name, value in facts.items() if isinstance(value, int | float | str)
+    )
+    screen.say(f"  [green]✓[/] {clock(seconds)}  {shown}")
+
+
+def _stage_run(artifact: Artifact, folder: Path, parent: Run, tags: Mapping[str, Any]) -> Run:
+    """The stage's run: the one that an interrupted process began, or a new one."""
+    note = folder / "run.json"
+    if note.exists():
+        continued = parent.tracker.resume(json.loads(note.read_text())["run"])
+        if continued is not None:
+            return continued
+    run = parent.child(artifact.stage, {**tags, "stage": artifact.stage, "artifact": str(artifact)})
+    write_atomically(note, json.dumps({"run": run.id}))
+    run.params(flatten(artifact.fields))
+    return run
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,85 @@
+"""What a person sees while stages run: one live bar on a terminal, a line now and then in a log."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_LINE_SECONDS = 15.0
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `1:23:45` or `2:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Bar:
+    """Progress of one long step."""
+
+    def __init__(self, title: str, total: int, console: Console, live: Progress | None, task: TaskID | None):
+        self.title, self.total = title, total
+        self._console, self._live, self._task = console, live, task
+        self._began: float | None = None
+        self._first = 0
+        self._spoke = time.monotonic()
+
+    def to(self, done: int, note: str = "") -> None:
+        """Say how far it is; `note` adds figures such as the loss."""
+        now = time.monotonic()
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=done, note=escape(note))
+            return
+        if self._began is None:
+            # The first report starts the clock: what came before (start-up, a resumed part) says nothing of the pace.
+            self._began, self._first = now, done
+        elif done < self.total and now - self._spoke >= _LINE_SECONDS and done > self._first:
+            left = (now - self._began) / (done - self._first) * (self.total - done)
+            self._console.print(f"    {self.title} {done}/{self.total}  {note}  {clock(left)} left", highlight=False)
+            self._spoke = now
+
+
+class Screen:
+    """Prints headings, bars, tables; bars are live on a terminal only."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(file=sys.stdout, soft_wrap=True, highlight=False)
+
+    def __reduce__(self) -> tuple[type["Screen"], tuple[()]]:
+        """Another process has a screen of its own (Tune pickles its callbacks)."""
+        return Screen, ()
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text)
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Bar]:
+        """A bar for one long step of `total` parts."""
+        if not self.console.is_terminal:
+            yield Bar(title, total, self.console, None, None)
+            return
+        columns = (
+            TextColumn("    {task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as live:
+            yield Bar(title, total, self.console, live, live.add_task(title, total=total, note=""))

@@ -1,0 +1,79 @@
+"""The table at the end: what each row was trained on, what it reached and what it cost."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from rayreid.artifacts import Artifact, lineage
+from rayreid.stages.progress import Screen, clock
+
+
+@dataclass(frozen=True)
+class Row:
+    """One experiment's outcome.
+
+    Attributes:
+        label: its name in the table.
+        images: images it was pre-trained on; steps: optimizer steps of that.
+        seconds: what its own pre-training, fine-tuning and evaluation took.
+        gpu_hours: of the same.
+        scores: mAP, rank1, rank5, rank10, mINP in [0, 1].
+        auc: of the CFS against the known origin of the pool's images, where it is known.
+    """
+
+    label: str
+    images: int
+    steps: int
+    seconds: float
+    gpu_hours: float
+    scores: Mapping[str, float]
+    auc: float | None
+
+    def metrics(self) -> dict[str, float]:
+        """Under the names that are the same in every run."""
+        known = {} if self.auc is None else {"cfs_auc": self.auc}
+        cost = {"images": self.images, "pretrain_steps": self.steps, "total_seconds": self.seconds}
+        return {**self.scores, **cost, "gpu_hours": self.gpu_hours, **known}
+
+
+def row_of(label: str, graph: Mapping[str, Artifact]) -> Row:
+    """The outcome of a finished experiment, from its artifacts' facts."""
+    own = [graph[role].facts for role in ("weights", "model", "metrics") if role in graph]
+    weights = graph["weights"].facts if "weights" in graph else {"images": 0, "steps": 0}
+    metrics = graph["metrics"].facts
+    return Row(
+        label=label,
+        images=weights["images"],
+        steps=weights["steps"],
+        seconds=sum(facts["seconds"] for facts in own),
+        gpu_hours=sum(facts.get("gpu_hours", 0.0) for facts in own),
+        scores={name: metrics[name] for name in ("mAP", "rank1", "rank5", "rank10", "mINP")},
+        auc=graph["scores"].facts.get("auc") if "scores" in graph else None,
+    )
+
+
+def show_table(screen: Screen, rows: list[Row]) -> None:
+    """Print the rows side by side."""
+    table = Table(title=None, header_style="bold", pad_edge=False)
+    table.add_column("")
+    for name in ("mAP %", "Rank-1 %", "mINP %", "images", "steps", "time"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        quality = [f"{100 * row.scores[name]:.1f}" for name in ("mAP", "rank1", "mINP")]
+        table.add_row(row.label, *quality, f"{row.images:,}", f"{row.steps:,}", clock(row.seconds))
+    screen.console.print(table)
+    known = next((row.auc for row in rows if row.auc is not None), None)
+    if known is not None:
+        screen.say(f"CFS against the pool's known origins: AUC {known:.3f} (0.5 is chance)")
+
+
+def show_hint(screen: Screen, uri: str) -> None:
+    """Say how to open MLflow on these runs."""
+    screen.say(f"Compare the runs:  mlflow ui --backend-store-uri {uri}")
+
+
+def stage_seconds(graphs: Mapping[str, Mapping[str, Artifact]]) -> dict[str, float]:
+    """Wall time of every distinct artifact of some experiments, by `stage/id`."""
+    every = {a.id: a for graph in graphs.values() for a in lineage(graph).values()}
+    return {str(artifact): artifact.facts["seconds"] for artifact in every.values()}

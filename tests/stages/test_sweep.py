@@ -1,0 +1,51 @@
+"""A sweep: trials share what they can, a failing one ends nothing, and nothing runs twice."""
+
+import pytest
+from mlflow import MlflowClient
+
+from rayreid.cluster import connect
+from rayreid.errors import UserError
+from rayreid.experiment_file import load_experiment
+from rayreid.stages.sweep import sweep, trials
+
+pytestmark = pytest.mark.ray
+
+
+def test_trials_are_all_combinations(tiny):
+    parameters = {"select.fraction": [0.25, 1.0], "backbone.stem": ["patchify", "ics"]}
+    made = trials(load_experiment(tiny(sweep={"parameters": parameters})))
+    assert {(e.select.fraction, e.backbone.stem) for e in made.values()} == {
+        (fraction, stem) for fraction in (0.25, 1.0) for stem in ("patchify", "ics")
+    }
+    assert {e.proxy.backbone.stem for e in made.values()} == {"patchify"}
+
+
+def test_without_parameters_there_is_nothing_to_sweep(tiny):
+    with pytest.raises(UserError, match=r"sweep\.parameters"):
+        trials(load_experiment(tiny()))
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_its_trials_and_tells_of_the_one_that_failed(tiny, root, capsys):
+    # 10 identities cannot fill a batch of 400: only the trial itself finds that out.
+    parameters = {"finetune.identities": [4, 400]}
+    experiment = load_experiment(tiny(pretrain="none", sweep={"parameters": parameters}))
+    with connect():
+        rows = sweep(experiment)
+        again = sweep(experiment)
+    assert [row.label for row in rows] == ["finetune.identities=4"]
+    assert again == rows
+    assert "failed" in capsys.readouterr().out
+    assert len(list((root / "ingest").iterdir())) == 1
+    assert len(list((root / "evaluate").iterdir())) == 1
+
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    by_name = {run.info.run_name: run for run in found}
+    top = by_name["tiny"]
+    good, bad = by_name["finetune.identities=4"], by_name["finetune.identities=400"]
+    assert good.data.tags["mlflow.parentRunId"] == bad.data.tags["mlflow.parentRunId"] == top.info.run_id
+    assert good.info.status == "FINISHED" and "mAP" in good.data.metrics
+    assert bad.info.status == "FAILED" and "fewer than a batch's 400" in bad.data.tags["error"]
+    ingest = [run for run in found if run.data.tags.get("stage") == "ingest"]
+    assert [run.data.tags["mlflow.parentRunId"] for run in ingest] == [top.info.run_id]

@@ -1,0 +1,297 @@
+"""Bad input at the command line: one line, exit status 2, nothing begun."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rayreid import __version__
+from rayreid.cli import main
+from rayreid.errors import UserError
+from rayreid.models.backbones import build_backbone
+from rayreid.models.weights import save_backbone
+
+PLATFORM = Path(__file__).parent.parent / "platform"
+
+GOOD = {
+    "name": "small",
+    "pool": {"dataset": "synthetic", "options": {"part": "pool", "images": 8, "size": [32, 16]}},
+    "target": {
+        "dataset": "synthetic",
+        "options": {"part": "target", "size": [32, 16], "identities": 2, "test_identities": 2},
+    },
+    "backbone": {"name": "vit_tiny", "depth": 1, "img_size": [32, 16]},
+}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """Where outputs and data would be; Ray and MLflow refuse to be started."""
+    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path / "outputs"))
+    monkeypatch.setenv("RAYREID_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    (tmp_path / "data").mkdir()
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("this was to be refused before anything starts")
+
+    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setattr("rayreid.stages.experiment.Tracker", refuse)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(home, capfd):
+    """Run a command that must be refused; gives its one line."""
+
+    def refused(command: str, tree: dict | str, *arguments: str) -> str:
+        path = home / "experiment.yaml"
+        path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+        with pytest.raises(SystemExit) as ended:
+            main([command, str(path), *arguments])
+        assert ended.value.code == 2
+        shown = capfd.readouterr()
+        assert shown.out == ""
+        assert shown.err.startswith("rayreid: ") and shown.err.endswith("\n")
+        assert len(shown.err.splitlines()) == 1, shown.err
+        assert not (home / "outputs").exists()
+        assert list((home / "data").iterdir()) == []
+        return shown.err
+
+    return refused
+
+
+# What the file says
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "config", "pretrain", "evaluate"])
+def test_an_unknown_key(refused, command):
+    message = refused(command, {**GOOD, "pretrain": {"epoch": 3}})
+    assert "experiment.yaml" in message and "'pretrain.epoch'" in message and "'epochs'" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("pretrain.epochs=many", "pretrain.epochs"),
+        ("pretrain.lr=fast", "pretrain.lr"),
+        ("select.fraction=half", "select.fraction"),
+        ("backbone.img_size=64", "backbone.img_size"),
+        ("select.fraction=0", "select.fraction"),
+        ("select.fraction=1.5", "select.fraction"),
+        ("select.fraction=-0.1", "select.fraction"),
+        ("select.count=0", "select.count"),
+        ("select.strategy=best", "select.strategy"),
+    ],
+)
+def test_a_wrong_type_or_value(refused, change, key):
+    message = refused("run", GOOD, change)
+    assert "experiment.yaml" in message and f" {key}:" in message
+
+
+def test_a_missing_experiment_file(home, capfd):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(home / "none.yaml")])
+    assert ended.value.code == 2
+    assert capfd.readouterr().err == f"rayreid: {home / 'none.yaml'}: no such experiment file\n"
+    assert not (home / "outputs").exists()
+
+
+def test_a_file_that_is_not_yaml(refused):
+    assert "experiment.yaml: not valid YAML" in refused("run", "pool: {dataset: folder")
+
+
+def test_a_row_with_a_fraction_outside_its_range(refused):
+    message = refused("run", {**GOOD, "compare": [{}, {"select.fraction": 2}]})
+    assert "compare[1]: select.fraction" in message
+
+
+def test_a_sweep_with_a_fraction_outside_its_range(refused):
+    for command in ("run", "sweep"):
+        message = refused(command, {**GOOD, "sweep": {"parameters": {"select.fraction": [0.5, 2]}}})
+        assert "sweep.parameters: select.fraction" in message
+
+
+def test_a_sweep_without_parameters(refused):
+    assert "sweep.parameters" in refused("sweep", GOOD)
+
+
+# What the file names
+
+
+@pytest.mark.parametrize("command", ["run", "ingest", "pretrain", "score", "select", "finetune", "evaluate"])
+@pytest.mark.parametrize("source", ["pool", "target"])
+def test_a_missing_dataset_folder(refused, home, command, source):
+    message = refused(command, {**GOOD, source: {"dataset": "market1501", "root": "nowhere"}})
+    assert str(home / "data" / "nowhere") in message
+
+
+def test_a_missing_dataset_folder_in_a_sweep(refused, home):
+    tree = {**GOOD, "pool": {"dataset": "folder", "root": "nowhere"}}
+    message = refused("sweep", {**tree, "sweep": {"parameters": {"select.fraction": [0.5, 1.0]}}})
+    assert str(home / "data" / "nowhere") in message
+
+
+def test_an_unknown_dataset_and_an_unknown_option(refused):
+    assert "'market1501'" in refused("run", {**GOOD, "target": {"dataset": "market1502"}})
+    assert "'images'" in refused("run", {**GOOD, "pool": {"dataset": "synthetic", "options": {"imags": 3}}})
+
+
+def test_a_target_with_an_empty_split(refused, home):
+    root = home / "market"
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        (root / folder).mkdir(parents=True)
+    (root / "bounding_box_train" / "0001_c1s1_000001_00.jpg").write_bytes(b"")
+    message = refused("run", {**GOOD, "target": {"dataset": "market1501", "root": str(root)}})
+    assert str(root) in message and "'query'" in message
+
+
+def test_a_target_without_its_splits(refused, home):
+    (home / "images").mkdir()
+    (home / "images" / "a.jpg").write_bytes(b"")
+    message = refused("run", {**GOOD, "target": {"dataset": "folder", "root": str(home / "images")}})
+    assert "target: dataset folder" in message and "'train'" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["backbone.stem=ibn"], "backbone stem 'ibn'"),
+        (["backbone.name=vit_smal"], "'vit_small'"),
+        (["backbone.name=swin_tiny", "backbone.stem=ics"], "'ics'"),
+        (["backbone.img_size=[100, 50]"], "100x50"),
+        (["proxy.backbone.stem=ibn"], "backbone stem 'ibn'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "finetune"])
+def test_a_backbone_that_cannot_be_built(refused, command, changes, named):
+    assert named in refused(command, {**GOOD, "backbone": {"img_size": [32, 16]}}, *changes)
+
+
+def test_a_backbone_of_a_row_that_cannot_be_built(refused):
+    assert "'ibn'" in refused("run", {**GOOD, "compare": [{}, {"backbone.stem": "ibn"}]})
+
+
+def test_weights_of_another_architecture(refused, home):
+    path = home / "deeper.safetensors"
+    save_backbone(path, build_backbone("vit_tiny", depth=2, img_size=(32, 16)), (0.5,) * 3, (0.5,) * 3)
+    message = refused("run", GOOD, f"backbone.weights={path}")
+    assert str(path) in message and "vit_tiny" in message and "blocks.1" in message
+
+
+def test_weights_that_are_not_there_or_none(refused, home):
+    assert str(home / "data" / "none.pth") in refused("run", GOOD, "backbone.weights=none.pth")
+    (home / "text.pth").write_text("no weights")
+    assert str(home / "text.pth") in refused("run", GOOD, f"backbone.weights={home / 'text.pth'}")
+
+
+def test_a_missing_file_list(refused, home):
+    message = refused("run", GOOD, "select.strategy=list", "select.list=best.txt")
+    assert str(home / "data" / "best.txt") in message and "select.list" in message
+    assert "select.list" in refused("select", GOOD, "select.strategy=list")
+
+
+def test_a_missing_provenance_file(refused, home):
+    message = refused("run", GOOD, "pool.provenance=origins.csv", "pool.relevant=market1501")
+    assert str(home / "data" / "origins.csv") in message and "pool.provenance" in message
+    assert "pool.relevant" in refused("run", GOOD, "pool.provenance=origins.csv")
+
+
+def test_a_source_proxy_that_is_not_pre_trained(refused):
+    assert "proxy.pretrain.method" in refused("run", GOOD, "proxy.pretrain=none")
+
+
+def test_a_stage_for_which_the_experiment_has_no_use(refused):
+    message = refused("score", GOOD, "select.fraction=1.0")
+    assert "score" in message and "'small'" in message
+
+
+def test_relative_places_inside_a_job(refused, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("RAYREID_ROOT", "outputs")
+    assert "RAYREID_ROOT" in refused("run", GOOD)
+
+
+def test_an_output_root_that_cannot_be_made(refused, home, monkeypatch):
+    (home / "file").write_text("")
+    monkeypatch.setenv("RAYREID_ROOT", str(home / "file" / "outputs"))
+    message = refused("run", GOOD)
+    assert str(home / "file" / "outputs") in message and "RAYREID_ROOT" in message
+
+
+def test_good_input_is_not_refused(home):
+    path = home / "experiment.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    with pytest.raises(AssertionError, match="before anything starts"):
+        main(["run", str(path)])
+
+
+# The command itself
+
+
+def test_an_error_of_the_program_keeps_its_traceback(home, monkeypatch):
+    def fail(*args):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("rayreid.experiment_file.load_experiment", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["config", "x.yaml"])
+
+
+def test_a_users_error_that_comes_from_a_ray_task_is_unwrapped(home, monkeypatch, capfd):
+    class TaskError(RuntimeError):
+        cause = UserError("a.jpg: look here")
+
+    def fail(*args):
+        raise TaskError("a long remote traceback\nof many lines")
+
+    monkeypatch.setattr("rayreid.experiment_file.load_experiment", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["config", "x.yaml"])
+    assert ended.value.code == 2
+    assert capfd.readouterr().err == "rayreid: a.jpg: look here\n"
+
+
+def test_config_prints_the_resolved_experiment(home, capfd):
+    path = home / "experiment.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    with pytest.raises(SystemExit) as ended:
+        main(["config", str(path), "pretrain.epochs=3"])
+    assert not ended.value.code
+    shown = yaml.safe_load(capfd.readouterr().out)
+    assert shown["pretrain"]["epochs"] == shown["proxy"]["pretrain"]["epochs"] == 3
+    assert shown["finetune"]["epochs"] == 120
+
+
+def test_version(home, capfd):
+    with pytest.raises(SystemExit):
+        main(["version"])
+    assert capfd.readouterr().out.strip() == __version__
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONPATH": str(PLATFORM)}
+    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_debug_shows_the_traceback():
+    quiet, debug = (python("-m", "rayreid.cli", "run", "none.yaml", *more) for more in ([], ["--debug"]))
+    assert quiet.returncode == 2
+    assert quiet.stderr == "rayreid: none.yaml: no such experiment file\n"
+    assert debug.returncode not in (0, 2)
+    assert "Traceback" in debug.stderr and "UserError: none.yaml: no such experiment file" in debug.stderr
+
+
+def test_help_is_quick_and_names_the_commands():
+    program = (
+        "import sys\nfrom rayreid.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as ended:\n    assert not ended.code\n"
+        "assert not {'torch', 'ray', 'mlflow', 'pyarrow'} & set(sys.modules), 'help imports too much'"
+    )
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
+    for command in ("run", "sweep", "ingest", "pretrain", "score", "select", "finetune", "evaluate", "config"):
+        assert f" {command} " in done.stdout

@@ -1,0 +1,75 @@
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+RAY_START = re.compile(r"\bray start\b")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def schema():
+    """The cluster launcher's own, found without importing Ray."""
+    ray = find_spec("ray")
+    return json.loads((Path(ray.origin).parent / "autoscaler/ray-schema.json").read_text())
+
+
+def starts(cluster, kind):
+    """The commands that start Ray on a node; each runs in a shell of its own."""
+    return [command for command in cluster[f"{kind}_start_ray_commands"] if RAY_START.search(command)]
+
+
+def test_it_is_what_rays_cluster_launcher_reads(cluster, schema):
+    jsonschema.validate(cluster, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**cluster, "no_such_key": 1}, schema)
+    assert cluster["head_node_type"] in cluster["available_node_types"]
+    assert all(node["max_workers"] <= cluster["max_workers"] for node in workers(cluster).values())
+
+
+@pytest.mark.parametrize("kind", ["head", "worker"])
+@pytest.mark.parametrize("variable", ["RAYREID_ROOT", "RAYREID_DATA", "MLFLOW_TRACKING_URI"])
+def test_every_ray_start_comes_after_the_exports(cluster, kind, variable):
+    commands = starts(cluster, kind)
+    assert commands
+    for command in commands:
+        before = command[: RAY_START.search(command).start()]
+        assert re.search(rf"\bexport\b[^;]*\b{variable}=", before), command
+
+
+def test_all_nodes_find_data_and_outputs_at_one_absolute_place(cluster):
+    commands = starts(cluster, "head") + starts(cluster, "worker")
+    for variable in ("RAYREID_ROOT", "RAYREID_DATA"):
+        (place,) = {re.search(rf"\b{variable}=([^\s;]+)", command)[1] for command in commands}
+        mounted = "/mnt/rayreid"
+        assert place.startswith(f"{mounted}/")
+        assert any("mount -t nfs4 " in line and line.endswith(mounted) for line in cluster["initialization_commands"])
+
+
+def test_nodes_install_the_tested_versions_from_files_that_travel(cluster):
+    (install,) = [command for command in cluster["setup_commands"] if "pip install" in command]
+    assert "-c constraints.txt -e ." in install
+    for remote, local in cluster["file_mounts"].items():
+        assert remote == f"~/rayreid/{local}"
+        assert (ROOT / local).exists(), local
+    assert {"pyproject.toml", "constraints.txt", "platform"} <= set(cluster["file_mounts"].values())
+
+
+def test_the_workers_are_spot_nodes_of_which_one_stays(cluster):
+    for node in workers(cluster).values():
+        assert node["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+        # Without a GPU in sight `auto` would resolve to CPU workers, and no node would ever be asked for.
+        assert node["min_workers"] >= 1
+
+
+def workers(cluster):
+    return {name: node for name, node in cluster["available_node_types"].items() if name != cluster["head_node_type"]}
