@@ -1,0 +1,110 @@
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"platform", "experiments", "jobs", "tests", "benchmarks", "docs"}
+FILES = {
+    "cluster.yaml",
+    "pyproject.toml",
+    "constraints.txt",
+    "Makefile",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "LICENSE",
+}
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def files():
+    """What the repository holds, or would hold with the next commit, relative to its root."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "-z", "-co", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [Path(name) for name in listed.split("\0") if name and (ROOT / name).exists()]
+
+
+@pytest.fixture(scope="module")
+def pins():
+    """The constraints: requirement by normalised name."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    listed = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert len({requirement.name for requirement in listed}) == len(listed)
+    return {requirement.name: requirement for requirement in listed}
+
+
+@pytest.fixture(scope="module")
+def direct():
+    """What pyproject.toml names, the dev extra included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]]
+
+
+def test_the_root_holds_what_it_should(files):
+    folders = {path.parts[0] for path in files if len(path.parts) > 1}
+    single = {path.name for path in files if len(path.parts) == 1}
+    assert {name for name in folders if not name.startswith(".")} == FOLDERS
+    assert {name for name in single if not name.startswith(".")} == FILES
+
+
+def test_no_large_file_outside_the_golden_numbers(files):
+    large = [path for path in files if (ROOT / path).stat().st_size > MIB]
+    assert [str(path) for path in large if path.parts[:2] != ("tests", "golden")] == []
+
+
+def test_the_readme_opens_with_the_two_commands():
+    first = "\n".join((ROOT / "README.md").read_text().splitlines()[:25])
+    for target in ("demo", "test"):
+        assert f"make {target}" in first
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_links_between_the_documents_lead_somewhere():
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_readmes_experiment_loads(tmp_path):
+    from rayreid.experiment_file import load_experiment, rows
+
+    example = re.search(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    (tmp_path / "mine.yaml").write_text(example)
+    (tmp_path / "defaults.yaml").write_text((ROOT / "experiments/defaults.yaml").read_text())
+    assert len(rows(load_experiment(tmp_path / "mine.yaml"))) > 1
+
+
+def test_every_direct_dependency_is_pinned(direct, pins):
+    # Of the two builds of faiss one serves each platform; the other's version is not known here.
+    missing = {canonicalize_name(requirement.name) for requirement in direct} - set(pins) - {"faiss-cpu"}
+    assert missing == set()
+
+
+def test_pins_are_exact_normalised_and_allowed(direct, pins):
+    for name, pin in pins.items():
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==", pin
+        assert name == canonicalize_name(name)
+    for requirement in direct:
+        pin = pins.get(canonicalize_name(requirement.name))
+        if pin is not None:
+            (specifier,) = pin.specifier
+            assert requirement.specifier.contains(specifier.version), f"{pin} against {requirement}"
+            assert str(pin.marker) == str(requirement.marker), f"{pin} against {requirement}"
+
+
+def test_the_builds_of_faiss_share_the_platforms_out(direct):
+    markers = {r.name: r.marker for r in direct if r.name.startswith("faiss-")}
+    for system, machine in [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"), ("darwin", "x86_64")]:
+        environment = {**default_environment(), "sys_platform": system, "platform_machine": machine}
+        chosen = [name for name, marker in markers.items() if marker.evaluate(environment)]
+        assert len(chosen) == 1, f"{system} {machine}: {chosen}"
