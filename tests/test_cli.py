@@ -171,6 +171,19 @@ def test_a_backbone_that_cannot_be_built(refused, command, changes, named):
     assert named in refused(command, {**GOOD, "backbone": {"img_size": [32, 16]}}, *changes)
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("pretrain.local_size=[40, 32]", "pretrain.local_size=[40, 32]"),
+        ("pretrain.accumulate=3", "pretrain.accumulate=3"),
+        ("resources.workers=3", "resources.workers=3"),
+        ("proxy.pretrain.batch_size=7", "resources.workers=2"),
+    ],
+)
+def test_a_pre_training_that_no_worker_could_begin(refused, change, named):
+    assert named in refused("run", {**GOOD, "resources": {"workers": 2}}, change)
+
+
 def test_a_backbone_of_a_row_that_cannot_be_built(refused):
     assert "'ibn'" in refused("run", {**GOOD, "compare": [{}, {"backbone.stem": "ibn"}]})
 

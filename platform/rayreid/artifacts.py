@@ -143,7 +143,7 @@ def output_root() -> Path:
     Raises:
         UserError: inside a submitted job it is not set, or is relative.
     """
-    return _place("RAYREID_ROOT", os.environ.get("RAYREID_ROOT", "outputs"))
+    return _place("RAYREID_ROOT", os.environ.get("RAYREID_ROOT") or "outputs")
 
 
 def data_path(root: str) -> Path:

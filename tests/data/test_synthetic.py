@@ -117,7 +117,7 @@ def test_colours_tell_something_about_identity_but_not_all():
     across = cams[query][:, None] != cams[~query]
     assert similarity[same & across].mean() > similarity[~same & across].mean() + 0.02
     rank1 = np.take_along_axis(same, np.where(across, similarity, -1).argmax(1)[:, None], 1).mean()
-    assert 2 / 30 < rank1 < 0.6
+    assert 2 / 30 < rank1 < 0.8
 
 
 @pytest.mark.parametrize(

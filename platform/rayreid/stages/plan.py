@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rayreid.artifacts import Artifact, data_path, lineage
-from rayreid.config import Backbone, Experiment
+from rayreid.config import PATCH, Backbone, Experiment, Pretrain, Resources
 from rayreid.data.datasets import Dataset
 from rayreid.errors import UserError
 from rayreid.models.backbones import build_backbone
@@ -78,12 +78,15 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
 
     Raises:
         UserError: a dataset that is not there, a target without one of its splits, an unknown backbone or stem, an
-            image size that the patch does not divide, weights of another architecture, a proxy that is not pre-trained.
+            image size that the patch does not divide, weights of another architecture, a batch that cannot be dealt
+            to workers and micro-batches, a proxy that is not pre-trained.
     """
     experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
         _check_backbone(backbone)
     for e in experiments:
+        for backbone, pretraining in ((e.backbone, e.pretrain), (e.proxy.backbone, e.proxy.pretrain)):
+            _check_pretraining(backbone, pretraining, e.resources)
         needs_scores = e.select.strategy == "cfs" and not e.select.whole and e.pretrain.method != "none"
         if needs_scores and e.proxy.pretrain.method == "none":
             raise UserError("proxy.pretrain.method is none: the strategy cfs needs a pre-trained source proxy")
@@ -110,6 +113,20 @@ def _check_splits(target: Dataset) -> None:
             raise UserError(
                 f"target: dataset {target.name} has no image of split {split!r}; it needs train, query and gallery"
             )
+
+
+def _check_pretraining(backbone: Backbone, config: Pretrain, resources: Resources) -> None:
+    """What would otherwise be refused only by a worker."""
+    if config.method == "none":
+        return
+    if backbone.name.startswith("vit") and any(side % PATCH for side in config.crop_sizes(backbone.img_size)[1]):
+        raise UserError(f"pretrain.local_size={list(config.local_size)}: give multiples of the patch, {PATCH}")
+    parts = config.accumulate * (1 if resources.workers == "auto" else resources.workers)
+    if config.batch_size % parts:
+        raise UserError(
+            f"pretrain.batch_size={config.batch_size} cannot be dealt to pretrain.accumulate={config.accumulate} "
+            f"micro-batches on resources.workers={resources.workers}; make it a multiple of {parts}"
+        )
 
 
 def _check_backbone(config: Backbone) -> None:

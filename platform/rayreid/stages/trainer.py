@@ -167,6 +167,8 @@ class _Delivery:
     def __init__(self, work: Work, bar: Bar):
         self._feed = MetricsFeed(work.folder / _METRICS, work.run)
         self._bar = bar
+        self._screen = work.screen
+        self._complained = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
@@ -181,7 +183,13 @@ class _Delivery:
 
     def _keep(self) -> None:
         while not self._done.wait(_POLL_SECONDS):
-            self._show()
+            try:
+                self._show()
+            except Exception as error:
+                # A tracking server that is away costs no training: what it missed is delivered with the next rows.
+                if not self._complained:
+                    self._screen.say(f"  metrics cannot be logged for now ({type(error).__name__}: {error})")
+                self._complained = True
 
     def _show(self) -> None:
         rows = self._feed.deliver()

@@ -8,6 +8,9 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from rayreid.data.datasets.wardrobe import Colour
 
+PLACE = (1.8, 1.15)  # width and height of what a camera looks at, in frames
+HAZE = 0.65  # how far a place fades into grey: people are what is near and vivid
+
 
 def draw_scene(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     """A place where people walk: wall or hedge, floor, some clutter; RGB, width × height pixels."""
@@ -87,10 +90,10 @@ def draw_object(rng: np.random.Generator, width: int, height: int) -> Image.Imag
 class Camera:
     """One camera of the network: its usual view of people, its optics and its colours.
 
-    It looks over a wide place, or moves: what stands behind a person differs from frame to frame. (With one backdrop
-    per camera, images are first of all pictures of their camera, which is what self-supervision then learns.)
-
     Attributes:
+        place: what it looks at, larger than a frame: some part of it stands behind each person, faded by distance.
+            (A vivid or ever new backdrop tells images apart better than the person does; it is then what
+            self-supervision learns, and nothing of persons.)
         views: probabilities of seeing people from the front, back, left and right.
         gain: (3,) float32, colour cast.
         contrast: 1 leaves it as it is.
@@ -102,6 +105,7 @@ class Camera:
         scale: the person's usual height as a share of the frame's.
     """
 
+    place: Image.Image
     views: tuple[float, ...]
     gain: np.ndarray
     contrast: float
@@ -113,26 +117,36 @@ class Camera:
     scale: float
 
     @classmethod
-    def sample(cls, rng: np.random.Generator, frame_width: int) -> "Camera":
+    def sample(cls, rng: np.random.Generator, frame_width: int, canvas: tuple[int, int]) -> "Camera":
         """Install a camera.
 
         Args:
             rng: source of all choices.
             frame_width: width of the finished frame, pixels.
+            canvas: width and height of the drawing that becomes a frame, pixels.
         """
+        place = draw_scene(rng, int(PLACE[0] * canvas[0]), int(PLACE[1] * canvas[1]))
+        place = Image.blend(place, Image.new("RGB", place.size, (128, 128, 128)), HAZE)
         views = rng.dirichlet(np.full(4, 0.6)) * 0.8 + 0.05
         slope = rng.uniform(-0.2, 0.2)
         return cls(
+            place=place,
             views=tuple(float(v) for v in views),
-            gain=rng.uniform(0.9, 1.1, 3).astype(np.float32),
-            contrast=float(rng.uniform(0.72, 1.12)),
-            brightness=float(rng.uniform(-24, 22)),
+            gain=rng.uniform(0.95, 1.05, 3).astype(np.float32),
+            contrast=float(rng.uniform(0.8, 1.1)),
+            brightness=float(rng.uniform(-12, 12)),
             light=np.linspace(1 - slope, 1 + slope, frame_width, dtype=np.float32),
-            blur=float(rng.uniform(0.0, 0.025)),
-            noise=float(rng.uniform(2, 9)),
+            blur=float(rng.uniform(0.0, 0.015)),
+            noise=float(rng.uniform(2, 5)),
             quality=int(rng.integers(35, 90)),
-            scale=float(rng.uniform(0.84, 0.98)),
+            scale=float(rng.uniform(0.92, 1.04)),
         )
+
+    def backdrop(self, rng: np.random.Generator, width: int, height: int) -> Image.Image:
+        """What stands behind one person: a part of the place, width × height pixels of the drawing."""
+        x = int(rng.integers(self.place.width - width + 1))
+        y = int(rng.integers(self.place.height - height + 1))
+        return self.place.crop((x, y, x + width, y + height))
 
     def expose(self, image: Image.Image, rng: np.random.Generator, width: int, height: int) -> Image.Image:
         """Bring a drawn frame to width × height pixels as this camera sees it."""
@@ -142,8 +156,8 @@ class Camera:
             image = image.filter(ImageFilter.GaussianBlur(radius))
         pixels = np.asarray(image, dtype=np.float32) - 128.0
         pixels *= self.contrast * rng.uniform(0.88, 1.12)
-        pixels += 128.0 + self.brightness + rng.uniform(-14, 14)
-        pixels *= self.gain * rng.uniform(0.94, 1.06, 3).astype(np.float32)
+        pixels += 128.0 + self.brightness + rng.uniform(-8, 8)
+        pixels *= self.gain * rng.uniform(0.97, 1.03, 3).astype(np.float32)
         pixels *= self.light[:, None]
         pixels += self.noise * rng.standard_normal(pixels.shape, dtype=np.float32)
         image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

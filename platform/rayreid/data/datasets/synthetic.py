@@ -52,7 +52,7 @@ class Synthetic:
     """
 
     name = "synthetic"
-    version = "2"
+    version = "3"
 
     def __init__(
         self,
@@ -85,7 +85,8 @@ class Synthetic:
         self.images = _whole("images", images, 4)
         self._canvas = (self.width * SUPERSAMPLING, self.height * SUPERSAMPLING)
         self._cameras = [
-            Camera.sample(self._rng("camera", c), self.width) for c in range(1, _whole("cameras", cameras, 2) + 1)
+            Camera.sample(self._rng("camera", c), self.width, self._canvas)
+            for c in range(1, _whole("cameras", cameras, 2) + 1)
         ]
         self._origins = self._deal_origins()
 
@@ -161,7 +162,7 @@ class Synthetic:
             person = ("pool", int(rng.integers(persons)))
             return self._street_image(rng, person, self._cameras[rng.integers(len(self._cameras))])
         if origin == "background":
-            camera = Camera.sample(rng, self.width)
+            camera = Camera.sample(rng, self.width, self._canvas)
             return camera.expose(draw_object(rng, *self._canvas), rng, self.width, self.height)
         return self._foreign_image(rng)
 
@@ -171,7 +172,7 @@ class Synthetic:
         """A person of the target's domain before one of its cameras, framed inexactly as by a detector."""
         width, height = self._canvas
         look = Appearance.sample(self._rng("person", *person))
-        image = draw_scene(rng, width, height)
+        image = camera.backdrop(rng, width, height)
         tall = height * camera.scale * look.stature * rng.uniform(0.93, 1.1)
         centre = width * rng.uniform(0.42, 0.58)
         top = (height - tall) * rng.uniform(0.2, 0.8) + height * rng.uniform(-0.03, 0.03)
