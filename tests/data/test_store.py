@@ -106,6 +106,17 @@ def test_batches_are_bounded_in_rows_and_bytes(files, tmp_path, monkeypatch):
     assert [bytes(store.encoded(row)) for row in range(12)] == [read(record) for record in records]
 
 
+def test_a_shard_streams_its_images_without_copying_them(files, tmp_path):
+    ingest(tmp_path / "store", records_of(files), per_shard=5)
+    store = ImageStore(tmp_path / "store")
+    batches = [batch for shard in range(3) for batch in store.batches(shard)]
+    streamed = {k: v for batch in batches for k, v in zip(*(column.to_pylist() for column in batch), strict=True)}
+    assert list(streamed) == store.keys.tolist()
+    assert all(bytes(store.encoded(row)) == streamed[key] for row, key in enumerate(store.keys))
+    first = np.frombuffer(store.encoded(0), np.uint8)
+    assert batches[0]["image"].buffers()[2].address == first.ctypes.data
+
+
 def test_encoded_is_not_a_copy(files, tmp_path):
     ingest(tmp_path / "store", records_of(files))
     store = ImageStore(tmp_path / "store")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from rayreid.data.shards import (
 from rayreid.errors import UserError
 
 FORMAT = 1
+_CHUNK = 65_536  # rows whose keys and digests are Python objects at one time
 
 
 def finish_store(
@@ -115,20 +116,30 @@ def _first_of_each_key(rows: pa.Table) -> tuple[pa.Table, list[str]]:
 def _fingerprint(rows: pa.Table, dataset: str, version: str) -> str:
     """Hash what the images are and how they are labelled, sorted by key, not which shard they lie in."""
     digest = hashlib.blake2b(f"{dataset}\0{version}\0".encode(), digest_size=16)
-    digest.update("\0".join(rows["key"].to_pylist()).encode())
-    digest.update("\0".join(rows["split"].to_pylist()).encode())
+    for name in ("key", "split"):
+        separator = ""
+        for values in _chunks(rows[name]):
+            digest.update((separator + "\0".join(values)).encode())
+            separator = "\0"
     digest.update(rows["pid"].to_numpy().astype("<i4").tobytes())
     digest.update(rows["camid"].to_numpy().astype("<i2").tobytes())
-    digest.update(b"".join(rows["digest"].to_pylist()))
+    for values in _chunks(rows["digest"]):
+        digest.update(b"".join(values))
     return digest.hexdigest()
 
 
+def _chunks(column: pa.ChunkedArray) -> Iterator[list[Any]]:
+    for start in range(0, len(column), _CHUNK):
+        yield column.slice(start, _CHUNK).to_pylist()
+
+
 def _counts(rows: pa.Table) -> dict[str, Any]:
-    splits = rows["split"].to_numpy()
+    splits = rows["split"].combine_chunks().dictionary_encode()
+    names, numbers = splits.dictionary.to_pylist(), splits.indices.to_numpy()
     pids, camids = rows["pid"].to_numpy(), rows["camid"].to_numpy()
-    names = sorted(set(splits))
+    of = {name: numbers == names.index(name) for name in sorted(names)}
     return {
-        "counts": {name: int((splits == name).sum()) for name in names},
-        "identities": {name: len(np.unique(pids[(splits == name) & (pids >= 0)])) for name in names},
+        "counts": {name: int(mine.sum()) for name, mine in of.items()},
+        "identities": {name: len(np.unique(pids[mine & (pids >= 0)])) for name, mine in of.items()},
         "cameras": len(np.unique(camids[camids >= 0])),
     }

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayreid.data.images import BadImageError, decode, read_size
+from rayreid.errors import UserError
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 64 * 2**20  # bounds a writer's memory, and keeps a batch's 32-bit offsets far from overflowing
@@ -161,7 +162,23 @@ def write_shard(
         records: Its images. All of them end in the shard or among the rejected, none in neither.
         read: Gives an image's encoded bytes; they are stored unchanged. An OSError rejects the image.
         verify: "decode" decodes every image fully; "header" looks at its header only.
+
+    Raises:
+        UserError: The shard cannot be written (a full disk, a folder without write permission).
     """
+    try:
+        _write_shard(directory, shard, records, read, verify)
+    except OSError as error:
+        # Of errors while *reading* an image nothing is left here: they reject it.
+        raise UserError(
+            f"{directory}: shard {shard} cannot be written ({error.strerror or error}); mend that and run the ingest "
+            "again: finished shards are kept"
+        ) from error
+
+
+def _write_shard(
+    directory: Path, shard: int, records: Sequence[Record], read: Callable[[Record], bytes], verify: str
+) -> None:
     directory = Path(directory)
     arrow, part = shard_file(directory, shard), part_file(directory, shard)
     request = _digest_of_request(records, verify)

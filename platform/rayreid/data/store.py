@@ -10,7 +10,8 @@ This module reads it, and is the door to the two that write it:
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,11 @@ class _Shard:
         try:
             source = pa.memory_map(str(path))
             whole = source.read_buffer()
-            file = pa.ipc.open_file(source)
+            self.file = pa.ipc.open_file(source)
             offsets: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
             ends: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
-            for number in range(file.num_record_batches):
-                images = file.get_batch(number).column("image")
+            for number in range(self.file.num_record_batches):
+                images = self.file.get_batch(number).column("image")
                 _, positions, data = images.buffers()
                 bounds = np.frombuffer(positions, dtype=np.int32, count=len(images) + 1).astype(np.int64)
                 bounds += data.address - whole.address
@@ -87,22 +88,31 @@ class ImageStore:
         self.directory = Path(directory).absolute()
         self.manifest = _read_manifest(self.directory)
         self.fingerprint: str = self.manifest["fingerprint"]
-        index = _read_index(self.directory)
+        index = self._index = _read_index(self.directory)
         if index.num_rows != self.manifest["stored"]:
             raise UserError(
                 f"{self.directory}: index.parquet has {index.num_rows} images, manifest.json says "
                 f"{self.manifest['stored']}; run the ingest again"
             )
-        self.keys = index["key"].to_numpy()
-        splits = index["split"].combine_chunks().dictionary_encode()
-        self.splits = splits.dictionary.to_numpy(zero_copy_only=False)[splits.indices.to_numpy()]
         self.pids, self.camids, self.heights, self.widths, self.shards, self.rows = (
             index[name].to_numpy() for name in ("pid", "camid", "height", "width", "shard", "row")
         )
         self._opened: dict[int, _Shard] = {}
 
+    # As Python objects the keys of millions of images take a second and hundreds of bytes each: only who asks pays.
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """Object array of str, (N,), ascending."""
+        return self._index["key"].to_numpy()
+
+    @cached_property
+    def splits(self) -> np.ndarray:
+        """Object array of str, (N,)."""
+        splits = self._index["split"].combine_chunks().dictionary_encode()
+        return splits.dictionary.to_numpy(zero_copy_only=False)[splits.indices.to_numpy()]
+
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.pids)
 
     def __repr__(self) -> str:
         return f"ImageStore({str(self.directory)!r}: {len(self)} images)"
@@ -121,7 +131,7 @@ class ImageStore:
             UserError: The store has no image of some key.
         """
         wanted = pa.array(keys, type=pa.string())
-        rows = pc.index_in(wanted, value_set=pa.array(self.keys, type=pa.string()))
+        rows = pc.index_in(wanted, value_set=self._index["key"].combine_chunks())
         if rows.null_count:
             missing = wanted.filter(rows.is_null())
             raise UserError(
@@ -136,12 +146,27 @@ class ImageStore:
         Raises:
             UserError: The shard is missing or damaged.
         """
-        number = int(self.shards[row])
+        shard = self._shard(int(self.shards[row]))
+        place = self.rows[row]
+        return shard.view[shard.starts[place] : shard.ends[place]]
+
+    def _shard(self, number: int) -> _Shard:
         shard = self._opened.get(number)
         if shard is None:
             shard = self._opened[number] = _Shard(shard_file(self.directory, number))
-        place = self.rows[row]
-        return shard.view[shard.starts[place] : shard.ends[place]]
+        return shard
+
+    def batches(self, shard: int) -> Iterator[pa.RecordBatch]:
+        """Stream a shard from its first image to its last: columns `key` and `image`, mapped, not copied.
+
+        Images that share a key with an earlier one are among them; the index leaves them out.
+
+        Raises:
+            UserError: The shard is missing or damaged.
+        """
+        file = self._shard(shard).file
+        for number in range(file.num_record_batches):
+            yield file.get_batch(number)
 
     def image(self, row: int) -> np.ndarray:
         """Return the image in an index row, uint8 (H, W, 3).
@@ -156,18 +181,23 @@ class ImageStore:
                 f"{self.directory}: image {self.keys[row]!r} is {error}; ingest again with verify=decode"
             ) from error
 
-    def verify(self) -> None:
+    def verify(self, compared: Callable[[int], None] | None = None) -> None:
         """Read all shards and compare their checksums with the manifest.
+
+        Args:
+            compared: Called after every shard with how many are compared.
 
         Raises:
             UserError: A shard is missing or its bytes changed; the message names it.
         """
-        for shard in self.manifest["shards"]:
+        for number, shard in enumerate(self.manifest["shards"], 1):
             path = self.directory / shard["file"]
             if not path.is_file():
                 raise UserError(f"{path}: the shard is missing; copy it again or run the ingest again")
             if checksum(path) != shard["checksum"]:
                 raise UserError(f"{path}: its bytes changed since the ingest; copy it again or ingest again")
+            if compared is not None:
+                compared(number)
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

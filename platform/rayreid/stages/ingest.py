@@ -1,6 +1,10 @@
-"""Stage *ingest*: any dataset → image store, one Ray task per shard."""
+"""Stage *ingest*: any dataset → image store, one Ray task per shard.
 
-from collections.abc import Mapping, Sequence
+Shards are given out while the dataset is still being listed, and the driver keeps no listing: its memory does not grow
+with the pool.
+"""
+
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,15 +15,17 @@ import ray
 from rayreid.artifacts import Artifact, data_path
 from rayreid.config import Source
 from rayreid.data.datasets import Dataset, open_dataset
+from rayreid.data.datasets.place import is_uri
 from rayreid.data.index import finish_store
-from rayreid.data.shards import Record, write_shard
+from rayreid.data.listing import deal, write_part
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet
 from rayreid.stages.production import Work, identity
+from rayreid.stages.progress import Bar
 
 VERSION = 1
-_SHARD_IMAGES = (512, 20_000)
+_AHEAD = 2  # shards given out per CPU
 _SHEET = 48
 
 
@@ -34,27 +40,20 @@ def open_source(source: Source) -> Dataset:
     Raises:
         UserError: unknown dataset or option, missing folder, another layout.
     """
-    return open_dataset(source.dataset, str(data_path(source.root)) if source.root else None, **source.options)
+    root = source.root
+    if root and not is_uri(root):
+        root = str(data_path(root))
+    return open_dataset(source.dataset, root, **source.options)
 
 
 def _ingest(source: Source, work: Work) -> dict[str, Any]:
     dataset = open_source(source)
-    records = dataset.records()
-    if not records:
+    with work.screen.bar("reading images", None) as bar:
+        shards = _write(dataset, work.folder, source.verify, bar)
+    if not shards:
         raise UserError(f"{source.root or source.dataset}: no image found for dataset {source.dataset!r}")
-    shards = _deal(records)
-    task = ray.remote(num_cpus=1)(write_shard)
-    read = ray.put(dataset.read)
-    waiting = [task.remote(work.folder, n, part, read, source.verify) for n, part in enumerate(shards)]
-    with work.screen.bar("reading images", len(records)) as bar:
-        done, sizes = 0, dict(zip(waiting, map(len, shards), strict=True))
-        while waiting:
-            ready, waiting = ray.wait(waiting, timeout=2)
-            for reference in ready:
-                ray.get(reference)
-                done += sizes[reference]
-            bar.to(done)
-    manifest = finish_store(work.folder, len(shards), dataset.name, dataset.version, ignored=dataset.ignored)
+    join = ray.remote(num_cpus=1)(finish_store)
+    manifest = ray.get(join.remote(work.folder, shards, dataset.name, dataset.version, dataset.ignored))
     store = ImageStore(work.folder)
     _record(work, store, source, manifest)
     return {
@@ -65,11 +64,32 @@ def _ingest(source: Source, work: Work) -> dict[str, Any]:
     }
 
 
-def _deal(records: Sequence[Record]) -> list[Sequence[Record]]:
-    """Shards of equal length, at most 20,000 images (about 256 MiB of person crops), several where that allows."""
-    least, most = _SHARD_IMAGES
-    length = min(max(-(-len(records) // 8), least), most)
-    return [records[start : start + length] for start in range(0, len(records), length)]
+def _write(dataset: Dataset, folder: Path, verify: str, bar: Bar) -> int:
+    """Have all shards written, some at a time; returns how many there are."""
+    task = ray.remote(num_cpus=1)(write_part)
+    read = ray.put(dataset.read)
+    ahead = _AHEAD * int(ray.cluster_resources()["CPU"])
+    images: dict[ray.ObjectRef, int] = {}
+    listed = done = shards = 0
+    for part in deal(dataset.records()):
+        images[task.remote(folder, shards, part, read, verify)] = part.images
+        listed += part.images
+        shards += 1
+        while len(images) >= ahead:
+            done += _finished(images)
+            bar.to(done)
+    bar.of(listed)
+    while images:
+        done += _finished(images)
+        bar.to(done)
+    return shards
+
+
+def _finished(images: dict[ray.ObjectRef, int]) -> int:
+    """Wait a moment for shards; takes out those that are written, and returns how many images they were given."""
+    ready, _ = ray.wait(list(images), timeout=2)
+    ray.get(ready)
+    return sum(images.pop(reference) for reference in ready)
 
 
 def _record(work: Work, store: ImageStore, source: Source, manifest: Mapping[str, Any]) -> None:

@@ -30,12 +30,18 @@ def clock(seconds: float) -> str:
 class Bar:
     """Progress of one long step."""
 
-    def __init__(self, title: str, total: int, console: Console, live: Progress | None, task: TaskID | None):
+    def __init__(self, title: str, total: int | None, console: Console, live: Progress | None, task: TaskID | None):
         self.title, self.total = title, total
         self._console, self._live, self._task = console, live, task
         self._began: float | None = None
         self._first = 0
         self._spoke = time.monotonic()
+
+    def of(self, total: int) -> None:
+        """Say how long it is, where that was not known from the start."""
+        self.total = total
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, total=total)
 
     def to(self, done: int, note: str = "") -> None:
         """Say how far it is; `note` adds figures such as the loss."""
@@ -46,10 +52,15 @@ class Bar:
         if self._began is None:
             # The first report starts the clock: what came before (start-up, a resumed part) says nothing of the pace.
             self._began, self._first = now, done
-        elif done < self.total and now - self._spoke >= _LINE_SECONDS and done > self._first:
-            left = (now - self._began) / (done - self._first) * (self.total - done)
-            self._console.print(f"    {self.title} {done}/{self.total}  {note}  {clock(left)} left", highlight=False)
+        elif done != self.total and now - self._spoke >= _LINE_SECONDS and done > self._first:
+            self._console.print(f"    {self.title} {done}{self._rest(done, now)}  {note}".rstrip(), highlight=False)
             self._spoke = now
+
+    def _rest(self, done: int, now: float) -> str:
+        if self.total is None or self._began is None:
+            return ""
+        left = (now - self._began) / (done - self._first) * (self.total - done)
+        return f"/{self.total}  {clock(left)} left"
 
 
 class Screen:
@@ -67,8 +78,8 @@ class Screen:
         self.console.print(text)
 
     @contextmanager
-    def bar(self, title: str, total: int) -> Iterator[Bar]:
-        """A bar for one long step of `total` parts."""
+    def bar(self, title: str, total: int | None) -> Iterator[Bar]:
+        """A bar for one long step of `total` parts; None: not known yet, see `Bar.of`."""
         if not self.console.is_terminal:
             yield Bar(title, total, self.console, None, None)
             return

@@ -1,0 +1,112 @@
+"""What is left when the writer of a store is killed, or the disk is full, and how it goes on."""
+
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rayreid.data.datasets.folder import Folder
+from rayreid.data.index import finish_store
+from rayreid.data.listing import deal
+from rayreid.data.shards import write_shard
+from rayreid.data.store import ImageStore
+from rayreid.errors import UserError
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from rayreid.data import listing
+from rayreid.data.datasets.folder import Folder
+from rayreid.data.shards import write_shard
+listing.SHARD_IMAGES = listing.LEAST_IMAGES = 10
+files, store = map(Path, sys.argv[1:])
+folder = Folder(str(files))
+def read(record):
+    time.sleep(0.005)
+    return folder.read(record)
+for number, part in enumerate(listing.deal(folder.records())):
+    write_shard(store, number, part.records(), read)
+"""
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr("rayreid.data.listing.SHARD_IMAGES", 10)
+    monkeypatch.setattr("rayreid.data.listing.LEAST_IMAGES", 10)
+    folder = tmp_path / "files"
+    for number in range(100):
+        buffer = io.BytesIO()
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(buffer, "JPEG")
+        path = folder / f"{number % 7}" / f"{number:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(buffer.getvalue())
+    return folder
+
+
+def ingest(files: Path, store: Path) -> list[str]:
+    """Write what is missing and join; returns the keys that were read."""
+    folder, reads = Folder(str(files)), []
+
+    def read(record):
+        reads.append(record.key)
+        return folder.read(record)
+
+    shards = [write_shard(store, number, part.records(), read) for number, part in enumerate(deal(folder.records()))]
+    finish_store(store, len(shards), "folder", "")
+    return reads
+
+
+def test_a_killed_ingest_goes_on_to_the_same_store(files, tmp_path):
+    assert len(ingest(files, tmp_path / "whole")) == 100
+    half = tmp_path / "half"
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, files, half], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    finished = half / "shards" / "00003.parquet"
+    until = time.monotonic() + 60
+    while not finished.exists() and time.monotonic() < until:
+        time.sleep(0.002)
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    complete = len(list((half / "shards").glob("[0-9]*[0-9].parquet")))
+    assert 4 <= complete < 10
+
+    reads = ingest(files, half)
+    assert len(reads) == 100 - 10 * complete  # finished shards are not read again
+    whole, half_store = ImageStore(tmp_path / "whole"), ImageStore(half)
+    assert half_store.fingerprint == whole.fingerprint
+    assert half_store.keys.tolist() == whole.keys.tolist()
+    assert all(half_store.encoded(row) == whole.encoded(row) for row in range(100))
+    manifests = [json.loads((store / "manifest.json").read_text()) for store in (tmp_path / "whole", half)]
+    assert manifests[0] == manifests[1]
+
+
+def test_a_full_disk_is_one_clear_line_and_can_be_resumed(files, tmp_path):
+    """A limit on the size of files stands for the full disk: the kernel refuses the write in the same way."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+    try:
+        with pytest.raises(UserError) as refused:
+            ingest(files, tmp_path / "store")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(tmp_path / "store") in str(refused.value) and "again" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match="not finished"):
+        ImageStore(tmp_path / "store")
+    assert len(ingest(files, tmp_path / "store")) == 100
+    assert len(ImageStore(tmp_path / "store")) == 100
+
+
+def test_an_output_that_is_no_folder_is_named(files, tmp_path):
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(UserError, match="cannot be written"):
+        ingest(files, tmp_path / "store")
