@@ -1,48 +1,88 @@
-"""What datasets that lie in a folder have in common."""
+"""What datasets have in common: where they lie, what they leave out, what they need."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rayreid.data.store import Record
 from rayreid.errors import UserError
 
 
-class FolderLayout:
-    """A dataset whose images are files below a root folder.
+class Layout:
+    """A dataset, wherever it lies.
 
-    Args:
-        root: The dataset's folder; "~" is expanded.
+    It is pickled into every worker that reads images, so it never carries a listing or an open file.
 
     Attributes:
         name: Its name in the registry.
         version: Its edition, where there are several; else "".
-        needs: What the root must hold, for messages.
-        root: The folder, absolute, for workers whose current folder is another.
         ignored: (path, reason) of what looks like an image of the dataset but gives no record.
-
-    Raises:
-        UserError: No root is given, or it is no folder.
     """
 
     name: str
     version: str = ""
-    needs: tuple[str, ...] = ()
 
-    def __init__(self, root: str | Path | None):
-        if root is None:
-            raise UserError(f"dataset {self.name} needs a root: the folder that holds it")
-        self.root = Path(root).expanduser().absolute()
-        if not self.root.is_dir():
-            raise UserError(f"dataset {self.name}: the folder {self.root} does not exist")
+    def __init__(self) -> None:
         self.ignored: list[tuple[str, str]] = []
 
-    def read(self, record: Record) -> bytes:
-        """Return the file's bytes; raises OSError if it cannot be read."""
-        return Path(record.path).read_bytes()
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "ignored": []}
 
     def ignore(self, path: str, reason: str) -> None:
         """Note a file that gives no record, its name made printable."""
         self.ignored.append((path.encode("utf-8", "backslashreplace").decode(), reason))
+
+    def can_name(self, key: str) -> bool:
+        """Return whether an index can hold this key; if not, note the file as ignored."""
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            self.ignore(key, "name is not UTF-8")
+            return False
+        return True
+
+    def at_least_one(self, records: Iterator[Record], place: object) -> Iterator[Record]:
+        """Pass records through; in the end raise a UserError naming `place` if there was none."""
+        empty = True
+        for record in records:
+            empty = False
+            yield record
+        if empty:
+            why = f" ({len(self.ignored)} ignored, first {': '.join(self.ignored[0])})" if self.ignored else ""
+            raise UserError(f"dataset {self.name}: {place} has no image{why}")
+
+
+class LocalLayout(Layout):
+    """A dataset in a folder or file of this machine.
+
+    Args:
+        root: The folder or file; "~" is expanded.
+
+    Attributes:
+        needs: What a root folder must hold, for messages.
+        root: The root, absolute, for workers whose current folder is another.
+
+    Raises:
+        UserError: No root is given, it does not exist, or its path is not UTF-8.
+    """
+
+    needs: tuple[str, ...] = ()
+
+    def __init__(self, root: str | Path | None):
+        super().__init__()
+        if root is None:
+            raise UserError(f"dataset {self.name} needs a root: the folder or file that holds it")
+        self.root = Path(root).expanduser().absolute()
+        if not self.root.exists():
+            raise UserError(f"dataset {self.name}: {self.root} does not exist")
+        if not self.can_name(str(self.root)):
+            raise UserError(
+                f"dataset {self.name}: {self.ignored[0][0]} is no UTF-8 path; rename the folder or link to it"
+            )
+
+    def read(self, record: Record) -> bytes:
+        """Return the file's bytes; raises OSError if it cannot be read."""
+        return Path(record.path).read_bytes()
 
     def require(self, *parts: str) -> None:
         """Raise a UserError naming the first of these sub-folders or files that the root does not have."""
@@ -52,6 +92,22 @@ class FolderLayout:
             inside = sorted(child for child in self.root.iterdir() if (child / part).exists())
             hint = f"did you mean root {inside[0]}?" if inside else f"it needs {', '.join(self.needs)}"
             raise UserError(f"dataset {self.name}: {self.root} has no {part}; {hint}")
+
+
+class FolderLayout(LocalLayout):
+    """A dataset whose images are files below a root folder.
+
+    Args:
+        root: The dataset's folder; "~" is expanded.
+
+    Raises:
+        UserError: No root is given, or it is no folder.
+    """
+
+    def __init__(self, root: str | Path | None):
+        super().__init__(root)
+        if not self.root.is_dir():
+            raise UserError(f"dataset {self.name}: {self.root} is a file; give the folder that holds the images")
 
     def require_images(self, records: Sequence[Record], *splits: str) -> None:
         """Raise a UserError naming the first of these splits that has no record."""

@@ -1,0 +1,98 @@
+"""Several labelled datasets as one target: the paper's target proxy is trained on MSMT17 and Market-1501 together."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rayreid.artifacts import data_path
+from rayreid.data.datasets import Dataset, open_dataset
+from rayreid.data.datasets.layout import Layout
+from rayreid.data.datasets.place import is_uri
+from rayreid.data.store import Record
+from rayreid.errors import UserError
+
+FIELDS = ("dataset", "root", "options")
+_KEY = re.compile(r"(\d+)-[^/]*/(.*)", re.DOTALL)
+
+
+class Combined(Layout):
+    """The images of several datasets; keys such as "0-msmt17/train/0000/0000_000_01_0303morning_0008_0.jpg".
+
+    Identities and cameras of each part are moved beyond those of the parts before it, by one more than their highest
+    number over all splits; −1 stays. So within a part they keep their distances, and no two parts share one.
+
+    Args:
+        root: None: each part has its own.
+        parts: Two or more datasets, each `{dataset, root, options}`; a relative root is looked up as any
+            dataset's is.
+        test: Number of the part, from 0, whose query and gallery are kept; None keeps those of all.
+
+    Attributes:
+        version: Names and versions of the parts.
+
+    Raises:
+        UserError: A part cannot be opened, or is described wrongly.
+    """
+
+    name = "combined"
+
+    def __init__(
+        self, root: str | None = None, parts: Sequence[Mapping[str, Any]] | None = None, test: int | None = None
+    ):
+        super().__init__()
+        if root is not None:
+            raise UserError("dataset combined has no root of its own; give each of its parts a root")
+        if not isinstance(parts, Sequence) or len(parts) < 2:
+            raise UserError("dataset combined needs the option parts: a list of two or more {dataset, root, options}")
+        if test is not None and (type(test) is not int or not 0 <= test < len(parts)):
+            raise UserError(f"dataset combined: test is {test!r}; give the number of a part, 0 to {len(parts) - 1}")
+        self._parts = [_open(number, part) for number, part in enumerate(parts)]
+        self._test = test
+        self.version = " + ".join(f"{part.name} {part.version}".strip() for part in self._parts)
+
+    def records(self) -> Iterator[Record]:
+        """List the images, part by part.
+
+        Raises:
+            UserError: Of the parts.
+        """
+        self.ignored = []
+        first_pid = first_camid = 0
+        for number, part in enumerate(self._parts):
+            prefix = f"{number}-{part.name}/"
+            highest_pid, highest_camid = first_pid - 1, first_camid - 1
+            for record in part.records():
+                pid = _moved(record.pid, first_pid)
+                camid = _moved(record.camid, first_camid)
+                highest_pid, highest_camid = max(highest_pid, pid), max(highest_camid, camid)
+                if self._test in (None, number) or record.split not in ("query", "gallery"):
+                    yield replace(record, key=prefix + record.key, pid=pid, camid=camid)
+            self.ignored += [(prefix + path, reason) for path, reason in part.ignored]
+            first_pid, first_camid = highest_pid + 1, highest_camid + 1
+
+    def read(self, record: Record) -> bytes:
+        """Return an image's encoded bytes; raises OSError if its part cannot read it."""
+        match = _KEY.fullmatch(record.key)
+        if match is None or int(match[1]) >= len(self._parts):
+            raise OSError(f"no part of the combined dataset has {record.key!r}")
+        return self._parts[int(match[1])].read(replace(record, key=match[2]))
+
+
+def _moved(number: int, first: int) -> int:
+    return number if number < 0 else first + number
+
+
+def _open(number: int, part: Any) -> Dataset:
+    where = f"dataset combined: part {number}"
+    if not isinstance(part, Mapping) or not isinstance(part.get("dataset"), str):
+        raise UserError(f"{where} is {part!r}; give {{dataset, root, options}}")
+    for field in part:
+        if field not in FIELDS:
+            raise UserError(f"{where} has no field {field!r}; valid: {', '.join(FIELDS)}")
+    root, options = part.get("root"), part.get("options") or {}
+    if not isinstance(options, Mapping):
+        raise UserError(f"{where}: options are {options!r}; give names and values")
+    if root is not None and not is_uri(root):
+        root = str(data_path(str(root)))
+    return open_dataset(part["dataset"], root, **options)

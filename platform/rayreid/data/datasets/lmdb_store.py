@@ -1,0 +1,113 @@
+"""Images in an LMDB database, as LUPerson is passed on.
+
+lmdb/data.mdb  lmdb/lock.mdb     or one file          key → an encoded image
+keys.pkl                         beside or inside     a pickled list of the keys
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rayreid.data.datasets.keylist import check_key_list, read_keys
+from rayreid.data.datasets.layout import LocalLayout
+from rayreid.data.store import Record
+from rayreid.errors import UserError
+
+KEY_LISTS = ("keys.txt", "keys.json", "keys.pkl")
+METADATA = frozenset((b"__len__", b"__keys__"))
+
+
+class LmdbStore(LocalLayout):
+    """The images of an LMDB: split pool, identity and camera unknown; keys are the database's own.
+
+    Args:
+        root: The database: a folder with `data.mdb`, or one file.
+        keys: A list of the keys to take, one a line (`.txt`), JSON or a pickled list; a relative path is
+            looked up inside and beside the root. Without it, the first of `KEY_LISTS` that lies there, or else all keys
+            of the database.
+
+    Raises:
+        UserError: The database or the list is missing, damaged or of another kind.
+    """
+
+    name = "lmdb"
+    needs = ("data.mdb",)
+
+    def __init__(self, root: str | Path | None, keys: str | None = None):
+        super().__init__(root)
+        if self.root.is_dir():
+            self.require("data.mdb")
+        self._keys = self._find_keys(keys)
+        self._database = self.root.resolve()  # by one name in a process, however many links lead to it
+        _environment(self._database)
+
+    def records(self) -> Iterator[Record]:
+        """List the images, in the order of the key list, or else of the database.
+
+        Raises:
+            UserError: The list cannot be read; in the end, if there was no key.
+        """
+        self.ignored = []
+        keys = self._own_keys() if self._keys is None else read_keys(self._keys)
+        named = (Record(key, -1, -1, "pool", key) for key in keys if self.can_name(key))
+        return self.at_least_one(named, self._keys or self.root)
+
+    def read(self, record: Record) -> bytes:
+        """Return a key's value; raises OSError if there is none or it cannot be read."""
+        import lmdb
+
+        try:
+            with _environment(self._database).begin() as transaction:
+                value = transaction.get(record.path.encode())
+        except lmdb.Error as error:
+            raise OSError(f"{self.root}: key {record.path!r}: {error}") from error
+        if value is None:
+            raise OSError(f"{self.root} has no key {record.path!r}")
+        return value
+
+    def _find_keys(self, keys: str | None) -> Path | None:
+        folders = (self.root, self.root.parent) if self.root.is_dir() else (self.root.parent,)
+        names = KEY_LISTS if keys is None else (str(Path(keys).expanduser()),)
+        found = [folder / name for folder in folders for name in names if (folder / name).is_file()]
+        if not found and keys is not None:
+            raise UserError(
+                f"dataset lmdb: there is no list of keys {keys}; it is looked up in {folders[0]} and beside it"
+            )
+        if not found:
+            return None
+        check_key_list(found[0])
+        return found[0]
+
+    def _own_keys(self) -> Iterator[str]:
+        with _environment(self._database).begin() as transaction:
+            for key in transaction.cursor().iternext(keys=True, values=False):
+                if key not in METADATA:
+                    yield key.decode("utf-8", "surrogateescape")
+
+
+@cache  # of the process, not of a dataset: LMDB forbids to open a database twice in one process
+def _environment(root: Path) -> Any:
+    """The opened database.
+
+    Raises:
+        UserError: It cannot be opened, or most likely was copied in part.
+    """
+    try:
+        import lmdb
+    except ImportError as error:
+        raise UserError("dataset lmdb needs the package lmdb; install it with pip") from error
+    try:
+        environment = lmdb.open(
+            str(root), subdir=root.is_dir(), readonly=True, lock=False, readahead=False, meminit=False
+        )
+    except lmdb.Error as error:
+        raise UserError(f"dataset lmdb: {root} cannot be opened: {error}") from error
+    file = root / "data.mdb" if root.is_dir() else root
+    expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    # Reading beyond the end of a mapped file kills the process. A sound file may lack pages at its end that were
+    # given back before they were ever written, but only few.
+    if file.stat().st_size < 0.99 * expected:
+        environment.close()
+        raise UserError(f"dataset lmdb: {file} is cut off: {file.stat().st_size} of {expected} bytes; copy it again")
+    return environment

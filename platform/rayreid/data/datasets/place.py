@@ -1,0 +1,136 @@
+"""Where a dataset lies: a path of this machine, or a URI of one of pyarrow's filesystems."""
+
+import copy
+import posixpath
+import re
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+
+from rayreid.errors import UserError
+
+_RETRY, _RETRY_SECONDS = "retry_limit_seconds", 60  # Google's client would try for a quarter of an hour
+
+
+def is_uri(root: str | Path | None) -> bool:
+    """Return whether a root is a URI (`s3://bucket/pool`), not a path of this machine."""
+    return isinstance(root, str) and "://" in root
+
+
+def local_path(uri: str) -> str | None:
+    """Return the path that a `file://` URI names; None for other URIs."""
+    return _connect(uri)[1] if uri.startswith("file://") else None
+
+
+class Place:
+    """A file or folder on a filesystem, which each process opens when it first needs it.
+
+    Args:
+        address: A path, or a URI such as `s3://bucket/pool`, `gs://bucket/pool` or `file:///pool`.
+        filesystem: Instead of the one that the URI names; the address's scheme then means nothing. It is
+            pickled with the place.
+
+    Attributes:
+        path: The place's path on its filesystem.
+
+    Raises:
+        UserError: The URI is of no known kind, or its store cannot be reached.
+    """
+
+    def __init__(self, address: str, filesystem: FileSystem | None = None):
+        self.address = address
+        self._given = filesystem
+        self._opened: FileSystem | None = None
+        if filesystem is not None:
+            self.path = address.partition("://")[2]
+        elif is_uri(address):
+            self._opened, self.path = _connect(address)
+        else:
+            self._given = LocalFileSystem()
+            self.path = str(Path(address).expanduser().absolute())
+        self.path = self.path.rstrip("/") or self.path
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def __str__(self) -> str:
+        return _without_password(self.address)
+
+    @property
+    def filesystem(self) -> FileSystem:
+        """The filesystem, opened once per process."""
+        if self._given is not None:
+            return self._given
+        if self._opened is None:
+            self._opened = _connect(self.address)[0]
+        return self._opened
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its files are ones of this machine."""
+        return isinstance(self.filesystem, LocalFileSystem)
+
+    def kind(self) -> FileType:
+        """Return whether there is a file, a folder or nothing.
+
+        Raises:
+            UserError: It cannot be found out.
+        """
+        try:
+            return self.filesystem.get_file_info(self.path).type
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self} cannot be reached: {_one_line(error)}") from error
+
+    def children(self, folder: str) -> list[FileInfo]:
+        """Return what lies directly in a folder of the same filesystem.
+
+        Raises:
+            UserError: It cannot be listed.
+        """
+        try:
+            return self.filesystem.get_file_info(FileSelector(folder))
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self}: cannot list {folder}: {_one_line(error)}") from error
+
+    def folder(self, relative: str = "") -> Self:
+        """Return the folder that this file lies in, or one relative to that."""
+        folder = copy.copy(self)
+        folder.path = posixpath.normpath(posixpath.join(posixpath.dirname(self.path), relative))
+        folder.address = self.address if is_uri(self.address) else folder.path
+        return folder
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of a file of the same filesystem; raises OSError if it cannot be read."""
+        try:
+            with self.filesystem.open_input_file(path) as file:
+                return file.read()
+        except pa.ArrowException as error:
+            raise OSError(f"{path}: {_one_line(error)}") from error
+
+
+def _connect(uri: str) -> tuple[FileSystem, str]:
+    """Open a URI's filesystem.
+
+    Raises:
+        UserError: There is none of its kind, or it cannot be reached.
+    """
+    if uri.startswith(("gs://", "gcs://")) and _RETRY not in uri:
+        uri += f"{'&' if '?' in uri else '?'}{_RETRY}={_RETRY_SECONDS}"
+    try:
+        filesystem, path = FileSystem.from_uri(uri)
+    except (OSError, ImportError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{_without_password(uri)} cannot be opened: {_without_password(_one_line(error))}") from error
+    if not path:
+        raise UserError(f"{_without_password(uri)} names no bucket")
+    return filesystem, path
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _without_password(uri: str) -> str:
+    """Messages end up in logs."""
+    return re.sub(r"//[^/@\s]*@", "//***@", uri)

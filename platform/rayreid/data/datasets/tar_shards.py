@@ -1,0 +1,108 @@
+"""Images in tar archives, as WebDataset writes them: each is read where it lies, nothing is unpacked.
+
+pool-000000.tar  pool-000001.tar  …      000000017.jpg  000000017.json  …
+"""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from posixpath import normpath, splitext
+from typing import BinaryIO
+
+from rayreid.data.datasets.layout import LocalLayout
+from rayreid.data.images import SUFFIXES
+from rayreid.data.shards import MAX_IMAGE_BYTES
+from rayreid.data.store import Record
+from rayreid.errors import UserError
+
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+_TAIL = 2**20  # an archive ends in zeros, which fill up a record of some 10 KB
+
+
+class TarShards(LocalLayout):
+    """The images in a folder's tar archives, or in one: split pool, identity and camera unknown.
+
+    A key is the member's name, where there are several archives behind the archive's: "pool-000000/000000017.jpg".
+
+    Args:
+        root: A folder with `.tar` files, or one such file.
+
+    Raises:
+        UserError: There is none, or one is compressed.
+    """
+
+    name = "webdataset"
+
+    def __init__(self, root: str | Path | None):
+        super().__init__(root)
+        files = self._files()
+        for file in files:
+            if file.name.lower().endswith(COMPRESSED):
+                raise UserError(
+                    f"dataset webdataset: {file} is compressed, so that no single image can be read from it; "
+                    "unpack it to a plain .tar (images hardly shrink anyway)"
+                )
+        if not any(file.suffix.lower() == ".tar" for file in files):
+            raise UserError(f"dataset webdataset: {self.root} {'has' if self.root.is_dir() else 'is'} no .tar file")
+
+    def records(self) -> Iterator[Record]:
+        """List the images, archive by archive (by name), in the order in which they lie there.
+
+        Raises:
+            UserError: In the end, if there was none.
+        """
+        self.ignored = []
+        return self.at_least_one(self._members(), self.root)
+
+    def read(self, record: Record) -> bytes:
+        """Return a member's bytes; raises OSError if they cannot be read."""
+        tar, offset, size = record.path.rsplit(":", 2)
+        with Path(tar).open("rb") as file:
+            file.seek(int(offset))
+            data = file.read(int(size))
+        if len(data) < int(size):
+            raise OSError(f"{tar} is cut off")
+        return data
+
+    def _files(self) -> list[Path]:
+        return sorted(self.root.iterdir()) if self.root.is_dir() else [self.root]
+
+    def _members(self) -> Iterator[Record]:
+        tars = [file for file in self._files() if file.suffix.lower() == ".tar" and self.can_name(file.name)]
+        for tar in tars:
+            try:
+                with tar.open("rb") as file:
+                    yield from self._images(tar, file, f"{tar.stem}/" if len(tars) > 1 else "")
+            except (tarfile.TarError, OSError, ValueError) as error:
+                self.ignore(str(tar), f"cannot be listed to its end: {error}")
+
+    def _images(self, tar: Path, file: BinaryIO, prefix: str) -> Iterator[Record]:
+        """The images of one archive; where it is damaged, those before that place."""
+        length = tar.stat().st_size
+        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  (the file is closed by the caller)
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # it would remember every member
+            key = prefix + normpath(member.name)
+            if splitext(member.name)[1].lower() not in SUFFIXES or member.isdir() or not self.can_name(key):
+                continue
+            if reason := _refusal(member, length):
+                self.ignore(prefix + member.name, reason)
+            else:
+                yield Record(key, -1, -1, "pool", f"{tar}:{member.offset_data}:{member.size}")
+        file.seek(archive.offset)
+        rest = file.read(_TAIL)
+        if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):  # tarfile takes a damaged header for the end
+            self.ignore(str(tar), "cannot be listed to its end: cut off, damaged, or joined to another")
+
+
+def _refusal(member: tarfile.TarInfo, length: int) -> str | None:
+    """Why a member of an archive of `length` bytes is not taken; None if it may be."""
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return "outside its root"
+    if member.issym() or member.islnk():
+        return "a link"
+    if not member.isreg() or member.issparse():
+        return "no plain file"
+    if member.size > MAX_IMAGE_BYTES:
+        return "too large"
+    return "cut off" if member.offset_data + member.size > length else None

@@ -1,0 +1,149 @@
+import json
+import os
+import pickle
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from rayreid.data.datasets.keylist import read_keys
+from rayreid.data.datasets.lmdb_store import LmdbStore
+from rayreid.data.store import Record
+from rayreid.errors import UserError
+
+IMAGES = {f"00_00_0000_{number:08d}": f"image {number}".encode() for number in range(5)}
+
+
+def write_lmdb(path: Path, images: dict, subdir: bool = True) -> Path:
+    environment = lmdb.open(str(path), map_size=2**24, subdir=subdir)
+    with environment.begin(write=True) as transaction:
+        for key, data in images.items():
+            transaction.put(key if isinstance(key, bytes) else key.encode(), data)
+    environment.close()
+    return path
+
+
+def write_pickle(path: Path, content, protocol: int = 4) -> Path:
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    return path
+
+
+@pytest.mark.parametrize("subdir", [True, False])
+def test_all_keys_without_a_list(tmp_path, subdir):
+    root = write_lmdb(tmp_path / "lmdb", {**IMAGES, "__len__": b"5", "__keys__": b"..."}, subdir)
+    dataset = LmdbStore(str(root))
+    records = list(dataset.records())
+    assert records == [Record(key, -1, -1, "pool", key) for key in sorted(IMAGES)]
+    assert [dataset.read(record) for record in records] == [IMAGES[record.key] for record in records]
+
+
+@pytest.mark.parametrize("place", ["inside", "beside"])
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_published_layout_takes_its_list_in_its_order(tmp_path, place, protocol):
+    root = write_lmdb(tmp_path / "lmdb", IMAGES)
+    chosen = sorted(IMAGES, reverse=True)[:3]
+    write_pickle((root if place == "inside" else tmp_path) / "keys.pkl", chosen, protocol)
+    assert [record.key for record in LmdbStore(str(root)).records()] == chosen
+
+
+def test_named_list_goes_before_the_usual_places(tmp_path):
+    root = write_lmdb(tmp_path / "lmdb", IMAGES)
+    first, second, third, *_ = IMAGES
+    write_pickle(tmp_path / "keys.pkl", [first])
+    (tmp_path / "some.txt").write_text(f"{third}\n\n{second}\n")
+    (root / "other.json").write_text(json.dumps([second]))
+    assert [record.key for record in LmdbStore(str(root)).records()] == [first]
+    assert [record.key for record in LmdbStore(str(root), keys="some.txt").records()] == [third, second]
+    assert [record.key for record in LmdbStore(str(root), keys="other.json").records()] == [second]
+    assert [record.key for record in LmdbStore(str(root), keys=str(tmp_path / "some.txt")).records()] == [third, second]
+    with pytest.raises(UserError, match=r"no list of keys absent.txt"):
+        LmdbStore(str(root), keys="absent.txt")
+
+
+def test_a_key_that_the_database_lacks_is_unreadable_not_fatal(tmp_path):
+    root = write_lmdb(tmp_path / "lmdb", IMAGES)
+    (tmp_path / "keys.txt").write_text(f"absent\n{'x' * 600}\n{next(iter(IMAGES))}\n")
+    dataset = LmdbStore(str(root))
+    absent, too_long, present = dataset.records()
+    with pytest.raises(OSError, match=r"has no key 'absent'"):
+        dataset.read(absent)
+    with pytest.raises(OSError):
+        dataset.read(too_long)
+    assert dataset.read(present) == b"image 0"
+
+
+def test_keys_that_no_index_can_hold_are_noted(tmp_path):
+    dataset = LmdbStore(str(write_lmdb(tmp_path / "lmdb", {b"a": b"1", b"\xff": b"2"})))
+    assert [record.key for record in dataset.records()] == ["a"]
+    assert dataset.ignored == [("\\udcff", "name is not UTF-8")]
+
+
+def test_workers_get_it_small_and_closed_and_open_it_once(tmp_path):
+    root = write_lmdb(tmp_path / "lmdb", IMAGES)
+    dataset = LmdbStore(str(root))
+    record = next(iter(dataset.records()))
+    sent = pickle.dumps(dataset.read)
+    assert len(sent) < 1000
+    (tmp_path / "link").symlink_to(root)
+    for read in (pickle.loads(sent), pickle.loads(sent), LmdbStore(str(tmp_path / "link")).read):
+        assert read(record) == b"image 0"
+
+
+def test_of_another_layout_names_what_is_missing(tmp_path):
+    root = write_lmdb(tmp_path / "lmdb", IMAGES)
+    with pytest.raises(UserError, match=rf"did you mean root {root}\?"):
+        LmdbStore(str(tmp_path))
+    with pytest.raises(UserError, match=r"needs a root"):
+        LmdbStore(None)
+    with pytest.raises(UserError, match=r"does not exist"):
+        LmdbStore(str(tmp_path / "absent"))
+    (tmp_path / "file").write_bytes(b"x" * 8192)
+    with pytest.raises(UserError, match=r"cannot be opened"):
+        LmdbStore(str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"has no image"):
+        list(LmdbStore(str(write_lmdb(tmp_path / "empty", {}))).records())
+
+
+def test_half_a_database_is_refused_before_reading_it_kills_the_process(tmp_path):
+    root = write_lmdb(tmp_path / "lmdb", {f"{number:04d}": bytes(8000) for number in range(200)})
+    file = root / "data.mdb"
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(UserError, match=r"is cut off"):
+        LmdbStore(str(root))
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize(
+    "content", [{"keys": ["a"], "pids": [1]}, ["a", 1], [["a"]], ("a",), [b"a"], "a", ["a", Bomb()], {"a"}, [None]]
+)
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_pickles_of_anything_else_are_refused_unopened(tmp_path, monkeypatch, content, protocol):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"keys.pkl.*something else than a list of strings"):
+        list(read_keys(write_pickle(tmp_path / "keys.pkl", content, protocol)))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_lists_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"there is no such list"):
+        list(read_keys(tmp_path / "keys.txt"))
+    with pytest.raises(UserError, match=r"ends in .txt, .json, .pkl, not '.csv'"):
+        list(read_keys(tmp_path / "keys.csv"))
+    for name, content in {
+        "cut.pkl": pickle.dumps(["a" * 100])[:50],
+        "keys.txt": b"\xff\xfe",
+        "a.json": b"{",
+        "b.json": b"[1]",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}: the list of keys cannot be read"):
+            list(read_keys(tmp_path / name))
+
+
+def test_an_entry_that_a_pickle_repeats_is_taken_once(tmp_path):
+    key = "the same object"
+    assert list(read_keys(write_pickle(tmp_path / "keys.pkl", [key, "b", key]))) == [key, "b"]
