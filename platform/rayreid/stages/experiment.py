@@ -124,8 +124,16 @@ def experiment_run(desk: Desk, experiment: Experiment, label: str | None = None,
     write_atomically(folder / "config.yaml", dump(experiment))
     write_atomically(note, json.dumps({"run": run.id}))
     run.text(dump(experiment), "config.yaml")
-    run.params(flatten(experiment.model_dump(mode="json", exclude={"compare", "sweep"})))
+    run.params(_params(experiment))
     return run
+
+
+def _params(experiment: Experiment) -> dict[str, Any]:
+    """The configuration as MLflow parameters; of a pre-training that does not take place nothing but that."""
+    tree = experiment.model_dump(mode="json", exclude={"compare", "sweep"})
+    if experiment.pretrain.method == "none":
+        tree["pretrain"] = {"method": "none"}
+    return flatten(tree)
 
 
 def folder_of(root: Path, experiment: Experiment) -> Path:
