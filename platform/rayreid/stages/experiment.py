@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from rayreid.artifacts import Artifact, make_folder, output_root, write_atomically
 from rayreid.cluster import connect
 from rayreid.config import Experiment
@@ -15,7 +17,7 @@ from rayreid.experiment_file import dump, flatten, rows
 from rayreid.stages.plan import STAGE_ROLE, check, plan, shared
 from rayreid.stages.production import produce
 from rayreid.stages.progress import Screen
-from rayreid.stages.summary import Row, row_of, show_hint, show_table
+from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
 from rayreid.tracking import Run, Tracker
 
 
@@ -57,6 +59,7 @@ def run(experiment: Experiment) -> list[Row]:
             results = [run_row(experiment.name, table[experiment.name], desk, parent)]
         write_results(desk, experiment, results)
         show_table(desk.screen, results)
+        show_times(desk.screen, plans.values())
         show_hint(desk.screen, desk.tracker.uri)
     return results
 
@@ -101,7 +104,7 @@ def _run_rows(
         produce(artifact, parent, desk.screen, shared_tags(next(iter(table.values()))))
     results = []
     for label, experiment in table.items():
-        desk.screen.say(f"[bold cyan]{label}[/]")
+        desk.screen.say(f"[bold cyan]{escape(label)}[/]")
         with experiment_run(desk, experiment, label, parent) as run:
             results.append(run_row(label, experiment, desk, run))
     return results
