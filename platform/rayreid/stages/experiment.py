@@ -17,6 +17,7 @@ from rayreid.experiment_file import dump, flatten, rows
 from rayreid.stages.plan import STAGE_ROLE, check, plan, shared
 from rayreid.stages.production import produce
 from rayreid.stages.progress import Screen
+from rayreid.stages.provenance import provenance_of
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
 from rayreid.tracking import Run, Tracker
 
@@ -92,7 +93,7 @@ def run_row(label: str, experiment: Experiment, desk: Desk, run: Run) -> Row:
     produce(graph["metrics"], run, desk.screen, tags)
     for role, artifact in graph.items():
         run.tags({f"artifact.{role}": artifact, f"run.{role}": artifact.facts["run"]})
-    row = row_of(label, graph)
+    row = row_of(label, graph, provenance_of(experiment.pool))
     run.metrics(row.metrics())
     return row
 

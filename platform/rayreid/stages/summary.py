@@ -11,6 +11,8 @@ from rich.table import Table
 
 from rayreid.artifacts import Artifact, lineage
 from rayreid.stages.progress import Screen, clock
+from rayreid.stages.provenance import Provenance
+from rayreid.stages.score import auc_of
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Row:
         return {**self.scores, **cost, "gpu_hours": self.gpu_hours, **known}
 
 
-def row_of(label: str, graph: Mapping[str, Artifact]) -> Row:
-    """The outcome of a finished experiment, from its artifacts' facts."""
+def row_of(label: str, graph: Mapping[str, Artifact], provenance: Provenance | None) -> Row:
+    """The outcome of a finished experiment, from its artifacts' facts; the scores are judged by `provenance`."""
     own = [graph[role].facts for role in ("weights", "model", "metrics") if role in graph]
     weights = graph["weights"].facts if "weights" in graph else {"images": 0, "steps": 0}
     metrics = graph["metrics"].facts
@@ -53,7 +55,7 @@ def row_of(label: str, graph: Mapping[str, Artifact]) -> Row:
         seconds=sum(facts["seconds"] for facts in own),
         gpu_hours=sum(facts.get("gpu_hours", 0.0) for facts in own),
         scores={name: metrics[name] for name in ("mAP", "rank1", "rank5", "rank10", "mINP")},
-        auc=graph["scores"].facts.get("auc") if "scores" in graph else None,
+        auc=auc_of(graph["scores"], provenance) if "scores" in graph else None,
     )
 
 

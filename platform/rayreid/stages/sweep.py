@@ -27,6 +27,7 @@ from rayreid.stages.experiment import (
 from rayreid.stages.plan import check, plan, shared
 from rayreid.stages.production import produce
 from rayreid.stages.progress import Screen
+from rayreid.stages.provenance import provenance_of
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
 from rayreid.tracking import Run
 
@@ -64,7 +65,11 @@ def sweep(experiment: Experiment) -> list[Row]:
         for artifact in shared(plans):
             produce(artifact, parent, desk.screen, shared_tags(experiment))
         failures = _tune(experiment, todo, desk, parent)
-        rows = [row_of(label, graph) for label, graph in plans.items() if graph["metrics"].complete]
+        rows = [
+            row_of(label, graph, provenance_of(todo[label].pool))
+            for label, graph in plans.items()
+            if graph["metrics"].complete
+        ]
         write_results(desk, experiment, rows)
         show_table(desk.screen, rows)
         show_times(desk.screen, plans.values())

@@ -36,11 +36,15 @@ class Dataset(Protocol):
 def _lazy(module: str, class_name: str) -> Callable[..., Dataset]:
     """Return a factory that imports the dataset's module when it is first asked for."""
 
-    def build(root: str | None = None, **options: Any) -> Dataset:
+    def build(root: str | None = None, /, **options: Any) -> Dataset:
         factory = getattr(import_module(f"{__name__}.{module}"), class_name)
         parameters = inspect.signature(factory).parameters.values()
         known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "root"]
         for option in options:
+            if option == "root":
+                raise UserError(
+                    f"dataset {factory.name}: root is no option; write it beside dataset, not under options"
+                )
             if option not in known:
                 hint = _nearest(option, known) if known else "it has none"
                 raise UserError(f"dataset {factory.name} has no option {option!r}; {hint}")
@@ -62,7 +66,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 }
 
 
-def open_dataset(name: str, root: str | None, **options: Any) -> Dataset:
+def open_dataset(name: str, root: str | None, /, **options: Any) -> Dataset:
     """Open a dataset by its name.
 
     Args:
