@@ -91,6 +91,15 @@ def test_facts_come_back_and_the_recipe_stands_beside_them(tmp_path):
     assert written["recipe"]["inputs"] == {"pool": artifact(tmp_path, "ingest").id}
 
 
+def test_who_lost_the_lease_cannot_finish(tmp_path):
+    made = artifact(root=tmp_path)
+    with made.writing() as folder:
+        (folder / "lease.json").write_text(json.dumps({"token": "t", "host": "another", "pid": 1}))
+        with pytest.raises(UserError, match="took this artifact over"):
+            made.finish({})
+    assert not made.complete
+
+
 def test_an_interrupted_writer_leaves_no_lease_and_nothing_complete(tmp_path):
     made = artifact(tmp_path)
     with pytest.raises(KeyboardInterrupt), made.writing():

@@ -1,5 +1,6 @@
 """Bad input at the command line: one line, exit status 2, nothing begun."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import yaml
 
 from rayreid import __version__
 from rayreid.cli import main
+from rayreid.config import Source
 from rayreid.errors import UserError
 from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import save_backbone
+from rayreid.stages import ingest
 
 PLATFORM = Path(__file__).parent.parent / "platform"
 
@@ -24,6 +27,7 @@ GOOD = {
         "options": {"part": "target", "size": [32, 16], "identities": 2, "test_identities": 2},
     },
     "backbone": {"name": "vit_tiny", "depth": 1, "img_size": [32, 16]},
+    "finetune": {"identities": 2},
 }
 
 
@@ -85,6 +89,8 @@ def test_an_unknown_key(refused, command):
         ("select.fraction=-0.1", "select.fraction"),
         ("select.count=0", "select.count"),
         ("select.strategy=best", "select.strategy"),
+        ("pretrain.warmup_epochs=101", "pretrain.warmup_epochs"),
+        ("seed=-1", "seed"),
     ],
 )
 def test_a_wrong_type_or_value(refused, change, key):
@@ -117,6 +123,7 @@ def test_a_sweep_with_a_fraction_outside_its_range(refused):
 
 def test_a_sweep_without_parameters(refused):
     assert "sweep.parameters" in refused("sweep", GOOD)
+    assert "sweep.parameters.seed" in refused("sweep", {**GOOD, "sweep": {"parameters": {"seed": []}}})
 
 
 # What the file names
@@ -138,6 +145,79 @@ def test_a_missing_dataset_folder_in_a_sweep(refused, home):
 def test_an_unknown_dataset_and_an_unknown_option(refused):
     assert "'market1501'" in refused("run", {**GOOD, "target": {"dataset": "market1502"}})
     assert "'images'" in refused("run", {**GOOD, "pool": {"dataset": "synthetic", "options": {"imags": 3}}})
+
+
+@pytest.mark.parametrize("option", ["root", "name", "self"])
+def test_an_option_that_no_dataset_can_have(refused, option):
+    message = refused("run", {**GOOD, "pool": {"dataset": "synthetic", "options": {"part": "pool", option: "x"}}})
+    assert "dataset synthetic" in message and option in message
+
+
+def test_an_empty_pool(refused, home):
+    (home / "images").mkdir()
+    message = refused("run", {**GOOD, "pool": {"dataset": "folder", "root": str(home / "images")}})
+    assert str(home / "images") in message
+
+
+def test_a_pool_that_holds_test_images(refused):
+    pool = {**GOOD["target"], "options": {**GOOD["target"]["options"], "seed": 1}}
+    message = refused("run", {**GOOD, "pool": pool})
+    assert "pool: dataset synthetic" in message and "leak" in message
+    assert "leak" in refused("run", {**GOOD, "pool": GOOD["target"]})  # the target itself
+
+
+def test_test_images_in_a_pool_that_is_not_used_do_no_harm(home):
+    path = home / "experiment.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "pool": GOOD["target"], "pretrain": "none"}))
+    with pytest.raises(AssertionError, match="before anything starts"):
+        main(["run", str(path)])
+
+
+def test_more_identities_in_a_batch_than_the_target_has(refused):
+    message = refused("run", GOOD, "finetune.identities=3")
+    assert "finetune.identities=3" in message and "only 2 identities" in message
+    assert "proxy.finetune.identities=3" in refused("run", GOOD, "proxy.finetune.identities=3")
+
+
+def stored(home: Path, images: int) -> None:
+    """Make GOOD's pool a complete artifact of so many images."""
+    artifact = ingest.plan(home / "outputs", Source(**GOOD["pool"]))
+    artifact.path.mkdir(parents=True)
+    manifest = {"counts": {"pool": images}, "identities": {"pool": 0}}
+    (artifact.path / "manifest.json").write_text(json.dumps(manifest))
+    artifact.finish({})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["select.count=101"], "select.count=101"),
+        (["pretrain.batch_size=101", "select.fraction=1.0"], "pretrain.batch_size=101"),
+        (["pretrain.batch_size=51", "select.fraction=0.5"], "pretrain.batch_size=51"),
+        (["pretrain.batch_size=31", "select.count=30"], "pretrain.batch_size=31"),
+        (["proxy.pretrain.batch_size=101", "pretrain.batch_size=10"], "proxy.pretrain.batch_size=101"),
+        (["pretrain.batch_size=50", "select.fraction=0.5"], None),
+        (["pretrain.batch_size=100", "select.count=100"], None),
+    ],
+)
+def test_more_images_than_a_stored_pool_has(home, capfd, changes, named):
+    stored(home, 100)
+    path = home / "experiment.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    with pytest.raises(SystemExit if named else AssertionError):
+        main(["run", str(path), *changes])
+    assert (named or "") in capfd.readouterr().err
+
+
+def test_a_stored_pool_that_holds_test_images(home, capfd):
+    stored(home, 100)
+    manifest = next((home / "outputs" / "ingest").glob("*/manifest.json"))
+    manifest.write_text(json.dumps({"counts": {"train": 50, "query": 50}, "identities": {"train": 5, "query": 5}}))
+    path = home / "experiment.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    with pytest.raises(SystemExit):
+        main(["run", str(path)])
+    assert "leak" in capfd.readouterr().err
 
 
 def test_a_target_with_an_empty_split(refused, home):
@@ -207,10 +287,27 @@ def test_a_missing_file_list(refused, home):
     assert "select.list" in refused("select", GOOD, "select.strategy=list")
 
 
+@pytest.mark.parametrize(("name", "content"), [("best.txt", "\n"), ("best.json", "[]"), ("best.pkl", "x"), ("", None)])
+def test_a_file_list_that_cannot_be_read(refused, home, name, content):
+    (home / "lists").mkdir()
+    path = home / "lists" / name
+    if content is not None:
+        path.write_text(content)
+    message = refused("run", GOOD, "select.strategy=list", f"select.list={path}")
+    assert str(path) in message
+
+
 def test_a_missing_provenance_file(refused, home):
     message = refused("run", GOOD, "pool.provenance=origins.csv", "pool.relevant=market1501")
     assert str(home / "data" / "origins.csv") in message and "pool.provenance" in message
     assert "pool.relevant" in refused("run", GOOD, "pool.provenance=origins.csv")
+
+
+def test_a_provenance_file_that_cannot_judge(refused, home):
+    path = home / "origins.csv"
+    for content in ("", "key,from\na.jpg,market1501\n", "key,origin\na.jpg,msmt17\n"):
+        path.write_text(content)
+        assert str(path) in refused("run", GOOD, f"pool.provenance={path}", "pool.relevant=market1501")
 
 
 def test_a_source_proxy_that_is_not_pre_trained(refused):

@@ -3,7 +3,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from rayreid.config import Backbone, Evaluate, Experiment, Finetune, Pretrain, Proxy, Score, Select, Source
+from rayreid.config import Backbone, Evaluate, Experiment, Finetune, Pretrain, Proxy, Score, Select, Source, Sweep
 
 
 def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
@@ -11,6 +11,7 @@ def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
         (Pretrain, "checkpoint_minutes", 3),
         (Finetune, "checkpoint_minutes", 3),
         (Score, "batch_size", 17),
+        (Score, "max_bad_fraction", 0.5),
         (Evaluate, "batch_size", 17),
         (Backbone, "weights", "start.pth"),
         (Select, "list", "best.txt"),
@@ -23,7 +24,8 @@ def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
 
 @pytest.mark.parametrize("section", [Pretrain, Finetune, Score, Select, Evaluate, Backbone])
 def test_identity_holds_everything_else(section):
-    runtime = {"checkpoint_minutes", "weights", "list"} | ({"batch_size"} if section in (Score, Evaluate) else set())
+    runtime = {"checkpoint_minutes", "weights", "list", "max_bad_fraction"}
+    runtime |= {"batch_size"} if section in (Score, Evaluate) else set()
     assert set(section().identity()) == set(section.model_fields) - runtime
     json.dumps(section().identity())
 
@@ -54,6 +56,7 @@ def test_auto_warm_up_is_the_published_share_of_the_epochs():
     assert [Finetune(epochs=n).warmup for n in (120, 12, 2, 1)] == [20, 2, 1, 0]
     assert Pretrain(warmup_epochs=0).warmup == 0
     assert Finetune(warmup_epochs=7).warmup == 7
+    assert Pretrain(warmup_epochs=7, epochs=7).warmup == 7
 
 
 def test_auto_local_crops_are_half_the_size_in_whole_patches():
@@ -95,11 +98,33 @@ def test_sections_are_immutable_and_closed():
         (Finetune, {"optimizer": "adam"}),
         (Backbone, {"depth": 0}),
         (Backbone, {"img_size": (256,)}),
+        (Backbone, {"img_size": (0, 0)}),
+        (Backbone, {"img_size": (-16, 16)}),
+        (Pretrain, {"local_size": (0, 0)}),
+        (Pretrain, {"global_scale": (1.0, 0.4)}),
+        (Pretrain, {"local_scale": (0.4, 0.05)}),
+        (Pretrain, {"weight_decay": -0.01}),
+        (Pretrain, {"weight_decay_end": -0.01}),
+        (Pretrain, {"epochs": 4, "warmup_epochs": 5}),
+        (Finetune, {"weight_decay": -0.01}),
+        (Finetune, {"bias_lr_factor": -1}),
+        (Finetune, {"epochs": 4, "warmup_epochs": 5}),
+        (Proxy, {"seed": -1}),
+        (Sweep, {"parameters": {"seed": []}}),
+        (Sweep, {"parameters": {}}),
     ],
 )
 def test_values_out_of_range_are_refused(section, values):
     with pytest.raises(ValidationError):
         section(**values)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 0.5])
+def test_a_seed_is_a_whole_number_of_31_bits(seed):
+    source = Source(dataset="synthetic")
+    assert Experiment(pool=source, target=source, seed=2**31 - 1).seed == 2**31 - 1
+    with pytest.raises(ValidationError):
+        Experiment(pool=source, target=source, seed=seed)
 
 
 def test_an_experiment_needs_a_pool_and_a_target():

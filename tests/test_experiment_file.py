@@ -167,6 +167,14 @@ def test_change_takes_dotted_and_nested_keys(write):
     assert experiment.pretrain.epochs == 100
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_row_may_name_another_dataset_and_its_root_in_any_order(write, order):
+    changes = dict([("target.root", "there"), ("target.dataset", "msmt17")][::order])
+    text = "target: {dataset: synthetic, options: {cameras: 2}}\npool: {dataset: synthetic}"
+    target = change(load_experiment(write(text, sources=False)), changes).target
+    assert (target.dataset, target.root, target.options) == ("msmt17", "there", {})
+
+
 def test_describe():
     assert describe({"select.fraction": 0.5, "backbone.stem": "ics"}) == "select.fraction=0.5, backbone.stem=ics"
     assert describe({}) == "as in the file"
@@ -236,6 +244,14 @@ def test_a_misspelt_section_comes_before_what_it_makes_missing(write):
         ("proxy: {pretrain: {epochs: many}}", "proxy.pretrain.epochs:", "'many'"),
         ("name: two words", "name:", "'two words'"),
         ("sweep: {parameters: {select.fraction: 0.5}}", "sweep.parameters.select.fraction:", "0.5"),
+        ("sweep: {parameters: {select.fraction: []}}", "sweep.parameters.select.fraction:", "[]"),
+        ("backbone: {img_size: [0, 16]}", "backbone.img_size.0:", "0"),
+        ("pretrain: {local_size: [64, -16]}", "pretrain.local_size.1:", "-16"),
+        ("pretrain: {global_scale: [1.0, 0.4]}", "pretrain.global_scale: write the smaller", "[1.0, 0.4]"),
+        ("pretrain: {epochs: 4, warmup_epochs: 5}", "pretrain.warmup_epochs: a warm-up cannot", "5"),
+        ("finetune: {warmup_epochs: 121}", "finetune.warmup_epochs: a warm-up cannot", "121"),
+        ("proxy: {pretrain: {epochs: 4, warmup_epochs: 5}}", "proxy.pretrain.warmup_epochs:", "5"),
+        ("seed: -3", "seed:", "-3"),
     ],
 )
 def test_a_wrong_type_is_refused_where_the_file_has_it(write, text, key, found):

@@ -131,6 +131,37 @@ def test_a_holder_keeps_its_lease_from_getting_stale(path, monkeypatch):
         assert path.stat().st_mtime > time.time() - 60
 
 
+def test_who_lost_its_lease_does_not_keep_it_alive_for_another(path, monkeypatch):
+    monkeypatch.setattr(lease_module, "_BEAT_SECONDS", 0.01)
+    with Lease(path):
+        leave(path, pid_of_the_dead(), age=100)
+        time.sleep(0.2)
+        assert path.stat().st_mtime < time.time() - 60
+
+
+def test_an_error_of_the_storage_does_not_end_the_beat(path, monkeypatch):
+    monkeypatch.setattr(lease_module, "_BEAT_SECONDS", 0.01)
+    beats = []
+
+    def utime(target):
+        beats.append(target)
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(lease_module.os, "utime", utime)
+    with Lease(path):
+        deadline = time.monotonic() + 5
+        while len(beats) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(beats) >= 3
+
+
+def test_an_unreadable_lease_is_taken_over_once_it_is_stale(path):
+    path.write_text("")
+    assert not take_within(path, 0.2)
+    os.utime(path, (1, 1))
+    assert take_within(path, 5)
+
+
 def test_who_lost_its_lease_does_not_remove_the_new_holder_s(path):
     first = Lease(path)
     with first:

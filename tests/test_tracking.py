@@ -1,11 +1,13 @@
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
+from sqlalchemy.exc import OperationalError
 
 from rayreid.errors import UserError
 from rayreid.tracking import MetricsFeed, Run, Tracker, git_sha, tracking_uri
@@ -148,6 +150,39 @@ def test_a_server_that_does_not_answer_is_one_line_that_says_where_to_look(monke
     message = str(caught.value)
     assert "http://127.0.0.1:9" in message and "MLFLOW_TRACKING_URI" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("uri", ["foo://bar", "{folder}/mlruns", "postgresql://user@127.0.0.1:9/runs"])
+def test_a_store_of_another_kind_is_one_line_that_says_where_to_look(monkeypatch, tmp_path, uri):
+    uri = uri.format(folder=tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # the driver of that database, if it is installed here
+    with pytest.raises(UserError) as caught:
+        Tracker(tmp_path)
+    message = str(caught.value)
+    assert uri in message and "MLFLOW_TRACKING_URI" in message
+    assert "\n" not in message
+
+
+def test_a_database_that_does_not_answer_is_one_line_too(monkeypatch, tmp_path):
+    def away(self, *args):
+        raise OperationalError("SELECT 1", {}, Exception("could not connect\nis the server running?"))
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///unused.db")
+    monkeypatch.setattr(MlflowClient, "__init__", away)
+    with pytest.raises(UserError, match=r"could not connect.*MLFLOW_TRACKING_URI") as caught:
+        Tracker(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_experiment_that_was_deleted_is_one_line_that_says_how_to_restore_it(tracker, root, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    gone = Tracker(root, "gone").experiment_id
+    tracker.client.delete_experiment(gone)
+    with pytest.raises(UserError, match=rf"'gone'.*restore --experiment-id {gone}\b.*another name"):
+        Tracker(root, "gone")
+    tracker.client.restore_experiment(gone)
+    assert Tracker(root, "gone").experiment_id == gone
 
 
 def test_the_commit_is_the_checkout_s_or_none(monkeypatch):

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from rayreid.errors import UserError
-from rayreid.lease import Lease
+from rayreid.lease import Lease, held_by_another
 
 _FACTS = "artifact.json"
+_LEASE = "lease.json"
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,20 @@ class Artifact:
         """Hold the lease on the folder, waiting while another live run writes it; yields the folder."""
         make_folder(self.path)
         try:
-            with Lease(self.path / "lease.json"):
+            with Lease(self.path / _LEASE):
                 yield self.path
         finally:
             with contextlib.suppress(OSError):  # one that was refused before it wrote anything leaves no folder
                 self.path.rmdir()
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        """Declare it complete."""
+        """Declare it complete.
+
+        Raises:
+            UserError: another run has taken the lease over, as it does when this one was silent for long.
+        """
+        if held_by_another(self.path / _LEASE):
+            raise UserError(f"{self.path}: another run took this artifact over while this one stood still; run again")
         content = {"id": self.id, "recipe": self.recipe, "facts": dict(facts)}
         write_atomically(self.path / _FACTS, json.dumps(content, indent=1))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayreid.artifacts import inside_job
+from rayreid.artifacts import data_path, inside_job, output_root
 from rayreid.config import Resources
 from rayreid.errors import UserError
 
@@ -38,7 +38,8 @@ def connect() -> Iterator[None]:
     """Be connected to Ray: to the job's own cluster, to `RAY_ADDRESS`, or to one started here and stopped after.
 
     The package reaches the workers of a submitted job through the job's runtime environment
-    (`jobs/runtime_env.yaml`), those of `RAY_ADDRESS` through `py_modules`.
+    (`jobs/runtime_env.yaml`), those of `RAY_ADDRESS` through `py_modules`. Ray gives workers other current folders
+    than this process's; so the places of outputs and data are told to them as absolute paths.
     """
     import ray
 
@@ -50,7 +51,7 @@ def connect() -> Iterator[None]:
     if inside_job():
         ray.init(log_to_driver=False)
     elif address and address != "local":
-        ray.init(address, runtime_env={"py_modules": [str(_PACKAGE)]}, log_to_driver=False)
+        ray.init(address, runtime_env={"py_modules": [str(_PACKAGE)], "env_vars": _places()}, log_to_driver=False)
     else:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
@@ -61,12 +62,16 @@ def connect() -> Iterator[None]:
             log_to_driver=False,
             configure_logging=True,
             logging_level=logging.WARNING,
-            runtime_env={"env_vars": {"PYTHONPATH": path}},
+            runtime_env={"env_vars": {"PYTHONPATH": path, **_places()}},
         )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _places() -> dict[str, str]:
+    return {"RAYREID_ROOT": str(output_root()), "RAYREID_DATA": str(data_path(""))}
 
 
 def training_share(resources: Resources) -> Share:

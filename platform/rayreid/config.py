@@ -9,7 +9,7 @@ Reading files, inheritance and overrides are in `rayreid.experiment_file`.
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 _RUNTIME = "rayreid:runtime"
 """Marks a field that changes how a stage runs but not what it computes; such fields do not enter artifact ids."""
@@ -19,9 +19,21 @@ PATCH = 16
 
 Auto = Literal["auto"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Size = Annotated[tuple[int, int], Field(description="height, width in pixels")]
-Share = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
 PositiveInt = Annotated[int, Field(ge=1)]
+Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="height, width in pixels")]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+NotNegative = Annotated[float, Field(ge=0)]
+Part = Annotated[float, Field(gt=0, le=1)]
+
+
+def _ordered(share: tuple[float, float]) -> tuple[float, float]:
+    if share[0] > share[1]:
+        raise ValueError("write the smaller share first")
+    return share
+
+
+Shares = Annotated[tuple[Part, Part], AfterValidator(_ordered)]
+"""From the smaller to the larger share of an image's area."""
 
 
 class Section(BaseModel):
@@ -70,6 +82,13 @@ def _warmup(epochs: int, share: int) -> int:
     return min(math.ceil(epochs / share), epochs - 1)
 
 
+def _within_epochs(warmup: int | Auto, info: ValidationInfo) -> int | Auto:
+    epochs = info.data.get("epochs")  # absent where it is itself refused
+    if warmup != "auto" and epochs is not None and warmup > epochs:
+        raise ValueError(f"a warm-up cannot be longer than the {epochs} epochs of the training")
+    return warmup
+
+
 class Pretrain(Section):
     """DINO pre-training (DESIGN: DINO with multi-crop, for ReID image shapes)."""
 
@@ -78,11 +97,11 @@ class Pretrain(Section):
     batch_size: PositiveInt = 512
     accumulate: PositiveInt = 1
     lr: Annotated[float, Field(gt=0)] | Auto = "auto"
-    min_lr: Annotated[float, Field(ge=0)] = 1e-6
+    min_lr: NotNegative = 1e-6
     warmup_epochs: Annotated[int, Field(ge=0)] | Auto = "auto"
     """`auto`: a tenth of the epochs (the published 10 of 100), but at least one where there are two."""
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.4
+    weight_decay: NotNegative = 0.04
+    weight_decay_end: NotNegative = 0.4
     teacher_momentum: Annotated[float, Field(ge=0, le=1)] = 0.996
     teacher_temp: Annotated[float, Field(gt=0)] = 0.04
     student_temp: Annotated[float, Field(gt=0)] = 0.1
@@ -95,8 +114,8 @@ class Pretrain(Section):
     bottleneck_dim: PositiveInt = 256
     local_crops: Annotated[int, Field(ge=0)] = 8
     local_size: Size | Auto = "auto"
-    global_scale: Share = (0.4, 1.0)
-    local_scale: Share = (0.05, 0.4)
+    global_scale: Shares = (0.4, 1.0)
+    local_scale: Shares = (0.05, 0.4)
     precision: Precision = "auto"
     checkpoint_minutes: Annotated[float, Field(gt=0), _RUNTIME] = 10
 
@@ -105,6 +124,8 @@ class Pretrain(Section):
     def _word(cls, value: Any) -> Any:
         """`pretrain: none` is short for `pretrain: {method: none}`."""
         return {"method": value} if isinstance(value, str) else value
+
+    _warmup_fits = field_validator("warmup_epochs")(_within_epochs)
 
     @property
     def peak_lr(self) -> float:
@@ -132,8 +153,8 @@ class Finetune(Section):
     instances: Annotated[int, Field(ge=2)] = 4
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 4e-4
-    weight_decay: float = 1e-4
-    bias_lr_factor: float = 2.0
+    weight_decay: NotNegative = 1e-4
+    bias_lr_factor: NotNegative = 2.0
     warmup_epochs: Annotated[int, Field(ge=0)] | Auto = "auto"
     """`auto`: a sixth of the epochs (the published 20 of 120), but at least one where there are two."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -142,6 +163,8 @@ class Finetune(Section):
     global_mining: bool = False
     precision: Precision = "auto"
     checkpoint_minutes: Annotated[float, Field(gt=0), _RUNTIME] = 10
+
+    _warmup_fits = field_validator("warmup_epochs")(_within_epochs)
 
     @property
     def warmup(self) -> int:
@@ -156,7 +179,7 @@ class Proxy(Section):
     before `compare` and `sweep` change them: so neither changes the scores.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     backbone: Backbone = Backbone()
     pretrain: Pretrain = Pretrain()
     finetune: Finetune = Finetune()
@@ -167,14 +190,14 @@ class Score(Section):
 
     batch_size: Annotated[PositiveInt, _RUNTIME] = 256
     precision: Precision = "auto"
-    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1), _RUNTIME] = 0.01
 
 
 class Select(Section):
     """Which part of the pool to pre-train on."""
 
     strategy: Literal["cfs", "random", "list"] = "cfs"
-    fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    fraction: Part = 0.5
     count: PositiveInt | None = None
     """A number of images instead of a fraction."""
     list: Annotated[str | None, _RUNTIME] = None
@@ -194,7 +217,12 @@ class Evaluate(Section):
 
 
 class Resources(Section):
-    """What a stage may use of the cluster. Never changes a result beyond rounding."""
+    """What a stage may use of the cluster.
+
+    No part of any id. The number of training workers does change what is learned: unless `finetune.global_mining` is
+    set, batch norm and the mining of triplets are each worker's own, and drop path always is. Artifacts record how
+    many there were (`workers`).
+    """
 
     workers: PositiveInt | Auto = "auto"
     """Training workers; `auto`: one per GPU that Ray sees, else one for all CPUs."""
@@ -208,7 +236,7 @@ class Resources(Section):
 class Sweep(Section):
     """Tune over dotted keys: every combination (`grid`) of the values in `parameters`."""
 
-    parameters: dict[str, list[Any]] = Field(min_length=1)
+    parameters: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(min_length=1)
     max_concurrent: PositiveInt | Auto = "auto"
 
 
@@ -216,7 +244,7 @@ class Experiment(Section):
     """One experiment file, resolved."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "experiment"
-    seed: int = 0
+    seed: Seed = 0
     pool: Source
     target: Source
     backbone: Backbone = Backbone()

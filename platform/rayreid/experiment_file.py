@@ -49,10 +49,10 @@ def change(experiment: Experiment, changes: Mapping[str, Any], source: str = "co
     Raises:
         UserError: a key or value that an experiment file may not hold.
     """
-    tree = experiment.model_dump(mode="python")
+    over: dict[str, Any] = {}
     for key, value in changes.items():
-        tree = _merge(tree, _nest(key, value))
-    return _validate(tree, source)
+        over = _merge(over, _nest(key, value))
+    return _validate(_merge(experiment.model_dump(mode="python"), over), source)
 
 
 def rows(experiment: Experiment) -> dict[str, Experiment]:
@@ -145,8 +145,14 @@ def _validate(tree: Any, source: str) -> Experiment:
         found: dict[str, Any] = {}
         for problem in error.errors():
             found.setdefault(_key(problem["loc"]), problem)
-        # What the proxies inherit is wrong there too: it is named where the file says it.
-        problems = [found[key] for key in found if key.removeprefix("proxy.") not in found.keys() - {key}]
+        # What the proxies inherit is wrong there too: it is named where the file says it. And where one form of a
+        # value has a fault inside, that it is not the other form (`auto`) either says nothing.
+        problems = [
+            found[key]
+            for key in found
+            if key.removeprefix("proxy.") not in found.keys() - {key}
+            and not any(other.startswith(f"{key}.") for other in found)
+        ]
         # An unknown key says most: a misspelt section also makes others "missing".
         problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -167,7 +173,8 @@ def _explain(problem: Any) -> str:
         return f"unknown key {key!r}; {hint}"
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
-    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]} (found {problem['input']!r})"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]} (found {problem['input']!r})"
 
 
 def _keys_at(location: Sequence[str]) -> list[str]:

@@ -85,6 +85,8 @@ class Lease:
             return json.loads(self.path.read_text())
         except FileNotFoundError:
             return {}
+        except ValueError:  # cut short by a crash of the machine: nobody's; its age decides
+            return {"token": "unreadable", "host": "", "pid": 0}
 
     def _process_gone(self, holder: dict) -> bool:
         if holder["host"] != socket.gethostname():
@@ -109,5 +111,15 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._released.wait(_BEAT_SECONDS):
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(self.path)
+            with contextlib.suppress(OSError):  # of the storage; it may pass
+                if self._holder().get("token") == self._token:  # else it was taken over: the new holder's to touch
+                    os.utime(self.path)
+
+
+def held_by_another(path: Path) -> bool:
+    """Whether a lock file names another process than this one."""
+    try:
+        holder = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    return (holder["host"], holder["pid"]) != (socket.gethostname(), os.getpid())

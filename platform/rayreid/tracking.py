@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rayreid import __version__
 from rayreid.artifacts import make_folder, write_atomically
 from rayreid.errors import UserError
 from rayreid.journal import Journal
@@ -34,13 +35,14 @@ class Tracker:
         experiment: MLflow experiment name.
 
     Raises:
-        UserError: the tracking server does not answer.
+        UserError: the tracking store cannot be used, or the experiment was deleted there.
     """
 
     def __init__(self, root: Path, experiment: str = "rayreid"):
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         # After the import, which sets levels of its own.
         for chatter in ("alembic", "mlflow", "mlflow.store.db.utils"):
@@ -48,20 +50,27 @@ class Tracker:
 
         make_folder(root)
         self.uri = tracking_uri(root)
-        self.client = MlflowClient(self.uri)
         try:
+            self.client = MlflowClient(self.uri)
             found = self.client.get_experiment_by_name(experiment)
             location = (root / "mlartifacts").as_uri() if self.uri.startswith("sqlite") else None
             self.experiment_id = (
                 found.experiment_id if found else self.client.create_experiment(experiment, artifact_location=location)
             )
-        except MlflowException as error:
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(f"MLflow at {self.uri} does not answer ({reason}); see MLFLOW_TRACKING_URI") from None
+        except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: of a database's driver
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise UserError(f"MLflow at {self.uri} cannot be used ({reason}); see MLFLOW_TRACKING_URI") from None
+        if found and found.lifecycle_stage != "active":
+            raise UserError(
+                f"the MLflow experiment {experiment!r} at {self.uri} was deleted; restore it by mlflow experiments "
+                f"restore --experiment-id {found.experiment_id} (with MLFLOW_TRACKING_URI), or choose another name"
+            )
 
     def run(self, name: str, tags: Mapping[str, Any] | None = None, parent: "Run | None" = None) -> "Run":
         """Start a run, under `parent` if given."""
-        tags = {key: str(value) for key, value in {"git_sha": git_sha(), **(tags or {})}.items() if value is not None}
+        # A submitted job carries no checkout: there the version alone tells the code.
+        code = {"rayreid": __version__, "git_sha": git_sha()}
+        tags = {key: str(value) for key, value in {**code, **(tags or {})}.items() if value is not None}
         if parent is not None:
             tags[_PARENT] = parent.id
         created = self.client.create_run(self.experiment_id, run_name=name, tags=tags)

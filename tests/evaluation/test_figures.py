@@ -60,6 +60,14 @@ def test_long_curves_are_smoothed_without_a_shift():
     assert np.abs(smooth.get_ydata() - ramp)[10:-10].max() < 1.5
 
 
+@pytest.mark.parametrize("value", [0.04, -3.0, 0.0])
+def test_a_constant_looks_constant(value):
+    noise = value * 1e-16 * np.arange(SMOOTH_FROM + 1)
+    (axes,) = loss_curves({"weight_decay": value + noise}, ["weight_decay"]).axes
+    low, high = axes.get_ylim()
+    assert low < value < high and high - low >= 0.1 * abs(value)
+
+
 def test_cmc_curve_draws_each_report_up_to_the_last_rank():
     figure = cmc_curve({"a": np.linspace(0.5, 1, 50), "b": np.linspace(0.25, 1, 10)}, max_rank=20)
     (axes,) = figure.axes

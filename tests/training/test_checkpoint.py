@@ -22,13 +22,14 @@ def names(checkpoints: Checkpoints) -> list[str]:
 
 
 def test_without_any_there_is_nothing_to_load(checkpoints):
-    assert checkpoints.load() is None
+    assert checkpoints.newest() == 0
 
 
 def test_the_newest_comes_back(checkpoints):
     for step in (9, 10, 100):
         checkpoints.save(step, state(step))
-    loaded = checkpoints.load()
+    assert checkpoints.newest() == 100
+    loaded = checkpoints.load(100)
     assert loaded["step"] == 100
     assert torch.equal(loaded["method"]["weight"], torch.full((3,), 100.0))
 
@@ -45,7 +46,7 @@ def test_only_the_newest_are_kept(checkpoints):
 def test_a_step_may_be_saved_again(checkpoints):
     checkpoints.save(1, state(1))
     checkpoints.save(1, state(7))
-    assert checkpoints.load()["step"] == 7
+    assert checkpoints.load(checkpoints.newest())["step"] == 7
 
 
 @pytest.mark.parametrize("keep", [0, 1, 50, -1])
@@ -54,7 +55,7 @@ def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(checkpoints, k
     checkpoints.save(4, state(4))
     newest = checkpoints.folder / "00000004.pt"
     newest.write_bytes(newest.read_bytes()[:keep])
-    assert checkpoints.load()["step"] == 3
+    assert checkpoints.newest() == checkpoints.load(3)["step"] == 3
 
 
 def test_a_checkpoint_with_a_flipped_bit_is_passed_over(checkpoints):
@@ -64,7 +65,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_passed_over(checkpoints):
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
-    assert checkpoints.load()["step"] == 3
+    assert checkpoints.newest() == checkpoints.load(3)["step"] == 3
 
 
 @pytest.mark.parametrize("seal", [None, "", "{", "{}", json.dumps({"blake2b": "0"})])
@@ -73,7 +74,7 @@ def test_a_checkpoint_without_its_checksum_is_passed_over(checkpoints, seal):
     checkpoints.save(4, state(4))
     path = checkpoints.folder / "00000004.json"
     path.unlink() if seal is None else path.write_text(seal)
-    assert checkpoints.load()["step"] == 3
+    assert checkpoints.newest() == checkpoints.load(3)["step"] == 3
 
 
 def test_an_interrupted_save_leaves_the_one_before(checkpoints, monkeypatch):
@@ -86,7 +87,7 @@ def test_an_interrupted_save_leaves_the_one_before(checkpoints, monkeypatch):
     monkeypatch.setattr(torch, "save", interrupt)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(4, state(4))
-    assert checkpoints.load()["step"] == 3
+    assert checkpoints.newest() == checkpoints.load(3)["step"] == 3
 
 
 def test_a_checkpoint_runs_no_code(checkpoints):
@@ -96,7 +97,17 @@ def test_a_checkpoint_runs_no_code(checkpoints):
 
     checkpoints.save(1, {"step": 1, "method": Code()})
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
-        checkpoints.load()
+        checkpoints.load(1)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"half")])
+def test_a_step_that_is_asked_for_and_not_whole_is_refused(checkpoints, damage):
+    checkpoints.save(3, state(3))
+    checkpoints.save(4, state(4))
+    damage(checkpoints.folder / "00000004.pt")
+    with pytest.raises(UserError, match=r"00000004\.pt.*RAYREID_ROOT"):
+        checkpoints.load(4)
+    assert checkpoints.load(3)["step"] == 3
 
 
 def test_another_architecture_is_refused_with_the_place_in_one_line(checkpoints):

@@ -114,6 +114,17 @@ def test_a_worker_gets_its_share(store, monkeypatch):
     assert np.concatenate(shares).tolist() == plan.batch(1, 1).tolist()
 
 
+def test_every_thread_has_an_image_to_decode(store):
+    class Together(Uneven):
+        met = threading.Barrier(6)
+
+        def image(self, row: int) -> np.ndarray:
+            self.met.wait(timeout=10)  # fails unless six are being decoded at once
+            return self._store.image(row)
+
+    next(feed(Together(store), threads=6, accumulate=BATCH)(0))
+
+
 def test_waiting_is_measured(store):
     class Slow(Uneven):
         def image(self, row: int) -> np.ndarray:

@@ -48,7 +48,8 @@ def _worker(rank: int, folder: str) -> None:
     parallel.average_gradients([weight])
     results["rows"], results["rows_grad"] = gathered.detach(), weight.grad
 
-    parallel.barrier()
+    results["text"] = parallel.broadcast_text(f"worker {rank}" * (1 + 99 * rank), 1, torch.device("cpu"))
+
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -72,6 +73,11 @@ def test_all_reduce_sums_in_place(workers):
 def test_broadcast_takes_the_source(workers):
     for worker in workers:
         assert worker["broadcast"].tolist() == [1.0, 1.0]
+
+
+def test_broadcast_text_takes_the_source_of_any_length(workers):
+    for worker in workers:
+        assert worker["text"] == "worker 1" * 100
 
 
 def test_average_gradients_is_the_mean_of_every_dtype_shape_and_bucket(workers):
@@ -106,7 +112,7 @@ def test_nothing_happens_without_a_process_group():
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([3.0, 4.0])
     parallel.average_gradients([parameter])
-    parallel.barrier()
+    assert parallel.broadcast_text("alone", 0, torch.device("cpu")) == "alone"
     for operation in (parallel.all_reduce_sum, parallel.broadcast, parallel.gather_rows):
         assert operation(tensor).tolist() == [1.0, 2.0]
     assert parallel.differentiable_all_reduce(tensor) is tensor

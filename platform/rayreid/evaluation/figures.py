@@ -52,6 +52,9 @@ def loss_curves(
         axes.set_xlabel(x)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.margins(x=0.01)
+        if np.ptp(values) <= 1e-9 * np.abs(values).max(initial=0):  # a constant, not its rounding errors
+            half = 0.1 * abs(float(values[0])) or 1.0
+            axes.set_ylim(values[0] - half, values[0] + half)
     return figure
 
 

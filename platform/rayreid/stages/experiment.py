@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from rayreid.artifacts import Artifact, make_folder, output_root, write_atomically
 from rayreid.cluster import connect
 from rayreid.config import Experiment
@@ -15,7 +17,8 @@ from rayreid.experiment_file import dump, flatten, rows
 from rayreid.stages.plan import STAGE_ROLE, check, plan, shared
 from rayreid.stages.production import produce
 from rayreid.stages.progress import Screen
-from rayreid.stages.summary import Row, row_of, show_hint, show_table
+from rayreid.stages.provenance import provenance_of
+from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
 from rayreid.tracking import Run, Tracker
 
 
@@ -57,6 +60,7 @@ def run(experiment: Experiment) -> list[Row]:
             results = [run_row(experiment.name, table[experiment.name], desk, parent)]
         write_results(desk, experiment, results)
         show_table(desk.screen, results)
+        show_times(desk.screen, plans.values())
         show_hint(desk.screen, desk.tracker.uri)
     return results
 
@@ -89,7 +93,7 @@ def run_row(label: str, experiment: Experiment, desk: Desk, run: Run) -> Row:
     produce(graph["metrics"], run, desk.screen, tags)
     for role, artifact in graph.items():
         run.tags({f"artifact.{role}": artifact, f"run.{role}": artifact.facts["run"]})
-    row = row_of(label, graph)
+    row = row_of(label, graph, provenance_of(experiment.pool))
     run.metrics(row.metrics())
     return row
 
@@ -101,7 +105,7 @@ def _run_rows(
         produce(artifact, parent, desk.screen, shared_tags(next(iter(table.values()))))
     results = []
     for label, experiment in table.items():
-        desk.screen.say(f"[bold cyan]{label}[/]")
+        desk.screen.say(f"[bold cyan]{escape(label)}[/]")
         with experiment_run(desk, experiment, label, parent) as run:
             results.append(run_row(label, experiment, desk, run))
     return results
@@ -124,8 +128,16 @@ def experiment_run(desk: Desk, experiment: Experiment, label: str | None = None,
     write_atomically(folder / "config.yaml", dump(experiment))
     write_atomically(note, json.dumps({"run": run.id}))
     run.text(dump(experiment), "config.yaml")
-    run.params(flatten(experiment.model_dump(mode="json", exclude={"compare", "sweep"})))
+    run.params(_params(experiment))
     return run
+
+
+def _params(experiment: Experiment) -> dict[str, Any]:
+    """The configuration as MLflow parameters; of a pre-training that does not take place nothing but that."""
+    tree = experiment.model_dump(mode="json", exclude={"compare", "sweep"})
+    if experiment.pretrain.method == "none":
+        tree["pretrain"] = {"method": "none"}
+    return flatten(tree)
 
 
 def folder_of(root: Path, experiment: Experiment) -> Path:

@@ -5,7 +5,7 @@ returns a few floats per image. So any number of actors on any node costs the ne
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from rayreid.cluster import scoring_actors
 from rayreid.data.images import ImageBatch, decode
 from rayreid.data.reid_transforms import ReIDTest
 from rayreid.data.store import ImageStore
+from rayreid.errors import UserError
 from rayreid.models.weights import load_backbone
 from rayreid.training.loop import autocast, resolve_precision
 
@@ -57,17 +58,34 @@ class Head(Protocol):
 
 
 class _Actor:
-    """Reads, decodes and computes ranges of rows."""
+    """Reads, decodes and computes ranges of rows.
+
+    What the user can mend comes back as a value, in the column `fault` ("": none): Ray Data would wrap an exception in
+    one of its own and leave nothing of it but the text of a traceback.
+    """
 
     def __init__(self, store: Path, build: Callable[[torch.device], Head], batch_size: int, cpus: int):
         torch.set_num_threads(cpus)
-        self.store = ImageStore(store)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.head = build(self.device)
         self.batch_size = batch_size
         self.pool = ThreadPoolExecutor(cpus)
+        self.fault = ""
+        try:
+            self.store = ImageStore(store)
+            self.head = build(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        except UserError as error:
+            self.fault = str(error)
 
     def __call__(self, item: dict[str, np.ndarray]) -> dict[str, Any]:
+        try:
+            if self.fault:
+                raise UserError(self.fault)
+            return {**self._compute(item), "fault": [""]}
+        except UserError as error:
+            nothing = [np.zeros(0, np.int64)]
+            values = [np.zeros(0, np.float32)]
+            return {"row": nothing, "value": values, "bad": nothing, "reason": [""], "fault": [str(error)]}
+
+    def _compute(self, item: dict[str, np.ndarray]) -> dict[str, Any]:
         rows = np.concatenate([np.asarray(part) for part in item["rows"]])
         batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         decoded = [self.pool.submit(self._decode, batch) for batch in batches]
@@ -112,12 +130,17 @@ def stream(
 
     Yields:
         In no particular order: (rows int64 (n,), values (n, …), {row: reason} of the images that could not be decoded).
+
+    Raises:
+        UserError: what the store or the head raised on an actor.
     """
+    items = [{"rows": piece[start : start + _CHUNK]} for piece in rows for start in range(0, len(piece), _CHUNK)]
+    if not items:  # Ray Data makes no dataset of nothing
+        return
     # Ray Data's own account of an execution is for its developers; the stages show their own progress.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     share = scoring_actors()
-    items = [{"rows": piece[start : start + _CHUNK]} for piece in rows for start in range(0, len(piece), _CHUNK)]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _Actor,
         batch_size=1,
@@ -126,7 +149,13 @@ def stream(
         num_gpus=1 if share.gpu else 0,
         fn_constructor_args=(store, build, batch_size, share.cpus),
     )
-    for result in dataset.iter_rows():
-        reasons = result["reason"].split("\n") if len(result["bad"]) else []
-        broken = dict(zip(map(int, result["bad"]), reasons, strict=True))
-        yield np.asarray(result["row"]), np.asarray(result["value"]), broken
+    yield from map(_unpack, dataset.iter_rows())
+
+
+def _unpack(result: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """What an actor gave back of one item."""
+    if result["fault"]:
+        raise UserError(result["fault"])
+    reasons = result["reason"].split("\n") if len(result["bad"]) else []
+    broken = dict(zip(map(int, result["bad"]), reasons, strict=True))
+    return np.asarray(result["row"]), np.asarray(result["value"]), broken

@@ -24,7 +24,7 @@ from rayreid.evaluation.figures import image_sheet
 from rayreid.stages.production import Work, identity
 from rayreid.stages.progress import Bar
 
-VERSION = 1
+VERSION = 2  # raised, too, when the drawn dataset draws something else
 _AHEAD = 2  # shards given out per CPU
 _SHEET = 48
 

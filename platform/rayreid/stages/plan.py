@@ -1,14 +1,18 @@
 """Which stage needs which artifact: the graph of one experiment, known before anything runs."""
 
+import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rayreid.artifacts import Artifact, data_path, lineage
-from rayreid.config import PATCH, Backbone, Experiment, Pretrain, Resources
+from rayreid.config import PATCH, Backbone, Experiment, Pretrain, Resources, Source
 from rayreid.data.datasets import Dataset
 from rayreid.errors import UserError
 from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import load_weights
+from rayreid.selection.filelist import read_list
 from rayreid.stages import evaluate, finetune, ingest, pretrain, score, select
 from rayreid.stages.provenance import provenance_of
 
@@ -77,9 +81,10 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
     """Refuse before anything starts what could only fail later.
 
     Raises:
-        UserError: a dataset that is not there, a target without one of its splits, an unknown backbone or stem, an
-            image size that the patch does not divide, weights of another architecture, a batch that cannot be dealt
-            to workers and micro-batches, a proxy that is not pre-trained.
+        UserError: a dataset that is not there or empty, a target without one of its splits, a pool that holds test
+            images, an unknown backbone or stem, an image size that the patch does not divide, weights of another
+            architecture, a batch that cannot be filled, or dealt to workers and micro-batches, a file list that
+            cannot be read, a proxy that is not pre-trained.
     """
     experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
@@ -87,32 +92,116 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
     for e in experiments:
         for backbone, pretraining in ((e.backbone, e.pretrain), (e.proxy.backbone, e.proxy.pretrain)):
             _check_pretraining(backbone, pretraining, e.resources)
-        needs_scores = e.select.strategy == "cfs" and not e.select.whole and e.pretrain.method != "none"
-        if needs_scores and e.proxy.pretrain.method == "none":
+        if _needs_scores(e) and e.proxy.pretrain.method == "none":
             raise UserError("proxy.pretrain.method is none: the strategy cfs needs a pre-trained source proxy")
+        if e.select.strategy == "list" and not e.select.whole and e.pretrain.method != "none":
+            read_list(select.list_file(e.select))
     _check_sources(experiments, plans)
 
 
+@dataclass(frozen=True)
+class _Contents:
+    """What is known of a dataset ahead of a run.
+
+    Attributes:
+        images: number per split; None for a pool that is not stored yet: listing millions of files only to count them
+            would take minutes, and the stage itself refuses what it cannot do.
+        identities: number in the split train.
+    """
+
+    images: Mapping[str, int] | None = None
+    identities: int = 0
+
+
 def _check_sources(experiments: Sequence[Experiment], plans: Mapping[str, Mapping[str, Artifact]]) -> None:
-    missing = {a.id for graph in plans.values() for a in lineage(graph).values() if not a.complete}
+    """What depends on the datasets, those that some experiment uses."""
     root = next(iter(next(iter(plans.values())).values())).root
-    pools = {ingest.plan(root, e.pool).id: e.pool for e in experiments}
-    targets = {ingest.plan(root, e.target).id: e.target for e in experiments}
-    for identifier, source in {**pools, **targets}.items():
-        if identifier in missing:
-            dataset = ingest.open_source(source)
-            if identifier in targets:
-                _check_splits(dataset)
+    known: dict[tuple[str, str], _Contents] = {}
+    for e in experiments:
+        target = _contents("target", e.target, root, known)
+        _check_identities(e, target)
+        if e.pretrain.method != "none":
+            _check_images(e, _contents("pool", e.pool, root, known))
 
 
-def _check_splits(target: Dataset) -> None:
+def _contents(role: str, source: Source, root: Path, known: dict[tuple[str, str], _Contents]) -> _Contents:
+    """Look into a dataset, into each once."""
+    artifact = ingest.plan(root, source)
+    if (role, artifact.id) not in known:
+        known[role, artifact.id] = _look(role, source, artifact)
+    return known[role, artifact.id]
+
+
+def _look(role: str, source: Source, artifact: Artifact) -> _Contents:
+    if artifact.complete:
+        manifest = json.loads((artifact.path / "manifest.json").read_text(encoding="utf-8"))
+        contents = _Contents(manifest["counts"], manifest["identities"].get("train", 0))
+    else:
+        contents = _listed(role, ingest.open_source(source))
+    if role == "pool" and contents.images is not None and contents.images.keys() & {"query", "gallery"}:
+        raise UserError(
+            f"pool: dataset {source.dataset} holds query and gallery images: pre-training on them would leak the "
+            "test; give a folder of its training images"
+        )
+    if role == "target":
+        _check_splits(source.dataset, contents)
+    return contents
+
+
+def _listed(role: str, dataset: Dataset) -> _Contents:
+    """From the dataset's own listing; of a pool that is not labelled only the first image is asked for."""
+    records = iter(dataset.records())
+    first = next(records, None)
+    if first is None:
+        raise UserError(f"{role}: dataset {dataset.name} has no image")
+    if role == "pool" and first.split == "pool":
+        return _Contents()
+    images, identities = Counter([first.split]), {(first.split, first.pid)}
+    for record in records:
+        images[record.split] += 1
+        identities.add((record.split, record.pid))
+    return _Contents(images, sum(split == "train" and pid >= 0 for split, pid in identities))
+
+
+def _check_splits(name: str, target: _Contents) -> None:
     """Without one of its splits a target would fail only after everything has been trained."""
-    present = {record.split for record in target.records()}
     for split in ("train", "query", "gallery"):
-        if split not in present:
+        if not (target.images or {}).get(split):
             raise UserError(
-                f"target: dataset {target.name} has no image of split {split!r}; it needs train, query and gallery"
+                f"target: dataset {name} has no image of split {split!r}; it needs train, query and gallery"
             )
+
+
+def _check_identities(e: Experiment, target: _Contents) -> None:
+    """A batch of more identities than there are."""
+    used = {"finetune": e.finetune, **({"proxy.finetune": e.proxy.finetune} if _needs_scores(e) else {})}
+    for key, config in used.items():
+        if config.identities > target.identities:
+            raise UserError(
+                f"{key}.identities={config.identities}, but the target's split train has only {target.identities} "
+                "identities; lower it"
+            )
+
+
+def _check_images(e: Experiment, pool: _Contents) -> None:
+    """A subset or a batch of more images than there are."""
+    if pool.images is None:
+        return
+    stored = sum(pool.images.values())
+    if (e.select.count or 0) > stored:
+        raise UserError(f"select.count={e.select.count}, but the pool has only {stored} images; lower it")
+    _check_batch("pretrain", e.pretrain, e.select.count or round(e.select.fraction * stored))
+    if _needs_scores(e):
+        _check_batch("proxy.pretrain", e.proxy.pretrain, stored)
+
+
+def _check_batch(key: str, config: Pretrain, images: int) -> None:
+    if config.batch_size > images:
+        raise UserError(f"{key}.batch_size={config.batch_size}, but it is trained on {images} images; lower it")
+
+
+def _needs_scores(e: Experiment) -> bool:
+    return e.select.strategy == "cfs" and not e.select.whole and e.pretrain.method != "none"
 
 
 def _check_pretraining(backbone: Backbone, config: Pretrain, resources: Resources) -> None:

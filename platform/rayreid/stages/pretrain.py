@@ -60,13 +60,15 @@ def start_checksum(backbone: Backbone) -> str | None:
 def _pretrain(config: Pretrain, backbone: Backbone, seed: int, resources: Resources, work: Work) -> dict[str, Any]:
     store = ImageStore(work.input("pool"))
     chosen = subset_rows(store, work.input("subset")) if "subset" in work.artifact.inputs else np.arange(len(store))
+    # Made absolute here: a worker's current folder is another one.
+    start = data_path(backbone.weights) if backbone.weights else None
     steps = ShufflePlan(chosen, config.batch_size, seed)
     header = {"method": config.method, "epochs": config.epochs, "artifact": str(work.artifact)}
     training = Training(
         folder=work.folder,
         store=store.directory,
         plan=steps,
-        build=_Build(config, backbone, seed, steps.steps_per_epoch),
+        build=_Build(config, backbone, seed, steps.steps_per_epoch, start),
         save=partial(_save, work.folder / WEIGHTS, header),
         epochs=config.epochs,
         accumulate=config.accumulate,
@@ -91,13 +93,14 @@ class _Build:
     backbone: Backbone
     seed: int
     steps_per_epoch: int
+    start: Path | None
 
     def __call__(self, device: torch.device) -> tuple[DINO, Callable[..., Any]]:
         c, b = self.config, self.backbone
         student = build_backbone(b.name, b.stem, b.img_size, b.depth, drop_path=c.drop_path)
         teacher = build_backbone(b.name, b.stem, b.img_size, b.depth)
-        if b.weights:
-            load_weights(student, data_path(b.weights))
+        if self.start is not None:
+            load_weights(student, self.start)
         method = DINO(
             student,
             teacher,

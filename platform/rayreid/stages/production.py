@@ -15,6 +15,9 @@ from rayreid.experiment_file import flatten
 from rayreid.stages.progress import Screen, clock
 from rayreid.tracking import Run
 
+_NOTE = "run.json"
+"""Names the MLflow run, for the process that goes on after an interruption."""
+
 SCRATCH = ("checkpoints", "ray")
 """Folders of an artifact that are needed only until it is complete."""
 
@@ -69,6 +72,7 @@ def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, 
 
 def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: Mapping[str, Any]) -> None:
     began = time.monotonic()
+    resumed = (folder / _NOTE).exists()
     screen.say(f"[bold]▸ {artifact}[/]")
     try:
         with _stage_run(artifact, folder, parent, tags) as run:
@@ -76,22 +80,23 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
             seconds = time.monotonic() - began
             run.metrics({name: value for name, value in facts.items() if isinstance(value, int | float)})
             run.metrics({"seconds": seconds})
-            artifact.finish({**facts, "seconds": round(seconds, 1), "run": run.id})
+            # What an interrupted process had spent is not known: `resumed` says that `seconds` leaves it out.
+            artifact.finish({**facts, "seconds": round(seconds, 1), "resumed": resumed, "run": run.id})
             for name in SCRATCH:
                 shutil.rmtree(folder / name, ignore_errors=True)
     except UserError:
-        if {path.name for path in folder.iterdir()} <= {"run.json", "lease.json"}:
-            (folder / "run.json").unlink(missing_ok=True)  # nothing was begun that a later call could continue
+        if {path.name for path in folder.iterdir()} <= {_NOTE, "lease.json"}:
+            (folder / _NOTE).unlink(missing_ok=True)  # nothing was begun that a later call could continue
         raise
     shown = ", ".join(
         f"{name} {_short(value)}" for name, value in facts.items() if isinstance(value, int | float | str)
     )
-    screen.say(f"  [green]✓[/] {clock(seconds)}  {shown}")
+    screen.say(f"  [green]✓[/] {clock(seconds)}{' since resumed' if resumed else ''}  {shown}")
 
 
 def _stage_run(artifact: Artifact, folder: Path, parent: Run, tags: Mapping[str, Any]) -> Run:
     """The stage's run: the one that an interrupted process began, or a new one."""
-    note = folder / "run.json"
+    note = folder / _NOTE
     if note.exists():
         continued = parent.tracker.resume(json.loads(note.read_text())["run"])
         if continued is not None:

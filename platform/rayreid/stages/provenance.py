@@ -1,7 +1,9 @@
 """Where pool images come from, where that is known: for judging a selection, never for making one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ import pyarrow.csv
 
 from rayreid.artifacts import data_path
 from rayreid.config import Source
+from rayreid.data.datasets.synthetic import ORIGINS
 from rayreid.errors import UserError
 from rayreid.stages.ingest import open_source
 
@@ -57,19 +60,49 @@ class Provenance:
 def provenance_of(source: Source) -> Provenance | None:
     """What is known of a pool: the file that the configuration names, or what a synthetic pool knows of itself.
 
+    The file is read here, ahead of everything, so that what is wrong with it does not come up after hours of scoring.
+
     Raises:
-        UserError: the file is missing, or `relevant` is not said.
+        UserError: the file is missing or no CSV with the columns `key` and `origin`, or `relevant` is not said or no
+            origin that occurs.
     """
     if source.provenance is not None:
         if source.relevant is None:
             raise UserError("pool.provenance is given: say with pool.relevant which origin is the target's own domain")
         path = data_path(source.provenance)
-        if not path.exists():
+        if not path.is_file():
             raise UserError(f"{path}: no such file (pool.provenance)")
-        return Provenance(lambda: pyarrow.csv.read_csv(path).select(["key", "origin"]), source.relevant)
+        table = _read(path, path.stat().st_mtime_ns)
+        _check_relevant(source.relevant, pc.unique(table["origin"]).to_pylist(), str(path))
+        return Provenance(lambda: table, source.relevant)
     if source.dataset == "synthetic":
-        return Provenance(lambda: _drawn(source), source.relevant or "target_domain")
+        relevant = source.relevant or ORIGINS[0]
+        _check_relevant(relevant, ORIGINS, "dataset synthetic")
+        return Provenance(partial(_drawn, source), relevant)
     return None
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, changed: int) -> pa.Table:
+    """The file's two columns; read once for all rows of an experiment. `changed` tells a new edition of the file."""
+    types = {name: pa.string() for name in ("key", "origin")}  # a key such as 0001 is no number
+    try:
+        options = pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(types))
+        table = pyarrow.csv.read_csv(path, convert_options=options)
+    except KeyError:
+        raise UserError(f"{path}: the first line of a provenance file names the columns key and origin") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a CSV file of the columns key and origin ({reason})") from None
+    if not len(table):
+        raise UserError(f"{path}: the provenance file names no image (pool.provenance)")
+    return table
+
+
+def _check_relevant(relevant: str, origins: Sequence[str], source: str) -> None:
+    if relevant not in origins:
+        known = ", ".join(sorted(origins)[:10]) + (", …" if len(origins) > 10 else "")
+        raise UserError(f"pool.relevant is {relevant!r}, which is no origin in {source}; there are: {known}")
 
 
 def _drawn(source: Source) -> pa.Table:

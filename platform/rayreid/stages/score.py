@@ -39,6 +39,22 @@ def read_scores(folder: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(path) for path in sorted((folder / "scores").glob("*.parquet"))])
 
 
+def auc_of(scores: Artifact, provenance: Provenance | None) -> float | None:
+    """How well complete scores separate the target's own domain from the rest of the pool; None where it is not known.
+
+    Judged from the stored scores, so that a provenance that was named or changed after the scoring counts: it is no
+    part of the artifact's identity, and `auc` in its facts is what was known when it was made.
+    """
+    if provenance is None:
+        return None
+    keys, values = _columns(read_scores(scores.path))
+    return provenance.judge(keys, values).get("auc")
+
+
+def _columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(table["key"].to_pylist(), dtype=object), table["cfs"].to_numpy()
+
+
 @dataclass(frozen=True)
 class _Head:
     """Both proxies on one decoded batch."""
@@ -63,12 +79,12 @@ def _score(config: Score, provenance: Provenance | None, work: Work) -> dict[str
     build = partial(_build, source, target, config.precision)
     with work.screen.bar("scoring images", len(store)) as bar:
         bar.to(written.done)
+        written.check(config.max_bad_fraction)
         for rows, values, broken in stream(store.directory, list(written.missing().values()), build, config.batch_size):
             written.add(rows, values, broken)
             written.check(config.max_bad_fraction)
             bar.to(written.done)
-    table = read_scores(work.folder)
-    keys, scores = np.array(table["key"].to_pylist(), dtype=object), table["cfs"].to_numpy()
+    keys, scores = _columns(read_scores(work.folder))
     usable = scores[np.isfinite(scores)]
     facts = {"images": len(keys), "bad": len(keys) - len(usable), "cfs_mean": float(usable.mean())}
     judged = provenance.judge(keys, scores) if provenance else {}
@@ -77,15 +93,24 @@ def _score(config: Score, provenance: Provenance | None, work: Work) -> dict[str
 
 
 class _Shards:
-    """Score files, one per pool shard, each written once all its images have been through the proxies."""
+    """Score files, one per pool shard, each written once all its images have been through the proxies.
+
+    Attributes:
+        bad: images of which it is known that they cannot be decoded, those in an earlier process's files included.
+        done: images that have been through the proxies, likewise.
+    """
 
     def __init__(self, folder: Path, store: ImageStore, shards: Mapping[int, np.ndarray]):
         self.folder, self.store, self.shards = folder, store, shards
         folder.mkdir(exist_ok=True)
         self._values: dict[int, np.ndarray] = {}
         self._left: dict[int, int] = {}
-        self.bad = 0
-        self.done = sum(len(rows) for shard, rows in shards.items() if self._path(shard).exists())
+        finished = [self._path(shard) for shard in shards if self._path(shard).exists()]
+        scores = [pq.read_table(path, columns=["cfs"])["cfs"].to_numpy() for path in finished]
+        self.bad = sum(int(np.isnan(values).sum()) for values in scores)
+        self.done = sum(map(len, scores))
+        self._list = folder.parent / "undecodable.tsv"
+        self._listed = _listed(self._list)
 
     def missing(self) -> dict[int, np.ndarray]:
         """Rows of the shards that have no file yet."""
@@ -98,10 +123,7 @@ class _Shards:
         for shard in np.unique(self.store.shards[rows]):
             mine = self.store.shards[rows] == shard
             self._fill(int(shard), rows[mine], values[mine])
-        if broken:
-            lines = [f"{self.store.keys[row]}\t{reason}\n" for row, reason in broken.items()]
-            with (self.folder.parent / "undecodable.tsv").open("a") as stream:
-                stream.writelines(lines)
+        self._tell({self.store.keys[row]: reason for row, reason in broken.items()})
         self.bad += len(broken)
         self.done += len(rows)
 
@@ -110,8 +132,16 @@ class _Shards:
         if self.bad > most * len(self.store):
             raise UserError(
                 f"{self.store.directory}: {self.bad} of {len(self.store)} images cannot be decoded, more than "
-                f"score.max_bad_fraction={most}; see {self.folder.parent / 'undecodable.tsv'}"
+                f"score.max_bad_fraction={most}; see {self._list}"
             )
+
+    def _tell(self, broken: Mapping[str, str]) -> None:
+        """List images that cannot be decoded, each once: those of an unfinished shard come again after a restart."""
+        new = {key: reason for key, reason in broken.items() if key not in self._listed}
+        if new:
+            with self._list.open("a", encoding="utf-8") as stream:
+                stream.writelines(f"{key}\t{reason}\n" for key, reason in new.items())
+            self._listed.update(new)
 
     def _fill(self, shard: int, rows: np.ndarray, values: np.ndarray) -> None:
         all_rows = self.shards[shard]
@@ -133,15 +163,23 @@ class _Shards:
         return self.folder / f"{shard:05d}.parquet"
 
 
+def _listed(path: Path) -> set[str]:
+    """Keys in an interrupted process's list of images; a last line that it did not finish is taken off."""
+    if not path.exists():
+        return set()
+    whole, end, torn = path.read_text(encoding="utf-8").rpartition("\n")
+    if torn:
+        write_atomically(path, whole + end)
+    return {line.partition("\t")[0] for line in whole.split("\n")}
+
+
 def _record(work: Work, store: ImageStore, keys: np.ndarray, scores: np.ndarray, provenance: Provenance | None) -> None:
     """Histogram, and sheets of the highest and lowest images."""
     usable = np.isfinite(scores)
     keys, scores = keys[usable], scores[usable]
     order = np.argsort(-scores, kind="stable")
     groups = provenance.groups(keys) if provenance else None
-    work.run.figure(
-        score_histogram(scores, cut=float(np.median(scores)), groups=groups, label="CFS"), "figures/cfs_histogram.png"
-    )
+    work.run.figure(score_histogram(scores, groups=groups, label="CFS"), "figures/cfs_histogram.png")
     for name, part in (("highest", order[:_SHEET]), ("lowest", order[::-1][:_SHEET])):
         images = [store.image(row) for row in store.rows_of_keys(keys[part].tolist())]
         titles = [f"{value:.3f}" for value in scores[part]]

@@ -1,12 +1,18 @@
 """The table at the end: what each row was trained on, what it reached and what it cost."""
 
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from rayreid.artifacts import Artifact, lineage
 from rayreid.stages.progress import Screen, clock
+from rayreid.stages.provenance import Provenance
+from rayreid.stages.score import auc_of
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,8 @@ class Row:
         return {**self.scores, **cost, "gpu_hours": self.gpu_hours, **known}
 
 
-def row_of(label: str, graph: Mapping[str, Artifact]) -> Row:
-    """The outcome of a finished experiment, from its artifacts' facts."""
+def row_of(label: str, graph: Mapping[str, Artifact], provenance: Provenance | None) -> Row:
+    """The outcome of a finished experiment, from its artifacts' facts; the scores are judged by `provenance`."""
     own = [graph[role].facts for role in ("weights", "model", "metrics") if role in graph]
     weights = graph["weights"].facts if "weights" in graph else {"images": 0, "steps": 0}
     metrics = graph["metrics"].facts
@@ -49,7 +55,7 @@ def row_of(label: str, graph: Mapping[str, Artifact]) -> Row:
         seconds=sum(facts["seconds"] for facts in own),
         gpu_hours=sum(facts.get("gpu_hours", 0.0) for facts in own),
         scores={name: metrics[name] for name in ("mAP", "rank1", "rank5", "rank10", "mINP")},
-        auc=graph["scores"].facts.get("auc") if "scores" in graph else None,
+        auc=auc_of(graph["scores"], provenance) if "scores" in graph else None,
     )
 
 
@@ -61,7 +67,7 @@ def show_table(screen: Screen, rows: list[Row]) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         quality = [f"{100 * row.scores[name]:.1f}" for name in ("mAP", "rank1", "mINP")]
-        table.add_row(row.label, *quality, f"{row.images:,}", f"{row.steps:,}", clock(row.seconds))
+        table.add_row(escape(row.label), *quality, f"{row.images:,}", f"{row.steps:,}", clock(row.seconds))
     screen.console.print(table)
     known = next((row.auc for row in rows if row.auc is not None), None)
     if known is not None:
@@ -70,10 +76,15 @@ def show_table(screen: Screen, rows: list[Row]) -> None:
 
 def show_hint(screen: Screen, uri: str) -> None:
     """Say how to open MLflow on these runs."""
-    screen.say(f"Compare the runs:  mlflow ui --backend-store-uri {uri}")
+    beside = Path(sys.executable).with_name("mlflow")
+    command = os.path.relpath(beside) if beside.exists() else "mlflow"
+    screen.say(escape(f"Compare the runs:  {command} ui --backend-store-uri {uri}"))
 
 
-def stage_seconds(graphs: Mapping[str, Mapping[str, Artifact]]) -> dict[str, float]:
-    """Wall time of every distinct artifact of some experiments, by `stage/id`."""
-    every = {a.id: a for graph in graphs.values() for a in lineage(graph).values()}
-    return {str(artifact): artifact.facts["seconds"] for artifact in every.values()}
+def show_times(screen: Screen, graphs: Iterable[Mapping[str, Artifact]]) -> None:
+    """Say what each stage took, over all distinct artifacts of some experiments."""
+    every = {a.id: a for graph in graphs for a in lineage(graph).values() if a.complete}
+    spent: dict[str, float] = {}
+    for artifact in every.values():
+        spent[artifact.stage] = spent.get(artifact.stage, 0.0) + artifact.facts["seconds"]
+    screen.say("time by stage:  " + ", ".join(f"{stage} {clock(seconds)}" for stage, seconds in spent.items()))

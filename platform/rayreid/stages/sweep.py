@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from rich.markup import escape
 
 from rayreid.artifacts import output_root
 from rayreid.cluster import connect, training_share
@@ -26,7 +27,8 @@ from rayreid.stages.experiment import (
 from rayreid.stages.plan import check, plan, shared
 from rayreid.stages.production import produce
 from rayreid.stages.progress import Screen
-from rayreid.stages.summary import Row, row_of, show_hint, show_table
+from rayreid.stages.provenance import provenance_of
+from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
 from rayreid.tracking import Run
 
 
@@ -63,11 +65,16 @@ def sweep(experiment: Experiment) -> list[Row]:
         for artifact in shared(plans):
             produce(artifact, parent, desk.screen, shared_tags(experiment))
         failures = _tune(experiment, todo, desk, parent)
-        rows = [row_of(label, graph) for label, graph in plans.items() if graph["metrics"].complete]
+        rows = [
+            row_of(label, graph, provenance_of(todo[label].pool))
+            for label, graph in plans.items()
+            if graph["metrics"].complete
+        ]
         write_results(desk, experiment, rows)
         show_table(desk.screen, rows)
+        show_times(desk.screen, plans.values())
         for label, error in failures.items():
-            desk.screen.say(f"[red]failed[/] {label}: {error}")
+            desk.screen.say(f"[red]failed[/] {escape(label)}: {escape(error)}")
         show_hint(desk.screen, desk.tracker.uri)
     if not rows:
         raise UserError(f"every trial of the sweep {experiment.name!r} failed; see the errors above")
@@ -118,17 +125,17 @@ class _Teller(tune.Callback):
         self.screen, self.total, self.done = screen, total, 0
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.screen.say(f"[bold]▸ trial[/] {trial.config['label']}")
+        self.screen.say(f"[bold]▸ trial[/] {escape(trial.config['label'])}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.done += 1
         result = trial.last_result or {}
         scores = f"mAP {100 * result['mAP']:.1f}  Rank-1 {100 * result['rank1']:.1f}" if "mAP" in result else ""
-        self.screen.say(f"  [green]✓[/] {self.done}/{self.total}  {trial.config['label']}  {scores}")
+        self.screen.say(f"  [green]✓[/] {self.done}/{self.total}  {escape(trial.config['label'])}  {scores}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.done += 1
-        self.screen.say(f"  [red]✗[/] {self.done}/{self.total}  {trial.config['label']}")
+        self.screen.say(f"  [red]✗[/] {self.done}/{self.total}  {escape(trial.config['label'])}")
 
 
 def _concurrent(experiment: Experiment) -> int:

@@ -11,6 +11,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train.v2.api.exceptions import TrainingFailedError
+from rich.markup import escape
 
 from rayreid.artifacts import write_atomically
 from rayreid.cluster import training_share
@@ -29,7 +30,7 @@ from rayreid.training.feed import Feed
 from rayreid.training.loop import LoopSettings, Method, NonFiniteLossError, resolve_precision, train
 
 _METRICS = "metrics.jsonl"
-_FAILURE = "failure.json"
+_FAILURE = "failure-{}.json"
 _RESOLVED = "resolved.json"
 _POLL_SECONDS = 2.0
 
@@ -74,11 +75,16 @@ def fit(work: Work, training: Training, resources: Resources) -> dict[str, Any]:
     """Run a training on Ray Train until its result is saved; returns facts for the artifact.
 
     A lost worker is replaced and goes on from the newest checkpoint, `resources.max_failures` times. What the user
-    can mend, and a loss that is not finite, end the stage at once: they would only come again.
+    can mend, and a loss that is not finite, end the stage: they would only come again.
+
+    Raises:
+        UserError: a worker came upon such a fault; the message is that worker's.
+        RuntimeError: workers were lost or failed otherwise, more often than `resources.max_failures`.
     """
     share = training_share(resources)
     total = training.plan.steps_per_epoch * training.epochs
-    (work.folder / _FAILURE).unlink(missing_ok=True)
+    for old in _failures(work.folder):
+        old.unlink()
     trainer = ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config={"training": training, "cpus": share.cpus},
@@ -98,8 +104,9 @@ def fit(work: Work, training: Training, resources: Resources) -> dict[str, Any]:
         try:
             trainer.fit()
         except TrainingFailedError as error:
+            _raise_failure(work.folder)
             raise RuntimeError(f"{work.artifact}: training failed on its workers\n{error}") from error
-    _raise_failure(work.folder / _FAILURE)
+    _raise_failure(work.folder)
     history = Journal(work.folder / _METRICS).history()
     drawn = [name for name in history[-1] if name not in ("step", "epoch", "time", "wait")]
     work.run.figure(loss_curves(history, drawn), "figures/loss.png")
@@ -124,41 +131,45 @@ def _training_seconds(history: list[dict[str, float]], batch: int) -> float:
 
 def _worker(config: dict[str, Any]) -> None:
     training: Training = config["training"]
-    torch.set_num_threads(config["cpus"])
-    device = ray.train.torch.get_device()
-    try:
-        torch.manual_seed(training.seed)
-        method, prepare = training.build(device)
-        feed = Feed(
-            ImageStore(training.store),
-            training.plan,
-            prepare,
-            device,
-            training.accumulate,
-            threads=config["cpus"],
-        )
-        journal = Journal(training.folder / _METRICS)
-        checkpoints = Checkpoints(training.folder / "checkpoints")
-        settings = training.settings(device)
-        if parallel.rank() == 0:
-            resolved = {"precision": settings.precision, "device": device.type}
-            write_atomically(training.folder / _RESOLVED, json.dumps(resolved))
-        train(method, feed, settings, device, checkpoints, journal.append)
-    except (UserError, NonFiniteLossError) as error:
-        # Every worker comes here, by the same cause; returning keeps Ray from starting them all again in vain.
-        if parallel.rank() == 0:
-            failure = {"kind": type(error).__name__, "message": str(error)}
-            write_atomically(training.folder / _FAILURE, json.dumps(failure))
+    if _failures(training.folder):
+        # Ray starts all workers again after an error on any, and knows no error that is not worth it. That they do
+        # nothing ends the training, and the driver says why.
         return
+    try:
+        _train(training, config["cpus"])
+    except (UserError, NonFiniteLossError) as error:
+        # Often on this worker alone, which has the bad image, while the others wait for its gradients: what is
+        # raised makes Ray stop them, and the message must be on the disk by then.
+        path = training.folder / _FAILURE.format(parallel.rank())
+        write_atomically(path, json.dumps({"message": str(error)}))
+        raise
+
+
+def _train(training: Training, cpus: int) -> None:
+    torch.set_num_threads(cpus)
+    device = ray.train.torch.get_device()
+    torch.manual_seed(training.seed)
+    method, prepare = training.build(device)
+    feed = Feed(ImageStore(training.store), training.plan, prepare, device, training.accumulate, threads=cpus)
+    journal = Journal(training.folder / _METRICS)
+    checkpoints = Checkpoints(training.folder / "checkpoints")
+    settings = training.settings(device)
+    if parallel.rank() == 0:
+        resolved = {"precision": settings.precision, "device": device.type}
+        write_atomically(training.folder / _RESOLVED, json.dumps(resolved))
+    train(method, feed, settings, device, checkpoints, journal.append)
     if parallel.rank() == 0:
         training.save(method)
 
 
-def _raise_failure(path: Path) -> None:
-    if not path.exists():
-        return
-    failure = json.loads(path.read_text())
-    raise UserError(failure["message"])
+def _failures(folder: Path) -> list[Path]:
+    """What workers of this training left to say why it cannot go on."""
+    return sorted(folder.glob(_FAILURE.format("*")))
+
+
+def _raise_failure(folder: Path) -> None:
+    for path in _failures(folder):
+        raise UserError(json.loads(path.read_text())["message"])
 
 
 class _Delivery:
@@ -179,17 +190,21 @@ class _Delivery:
     def __exit__(self, *error: object) -> None:
         self._done.set()
         self._thread.join()
-        self._show()
+        self._try()
 
     def _keep(self) -> None:
         while not self._done.wait(_POLL_SECONDS):
-            try:
-                self._show()
-            except Exception as error:
-                # A tracking server that is away costs no training: what it missed is delivered with the next rows.
-                if not self._complained:
-                    self._screen.say(f"  metrics cannot be logged for now ({type(error).__name__}: {error})")
-                self._complained = True
+            self._try()
+
+    def _try(self) -> None:
+        try:
+            self._show()
+        except Exception as error:
+            # A tracking server that is away costs no training: what it missed is delivered with the next rows.
+            if not self._complained:
+                reason = escape(f"{type(error).__name__}: {error}")
+                self._screen.say(f"  metrics cannot be logged for now ({reason})")
+            self._complained = True
 
     def _show(self) -> None:
         rows = self._feed.deliver()

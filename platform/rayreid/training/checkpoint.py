@@ -36,7 +36,7 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after `step` optimizer steps, then drop the oldest beyond `keep`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{step:08d}.pt"
+        path = self._path(step)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         torch.save(state, temporary)
         seal = json.dumps({"blake2b": _checksum(temporary)})
@@ -47,12 +47,26 @@ class Checkpoints:
             _seal(old).unlink(missing_ok=True)
             old.unlink(missing_ok=True)
 
-    def load(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-        """The newest whole state, or None where there is none."""
-        for path in self._newest_first():
-            if self._whole(path):
-                return torch.load(path, map_location=device, weights_only=True)
-        return None
+    def newest(self) -> int:
+        """Optimizer steps done in the newest whole state; 0 where there is none."""
+        return next((int(path.stem) for path in self._newest_first() if self._whole(path)), 0)
+
+    def load(self, step: int, device: torch.device | str = "cpu") -> dict[str, Any]:
+        """The state after `step` optimizer steps.
+
+        Raises:
+            UserError: it is not there, or not whole.
+        """
+        path = self._path(step)
+        if not self._whole(path):
+            raise UserError(
+                f"{path}: this checkpoint is missing or damaged as this worker sees it, yet worker 0 chose it; "
+                "the output root (RAYREID_ROOT) must be storage that all workers share"
+            )
+        return torch.load(path, map_location=device, weights_only=True)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{step:08d}.pt"
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("*.pt"), reverse=True)

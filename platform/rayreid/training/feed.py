@@ -30,7 +30,7 @@ class Feed:
         device: where `prepare` works.
         accumulate: micro-batches that a worker's share of a step is dealt into.
         threads: decoding threads; JPEG decoding releases the interpreter lock.
-        ahead: micro-batches in flight.
+        ahead: micro-batches in flight; by default enough to keep every thread at work, and at least 4.
     """
 
     store: ImageStore
@@ -39,7 +39,7 @@ class Feed:
     device: torch.device
     accumulate: int = 1
     threads: int = 2
-    ahead: int = 4
+    ahead: int | None = None
 
     def __call__(self, start: int) -> Iterator[Batch]:
         """Micro-batches from optimizer step `start` on, without end.
@@ -47,12 +47,13 @@ class Feed:
         Raises:
             UserError: the micro-batches would not be of one size, or an image cannot be read.
         """
+        ahead = self.ahead or max(4, self.threads)
         # One torch thread each: they work beside one another and beside the step.
         with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             waiting: deque[tuple[int, np.ndarray, Future[Any]]] = deque()
             work = self._work(start)
             while True:
-                while len(waiting) < self.ahead:
+                while len(waiting) < ahead:
                     epoch, rows = next(work)
                     waiting.append((epoch, rows, pool.submit(self._load, epoch, rows)))
                 epoch, rows, future = waiting.popleft()

@@ -121,7 +121,8 @@ def train(
             method's scalars and rates, `images_per_second` (all workers), `wait` (share of time without data).
 
     Raises:
-        NonFiniteLossError: on every worker, at most one step after the loss stopped being finite.
+        NonFiniteLossError: on every worker, in the step whose loss is not finite on any of them.
+        UserError: a checkpoint is another architecture's, or is not on storage that all workers share.
     """
     optimizer = method.build_optimizer()
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
@@ -152,10 +153,14 @@ class _Run:
         self.saved_at = time.monotonic()
 
     def resume(self) -> int:
-        state = self.checkpoints.load(self.device) if self.checkpoints else None
-        if state is None:
+        """Take up the newest checkpoint that worker 0 sees whole: workers that each chose might not agree."""
+        if self.checkpoints is None:
             return 0
-        assert self.checkpoints is not None
+        newest = self.checkpoints.newest() if parallel.rank() == 0 else 0
+        step = int(parallel.broadcast(torch.tensor(newest, device=self.device)))
+        if step == 0:
+            return 0
+        state = self.checkpoints.load(step, self.device)
         restore(self.method, state["method"], self.checkpoints.folder)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -193,14 +198,20 @@ class _Run:
 
     def _guard(self, step: int, loss: Tensor, rates: dict[str, float], keys: list[str]) -> None:
         """Stop every worker on the first non-finite loss anywhere; nothing after it is ever saved."""
-        bad = parallel.all_reduce_sum((~torch.isfinite(loss)).float())
-        if bad.item() == 0:
+        world, rank = parallel.world_size(), parallel.rank()
+        bad = torch.zeros(world, device=loss.device)
+        bad[rank] = (~torch.isfinite(loss)).float()
+        where = parallel.all_reduce_sum(bad).nonzero().flatten().tolist()
+        if not where:
             return
         shown = ", ".join(keys[:8]) + (f", … ({len(keys)} images)" if len(keys) > 8 else "")
         at = ", ".join(f"{name} {value:.3g}" for name, value in rates.items())
-        raise NonFiniteLossError(
-            f"the loss is {loss.item()} at step {step} ({at}, loss scale {self.scaler.get_scale():g}); batch: {shown}"
+        message = (
+            f"the loss is {loss.item()} at step {step}{f' on {len(where)} of {world} workers' if world > 1 else ''} "
+            f"({at}, loss scale {self.scaler.get_scale():g}); batch{f' of worker {rank}' if world > 1 else ''}: {shown}"
         )
+        # The images that did it are known to the worker that had them: all report what the first of those says.
+        raise NonFiniteLossError(parallel.broadcast_text(message, where[0], loss.device))
 
     def _report(self, step: int, rates: dict[str, float], scalars: dict[str, Tensor]) -> None:
         done = step + 1
@@ -241,4 +252,4 @@ class _Meter:
 
 def _step_seed(seed: int, step: int) -> int:
     """Drop path and the like: another draw for every step and worker, the same after a restart."""
-    return (seed * 1_000_003 + step) * 65_537 + parallel.rank()
+    return ((seed * 1_000_003 + step) * 65_537 + parallel.rank()) % 2**63  # as much as torch takes

@@ -30,12 +30,6 @@ def rank() -> int:
     return dist.get_rank() if initialised() else 0
 
 
-def barrier() -> None:
-    """Wait until every worker has come here."""
-    if world_size() > 1:
-        dist.barrier()
-
-
 @torch.no_grad()
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum `tensor` over all workers, in place, outside the autograd graph; returns it."""
@@ -50,6 +44,14 @@ def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
     if world_size() > 1:
         dist.broadcast(tensor, source)
     return tensor
+
+
+def broadcast_text(text: str, source: int, device: torch.device) -> str:
+    """The text of worker `source`, on every worker; `device` is one that the process group works on."""
+    boxed = [text]
+    if world_size() > 1:
+        dist.broadcast_object_list(boxed, source, device=device)
+    return boxed[0]
 
 
 class _AllReduceSum(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -24,8 +24,8 @@ class Dataset(Protocol):
     version: str
     ignored: list[tuple[str, str]]
 
-    def records(self) -> list[Record]:
-        """List the images, in an order that is the same every time."""
+    def records(self) -> Iterable[Record]:
+        """List the images, in an order that is the same every time; a large dataset does it one by one."""
         ...
 
     def read(self, record: Record) -> bytes:
@@ -36,14 +36,19 @@ class Dataset(Protocol):
 def _lazy(module: str, class_name: str) -> Callable[..., Dataset]:
     """Return a factory that imports the dataset's module when it is first asked for."""
 
-    def build(root: str | None = None, **options: Any) -> Dataset:
+    def build(root: str | None = None, /, **options: Any) -> Dataset:
         factory = getattr(import_module(f"{__name__}.{module}"), class_name)
+        title = getattr(factory, "name", module)
         parameters = inspect.signature(factory).parameters.values()
         known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "root"]
         for option in options:
+            if option == "root":
+                raise UserError(
+                    f"dataset {title}: root is no option; write it beside dataset, not under options"
+                )
             if option not in known:
                 hint = _nearest(option, known) if known else "it has none"
-                raise UserError(f"dataset {factory.name} has no option {option!r}; {hint}")
+                raise UserError(f"dataset {title} has no option {option!r}; {hint}")
         return factory(root, **options)
 
     return build
@@ -55,14 +60,19 @@ def _nearest(name: str, valid: list[str]) -> str:
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
-    "folder": _lazy("folder", "Folder"),
+    "combined": _lazy("combined", "Combined"),
+    "cuhk03": _lazy("cuhk03", "CUHK03"),
+    "folder": _lazy("folder", "open_folder"),
+    "lmdb": _lazy("lmdb_store", "LmdbStore"),
     "market1501": _lazy("market1501", "Market1501"),
     "msmt17": _lazy("msmt17", "MSMT17"),
     "synthetic": _lazy("synthetic", "Synthetic"),
+    "table": _lazy("table", "Table"),
+    "webdataset": _lazy("tar_shards", "TarShards"),
 }
 
 
-def open_dataset(name: str, root: str | None, **options: Any) -> Dataset:
+def open_dataset(name: str, root: str | None, /, **options: Any) -> Dataset:
     """Open a dataset by its name.
 
     Args:

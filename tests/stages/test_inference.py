@@ -1,0 +1,98 @@
+"""Forward passes over a store: what an actor gives back, and what comes of it; without a cluster."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rayreid.data.store import Record, finish_store, write_shard
+from rayreid.errors import UserError
+from rayreid.stages import inference
+from rayreid.stages.inference import _Actor, _unpack, stream
+
+
+def write_store(folder: Path, broken: int | None = None) -> Path:
+    """Ten grey images, of the brightness of ten times their row; one may be cut short."""
+
+    def read(record: Record) -> bytes:
+        number = int(record.key[0])
+        buffer = io.BytesIO()
+        Image.new("L", (8, 16), 10 * number).save(buffer, "PNG")
+        data = buffer.getvalue()
+        return data[:-30] if number == broken else data
+
+    write_shard(folder, 0, [Record(f"{n}.png", -1, -1, "pool", "") for n in range(10)], read, "header")
+    finish_store(folder, 1, "mine", "")
+    return folder
+
+
+def brightness(device):
+    """A head: the brightness of each image."""
+    return lambda images, keys: np.array([image.float().mean() for image in images.pixels[:, 0, 0, 0]])
+
+
+def item(rows) -> dict[str, list]:
+    return {"rows": [np.asarray(rows)]}
+
+
+def test_an_actor_computes_rows_in_batches(tmp_path):
+    actor = _Actor(write_store(tmp_path / "store"), brightness, 3, 2)
+    rows, values, broken = _unpack({name: column[0] for name, column in actor(item([1, 2, 4, 5, 9])).items()})
+    assert rows.tolist() == [1, 2, 4, 5, 9]
+    assert values.tolist() == [10, 20, 40, 50, 90]
+    assert broken == {}
+
+
+def test_an_image_that_cannot_be_decoded_is_told_apart(tmp_path):
+    actor = _Actor(write_store(tmp_path / "store", broken=4), brightness, 3, 2)
+    rows, values, broken = _unpack({name: column[0] for name, column in actor(item(range(10))).items()})
+    assert rows.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9] and values.tolist() == [10 * row for row in rows]
+    assert list(broken) == [4] and broken[4]
+
+
+def refusing(device):
+    def head(images, keys):
+        raise UserError(f"no feature for {keys[0]}")
+
+    return head
+
+
+def unbuildable(device):
+    raise UserError("weights.safetensors: another architecture")
+
+
+@pytest.mark.parametrize(("build", "message"), [(refusing, "no feature for 7.png"), (unbuildable, "another arch")])
+def test_what_the_user_can_mend_arrives_as_such(tmp_path, build, message):
+    actor = _Actor(write_store(tmp_path / "store"), build, 3, 2)
+    result = actor(item([7, 8]))
+    assert {len(column) for column in result.values()} == {1}  # Ray Data wants columns of one length
+    with pytest.raises(UserError, match=message):
+        _unpack({name: column[0] for name, column in result.items()})
+
+
+def test_a_shard_that_is_not_there_is_the_users_to_mend(tmp_path):
+    store = write_store(tmp_path / "store")
+    next(store.glob("shards/*.arrow")).unlink()
+    result = _Actor(store, brightness, 3, 2)(item([7]))
+    with pytest.raises(UserError, match="the shard is missing"):
+        _unpack({name: column[0] for name, column in result.items()})
+
+
+def test_a_fault_of_the_program_stays_one(tmp_path):
+    def faulty(device):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        _Actor(write_store(tmp_path / "store"), faulty, 3, 2)
+
+
+@pytest.mark.parametrize("rows", [[], [np.zeros(0, np.int64)]])
+def test_nothing_to_do_needs_no_cluster(tmp_path, monkeypatch, rows):
+    def refuse(*args, **kwargs):
+        raise AssertionError("there is nothing to do")
+
+    monkeypatch.setattr(inference, "scoring_actors", refuse)
+    monkeypatch.setattr("ray.data.from_items", refuse)
+    assert list(stream(tmp_path, rows, brightness, 8)) == []

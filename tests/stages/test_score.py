@@ -1,0 +1,191 @@
+"""Scoring, interrupted and continued, and what is drawn and judged of it; without a cluster."""
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from rayreid.artifacts import Artifact
+from rayreid.config import Score, Select
+from rayreid.data.store import Record, finish_store, write_shard
+from rayreid.errors import UserError
+from rayreid.stages import score, select
+from rayreid.stages.production import Work
+from rayreid.stages.progress import Screen
+from rayreid.stages.provenance import Provenance
+
+IMAGES, SHARDS = 30, 3
+
+
+class Drawn:
+    """A run that keeps what it was given."""
+
+    def __init__(self):
+        self.figures = {}
+
+    def figure(self, figure, name):
+        self.figures[name] = figure
+
+    def dataset(self, *args):
+        pass
+
+    file = dataset
+
+
+def scores_of(rows):
+    """What the proxies are made to give."""
+    return (rows / IMAGES).astype(np.float32)
+
+
+class Proxies:
+    """Stands for the actors: a result per ten images, in the middle of shards too; stops after some."""
+
+    def __init__(self, broken=(), stop=None):
+        self.broken, self.stop, self.asked = set(broken), stop, []
+
+    def __call__(self, store, rows, build, batch_size):
+        self.asked = [int(row) for piece in rows for row in piece]
+        for number, start in enumerate(range(0, len(self.asked), 5)):
+            if number == self.stop:
+                raise KeyboardInterrupt
+            part = self.asked[start : start + 5]
+            good = np.array([row for row in part if row not in self.broken], np.int64)
+            yield good, scores_of(good), {row: f"truncated {row}" for row in part if row in self.broken}
+
+
+@pytest.fixture
+def pool(tmp_path) -> Artifact:
+    """A stored pool of three shards."""
+    artifact = Artifact(tmp_path, "ingest", 1, {})
+    artifact.path.mkdir(parents=True)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 16)).save(buffer, "JPEG")
+    for shard, numbers in enumerate(np.array_split(np.arange(IMAGES), SHARDS)):
+        records = [Record(f"{number:02d}.jpg", -1, -1, "pool", "") for number in numbers]
+        write_shard(artifact.path, shard, records, lambda record: buffer.getvalue())
+    finish_store(artifact.path, SHARDS, "mine", "")
+    artifact.finish({})
+    return artifact
+
+
+@pytest.fixture
+def scoring(pool, monkeypatch):
+    """Run the stage with some proxies; gives the facts, the artifact and what was drawn."""
+
+    def scoring(proxies, most=1.0, provenance=None):
+        monkeypatch.setattr(score, "stream", proxies)
+        proxy = Artifact(pool.root, "proxy", 1, {})
+        artifact = score.plan(pool, proxy, proxy, Score(max_bad_fraction=most), provenance)
+        artifact.path.mkdir(parents=True, exist_ok=True)
+        run = Drawn()
+        facts = artifact.job(Work(artifact, artifact.path, run, Screen(Console(file=io.StringIO()))))
+        artifact.finish({**facts, "run": "r"})
+        return SimpleNamespace(facts=facts, artifact=artifact, figures=run.figures)
+
+    return scoring
+
+
+def listed(artifact: Artifact) -> list[str]:
+    return (artifact.path / "undecodable.tsv").read_text().splitlines()
+
+
+@pytest.fixture
+def unfinished(pool) -> Artifact:
+    """The artifact of `scoring`, as an interrupted process leaves it."""
+    proxy = Artifact(pool.root, "proxy", 1, {})
+    return score.plan(pool, proxy, proxy, Score(), None)
+
+
+def test_every_image_gets_its_score(scoring):
+    done = scoring(Proxies(broken=[4]))
+    table = score.read_scores(done.artifact.path)
+    values = table["cfs"].to_numpy()
+    assert table["key"].to_pylist() == [f"{number:02d}.jpg" for number in range(IMAGES)]
+    assert np.isnan(values[4]) and np.array_equal(np.delete(values, 4), scores_of(np.delete(np.arange(IMAGES), 4)))
+    assert (done.facts["images"], done.facts["bad"]) == (IMAGES, 1)
+    assert listed(done.artifact) == ["04.jpg\ttruncated 4"]
+
+
+def test_a_scoring_goes_on_where_it_stopped(scoring, unfinished):
+    with pytest.raises(KeyboardInterrupt):
+        scoring(Proxies(broken=[4, 12], stop=3))
+    assert listed(unfinished) == ["04.jpg\ttruncated 4", "12.jpg\ttruncated 12"]
+    proxies = Proxies(broken=[4, 12, 21])
+    done = scoring(proxies)
+    assert proxies.asked == list(range(10, 30))
+    assert done.facts["bad"] == 3
+    assert listed(done.artifact) == [f"{row:02d}.jpg\ttruncated {row}" for row in (4, 12, 21)]
+
+
+def test_a_line_that_was_cut_off_is_written_anew(scoring, unfinished):
+    with pytest.raises(KeyboardInterrupt):
+        scoring(Proxies(broken=[4, 12], stop=3))
+    path = unfinished.path / "undecodable.tsv"
+    path.write_text(path.read_text()[:-5])
+    scoring(Proxies(broken=[4, 12]))
+    assert listed(unfinished) == ["04.jpg\ttruncated 4", "12.jpg\ttruncated 12"]
+
+
+def test_one_that_stopped_after_its_last_shard_is_finished(scoring, monkeypatch):
+    from rayreid.stages.inference import stream
+
+    def fail(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(score, "_record", fail)
+        scoring(Proxies(broken=[4]))
+    done = scoring(stream)  # the real one, with nothing left to send to a cluster
+    assert (done.facts["images"], done.facts["bad"]) == (IMAGES, 1)
+
+
+def test_broken_images_of_an_earlier_process_count(scoring, unfinished):
+    with pytest.raises(KeyboardInterrupt):
+        scoring(Proxies(broken=[1, 2], stop=2), most=0.1)
+    with pytest.raises(UserError, match=r"4 of 30 images.*score\.max_bad_fraction=0\.1"):
+        scoring(Proxies(broken=[11, 12]), most=0.1)
+    done = scoring(Proxies(broken=[11, 12]), most=0.2)
+    assert done.artifact.id == unfinished.id and done.facts["bad"] == 4
+
+
+# What is judged and drawn
+
+NEAR = pa.table({"key": [f"{n:02d}.jpg" for n in range(IMAGES)], "origin": ["far"] * 20 + ["near"] * 10})
+
+
+def test_a_provenance_that_comes_after_the_scoring_counts(scoring):
+    scores = scoring(Proxies(broken=[4])).artifact
+    assert "auc" not in scores.facts
+    assert score.auc_of(scores, None) is None
+    assert score.auc_of(scores, Provenance(lambda: NEAR, "near")) == 1.0
+    assert score.auc_of(scores, Provenance(lambda: NEAR, "far")) == 0.0
+    assert score.auc_of(scores, Provenance(lambda: NEAR.slice(0, 20), "far")) is not None
+    assert score.auc_of(scores, Provenance(lambda: NEAR, "elsewhere")) is None
+
+
+def kept(figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_the_cut_is_drawn_by_the_selection_and_is_its_own(scoring, pool):
+    made = scoring(Proxies())
+    assert kept(made.figures["figures/cfs_histogram.png"]) == []
+    subset = select.plan(pool, made.artifact, Select(fraction=0.2), 0, Provenance(lambda: NEAR, "near"))
+    subset.path.mkdir(parents=True)
+    run = Drawn()
+    facts = subset.job(Work(subset, subset.path, run, Screen(Console(file=io.StringIO()))))
+    assert facts["images"] == 6 and facts["share.near"] == 1.0
+    [text] = kept(run.figures["figures/cfs_histogram.png"])
+    assert "20 % kept" in text and "0.800" in text
+
+
+def test_a_random_selection_has_no_cut_to_draw(pool):
+    subset = select.plan(pool, None, Select(strategy="random", fraction=0.2), 0, None)
+    subset.path.mkdir(parents=True)
+    run = Drawn()
+    subset.job(Work(subset, subset.path, run, Screen(Console(file=io.StringIO()))))
+    assert run.figures == {}

@@ -1,0 +1,302 @@
+"""How a training starts, fails and goes on: the part of a worker and of the driver, mostly without Ray."""
+
+import io
+import json
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray.train.torch
+import torch
+from PIL import Image
+from ray.train.v2.api.exceptions import WorkerGroupError
+from rich.console import Console
+from torch import nn
+
+from rayreid.artifacts import Artifact
+from rayreid.cluster import Share, connect
+from rayreid.config import Backbone, Pretrain, Resources
+from rayreid.data.sampling import ShufflePlan
+from rayreid.data.store import Record, finish_store, write_shard
+from rayreid.errors import UserError
+from rayreid.journal import Journal
+from rayreid.stages import pretrain, trainer
+from rayreid.stages.production import Work
+from rayreid.stages.progress import Screen
+from rayreid.stages.trainer import Training, fit
+
+IMAGES, BATCH, EPOCHS = 8, 4, 2
+STEPS = EPOCHS * IMAGES // BATCH
+
+
+class Brightness(nn.Module):
+    """A method with one parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.level = nn.Parameter(torch.zeros(()))
+
+    def build_optimizer(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def set_schedules(self, optimizer, step):
+        return {"lr": 0.1}
+
+    def losses(self, batch):
+        return {"loss": (self.level - batch.pixels.float().mean() / 255).square()}
+
+    def before_update(self, step):
+        pass
+
+    def after_update(self, step):
+        pass
+
+
+class Undealt(ShufflePlan):
+    """All images in one step, which every worker takes whole: so each of them alone can play any rank."""
+
+    def __init__(self):
+        super().__init__(np.arange(IMAGES), IMAGES, seed=0)
+
+    def batch(self, epoch, step, rank=0, world=1):
+        return super().batch(epoch, step)
+
+
+def build(device):
+    return Brightness(), lambda images, keys, epoch, rows: images
+
+
+def refuse(device):
+    raise UserError("x.pth: no weights")
+
+
+class Run:
+    """A run that remembers, and is away when told."""
+
+    id = "r"
+
+    def __init__(self):
+        self.rows, self.figures, self.away = [], [], False
+
+    def history(self, rows):
+        if self.away:
+            raise ConnectionError("[/no] answer")
+        self.rows += rows
+
+    def figure(self, figure, name):
+        self.figures.append(name)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Makes a store of eight images; of the one with the number `broken` the file is cut short."""
+
+    def make(broken: int | None = None) -> Path:
+        folder = tmp_path_factory.mktemp("store") / "store"
+        write_shard(
+            folder,
+            0,
+            [Record(f"{n}.jpg", n, 0, "pool", str(n)) for n in range(IMAGES)],
+            partial(read, broken),
+            "header",
+        )
+        finish_store(folder, 1, "grey", "1")
+        return folder
+
+    def read(broken: int | None, record: Record) -> bytes:
+        stream = io.BytesIO()
+        noise = np.random.default_rng(int(record.path)).integers(0, 256, (64, 32, 3), np.uint8)
+        Image.fromarray(noise).save(stream, "JPEG")
+        data = stream.getvalue()
+        return data[: len(data) // 2] if int(record.path) == broken else data
+
+    return make
+
+
+@pytest.fixture
+def work(tmp_path):
+    artifact = Artifact(tmp_path, "pretrain", 1, {})
+    artifact.path.mkdir(parents=True)
+    return Work(artifact, artifact.path, Run(), Screen(Console(file=io.StringIO(), width=200)))
+
+
+@pytest.fixture
+def training(work, store):
+    return Training(
+        folder=work.folder,
+        store=store(),
+        plan=ShufflePlan(np.arange(IMAGES), BATCH, seed=0),
+        build=build,
+        save=lambda method: (work.folder / "saved").write_text(str(method.level.item())),
+        epochs=EPOCHS,
+        accumulate=1,
+        precision="fp32",
+        seed=0,
+        checkpoint_minutes=10.0,
+    )
+
+
+@pytest.fixture
+def workers(monkeypatch):
+    """In place of Ray: `fit` runs the workers whose ranks stand in this list, one after the other, in this process.
+
+    As with Ray, an error ends the group, and all are started again as often as `max_failures` says.
+    """
+    monkeypatch.setattr(trainer, "training_share", lambda resources: Share(2, 1, False))
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    ranks: list[int] = [0]
+
+    class Trainer:
+        def __init__(self, loop, train_loop_config, scaling_config, run_config):
+            self.loop = partial(loop, train_loop_config)
+            self.left = run_config.failure_config.max_failures
+
+        def fit(self):
+            for rank in ranks:
+                monkeypatch.setattr("rayreid.training.parallel.rank", lambda rank=rank: rank)
+                try:
+                    self.loop()
+                except Exception as error:
+                    if self.left == 0:
+                        raise WorkerGroupError(str(error), {rank: error}) from None
+                    self.left -= 1
+                    return self.fit()
+            return None
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+    return ranks
+
+
+def messages(folder: Path) -> dict[str, str]:
+    return {path.name: json.loads(path.read_text())["message"] for path in folder.glob("failure*")}
+
+
+# Faults that come again
+
+
+@pytest.mark.parametrize("max_failures", [0, 3])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_fault_on_one_worker_ends_the_training_with_its_message(work, training, workers, store, rank, max_failures):
+    workers[:] = [rank]
+    training = replace(training, store=store(broken=5), plan=Undealt())
+    with pytest.raises(UserError, match=r"'5\.jpg' is truncated") as caught:
+        fit(work, training, Resources(max_failures=max_failures))
+    assert messages(work.folder) == {f"failure-{rank}.json": str(caught.value)}
+    assert not (work.folder / "saved").exists()
+
+
+def test_the_worker_raises_so_that_ray_stops_those_that_wait_for_it(training, workers):
+    with pytest.raises(UserError, match=r"x\.pth"):
+        trainer._worker({"training": replace(training, build=refuse), "cpus": 1})
+
+
+def test_workers_that_are_started_again_after_it_do_nothing(training, workers):
+    (training.folder / "failure-1.json").write_text(json.dumps({"message": "5.jpg is broken"}))
+    for _ in workers:
+        trainer._worker({"training": training, "cpus": 1})
+    assert [path.name for path in training.folder.iterdir()] == ["failure-1.json"]
+
+
+def test_a_fault_that_was_mended_is_forgotten(work, training, workers):
+    with pytest.raises(UserError):
+        fit(work, replace(training, build=refuse), Resources())
+    assert messages(work.folder)
+    assert fit(work, training, Resources())["steps"] == STEPS
+    assert not messages(work.folder)
+
+
+def test_a_loss_that_is_not_finite_ends_it_too(work, training, workers):
+    def poisoned(device):
+        return Brightness(), lambda images, keys, epoch, rows: replace(images, pixels=images.pixels * torch.nan)
+
+    with pytest.raises(UserError, match=r"the loss is nan at step 0 .*\.jpg"):
+        fit(work, replace(training, build=poisoned), Resources())
+
+
+def test_any_other_fault_is_tried_again(work, training, workers):
+    tries = []
+
+    def broken(device):
+        tries.append(device)
+        raise MemoryError("no room")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        fit(work, replace(training, build=broken), Resources(max_failures=2))
+    assert len(tries) == 3 and not messages(work.folder)
+
+
+# Going on
+
+
+def test_after_an_interruption_past_its_end_only_the_end_is_repeated(work, training, workers):
+    assert fit(work, training, Resources())["steps"] == STEPS
+    (work.folder / "saved").unlink()
+    rows = Journal(work.folder / "metrics.jsonl").read()[0]
+    work.run.figures.clear()
+    facts = fit(work, training, Resources())
+    assert Journal(work.folder / "metrics.jsonl").read()[0] == rows
+    assert float((work.folder / "saved").read_text()) != 0
+    assert work.run.figures == ["figures/loss.png"] and facts["final_loss"] == rows[-1]["loss"]
+
+
+def test_a_tracking_server_that_is_away_costs_no_training(work, training, workers):
+    work.run.away = True
+    assert fit(work, training, Resources())["steps"] == STEPS
+    assert work.screen.console.file.getvalue().count("metrics cannot be logged for now") == 1
+    work.run.away = False
+    fit(work, training, Resources())
+    assert work.run.rows[-1]["step"] == STEPS - 1
+
+
+def test_a_tracking_server_that_is_away_hides_no_fault(work, training, workers):
+    def interrupted(device):
+        (work.folder / "metrics.jsonl").write_text('{"step": 0, "loss": 1}\n')
+        raise KeyboardInterrupt
+
+    work.run.away = True
+    with pytest.raises(KeyboardInterrupt):
+        fit(work, replace(training, build=interrupted), Resources())
+
+
+# What travels to the workers
+
+
+def test_a_relative_checkpoint_is_found_from_another_folder(tmp_path, monkeypatch, workers, store):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.delenv("RAYREID_DATA", raising=False)
+    backbone = Backbone(name="vit_tiny", depth=1, img_size=(64, 32), weights="w.pth")
+    loaded, seen = [], []
+    Path("w.pth").write_bytes(b"weights")
+    artifact = Artifact(tmp_path, "pretrain", 1, {}, {"pool": Artifact(tmp_path, "ingest", 1, {})})
+    monkeypatch.setattr(Work, "input", lambda self, role: store())
+    monkeypatch.setattr(pretrain, "fit", lambda work, training, resources: seen.append(training) or {})
+    monkeypatch.setattr(pretrain, "load_weights", lambda network, path: loaded.append(path))
+    run = type("Recorder", (), {name: lambda self, *values: None for name in ("dataset", "params", "file")})()
+    config = Pretrain(epochs=1, batch_size=4, out_dim=8, hidden_dim=8, bottleneck_dim=8)
+    pretrain._pretrain(config, backbone, 0, Resources(), Work(artifact, tmp_path, run, Screen()))
+    monkeypatch.chdir(tmp_path / "there")
+    seen[0].build(torch.device("cpu"))
+    assert loaded == [tmp_path / "here" / "w.pth"] and loaded[0].is_file()
+
+
+# With Ray
+
+
+@pytest.mark.ray
+def test_ray_stops_the_workers_that_wait_for_the_one_with_the_fault(work, training, store, root):
+    plan = ShufflePlan(np.arange(IMAGES), BATCH, seed=0)
+    broken = int(plan.batch(0, 1, 1, 2)[0])  # worker 1 meets it in the second step, worker 0 never
+    config = Pretrain(epochs=1, batch_size=BATCH, local_crops=1, out_dim=8, hidden_dim=8, bottleneck_dim=8)
+    backbone = Backbone(name="vit_tiny", depth=1, img_size=(64, 32))
+    method = pretrain._Build(config, backbone, 0, plan.steps_per_epoch, None)
+    training = replace(training, store=store(broken), build=method, save=str, epochs=1)
+    began = time.monotonic()
+    with connect(), pytest.raises(UserError, match=rf"'{broken}\.jpg' is truncated"):
+        fit(work, training, Resources(workers=2, cpus_per_worker=1, gpu=False))
+    assert time.monotonic() - began < 600  # not the half hour after which gloo gives up
