@@ -12,7 +12,8 @@ from timing import paired, show_table
 from torchvision import transforms as T
 
 from rayreid.data.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop
-from rayreid.data.images import ImageBatch, decode
+from rayreid.data.batch import ImageBatch
+from rayreid.data.images import decode
 
 Size = tuple[int, int]
 

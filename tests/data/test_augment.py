@@ -8,7 +8,7 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
 from rayreid.data.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop, ReIDTest, ReIDTrain, crop_boxes
-from rayreid.data.images import ImageBatch
+from rayreid.data.batch import ImageBatch
 from rayreid.data.randomness import uniforms
 
 HALF = (0.5, 0.5, 0.5)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rayreid.data.images import MAX_SIDE, BadImageError, ImageBatch, decode, read_size
+from rayreid.data.batch import ImageBatch
+from rayreid.data.images import MAX_SIDE, BadImageError, decode, read_size
 
 
 def encoded(pixels: np.ndarray, format: str = "PNG", **options) -> bytes:

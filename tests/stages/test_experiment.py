@@ -7,7 +7,7 @@ import torch
 from mlflow import MlflowClient
 
 from rayreid.cluster import connect
-from rayreid.data.images import ImageBatch
+from rayreid.data.batch import ImageBatch
 from rayreid.data.store import ImageStore
 from rayreid.experiment_file import load_experiment, rows
 from rayreid.selection.cfs import cfs

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rayreid.data.batch import ImageBatch
 from rayreid.data.colour import grayscale_, jitter, solarize_
-from rayreid.data.images import ImageBatch
 from rayreid.data.randomness import uniforms
 from rayreid.data.reid_transforms import ReIDTest, ReIDTrain, normalise_into
 from rayreid.data.resample import apply_separable, blur, resize_matrices, unit_rows

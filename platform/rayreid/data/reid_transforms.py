@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rayreid.data.images import ImageBatch
+from rayreid.data.batch import ImageBatch
 from rayreid.data.randomness import uniforms
 from rayreid.data.resample import apply_separable, resize_matrices, unit_rows
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from rayreid.artifacts import Artifact, write_atomically
 from rayreid.config import Evaluate
-from rayreid.data.images import ImageBatch
+from rayreid.data.batch import ImageBatch
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import cmc_curve, ranked_lists

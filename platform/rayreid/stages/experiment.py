@@ -94,6 +94,7 @@ def run_row(label: str, experiment: Experiment, desk: Desk, run: Run) -> Row:
     for role, artifact in graph.items():
         run.tags({f"artifact.{role}": artifact, f"run.{role}": artifact.facts["run"]})
     row = row_of(label, graph, provenance_of(experiment.pool))
+    run.tags({"target": row.target})
     run.metrics(row.metrics())
     return row
 

@@ -11,7 +11,7 @@ import torch
 
 from rayreid.artifacts import Artifact, data_path
 from rayreid.config import Backbone, Finetune, Resources
-from rayreid.data.images import ImageBatch
+from rayreid.data.batch import ImageBatch
 from rayreid.data.reid_transforms import ReIDTrain
 from rayreid.data.sampling import IdentityPlan
 from rayreid.data.store import ImageStore

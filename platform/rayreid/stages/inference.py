@@ -16,7 +16,8 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from rayreid.cluster import scoring_actors
-from rayreid.data.images import ImageBatch, decode
+from rayreid.data.batch import ImageBatch
+from rayreid.data.images import decode
 from rayreid.data.reid_transforms import ReIDTest
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError

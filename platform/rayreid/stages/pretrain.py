@@ -12,7 +12,7 @@ import torch
 from rayreid.artifacts import Artifact, data_path
 from rayreid.config import Backbone, Pretrain, Resources
 from rayreid.data.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop
-from rayreid.data.images import ImageBatch
+from rayreid.data.batch import ImageBatch
 from rayreid.data.sampling import ShufflePlan
 from rayreid.data.shards import checksum
 from rayreid.data.store import ImageStore

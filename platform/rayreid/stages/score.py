@@ -13,7 +13,7 @@ import torch
 
 from rayreid.artifacts import Artifact, write_atomically
 from rayreid.config import Score
-from rayreid.data.images import ImageBatch
+from rayreid.data.batch import ImageBatch
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet, score_histogram

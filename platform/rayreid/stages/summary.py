@@ -21,6 +21,7 @@ class Row:
 
     Attributes:
         label: its name in the table.
+        target: what it was evaluated on, with its edition.
         images: images it was pre-trained on; steps: optimizer steps of that.
         seconds: what its own pre-training, fine-tuning and evaluation took.
         gpu_hours: of the same.
@@ -29,6 +30,7 @@ class Row:
     """
 
     label: str
+    target: str
     images: int
     steps: int
     seconds: float
@@ -50,6 +52,7 @@ def row_of(label: str, graph: Mapping[str, Artifact], provenance: Provenance | N
     metrics = graph["metrics"].facts
     return Row(
         label=label,
+        target=graph["target"].facts["dataset"],
         images=weights["images"],
         steps=weights["steps"],
         seconds=sum(facts["seconds"] for facts in own),
@@ -69,6 +72,8 @@ def show_table(screen: Screen, rows: list[Row]) -> None:
         quality = [f"{100 * row.scores[name]:.1f}" for name in ("mAP", "rank1", "mINP")]
         table.add_row(escape(row.label), *quality, f"{row.images:,}", f"{row.steps:,}", clock(row.seconds))
     screen.console.print(table)
+    if rows:
+        screen.say(f"evaluated on {', '.join(dict.fromkeys(row.target for row in rows))}")
     known = next((row.auc for row in rows if row.auc is not None), None)
     if known is not None:
         screen.say(f"CFS against the pool's known origins: AUC {known:.3f} (0.5 is chance)")

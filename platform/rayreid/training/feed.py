@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayreid.data.images import ImageBatch
+from rayreid.data.batch import ImageBatch
 from rayreid.data.sampling import Plan
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError

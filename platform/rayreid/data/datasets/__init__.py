@@ -43,9 +43,7 @@ def _lazy(module: str, class_name: str) -> Callable[..., Dataset]:
         known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "root"]
         for option in options:
             if option == "root":
-                raise UserError(
-                    f"dataset {title}: root is no option; write it beside dataset, not under options"
-                )
+                raise UserError(f"dataset {title}: root is no option; write it beside dataset, not under options")
             if option not in known:
                 hint = _nearest(option, known) if known else "it has none"
                 raise UserError(f"dataset {title} has no option {option!r}; {hint}")
