@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rayreid.data.inspection import Spread, captions, sample_rows, summarise
+from rayreid.data.inspection import Spread, captions, sample_images, sample_rows, summarise
 from rayreid.data.store import ImageStore, Record, finish_store, write_shard
 
 # key, pid, camid, split, height, width
@@ -80,3 +80,14 @@ def test_verifying_tells_after_each_shard_how_many_are_compared(directory):
     told: list[int] = []
     ImageStore(directory).verify(told.append)
     assert told == [1, 2]
+
+
+def test_a_sheet_leaves_out_what_cannot_be_decoded(tmp_path):
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 32, 3), np.uint8)).save(whole, "JPEG")
+    data = {"a.jpg": whole.getvalue(), "b.jpg": whole.getvalue()[:-200], "c.jpg": whole.getvalue()}
+    records = [Record(key, -1, -1, "pool", key) for key in data]
+    write_shard(tmp_path, 0, records, lambda record: data[record.key], verify="header")
+    finish_store(tmp_path, 1, "folder", "")
+    rows, images = sample_images(ImageStore(tmp_path), 48)
+    assert rows.tolist() == [0, 2] and [image.shape for image in images] == [(64, 32, 3)] * 2

@@ -1,5 +1,7 @@
 """What is left when the writer of a store is killed, or the disk is full, and how it goes on."""
 
+import dataclasses
+import errno
 import io
 import json
 import os
@@ -17,7 +19,7 @@ from PIL import Image
 from rayreid.data.datasets.folder import Folder
 from rayreid.data.index import finish_store
 from rayreid.data.listing import deal
-from rayreid.data.shards import write_shard
+from rayreid.data.shards import MissingImageError, write_shard
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 
@@ -104,6 +106,67 @@ def test_a_full_disk_is_one_clear_line_and_can_be_resumed(files, tmp_path):
         ImageStore(tmp_path / "store")
     assert len(ingest(files, tmp_path / "store")) == 100
     assert len(ImageStore(tmp_path / "store")) == 100
+
+
+def test_a_full_disk_while_joining(files, tmp_path):
+    folder, limits = Folder(str(files)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    for number, part in enumerate(deal(folder.records())):
+        write_shard(tmp_path / "store", number, part.records(), folder.read)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        with pytest.raises(UserError, match="index cannot be written"):
+            finish_store(tmp_path / "store", 10, "folder", "")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ingest(files, tmp_path / "store") == []
+    assert len(ImageStore(tmp_path / "store")) == 100
+
+
+def test_storage_that_does_not_answer_rejects_nothing(files, tmp_path):
+    folder = Folder(str(files))
+
+    def stale(record):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    (part, *_) = deal(folder.records())
+    with pytest.raises(UserError, match="storage does not answer"):
+        write_shard(tmp_path / "store", 0, part.records(), stale)
+    assert len(ingest(files, tmp_path / "store")) == 100
+    assert len(ImageStore(tmp_path / "store")) == 100
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(), PermissionError(), MissingImageError("cut off"), OSError(errno.ENAMETOOLONG, "too long")],
+)
+def test_an_image_that_alone_cannot_be_read_is_rejected(files, tmp_path, error):
+    folder = Folder(str(files))
+
+    def read(record):
+        if record.key.endswith("003.jpg"):
+            raise error
+        return folder.read(record)
+
+    records = [record for part in deal(folder.records()) for record in part.records()]
+    write_shard(tmp_path / "store", 0, records, read)
+    manifest = finish_store(tmp_path / "store", 1, "folder", "", listed=100)
+    assert (manifest["read"], manifest["stored"], manifest["rejected"]) == (100, 99, {"unreadable": 1})
+
+
+def test_a_corrected_path_is_read_again(files, tmp_path):
+    (good,) = [record for part in deal(Folder(str(files)).records()) for record in part.records()][:1]
+    wrong = dataclasses.replace(good, path=str(files / "absent.jpg"))
+    write_shard(tmp_path / "store", 0, [wrong], Folder(str(files)).read)
+    write_shard(tmp_path / "store", 0, [good], Folder(str(files)).read)
+    assert finish_store(tmp_path / "store", 1, "folder", "")["stored"] == 1
+
+
+def test_an_image_that_got_lost_is_noticed(files, tmp_path):
+    folder = Folder(str(files))
+    (part, *_) = deal(folder.records())
+    write_shard(tmp_path / "store", 0, part.records(), folder.read)
+    with pytest.raises(RuntimeError, match="11 images were listed, the shards account for 10"):
+        finish_store(tmp_path / "store", 1, "folder", "", [("a", "outside its root")], listed=11)
 
 
 def test_an_output_that_is_no_folder_is_named(files, tmp_path):

@@ -35,6 +35,7 @@ def finish_store(
     dataset: str,
     version: str,
     ignored: Sequence[tuple[str, str]] = (),
+    listed: int | None = None,
 ) -> dict[str, Any]:
     """Join the parts of all shards; afterwards the store is complete.
 
@@ -47,6 +48,7 @@ def finish_store(
         dataset: The dataset's name.
         version: The dataset's version, e.g. "V2" of MSMT17.
         ignored: The dataset's own rejects, (path, reason): files that it yields no record for.
+        listed: How many records the shards were given, to be compared with what they hold.
 
     Returns:
         The manifest: `format dataset version fingerprint read stored rejected{reason: n} counts{split: n}
@@ -54,7 +56,8 @@ def finish_store(
         `read` = `stored` + the sum of `rejected`.
 
     Raises:
-        UserError: A shard is not written, or not one image could be stored.
+        UserError: A shard is not written, not one image could be stored, or the store's folder cannot be written.
+        RuntimeError: The shards do not account for the records listed.
     """
     directory = Path(directory)
     parts = [part_file(directory, shard) for shard in range(shards)]
@@ -77,6 +80,10 @@ def finish_store(
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "none was given"
         raise UserError(f"{directory}: dataset {dataset} gave not one usable image ({why})")
 
+    accounted = rows.num_rows + rejected.num_rows - len(ignored)
+    if listed is not None and listed != accounted:
+        raise RuntimeError(f"{directory}: {listed} images were listed, the shards account for {accounted}")
+
     manifest = {
         "format": FORMAT,
         "dataset": dataset,
@@ -95,13 +102,28 @@ def finish_store(
             for shard, part in enumerate(parts)
         ],
     }
+    try:
+        _write_joined(directory, rows, rejected, manifest)
+    except OSError as error:
+        raise UserError(
+            f"{directory}: the index cannot be written ({error.strerror or error}); mend that and run the ingest "
+            "again: finished shards are kept"
+        ) from error
+    return manifest
+
+
+def _write_joined(directory: Path, rows: pa.Table, rejected: pa.Table, manifest: dict[str, Any]) -> None:
     write_table(directory / "index.parquet", rows.select(INDEX_SCHEMA.names).replace_schema_metadata(None))
     write_table(directory / "rejected.parquet", rejected)
     with replacing(directory / "manifest.json") as temporary:
         temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for stray in (directory / "shards").glob("*.tmp"):  # of writers that were killed
+    clear_strays(directory)
+
+
+def clear_strays(directory: Path) -> None:
+    """Remove what writers that were killed left half-written. Only for who knows that no other writes here."""
+    for stray in (directory / "shards").glob("*.tmp"):
         stray.unlink(missing_ok=True)
-    return manifest
 
 
 def _first_of_each_key(rows: pa.Table) -> tuple[pa.Table, list[str]]:

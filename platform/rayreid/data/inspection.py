@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rayreid.data.images import BadImageError, decode
 from rayreid.data.store import ImageStore
 
 
@@ -86,6 +87,22 @@ def summarise(store: ImageStore) -> Summary:
 def sample_rows(store: ImageStore, count: int) -> np.ndarray:
     """Return `count` index rows spread evenly from the first to the last, int64 ascending; all where it has fewer."""
     return np.linspace(0, len(store) - 1, min(count, len(store))).astype(np.int64)
+
+
+def sample_images(store: ImageStore, count: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Decode the images of `sample_rows`; those that cannot be decoded (`verify: header` lets them in) are left out.
+
+    Returns:
+        Their index rows, int64, and the images, uint8 (H, W, 3) each.
+    """
+    rows, images = [], []
+    for row in sample_rows(store, count):
+        try:
+            images.append(decode(store.encoded(row)))
+        except BadImageError:
+            continue
+        rows.append(row)
+    return np.array(rows, np.int64), images
 
 
 def captions(store: ImageStore, rows: np.ndarray) -> list[str]:

@@ -4,6 +4,7 @@ A shard is complete when its index part `shards/NNNNN.parquet` exists; it is wri
 ingest goes on where it stopped, and what `rayreid.data.index` joins does not depend on who wrote what when.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -60,6 +61,14 @@ class Record:
     path: str
 
 
+class MissingImageError(OSError):
+    """One image is not where its record says, while the storage that should hold it is sound."""
+
+
+_OF_ONE_IMAGE = (MissingImageError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_ERRNO_OF_ONE_IMAGE = (errno.ENAMETOOLONG, errno.ELOOP)
+
+
 def shard_file(directory: Path, shard: int) -> Path:
     """Return the path of a shard's Arrow file."""
     return directory / "shards" / f"{shard:05d}.arrow"
@@ -108,7 +117,7 @@ def part_facts(part: Path) -> dict[str, Any]:
 def _digest_of_request(records: Sequence[Record], verify: str) -> str:
     digest = hashlib.blake2b(verify.encode(), digest_size=16)
     for record in records:
-        digest.update(f"\0{record.key}\0{record.pid}\0{record.camid}\0{record.split}".encode())
+        digest.update(f"\0{record.key}\0{record.pid}\0{record.camid}\0{record.split}\0{record.path}".encode())
     return digest.hexdigest()
 
 
@@ -160,11 +169,13 @@ def write_shard(
         directory: The store's folder; made if it does not exist.
         shard: The shard's number, from 0 without gaps over the store.
         records: Its images. All of them end in the shard or among the rejected, none in neither.
-        read: Gives an image's encoded bytes; they are stored unchanged. An OSError rejects the image.
+        read: Gives an image's encoded bytes; they are stored unchanged. An OSError that is of this image alone (no such
+            file, no permission, `MissingImageError`) rejects it; any other is taken for trouble with the storage.
         verify: "decode" decodes every image fully; "header" looks at its header only.
 
     Raises:
-        UserError: The shard cannot be written (a full disk, a folder without write permission).
+        UserError: The shard cannot be written (a full disk, a folder without write permission), or the storage that it
+            is read from does not answer. Nothing of the shard is kept then, so a later call reads it afresh.
     """
     try:
         _write_shard(directory, shard, records, read, verify)
@@ -210,8 +221,15 @@ def _store(writer: _ShardWriter, record: Record, read: Callable[[Record], bytes]
     """Read, check and add one image; returns the reason if it was rejected."""
     try:
         data = read(record)
-    except OSError:
+    except _OF_ONE_IMAGE:
         return "unreadable"
+    except OSError as error:
+        if error.errno in _ERRNO_OF_ONE_IMAGE:
+            return "unreadable"
+        raise UserError(
+            f"{record.path}: the storage does not answer ({error.strerror or error}); once it does, run the ingest "
+            "again: finished shards are kept"
+        ) from error
     if len(data) > MAX_IMAGE_BYTES:
         return "unreadable"
     try:

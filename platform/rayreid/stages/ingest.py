@@ -16,7 +16,8 @@ from rayreid.artifacts import Artifact, data_path
 from rayreid.config import Source
 from rayreid.data.datasets import Dataset, open_dataset
 from rayreid.data.datasets.place import is_uri
-from rayreid.data.index import finish_store
+from rayreid.data.index import clear_strays, finish_store
+from rayreid.data.inspection import sample_images
 from rayreid.data.listing import deal, write_part
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
@@ -49,40 +50,54 @@ def open_source(source: Source) -> Dataset:
 def _ingest(source: Source, work: Work) -> dict[str, Any]:
     dataset = open_source(source)
     with work.screen.bar("reading images", None) as bar:
-        shards = _write(dataset, work.folder, source.verify, bar)
+        shards, listed = _write(dataset, work.folder, source.verify, bar)
     if not shards:
         raise UserError(f"{source.root or source.dataset}: no image found for dataset {source.dataset!r}")
-    join = ray.remote(num_cpus=1)(finish_store)
-    manifest = ray.get(join.remote(work.folder, shards, dataset.name, dataset.version, dataset.ignored))
-    store = ImageStore(work.folder)
-    _record(work, store, source, manifest)
+    join = ray.remote(num_cpus=1)(_join)
+    manifest, examples = ray.get(
+        join.remote(work.folder, shards, dataset.name, dataset.version, dataset.ignored, listed)
+    )
+    _record(work, source, manifest, examples)
     return {
-        "images": len(store),
+        "images": manifest["stored"],
         "rejected": sum(manifest["rejected"].values()),
         "dataset": f"{dataset.name} {dataset.version}".strip(),
-        "fingerprint": store.fingerprint,
+        "fingerprint": manifest["fingerprint"],
     }
 
 
-def _write(dataset: Dataset, folder: Path, verify: str, bar: Bar) -> int:
-    """Have all shards written, some at a time; returns how many there are."""
+def _write(dataset: Dataset, folder: Path, verify: str, bar: Bar) -> tuple[int, int]:
+    """Have all shards written, some at a time; returns how many there are, and of how many images."""
+    clear_strays(folder)
     task = ray.remote(num_cpus=1)(write_part)
     read = ray.put(dataset.read)
-    ahead = _AHEAD * int(ray.cluster_resources()["CPU"])
     images: dict[ray.ObjectRef, int] = {}
     listed = done = shards = 0
     for part in deal(dataset.records()):
         images[task.remote(folder, shards, part, read, verify)] = part.images
         listed += part.images
         shards += 1
-        while len(images) >= ahead:
+        while len(images) >= _ahead():
             done += _finished(images)
             bar.to(done)
     bar.of(listed)
     while images:
         done += _finished(images)
         bar.to(done)
-    return shards
+    return shards, listed
+
+
+def _ahead() -> int:
+    """Shards to give out at a time; more once nodes have joined. A cluster may begin without a CPU."""
+    return max(_AHEAD, _AHEAD * int(ray.cluster_resources().get("CPU", 0)))
+
+
+def _join(
+    folder: Path, shards: int, name: str, version: str, ignored: list[tuple[str, str]], listed: int
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Join the shards in a worker, which alone then holds the whole index; returns the manifest and examples."""
+    manifest = finish_store(folder, shards, name, version, ignored, listed)
+    return manifest, sample_images(ImageStore(folder), _SHEET)[1]
 
 
 def _finished(images: dict[ray.ObjectRef, int]) -> int:
@@ -92,13 +107,13 @@ def _finished(images: dict[ray.ObjectRef, int]) -> int:
     return sum(images.pop(reference) for reference in ready)
 
 
-def _record(work: Work, store: ImageStore, source: Source, manifest: Mapping[str, Any]) -> None:
+def _record(work: Work, source: Source, manifest: Mapping[str, Any], examples: list[np.ndarray]) -> None:
     """Tell MLflow what was ingested, with a sheet of examples."""
     profile = {name: manifest[name] for name in ("stored", "rejected", "counts", "identities", "cameras")}
-    work.run.dataset(source.dataset, store.fingerprint, source.root or source.dataset, profile, "ingest")
+    work.run.dataset(source.dataset, manifest["fingerprint"], source.root or source.dataset, profile, "ingest")
     for name in ("manifest.json", "rejected.parquet"):
         work.run.file(work.folder / name)
-    rows = np.linspace(0, len(store) - 1, min(_SHEET, len(store))).astype(int)
-    work.run.figure(image_sheet([store.image(row) for row in rows]), "figures/examples.png")
+    if examples:
+        work.run.figure(image_sheet(examples), "figures/examples.png")
     for reason, count in manifest["rejected"].items():
         work.screen.say(f"    rejected: {count} {reason} (listed in {work.folder / 'rejected.parquet'})")

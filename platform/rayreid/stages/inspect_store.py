@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayreid.artifacts import write_atomically
-from rayreid.data.inspection import Spread, Summary, captions, sample_rows, summarise
+from rayreid.data.inspection import Spread, Summary, captions, sample_images, summarise
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.stages.progress import Screen
@@ -101,9 +101,11 @@ def _size(count: int) -> str:
 def _draw(store: ImageStore, path: Path) -> None:
     from rayreid.evaluation.figures import image_sheet  # matplotlib: only for who wants a picture
 
-    rows = sample_rows(store, _SHEET)
+    rows, images = sample_images(store, _SHEET)
+    if not images:
+        raise UserError(f"{store.directory}: none of the images to be drawn can be decoded")
     titles = captions(store, rows)
-    figure = image_sheet([store.image(row) for row in rows], titles if any(titles) else None)
+    figure = image_sheet(images, titles if any(titles) else None)
     picture = io.BytesIO()
     try:
         figure.savefig(picture, format=path.suffix[1:] or "png")

@@ -138,11 +138,8 @@ def _look(role: str, source: Source, artifact: Artifact) -> _Contents:
         contents = _Contents(manifest["counts"], manifest["identities"].get("train", 0))
     else:
         contents = _listed(role, ingest.open_source(source))
-    if role == "pool" and contents.images is not None and contents.images.keys() & {"query", "gallery"}:
-        raise UserError(
-            f"pool: dataset {source.dataset} holds query and gallery images: pre-training on them would leak the "
-            "test; give a folder of its training images"
-        )
+    if role == "pool":
+        pretrain.refuse_test_images(source.dataset, contents.images or ())
     if role == "target":
         _check_splits(source.dataset, contents)
     return contents

@@ -1,6 +1,6 @@
 """Stage *pretrain*: pool or subset → backbone weights, by DINO on Ray Train."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,19 @@ def plan(
     return Artifact(pool.root, "pretrain", VERSION, fields, inputs, job)
 
 
+def refuse_test_images(dataset: str, splits: Container[str]) -> None:
+    """A pool may not hold the images that a target is evaluated on.
+
+    Raises:
+        UserError: it does.
+    """
+    if "query" in splits or "gallery" in splits:
+        raise UserError(
+            f"pool: dataset {dataset} holds query and gallery images: pre-training on them would leak the test; give a "
+            "folder of its training images"
+        )
+
+
 def start_checksum(backbone: Backbone) -> str | None:
     """What identifies the checkpoint that a backbone starts from.
 
@@ -59,6 +72,7 @@ def start_checksum(backbone: Backbone) -> str | None:
 
 def _pretrain(config: Pretrain, backbone: Backbone, seed: int, resources: Resources, work: Work) -> dict[str, Any]:
     store = ImageStore(work.input("pool"))
+    refuse_test_images(store.manifest["dataset"], store.manifest["counts"])
     chosen = subset_rows(store, work.input("subset")) if "subset" in work.artifact.inputs else np.arange(len(store))
     # Made absolute here: a worker's current folder is another one.
     start = data_path(backbone.weights) if backbone.weights else None
