@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 from collections import Counter
@@ -139,8 +140,22 @@ def test_a_file_that_a_list_names_but_is_absent_is_rejected_not_lost(tmp_path):
     dataset = open_dataset("msmt17", str(make_msmt17(tmp_path, "train", "test")))
     record = dataset.records()[0]
     Path(record.path).unlink()
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError):
         dataset.read(record)
+
+
+def test_msmt17_lists_do_not_lead_out_of_the_root(tmp_path):
+    root = make_msmt17(tmp_path / "root", "train", "test")
+    touch(tmp_path, "secret/0000_000_01_x.jpg")
+    lines = ["../../secret/0000_000_01_x.jpg 0", f"{tmp_path}/secret/0000_000_01_x.jpg 0", "a\0/0000_000_01_x.jpg 0"]
+    with (root / "list_train.txt").open("a") as file:
+        file.write("\n".join(lines))
+    dataset = open_dataset("msmt17", str(root))
+    assert not [record for record in dataset.records() if "secret" in record.path]
+    assert len(dataset.records()) == 5
+    reasons = ("outside its root", "outside its root", "not a path")
+    expected = [(f"list_train.txt: {line}", reason) for line, reason in zip(lines, reasons, strict=True)]
+    assert dataset.ignored == [*expected, ("list_gallery.txt: broken line", "no line of file and identity")]
 
 
 def test_folder_lists_all_images_folder_by_folder(tmp_path):
@@ -187,6 +202,27 @@ def test_folder_follows_links_once(tmp_path):
     (tmp_path / "root/loop").symlink_to(tmp_path / "root")
     keys = [record.key for record in open_dataset("folder", str(tmp_path / "root")).records()]
     assert keys == ["2.jpg", "again/1.jpg"]
+
+
+@pytest.mark.parametrize("call", ["scandir", "stat"])
+def test_folder_that_cannot_be_listed_does_not_shrink_the_pool(tmp_path, monkeypatch, call):
+    touch(tmp_path, "a/1.jpg", "b/2.jpg")
+    whole = getattr(os, call)
+    error: OSError
+
+    def fail(folder, **options):
+        if Path(folder) == tmp_path / "a":
+            raise error
+        return whole(folder, **options)
+
+    monkeypatch.setattr(os, call, fail)
+    dataset = open_dataset("folder", str(tmp_path))
+    error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "a"))
+    assert [record.key for record in dataset.records()] == ["b/2.jpg"]
+    assert dataset.ignored == [(str(tmp_path / "a"), "folder cannot be read")]
+    error = OSError(errno.ESTALE, "Stale file handle", str(tmp_path / "a"))
+    with pytest.raises(UserError, match=f"{tmp_path}/a cannot be listed: Stale file handle"):
+        list(dataset.records())
 
 
 def test_folder_notes_names_that_no_index_can_hold(tmp_path):

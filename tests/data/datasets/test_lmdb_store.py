@@ -6,8 +6,10 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from rayreid.data.datasets import lmdb_store
 from rayreid.data.datasets.keylist import read_keys
 from rayreid.data.datasets.lmdb_store import LmdbStore
+from rayreid.data.shards import MissingImageError
 from rayreid.data.store import Record
 from rayreid.errors import UserError
 
@@ -65,11 +67,22 @@ def test_a_key_that_the_database_lacks_is_unreadable_not_fatal(tmp_path):
     (tmp_path / "keys.txt").write_text(f"absent\n{'x' * 600}\n{next(iter(IMAGES))}\n")
     dataset = LmdbStore(str(root))
     absent, too_long, present = dataset.records()
-    with pytest.raises(OSError, match=r"has no key 'absent'"):
-        dataset.read(absent)
-    with pytest.raises(OSError):
-        dataset.read(too_long)
+    for record in (absent, too_long):
+        with pytest.raises(MissingImageError, match=rf"has no key '{record.key}'"):
+            dataset.read(record)
     assert dataset.read(present) == b"image 0"
+
+
+def test_a_database_that_fails_is_no_missing_image(tmp_path, monkeypatch):
+    class Failing:
+        def begin(self):
+            raise lmdb.DiskError("Input/output error")
+
+    dataset = LmdbStore(str(write_lmdb(tmp_path / "lmdb", IMAGES)))
+    monkeypatch.setattr(lmdb_store, "_environment", lambda _: Failing())
+    with pytest.raises(OSError, match=r"Input/output error") as error:
+        dataset.read(Record("a", -1, -1, "pool", "a"))
+    assert not isinstance(error.value, MissingImageError)
 
 
 def test_keys_that_no_index_can_hold_are_noted(tmp_path):
@@ -144,6 +157,30 @@ def test_lists_that_cannot_be_read(tmp_path):
             list(read_keys(tmp_path / name))
 
 
-def test_an_entry_that_a_pickle_repeats_is_taken_once(tmp_path):
-    key = "the same object"
-    assert list(read_keys(write_pickle(tmp_path / "keys.pkl", [key, "b", key]))) == [key, "b"]
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
+def test_a_pickle_repeats_its_entries_as_a_text_does(tmp_path, protocol):
+    keys = [f"ü{number}" for number in range(300)]
+    keys += [keys[0], keys[299], keys[5], keys[5]]  # the same objects: the pickle refers back to them
+    (tmp_path / "keys.txt").write_text("\n".join(keys))
+    assert list(read_keys(write_pickle(tmp_path / "keys.pkl", keys, protocol))) == keys
+    assert list(read_keys(tmp_path / "keys.txt")) == keys
+
+
+def test_pickles_of_python_2_count_from_1(tmp_path):
+    (tmp_path / "keys.pkl").write_bytes(b"(lp1\nS'a'\np2\naS'b'\np3\nag2\na.")
+    assert list(read_keys(tmp_path / "keys.pkl")) == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"(lp0\nS'a'\np1\nag0\na.",  # the list within itself
+        b"(lp0\nS'a'\np1\nag2\na.",
+        b"(lp0\nS'a'\np1\nag-1\na.",
+        b"(lp0\nS'a'\np7\nag7\na.",
+    ],
+)
+def test_pickles_that_refer_to_no_string_are_refused(tmp_path, content):
+    (tmp_path / "keys.pkl").write_bytes(content)
+    with pytest.raises(UserError, match=r"keys.pkl.*refused"):
+        list(read_keys(tmp_path / "keys.pkl"))

@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -5,9 +6,16 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem, SubTreeFileSystem
 
+from rayreid.data.datasets.cuhk03 import CUHK03
 from rayreid.data.datasets.folder import Folder, open_folder
+from rayreid.data.datasets.lmdb_store import LmdbStore
+from rayreid.data.datasets.market1501 import Market1501
+from rayreid.data.datasets.msmt17 import MSMT17
 from rayreid.data.datasets.place import Place, is_uri
 from rayreid.data.datasets.remote import RemoteFolder
+from rayreid.data.datasets.table import Table
+from rayreid.data.datasets.tar_shards import TarShards
+from rayreid.data.shards import MissingImageError
 from rayreid.data.store import Record
 from rayreid.errors import UserError
 
@@ -55,7 +63,7 @@ def test_a_bucket_s_folder(bucket):
     assert [record.key for record in records] == KEYS
     assert {(record.pid, record.camid, record.split) for record in records} == {(-1, -1, "pool")}
     assert [dataset.read(record).decode() for record in records] == [f"pool/{key}" for key in KEYS]
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError):
         dataset.read(Record("x.jpg", -1, -1, "pool", "bucket/pool/x.jpg"))
     with pytest.raises(UserError, match=r"s3://bucket/absent does not exist"):
         RemoteFolder("s3://bucket/absent", PyFileSystem(bucket))
@@ -121,10 +129,36 @@ def test_uris_that_name_no_place(uri, message):
     assert "\n" not in str(error.value)
 
 
-def test_passwords_stay_out_of_messages():
-    with pytest.raises(UserError, match=r"xyz://\*\*\*@bucket/pool") as error:
-        open_folder("xyz://key:secret@bucket/pool")
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIA:secret@bucket/pool",
+        "s3://AKIA:secret/with/slashes@bucket/pool",
+        "abfs://:secret@bucket/pool",
+        "file://me:secret@bucket/pool",
+        "xyz://me:secret@bucket/pool",
+        "s3://pool?endpoint_override=http://me:secret@bucket/pool",
+    ],
+)
+@pytest.mark.parametrize("opened", [open_folder, Place, Market1501, Table])
+def test_passwords_are_refused_and_stay_out_of_messages(uri, opened):
+    with pytest.raises(UserError, match=r"://\*\*\*@bucket/pool: take the password out .* environment") as error:
+        opened(uri)
     assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("uri", ["gs://anonymous@bucket/a:b@c", "s3://bucket/a:b@c", "hdfs://host:8020/a@b"])
+def test_users_ports_and_names_are_no_passwords(folder, uri):
+    assert str(Place(uri, LocalFileSystem())) == uri
+
+
+@pytest.mark.parametrize("opened", [CUHK03, LmdbStore, Market1501, MSMT17, TarShards])
+def test_datasets_of_local_files_take_no_other_uri(folder, opened):
+    with pytest.raises(UserError, match=r"needs a local path; s3://bucket/pool can be read by folder and table"):
+        opened("s3://bucket/pool")
+    with pytest.raises(UserError, match=f": {folder}/absent does not exist"):
+        opened((folder / "absent").as_uri())
 
 
 def test_places(tmp_path, monkeypatch):
@@ -137,7 +171,10 @@ def test_places(tmp_path, monkeypatch):
     assert place.folder("../images").path == str(tmp_path / "images")
     assert place.folder("/images").path == "/images"
     assert place.path == str(tmp_path / "lists/a.csv")
-    with pytest.raises(OSError):
-        place.read(str(tmp_path))
-    with pytest.raises(OSError):
-        place.read("a\0b")
+    for name in ("a\0b", str(tmp_path)):
+        with pytest.raises(MissingImageError):
+            place.read(name)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError) as error:
+        place.read(str(tmp_path / "loop"))
+    assert error.value.errno == errno.ELOOP  # by which an ingest tells that only this image is at fault

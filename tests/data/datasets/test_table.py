@@ -8,6 +8,7 @@ import pytest
 
 from rayreid.data.datasets import table
 from rayreid.data.datasets.table import Table
+from rayreid.data.shards import MissingImageError
 from rayreid.data.store import Record
 from rayreid.errors import UserError
 
@@ -117,16 +118,16 @@ def test_paths_that_lead_out_of_the_root_are_ignored(images, tmp_path_factory):
     assert [dataset.read(record) for record in records] == [b"a/1.jpg", b"a/2.jpg"]
     assert dataset.ignored == [
         *((path, "outside its root") for path in bad[:5]),
-        ("a\0.jpg", "no path"),
-        ("row 7", "no path"),
-        ("row 8", "no path"),
+        ("a\0.jpg", "not a path"),
+        ("row 7", "not a path"),
+        ("row 8", "not a path"),
     ]
 
 
 def test_an_image_that_is_not_there_is_unreadable_not_fatal(images):
     dataset = Table(write(images / "list.csv", {"path": ["absent.jpg", "a"]}))
     for record in dataset.records():
-        with pytest.raises(OSError):
+        with pytest.raises((FileNotFoundError, MissingImageError)):
             dataset.read(record)
 
 
@@ -196,3 +197,13 @@ def test_a_folder_of_another_name_is_not_taken_for_the_root(images):
     (images / "link").symlink_to(sibling)
     dataset = Table(write(images / "list.csv", {"path": ["link/1.jpg", "a/1.jpg"]}))
     assert [record.key for record in dataset.records()] == ["a/1.jpg"]
+
+
+def test_keys_are_relative_and_posix(images):
+    bad = ["../../x.jpg", "/etc/y", "a/../../b.jpg", "a\0.jpg"]
+    columns = {"path": ["a/1.jpg"] * 5 + ["./a//2.jpg"], "key": [*bad, "./c.jpg", None]}
+    dataset = Table(write(images / "list.parquet", columns))
+    records = list(dataset.records())
+    assert [record.key for record in records] == ["c.jpg", "a/2.jpg"]
+    assert dataset.read(records[1]) == b"a/2.jpg"
+    assert dataset.ignored == [("a/1.jpg", "key outside its root")] * 3 + [("a/1.jpg", "key not a path")]

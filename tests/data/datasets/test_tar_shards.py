@@ -1,4 +1,6 @@
+import errno
 import io
+import itertools
 import os
 import pickle
 import tarfile
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rayreid.data.datasets.tar_shards import TarShards
+from rayreid.data.shards import MissingImageError, Record
 from rayreid.errors import UserError
 
 
@@ -126,7 +129,7 @@ def test_an_archive_cut_off_after_listing_is_unreadable(tmp_path):
     read = pickle.loads(pickle.dumps(dataset.read))
     assert read(record) == b"0.jpg"
     os.truncate(tar, 514)
-    with pytest.raises(OSError, match=r"cut off"):
+    with pytest.raises(MissingImageError, match=r"cut off"):
         read(record)
     tar.unlink()
     with pytest.raises(OSError):
@@ -148,3 +151,76 @@ def test_what_cannot_be_read_in_place_is_refused(tmp_path):
         TarShards(str(tmp_path / "absent"))
     with pytest.raises(UserError, match=r"has no image"):
         list(TarShards(str(write_tar(tmp_path / "empty.tar", "notes.txt"))).records())
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A GNU header with any size, a negative one too."""
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(name: str, **fields: str) -> bytes:
+    """A header of an image of no bytes, behind an extended one with these fields."""
+    text = "".join(f"{len(key) + len(value) + 5} {key}={value}\n" for key, value in fields.items()).encode()
+    return header("pax", len(text), tarfile.XHDTYPE) + text.ljust(512, b"\0") + header(name, 0)
+
+
+END = bytes(1024)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        header("1.jpg", -512),
+        header("1.jpg", -1024),
+        header("notes.txt", -512),
+        header("folder", -1, tarfile.DIRTYPE),
+        header("name", -512, tarfile.GNUTYPE_LONGNAME),
+        header("name", 2**60, tarfile.GNUTYPE_LONGNAME),
+        header("pax", -512, tarfile.XHDTYPE),
+        pax("1.jpg", size="-512"),
+        pax("notes.txt", size="-1024"),
+        header("notes.txt", 2**80),
+        header("name", 1, tarfile.GNUTYPE_LONGNAME).ljust(1024, b"x") * 1000,
+    ],
+)
+@pytest.mark.parametrize("first", [False, True])
+def test_archives_made_to_harm_are_listed_up_to_there(tmp_path, damage, first):
+    good = header("0.jpg", 3) + b"abc".ljust(512, b"\0")
+    (tmp_path / "bad.tar").write_bytes(damage + good + END if first else good + damage + good + END)
+    write_tar(tmp_path / "good.tar", "0.jpg")
+    dataset = TarShards(str(tmp_path))
+    records = list(itertools.islice(dataset.records(), 10))  # not for ever
+    assert [record.key for record in records] == ["good/0.jpg"] if first else ["bad/0.jpg", "good/0.jpg"]
+    assert [path for path, _ in dataset.ignored] == [str(tmp_path / "bad.tar")]
+
+
+@pytest.mark.parametrize("place", ["-5:10", "0:-1"])
+def test_no_member_lies_before_its_archive(tmp_path, place):
+    tar = write_tar(tmp_path / "pool.tar", "0.jpg")
+    with pytest.raises(MissingImageError, match=r"no member lies at"):
+        TarShards(str(tar)).read(Record("0.jpg", -1, -1, "pool", f"{tar}:{place}"))
+
+
+def failing_open(monkeypatch, name: str, error: OSError) -> None:
+    whole = Path.open
+
+    def open_(path, *args, **options):
+        if path.name == name:
+            raise error
+        return whole(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_)
+
+
+def test_a_disk_that_fails_does_not_shrink_the_pool(tmp_path, monkeypatch):
+    bad, _ = (write_tar(tmp_path / name, "0.jpg") for name in ("bad.tar", "good.tar"))
+    (tmp_path / "folder.tar").mkdir()
+    failing_open(monkeypatch, "bad.tar", PermissionError(errno.EACCES, "Permission denied"))
+    dataset = TarShards(str(tmp_path))
+    assert [record.key for record in dataset.records()] == ["good/0.jpg"]
+    assert dataset.ignored == [(str(bad), "cannot be read")]
+    failing_open(monkeypatch, "bad.tar", OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(UserError, match=rf"{bad} cannot be read: Input/output error"):
+        list(dataset.records())

@@ -29,7 +29,12 @@ class Dataset(Protocol):
         ...
 
     def read(self, record: Record) -> bytes:
-        """Return an image's encoded bytes; raises OSError if they cannot be read."""
+        """Return an image's encoded bytes.
+
+        Raises:
+            OSError: They cannot be read. What is of this image alone (`FileNotFoundError`, `PermissionError`,
+                `shards.MissingImageError`) rejects it; anything else is taken for trouble with the storage.
+        """
         ...
 
 

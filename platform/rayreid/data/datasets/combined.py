@@ -9,6 +9,7 @@ from rayreid.artifacts import data_path
 from rayreid.data.datasets import Dataset, open_dataset
 from rayreid.data.datasets.layout import Layout
 from rayreid.data.datasets.place import is_uri
+from rayreid.data.shards import MissingImageError
 from rayreid.data.store import Record
 from rayreid.errors import UserError
 
@@ -72,10 +73,10 @@ class Combined(Layout):
             first_pid, first_camid = highest_pid + 1, highest_camid + 1
 
     def read(self, record: Record) -> bytes:
-        """Return an image's encoded bytes; raises OSError if its part cannot read it."""
+        """Return an image's encoded bytes; raises OSError if its part cannot read it, as the part does."""
         match = _KEY.fullmatch(record.key)
         if match is None or int(match[1]) >= len(self._parts):
-            raise OSError(f"no part of the combined dataset has {record.key!r}")
+            raise MissingImageError(f"no part of the combined dataset has {record.key!r}")
         return self._parts[int(match[1])].read(replace(record, key=match[2]))
 
 

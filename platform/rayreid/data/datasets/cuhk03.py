@@ -13,7 +13,7 @@ import json
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
-from rayreid.data.datasets.layout import FolderLayout
+from rayreid.data.datasets.layout import FolderLayout, refusal
 from rayreid.data.images import SUFFIXES
 from rayreid.data.store import Record
 from rayreid.errors import UserError
@@ -74,7 +74,7 @@ class CUHK03(FolderLayout):
         match row:
             case [str(path), int(pid), int(camid)] if 0 <= pid < 2**31 and 0 <= camid < 2**15:
                 name = PureWindowsPath(path).name  # takes both kinds of slashes
-                if PureWindowsPath(name).suffix.lower() in SUFFIXES:
+                if PureWindowsPath(name).suffix.lower() in SUFFIXES and not refusal(name):
                     return Record(f"{self._folder}/{name}", pid, camid, split, str(self.root / self._folder / name))
         self.ignore(f"{self._splits}: {row}", "no row of image, identity and camera")
         return None

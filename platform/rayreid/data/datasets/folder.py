@@ -9,6 +9,7 @@ from rayreid.data.datasets.place import is_uri, local_path
 from rayreid.data.datasets.remote import RemoteFolder
 from rayreid.data.images import SUFFIXES
 from rayreid.data.store import Record
+from rayreid.errors import UserError
 
 
 def open_folder(root: str | Path | None) -> "Folder | RemoteFolder":
@@ -17,16 +18,13 @@ def open_folder(root: str | Path | None) -> "Folder | RemoteFolder":
     Raises:
         UserError: The folder is missing or cannot be reached.
     """
-    if not is_uri(root):
-        return Folder(root)
-    path = local_path(str(root))
-    return RemoteFolder(str(root)) if path is None else Folder(path)
+    return RemoteFolder(str(root)) if is_uri(root) and local_path(str(root)) is None else Folder(root)
 
 
 class Folder(FolderLayout):
     """All images below a folder: split pool, identity and camera unknown; the key is the relative path.
 
-    Links to folders are followed, each folder once.
+    Links to folders are followed, each folder once; folders that may not be entered are ignored.
 
     Args:
         root: The folder.
@@ -43,15 +41,21 @@ class Folder(FolderLayout):
         Only one folder's names are held in memory at a time.
 
         Raises:
-            UserError: In the end, if there was none.
+            UserError: A folder cannot be listed for another reason than its permissions; in the end, if there was no
+                image.
         """
         self.ignored = []
         return self.at_least_one(self._walk(), self.root)
 
     def _walk(self) -> Iterator[Record]:
         visited: set[tuple[int, int]] = set()
-        for folder, subfolders, files in os.walk(self.root, followlinks=True, onerror=self._ignore_folder):
-            status = Path(folder).stat()
+        for folder, subfolders, files in os.walk(self.root, followlinks=True, onerror=self._skip):
+            try:
+                status = Path(folder).stat()
+            except OSError as error:
+                self._skip(error)
+                subfolders.clear()
+                continue
             if (status.st_dev, status.st_ino) in visited:
                 subfolders.clear()
                 continue
@@ -64,5 +68,10 @@ class Folder(FolderLayout):
                 if os.path.splitext(file)[1].lower() in SUFFIXES and self.can_name(key):  # noqa: PTH122  (Path is slow for millions)
                     yield Record(key, -1, -1, "pool", os.path.join(folder, file))  # noqa: PTH118
 
-    def _ignore_folder(self, error: OSError) -> None:
+    def _skip(self, error: OSError) -> None:
+        """Ignore a folder for its permissions; a disk that is away for a moment must not cost a part of the pool."""
+        if not isinstance(error, PermissionError):
+            raise UserError(
+                f"dataset folder: {error.filename} cannot be listed: {error.strerror or error}; mend that and run again"
+            ) from error
         self.ignore(str(error.filename), "folder cannot be read")

@@ -2,6 +2,7 @@
 
 import json
 import pickletools
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,10 @@ _STRINGS = frozenset(
     ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "SHORT_BINSTRING", "BINSTRING", "STRING")
 )
 _LISTS = frozenset(("EMPTY_LIST", "LIST"))
-_FRAME = frozenset(("PROTO", "FRAME", "MARK", "APPEND", "APPENDS", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"))
-_REPEATED = frozenset(("GET", "BINGET", "LONG_BINGET"))  # of an entry that is in the list already
+_FRAME = frozenset(("PROTO", "FRAME", "MARK", "APPEND", "APPENDS", "STOP"))
+_REMEMBER = frozenset(("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"))  # numbers the latest object, for a repetition
+_REPEAT = frozenset(("GET", "BINGET", "LONG_BINGET"))
+_NO_STRING = -1
 
 
 def check_key_list(path: Path) -> None:
@@ -24,7 +27,9 @@ def check_key_list(path: Path) -> None:
 
 
 def read_keys(path: Path) -> Iterator[str]:
-    """Yield a list's keys, in its order; only JSON is held in memory.
+    """Yield a list's keys, in its order and as often as it has them.
+
+    Only JSON is held in memory; of a pickle, eight bytes for each key.
 
     Args:
         path: `.txt`: one key a line. `.json`: a list of strings. `.pkl`: a pickled list of strings; its
@@ -55,12 +60,26 @@ def _read_json(path: Path) -> Iterator[str]:
 def _read_pickle(path: Path) -> Iterator[str]:
     """Walk over the pickle's instructions; those of one list of strings are few."""
     lists = 0
-    with path.open("rb") as file:
-        for instruction, argument, _ in pickletools.genops(file):
-            lists += instruction.name in _LISTS
-            if instruction.name in _STRINGS and lists == 1:
+    latest = _NO_STRING  # where the latest object's instruction begins
+    memo, first = array("q"), 0  # the same of the numbered objects; Python 2 counted them from 1
+    with path.open("rb") as file, path.open("rb") as earlier:
+        for instruction, argument, position in pickletools.genops(file):
+            name = instruction.name
+            lists += name in _LISTS
+            if name in _STRINGS and lists == 1:
+                latest = position or 0
                 yield str(argument)
-            elif lists > 1 or instruction.name not in _FRAME | _LISTS | _REPEATED:
+            elif name in _REMEMBER:
+                if not memo:
+                    first = argument or 0
+                if argument not in (None, first + len(memo)):
+                    raise ValueError("refused, the pickle numbers its strings out of order")
+                memo.append(latest)
+            elif name in _REPEAT and 0 <= (number := int(argument or 0) - first) < len(memo) and memo[number] >= 0:
+                latest = memo[number]
+                earlier.seek(latest)
+                yield str(next(pickletools.genops(earlier))[1])
+            elif lists > 1 or name not in _FRAME | _LISTS:
                 raise ValueError("refused, the pickle holds something else than a list of strings")
 
 

@@ -4,8 +4,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rayreid.data.datasets.place import is_uri, local_path
 from rayreid.data.store import Record
 from rayreid.errors import UserError
+
+
+def refusal(path: str) -> str | None:
+    """Return why a path relative to a root, by its text alone, is not taken; None if it may be."""
+    if not path or "\0" in path:
+        return "not a path"
+    return "outside its root" if path.startswith("/") or ".." in path.split("/") else None
 
 
 class Layout:
@@ -56,14 +64,14 @@ class LocalLayout(Layout):
     """A dataset in a folder or file of this machine.
 
     Args:
-        root: The folder or file; "~" is expanded.
+        root: The folder or file, a path or a `file://` URI; "~" is expanded.
 
     Attributes:
         needs: What a root folder must hold, for messages.
         root: The root, absolute, for workers whose current folder is another.
 
     Raises:
-        UserError: No root is given, it does not exist, or its path is not UTF-8.
+        UserError: No root is given, it is not on this machine, does not exist, or its path is not UTF-8.
     """
 
     needs: tuple[str, ...] = ()
@@ -72,7 +80,10 @@ class LocalLayout(Layout):
         super().__init__()
         if root is None:
             raise UserError(f"dataset {self.name} needs a root: the folder or file that holds it")
-        self.root = Path(root).expanduser().absolute()
+        path = local_path(str(root)) if is_uri(root) else root
+        if path is None:
+            raise UserError(f"dataset {self.name} needs a local path; {root} can be read by folder and table")
+        self.root = Path(path).expanduser().absolute()
         if not self.root.exists():
             raise UserError(f"dataset {self.name}: {self.root} does not exist")
         if not self.can_name(str(self.root)):
@@ -81,7 +92,7 @@ class LocalLayout(Layout):
             )
 
     def read(self, record: Record) -> bytes:
-        """Return the file's bytes; raises OSError if it cannot be read."""
+        """Return the file's bytes; raises OSError if it is missing or cannot be read."""
         return Path(record.path).read_bytes()
 
     def require(self, *parts: str) -> None:
@@ -98,7 +109,7 @@ class FolderLayout(LocalLayout):
     """A dataset whose images are files below a root folder.
 
     Args:
-        root: The dataset's folder; "~" is expanded.
+        root: The dataset's folder, a path or a `file://` URI; "~" is expanded.
 
     Raises:
         UserError: No root is given, or it is no folder.

@@ -11,6 +11,7 @@ from typing import Any
 
 from rayreid.data.datasets.keylist import check_key_list, read_keys
 from rayreid.data.datasets.layout import LocalLayout
+from rayreid.data.shards import MissingImageError
 from rayreid.data.store import Record
 from rayreid.errors import UserError
 
@@ -54,16 +55,23 @@ class LmdbStore(LocalLayout):
         return self.at_least_one(named, self._keys or self.root)
 
     def read(self, record: Record) -> bytes:
-        """Return a key's value; raises OSError if there is none or it cannot be read."""
+        """Return a key's value.
+
+        Raises:
+            MissingImageError: The database has no such key.
+            OSError: The database cannot be read.
+        """
         import lmdb
 
         try:
             with _environment(self._database).begin() as transaction:
                 value = transaction.get(record.path.encode())
+        except lmdb.BadValsizeError:  # no database has an empty key or one so long
+            value = None
         except lmdb.Error as error:
             raise OSError(f"{self.root}: key {record.path!r}: {error}") from error
         if value is None:
-            raise OSError(f"{self.root} has no key {record.path!r}")
+            raise MissingImageError(f"{self.root} has no key {record.path!r}")
         return value
 
     def _find_keys(self, keys: str | None) -> Path | None:

@@ -13,7 +13,7 @@ mAP: never compare results across them.
 import re
 from pathlib import Path, PurePosixPath
 
-from rayreid.data.datasets.layout import FolderLayout
+from rayreid.data.datasets.layout import FolderLayout, refusal
 from rayreid.data.store import Record
 from rayreid.errors import UserError
 
@@ -72,10 +72,12 @@ class MSMT17(FolderLayout):
                     continue
                 file, _, pid = line.strip().rpartition(" ")
                 camera = NAME.fullmatch(PurePosixPath(file).name)
-                if camera and re.fullmatch(r"\d{1,9}", pid):
+                if not camera or not re.fullmatch(r"\d{1,9}", pid):
+                    self.ignore(f"{list_name}: {line.strip()}", "no line of file and identity")
+                elif reason := refusal(file):
+                    self.ignore(f"{list_name}: {line.strip()}", reason)
+                else:
                     path = str(self.root / folder / file)
                     records.append(Record(f"{folder}/{file}", int(pid), int(camera[1]), split, path))
-                else:
-                    self.ignore(f"{list_name}: {line.strip()}", "no line of file and identity")
         self.require_images(records, "train", "query", "gallery")
         return sorted(records, key=lambda record: record.key)

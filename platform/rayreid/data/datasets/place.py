@@ -9,9 +9,11 @@ from typing import Any, Self
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
+from rayreid.data.shards import MissingImageError
 from rayreid.errors import UserError
 
 _RETRY, _RETRY_SECONDS = "retry_limit_seconds", 60  # Google's client would try for a quarter of an hour
+_PASSWORD = re.compile(r"://[^/?#@]*:(?!\d+(?:[/?#&]|$))[^@]*@")  # not a port, behind which an "@" may well follow
 
 
 def is_uri(root: str | Path | None) -> bool:
@@ -20,7 +22,12 @@ def is_uri(root: str | Path | None) -> bool:
 
 
 def local_path(uri: str) -> str | None:
-    """Return the path that a `file://` URI names; None for other URIs."""
+    """Return the path that a `file://` URI names; None for other URIs.
+
+    Raises:
+        UserError: The URI is malformed or holds a password.
+    """
+    _refuse_password(uri)
     return _connect(uri)[1] if uri.startswith("file://") else None
 
 
@@ -36,10 +43,11 @@ class Place:
         path: The place's path on its filesystem.
 
     Raises:
-        UserError: The URI is of no known kind, or its store cannot be reached.
+        UserError: The URI is of no known kind or holds a password, or its store cannot be reached.
     """
 
     def __init__(self, address: str, filesystem: FileSystem | None = None):
+        _refuse_password(address)
         self.address = address
         self._given = filesystem
         self._opened: FileSystem | None = None
@@ -56,7 +64,7 @@ class Place:
         return {**self.__dict__, "_opened": None}
 
     def __str__(self) -> str:
-        return _without_password(self.address)
+        return self.address
 
     @property
     def filesystem(self) -> FileSystem:
@@ -102,12 +110,33 @@ class Place:
         return folder
 
     def read(self, path: str) -> bytes:
-        """Return the bytes of a file of the same filesystem; raises OSError if it cannot be read."""
+        """Return the bytes of a file of the same filesystem.
+
+        Raises:
+            MissingImageError: No file can have such a name, or it is a folder.
+            OSError: It is missing or cannot be read.
+        """
         try:
             with self.filesystem.open_input_file(path) as file:
                 return file.read()
+        except pa.ArrowInvalid as error:
+            raise MissingImageError(f"{path}: {_one_line(error)}") from error
         except pa.ArrowException as error:
             raise OSError(f"{path}: {_one_line(error)}") from error
+        except OSError as error:
+            if self.is_local and Path(path).is_dir():  # of which pyarrow makes an error of no kind
+                raise MissingImageError(_one_line(error)) from error
+            raise
+
+
+def _refuse_password(address: str) -> None:
+    """Raise a UserError if an address holds a password: addresses are stored with the results."""
+    if _PASSWORD.search(address):
+        shown = f"{address.partition('://')[0]}://***@{address.rpartition('@')[2]}"
+        raise UserError(
+            f"{shown}: take the password out of the URI, which is stored with the results; credentials come from the "
+            "environment of the object store's own tools"
+        )
 
 
 def _connect(uri: str) -> tuple[FileSystem, str]:
@@ -121,16 +150,11 @@ def _connect(uri: str) -> tuple[FileSystem, str]:
     try:
         filesystem, path = FileSystem.from_uri(uri)
     except (OSError, ImportError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{_without_password(uri)} cannot be opened: {_without_password(_one_line(error))}") from error
+        raise UserError(f"{uri} cannot be opened: {_one_line(error)}") from error
     if not path:
-        raise UserError(f"{_without_password(uri)} names no bucket")
+        raise UserError(f"{uri} names no bucket")
     return filesystem, path
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _without_password(uri: str) -> str:
-    """Messages end up in logs."""
-    return re.sub(r"//[^/@\s]*@", "//***@", uri)

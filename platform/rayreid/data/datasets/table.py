@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from posixpath import normpath
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from pyarrow.fs import FileType
 
-from rayreid.data.datasets.layout import Layout
+from rayreid.data.datasets.layout import Layout, refusal
 from rayreid.data.datasets.place import Place, is_uri
 from rayreid.data.store import Record
 from rayreid.errors import UserError
@@ -38,8 +39,8 @@ class Table(Layout):
     """The images that a table lists, in its order.
 
     Columns: `path` (relative to the images' folder, posix), and, where there are such, `pid` and `camid` (−1 or empty:
-    unknown), `split` (empty: pool) and `key` (empty: the path). Others are not read. A path that leads out of
-    the images' folder is ignored.
+    unknown), `split` (empty: pool) and `key` (empty: the path). Others are not read. A row whose path leads
+    out of the images' folder, or whose key is not relative or has "..", is ignored.
 
     Args:
         root: The table, `.csv` or `.parquet`; a path or a URI.
@@ -77,7 +78,7 @@ class Table(Layout):
         return self.at_least_one(self._rows(), self._table)
 
     def read(self, record: Record) -> bytes:
-        """Return the file's bytes; raises OSError if it cannot be read."""
+        """Return the file's bytes; raises OSError if it is missing or cannot be read."""
         return self._images.read(record.path)
 
     def _columns(self) -> list[str]:
@@ -115,10 +116,12 @@ class Table(Layout):
             for batch in self._batches():
                 for path, pid, camid, split, key in zip(*self._cells(batch, row + 1), strict=True):
                     row += 1
-                    if reason := _refusal(path) or (fence and fence.refusal(path)):
+                    if reason := refusal(path) or (fence and fence.refusal(path)):
                         self.ignore(path or f"row {row}", reason)
+                    elif reason := refusal(key or path):
+                        self.ignore(path, f"key {reason}")
                     else:
-                        yield Record(key or path, pid, camid, split, f"{self._images.path}/{path}")
+                        yield Record(normpath(key or path), pid, camid, split, f"{self._images.path}/{path}")
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(error) from error
 
@@ -176,13 +179,6 @@ def _typed(name: str, column: pa.Array) -> pa.Array:
     if name == "split" and pc.any(pc.invert(pc.is_in(column.drop_null(), pa.array(SPLITS)))).as_py():
         raise ValueError("no split")
     return column
-
-
-def _refusal(path: str) -> str | None:
-    """Why a path, by its text alone, is not read; None if it may be."""
-    if not path or "\0" in path:
-        return "no path"
-    return "outside its root" if path.startswith("/") or ".." in path.split("/") else None
 
 
 class _Fence:

@@ -7,16 +7,22 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from posixpath import normpath, splitext
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
-from rayreid.data.datasets.layout import LocalLayout
+from rayreid.data.datasets.layout import LocalLayout, refusal
 from rayreid.data.images import SUFFIXES
-from rayreid.data.shards import MAX_IMAGE_BYTES
+from rayreid.data.shards import MAX_IMAGE_BYTES, MissingImageError
 from rayreid.data.store import Record
 from rayreid.errors import UserError
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _TAIL = 2**20  # an archive ends in zeros, which fill up a record of some 10 KB
+_EXTENSIONS = frozenset(
+    (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+)
+_EXTENSION_BYTES = 2**20  # tarfile reads them into memory
+# What tarfile raises of an archive that is damaged or made to harm.
+_DAMAGE = (tarfile.TarError, ValueError, ArithmeticError, IndexError, RecursionError)
 
 
 class TarShards(LocalLayout):
@@ -49,23 +55,32 @@ class TarShards(LocalLayout):
         """List the images, archive by archive (by name), in the order in which they lie there.
 
         Raises:
-            UserError: In the end, if there was none.
+            UserError: An archive cannot be read for another reason than its permissions or damage; in the end, if
+                there was no image.
         """
         self.ignored = []
         return self.at_least_one(self._members(), self.root)
 
     def read(self, record: Record) -> bytes:
-        """Return a member's bytes; raises OSError if they cannot be read."""
-        tar, offset, size = record.path.rsplit(":", 2)
+        """Return a member's bytes.
+
+        Raises:
+            MissingImageError: The archive ends before the member does, or no member can lie there.
+            OSError: The archive is missing or cannot be read.
+        """
+        tar, *place = record.path.rsplit(":", 2)
+        offset, size = map(int, place)
+        if offset < 0 or size < 0:
+            raise MissingImageError(f"{tar}: no member lies at {offset} with {size} bytes")
         with Path(tar).open("rb") as file:
-            file.seek(int(offset))
-            data = file.read(int(size))
-        if len(data) < int(size):
-            raise OSError(f"{tar} is cut off")
+            file.seek(offset)
+            data = file.read(size)
+        if len(data) < size:
+            raise MissingImageError(f"{tar} is cut off")
         return data
 
     def _files(self) -> list[Path]:
-        return sorted(self.root.iterdir()) if self.root.is_dir() else [self.root]
+        return sorted(file for file in self.root.iterdir() if not file.is_dir()) if self.root.is_dir() else [self.root]
 
     def _members(self) -> Iterator[Record]:
         tars = [file for file in self._files() if file.suffix.lower() == ".tar" and self.can_name(file.name)]
@@ -73,32 +88,54 @@ class TarShards(LocalLayout):
             try:
                 with tar.open("rb") as file:
                     yield from self._images(tar, file, f"{tar.stem}/" if len(tars) > 1 else "")
-            except (tarfile.TarError, OSError, ValueError) as error:
+            except PermissionError:
+                self.ignore(str(tar), "cannot be read")
+            except OSError as error:  # a disk that is away for a moment must not cost a part of the pool
+                raise UserError(
+                    f"dataset webdataset: {tar} cannot be read: {error.strerror or error}; mend that and run again"
+                ) from error
+            except _DAMAGE as error:
                 self.ignore(str(tar), f"cannot be listed to its end: {error}")
 
     def _images(self, tar: Path, file: BinaryIO, prefix: str) -> Iterator[Record]:
         """The images of one archive; where it is damaged, those before that place."""
         length = tar.stat().st_size
-        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  (the file is closed by the caller)
+        archive = tarfile.open(fileobj=file, mode="r:", tarinfo=_Header)  # noqa: SIM115  (the file is closed by the caller)
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # it would remember every member
+            if member.size < 0 or archive.offset < member.offset_data:  # an extension's size replaced the header's
+                raise tarfile.HeaderError("negative size")
             key = prefix + normpath(member.name)
-            if splitext(member.name)[1].lower() not in SUFFIXES or member.isdir() or not self.can_name(key):
-                continue
-            if reason := _refusal(member, length):
-                self.ignore(prefix + member.name, reason)
-            else:
-                yield Record(key, -1, -1, "pool", f"{tar}:{member.offset_data}:{member.size}")
+            if splitext(member.name)[1].lower() in SUFFIXES and not member.isdir() and self.can_name(key):
+                if reason := _refusal(member, length):
+                    self.ignore(prefix + member.name, reason)
+                else:
+                    yield Record(key, -1, -1, "pool", f"{tar}:{member.offset_data}:{member.size}")
+            if archive.offset > length:
+                raise tarfile.ReadError("unexpected end of data")
         file.seek(archive.offset)
         rest = file.read(_TAIL)
         if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):  # tarfile takes a damaged header for the end
             self.ignore(str(tar), "cannot be listed to its end: cut off, damaged, or joined to another")
 
 
+class _Header(tarfile.TarInfo):
+    """A header that sends tarfile neither backwards, where it would list without end, nor through all memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:
+            raise tarfile.HeaderError("negative size")
+        if header.type in _EXTENSIONS and header.size > _EXTENSION_BYTES:
+            raise tarfile.HeaderError(f"an extended header of {header.size} bytes")
+        return header
+
+
 def _refusal(member: tarfile.TarInfo, length: int) -> str | None:
     """Why a member of an archive of `length` bytes is not taken; None if it may be."""
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        return "outside its root"
+    if reason := refusal(member.name):
+        return reason
     if member.issym() or member.islnk():
         return "a link"
     if not member.isreg() or member.issparse():
