@@ -27,7 +27,8 @@ def head(tmp_path_factory):
     """A head node started as an administrator would; yields (job address, output root)."""
     root = tmp_path_factory.mktemp("outputs")
     address = f"http://127.0.0.1:{free_port()}"
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "RAY_ADDRESS")}
+    left_out = ("PYTHONPATH", "RAY_ADDRESS", "RAYREID_DATA", "MLFLOW_TRACKING_URI")
+    environment = {key: value for key, value in os.environ.items() if key not in left_out}
     binaries = Path(sys.executable).parent
     environment |= {"RAYREID_ROOT": str(root), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     environment["PATH"] = f"{binaries}{os.pathsep}{environment['PATH']}"
