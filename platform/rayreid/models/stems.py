@@ -1,5 +1,6 @@
 """Stems: what turns an image into patch tokens, as `embed_layer` of timm's VisionTransformer."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from rayreid.models.norms import IBN, SyncedBatchNorm
 STEM_CHANNELS = 64
 
 
-class Stem(nn.Module):
+class Stem(nn.Module, ABC):
     """What timm's VisionTransformer asks of an `embed_layer`; subclasses turn pixels into a map of tokens.
 
     Args:
@@ -56,12 +57,13 @@ class Stem(nn.Module):
         self._build(in_chans, embed_dim, bias)
         self.to(device=device, dtype=dtype)
 
+    @abstractmethod
     def _build(self, in_chans: int, embed_dim: int, bias: bool) -> None:
-        raise NotImplementedError
+        """Make the layers."""
 
+    @abstractmethod
     def tokens(self, x: Tensor) -> Tensor:
         """(B, C, H, W) pixels to (B, D, h, w) tokens."""
-        raise NotImplementedError
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Tokens (h, w) of an image; UserError when the patch does not divide it."""
