@@ -39,9 +39,9 @@ def loss_curves(
     """
     columns = 2 if len(keys) == 4 else min(3, len(keys))
     lines = math.ceil(len(keys) / columns)
-    figure = _figure(3.3 * columns, 2.5 * lines)
+    figure = canvas(3.3 * columns, 2.5 * lines)
     for i, key in enumerate(keys):
-        axes = _dress(figure.add_subplot(lines, columns, i + 1), grid="both")
+        axes = dress(figure.add_subplot(lines, columns, i + 1), grid="both")
         steps, values = _column(history, key, x)
         long = len(values) >= SMOOTH_FROM
         colour = PALETTE[i % len(PALETTE)]
@@ -65,8 +65,8 @@ def cmc_curve(reports: Mapping[str, np.ndarray], max_rank: int = 20) -> Figure:
         reports: name → `RetrievalReport.cmc`, (ranks,) in [0, 1]. Rank-1 is written into the legend.
         max_rank: last rank drawn.
     """
-    figure = _figure(5, 3.6)
-    axes = _dress(figure.add_subplot(), grid="both")
+    figure = canvas(5, 3.6)
+    axes = dress(figure.add_subplot(), grid="both")
     for i, (name, cmc) in enumerate(reports.items()):
         shown = np.asarray(cmc)[:max_rank]
         axes.plot(
@@ -107,7 +107,7 @@ def ranked_lists(
     widest = max(len(row) for row in results)
     gap = 0.35  # of a column, between query and results
     step = 1.5 + 0.14 * (scores is not None)  # inches from row to row
-    figure = _figure(0.8 * (1 + gap + widest) + 0.2, step * len(queries) + 0.3, constrained=False)
+    figure = canvas(0.8 * (1 + gap + widest) + 0.2, step * len(queries) + 0.3, constrained=False)
     grid = figure.add_gridspec(
         len(queries),
         2 + widest,
@@ -120,11 +120,11 @@ def ranked_lists(
         hspace=0.18 + 0.1 * (scores is not None),
     )
     for i, query in enumerate(queries):
-        axes = _picture(figure.add_subplot(grid[i, 0]), query, QUERY)
+        axes = picture(figure.add_subplot(grid[i, 0]), query, QUERY)
         axes.set_title("query" if names is None else names[i], fontsize=SMALL, color=INK, pad=3)
         for j, (image, hit) in enumerate(zip(results[i], right[i], strict=True)):
             colour = RIGHT if hit else WRONG
-            axes = _picture(figure.add_subplot(grid[i, j + 2]), image, colour)
+            axes = picture(figure.add_subplot(grid[i, j + 2]), image, colour)
             axes.set_title(f"{j + 1} {'✓' if hit else '✗'}", fontsize=SMALL, color=colour, pad=3)
             if scores is not None:
                 axes.set_xlabel(f"{scores[i][j]:.2f}", fontsize=SMALL, color=INK, labelpad=2)
@@ -147,8 +147,8 @@ def score_histogram(
         label: of the horizontal axis.
     """
     scores = np.asarray(scores, np.float64)
-    figure = _figure(5, 3.2)
-    axes = _dress(figure.add_subplot(), grid="y")
+    figure = canvas(5, 3.2)
+    axes = dress(figure.add_subplot(), grid="y")
     edges = np.histogram_bin_edges(scores, bins=int(np.clip(2 * len(scores) ** (1 / 3), 12, 80)))
     if cut is not None:  # moved, so that no bar lies on both sides of the cut
         width = edges[1] - edges[0]
@@ -190,7 +190,7 @@ def image_sheet(images: Sequence[np.ndarray], titles: Sequence[str] | None = Non
     lines = math.ceil(len(images) / columns)
     caption = 0.2 if titles is not None else 0.0
     width, height = 0.95 * columns, (1.8 + caption) * lines
-    figure = _figure(width, height, constrained=False)
+    figure = canvas(width, height, constrained=False)
     grid = figure.add_gridspec(
         lines,
         columns,
@@ -202,20 +202,20 @@ def image_sheet(images: Sequence[np.ndarray], titles: Sequence[str] | None = Non
         hspace=(0.08 + caption) / 1.7,
     )
     for i, image in enumerate(images):
-        axes = _picture(figure.add_subplot(grid[i // columns, i % columns]), image)
+        axes = picture(figure.add_subplot(grid[i // columns, i % columns]), image)
         if titles is not None:
             axes.set_title(titles[i], fontsize=SMALL, color=INK, pad=2.5)
     return figure
 
 
-def _figure(width: float, height: float, constrained: bool = True) -> Figure:
+def canvas(width: float, height: float, constrained: bool = True) -> Figure:
     """An empty white figure, in inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained" if constrained else None)
     FigureCanvasAgg(figure)
     return figure
 
 
-def _dress(axes: Axes, grid: Literal["x", "y", "both"]) -> Axes:
+def dress(axes: Axes, grid: Literal["x", "y", "both"]) -> Axes:
     """The house style of axes that carry numbers: two spines, pale grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
@@ -227,7 +227,7 @@ def _dress(axes: Axes, grid: Literal["x", "y", "both"]) -> Axes:
     return axes
 
 
-def _picture(axes: Axes, image: np.ndarray, frame: str | None = None) -> Axes:
+def picture(axes: Axes, image: np.ndarray, frame: str | None = None) -> Axes:
     """An image, whole and undistorted, centred in a cell twice as high as wide, with a frame of the given colour."""
     height, width = image.shape[:2]
     half = max(width, height / 2) / 2  # of the cell's width

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from rayreid.errors import UserError
+from rayreid.evaluation.comparison import align, compare_queries
+
+
+def drawn(seed, queries=400, gain=0.0, noise=0.05):
+    rng = np.random.default_rng(seed)
+    first = rng.uniform(0, 1, queries)
+    return first, first + gain + noise * rng.standard_normal(queries)
+
+
+def test_a_difference_smaller_than_the_spread_of_queries_is_found_because_it_is_paired():
+    first, second = drawn(0, gain=0.02)
+    found = compare_queries(first, second)
+    assert found.significant and found.low < found.difference < found.high
+    assert found.difference == pytest.approx((second - first).mean())
+    shuffled = compare_queries(first, np.random.default_rng(1).permutation(second))
+    assert not shuffled.significant  # the same two models, unpaired
+
+
+def test_the_interval_is_that_of_the_mean():
+    first, second = drawn(3, queries=1000, gain=0.01)
+    gain = second - first
+    half = 1.96 * gain.std() / np.sqrt(len(gain))
+    found = compare_queries(first, second)
+    assert found.low == pytest.approx(gain.mean() - half, abs=0.1 * half)
+    assert found.high == pytest.approx(gain.mean() + half, abs=0.1 * half)
+
+
+def test_an_interval_covers_the_truth_about_as_often_as_it_says():
+    inside = 0
+    for seed in range(60):
+        found = compare_queries(*drawn(seed, queries=100, gain=0.03), confidence=0.8)
+        inside += found.low <= 0.03 <= found.high
+    assert 40 <= inside <= 56  # 48 expected
+
+
+def test_order_of_models_turns_the_sign_and_seeds_repeat():
+    first, second = drawn(5, gain=0.03)
+    there, back = compare_queries(first, second), compare_queries(second, first)
+    assert there.difference == -back.difference
+    assert (there.better, there.worse) == (back.worse, back.better)
+    assert compare_queries(first, second) == there
+
+
+def test_uncounted_queries_are_left_out():
+    first, second = drawn(6)
+    first[:10] = second[:10] = np.nan
+    found = compare_queries(first, second)
+    assert found.queries == 390
+    assert found.difference == pytest.approx(np.nanmean(second - first))
+
+
+def test_equal_models_differ_by_nothing():
+    first, _ = drawn(7)
+    found = compare_queries(first, first)
+    assert (found.difference, found.low, found.high, found.significant) == (0, 0, 0, False)
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(UserError, match=r"\(3,\) against \(4,\)"):
+        compare_queries(np.zeros(3), np.zeros(4))
+    with pytest.raises(UserError, match="1 queries were counted by one model only"):
+        compare_queries([0.1, np.nan, 0.2], [0.1, 0.3, 0.2])
+    with pytest.raises(UserError, match="1 counted queries"):
+        compare_queries([0.1, np.nan], [0.1, np.nan])
+
+
+def test_values_are_brought_into_one_order():
+    one, other = align([["b", "a", "c"], ["c", "a", "b"]], [[2.0, 1.0, 3.0], [30.0, 10.0, 20.0]])
+    np.testing.assert_array_equal(one, [1, 2, 3])
+    np.testing.assert_array_equal(other, [10, 20, 30])
+    with pytest.raises(UserError, match=r"same queries.*'d'"):
+        align([["a", "b"], ["a", "d", "b"]], [[1, 2], [1, 2, 3]])
