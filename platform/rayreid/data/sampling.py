@@ -25,7 +25,8 @@ class Plan(Protocol):
         ...
 
 
-def _share(rows: Rows, rank: int, world: int) -> Rows:
+def worker_share(rows: Rows, rank: int, world: int) -> Rows:
+    """The contiguous part of a global batch that worker `rank` of `world` takes."""
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} is outside a world of {world}")
     size = len(rows) // world
@@ -65,7 +66,7 @@ class ShufflePlan:
         if epoch != self._epoch:
             self._order = self.rows[permutation(self.seed, epoch, len(self.rows))]
             self._epoch = epoch
-        return _share(self._order[step * self.size : (step + 1) * self.size], rank, world)
+        return worker_share(self._order[step * self.size : (step + 1) * self.size], rank, world)
 
 
 class IdentityPlan:
@@ -130,7 +131,7 @@ class IdentityPlan:
             raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
         if epoch != self._epoch:
             self._batches, self._epoch = self._draw(epoch, self.steps_per_epoch), epoch
-        return _share(self._batches[step], rank, world)
+        return worker_share(self._batches[step], rank, world)
 
     def _draw(self, epoch: int, steps: int | None = None) -> Rows:
         """All batches of an epoch (steps, P·K); without `steps`, as many as one deal gives."""

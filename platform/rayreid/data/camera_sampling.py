@@ -1,0 +1,98 @@
+"""Camera-aware identity sampling: the images of an identity in a batch come from as many cameras as they can."""
+
+import numpy as np
+import numpy.typing as npt
+
+from rayreid.data.sampling import Rows, worker_share
+from rayreid.errors import UserError
+
+UNKNOWN_CAMERA = -1
+
+
+class CameraPlan:
+    """P identities × K images per batch, an image and K − 1 of the same identity that other cameras saw.
+
+    The sampling of cluster contrast (Dai et al., arXiv 2103.11568; "random multiple gallery" in the field's code), also
+    fit for supervised training. Identities follow one another in random order, each once before any comes again, and
+    P at a time make a batch; a rest of fewer than P is dropped. Of an identity one image is drawn, then K − 1 among
+    those of other cameras, or among its remaining ones where a single camera saw it; with replacement where these are
+    too few.
+
+    Args:
+        rows: index rows, integers (N,).
+        pids: the identity (or cluster) of each row, integers (N,), none negative.
+        camids: the camera of each row, integers (N,); −1 is unknown and differs from every other, itself included.
+        identities: P, identities in a global batch.
+        instances: K, images per identity in a batch, at least 2.
+        seed: the run's seed.
+        steps_per_epoch: batches in an epoch; None: as many as N images fill.
+
+    Attributes:
+        steps_per_epoch: number of batches in every epoch.
+
+    Raises:
+        UserError: there are fewer than P identities, or the workers do not divide P.
+        ValueError: rows, pids and camids do not belong together, or a pid is negative (unknown or junk).
+    """
+
+    def __init__(
+        self,
+        rows: npt.ArrayLike,
+        pids: npt.ArrayLike,
+        camids: npt.ArrayLike,
+        identities: int = 16,
+        instances: int = 4,
+        seed: int = 0,
+        steps_per_epoch: int | None = None,
+    ):
+        rows, pids, camids = np.asarray(rows, np.int64), np.asarray(pids), np.asarray(camids)
+        if not rows.shape == pids.shape == camids.shape:
+            raise ValueError(f"{rows.shape} rows but {pids.shape} identities and {camids.shape} cameras")
+        if len(pids) and pids.min() < 0:
+            raise ValueError("images of unknown identity (pid < 0) cannot be drawn by identity: leave them out")
+        self.identities, self.instances, self.seed = identities, instances, seed
+        order = np.argsort(pids, kind="stable")
+        known, first = np.unique(pids[order], return_index=True)
+        if len(known) < identities:
+            raise UserError(
+                f"{len(known)} identities are fewer than a batch's {identities}: lower the identities per batch"
+            )
+        self._members = np.split(rows[order], first[1:])
+        self._cameras = np.split(camids[order], first[1:])
+        self.steps_per_epoch = steps_per_epoch or max(1, len(rows) // (identities * instances))
+        self._epoch: int | None = None
+        self._batches = np.empty((0, 0), np.int64)
+
+    def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Rows:
+        """Rows (P·K / world,) for a worker at a step: whole identities, the K images of each side by side."""
+        if self.identities % world:
+            raise UserError(
+                f"{self.identities} identities per batch cannot be dealt to {world} workers: "
+                f"make them a multiple of {world}"
+            )
+        if not 0 <= step < self.steps_per_epoch:
+            raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
+        if epoch != self._epoch:
+            self._batches, self._epoch = self._draw(epoch), epoch
+        return worker_share(self._batches[step], rank, world)
+
+    def _draw(self, epoch: int) -> Rows:
+        """All batches of an epoch, (steps, P·K)."""
+        rng = np.random.default_rng([self.seed & (2**64 - 1), epoch])
+        batches: list[Rows] = []
+        while len(batches) < self.steps_per_epoch:
+            order = rng.permutation(len(self._members))
+            whole = len(order) // self.identities * self.identities
+            for identities in order[:whole].reshape(-1, self.identities)[: self.steps_per_epoch - len(batches)]:
+                batches.append(np.concatenate([self._images(identity, rng) for identity in identities]))
+        return np.stack(batches)
+
+    def _images(self, identity: int, rng: np.random.Generator) -> Rows:
+        """K rows of an identity, the first drawn from all of them."""
+        members, cameras = self._members[identity], self._cameras[identity]
+        anchor = rng.integers(len(members))
+        others = np.arange(len(members)) != anchor
+        elsewhere = others & ((cameras != cameras[anchor]) | (cameras == UNKNOWN_CAMERA))
+        candidates = members[elsewhere if elsewhere.any() else others if others.any() else ~others]
+        wanted = self.instances - 1
+        return np.concatenate([members[[anchor]], rng.choice(candidates, wanted, replace=len(candidates) < wanted)])
