@@ -270,6 +270,57 @@ def test_the_share_of_waiting_and_the_pace_are_of_the_time_since_the_last_row(mo
         assert row["images_per_second"] / row["wait"] == pytest.approx(6 / 0.75)
 
 
+# After an epoch
+
+
+def test_after_each_epoch_and_its_checkpoint_the_caller_is_asked_and_its_figures_logged(tmp_path):
+    checkpoints, asked = Checkpoints(tmp_path), []
+
+    def probe(epochs: int) -> dict[str, float]:
+        asked.append((epochs, checkpoints.newest()))
+        return {"probe": epochs / 10} if epochs == 2 else {}
+
+    rows: list[dict[str, float]] = []
+    train(Tiny(), batches(), settings(), CPU, checkpoints, rows.append, probe)
+    assert asked == [(1, STEPS_PER_EPOCH), (2, 2 * STEPS_PER_EPOCH)]
+    assert rows[-1] == {"step": STEPS - 1, "epoch": 2.0, "probe": 0.2}
+    assert [row["step"] for row in rows if "loss" in row] == list(range(STEPS))
+
+
+def test_what_the_caller_does_after_an_epoch_changes_no_training():
+    expected, asked = Tiny(), Tiny()
+    run(expected)
+    train(asked, batches(), settings(), CPU, after_epoch=lambda epochs: {"probe": torch.rand(3).sum().item()})
+    assert equal(asked, expected)
+
+
+@pytest.mark.parametrize(("killed_at", "asked_again"), [(2, [1, 2]), (3, [1, 2]), (4, [2])])
+def test_a_run_killed_after_an_epoch_asks_again(tmp_path, killed_at, asked_again):
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(KilledError):
+        run(Tiny(), checkpoints, batches(until=killed_at))
+    asked = []
+    train(Tiny(), batches(), settings(), CPU, checkpoints, after_epoch=lambda epochs: asked.append(epochs) or {})
+    assert asked == asked_again
+
+
+def test_its_time_counts_in_no_throughput(monkeypatch):
+    clock = [0.0]
+
+    def tick():
+        clock[0] += 1
+        return clock[0]
+
+    def probe(epochs):
+        clock[0] += 1000
+        return {}
+
+    monkeypatch.setattr("rayreid.training.loop.time.monotonic", tick)
+    rows: list[dict[str, float]] = []
+    train(Tiny(), batches(), settings(), CPU, log=rows.append, after_epoch=probe)
+    assert all(row["images_per_second"] > BATCH / 100 for row in rows)
+
+
 # Losses that are not finite
 
 

@@ -207,7 +207,7 @@ class _Delivery:
             self._complained = True
 
     def _show(self) -> None:
-        rows = self._feed.deliver()
+        rows = [row for row in self._feed.deliver() if "loss" in row]
         if rows:
             last = rows[-1]
             note = f"epoch {last['epoch']:.1f}  loss {last['loss']:.3f}  {last['images_per_second']:.0f} images/s"

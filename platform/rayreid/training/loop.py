@@ -108,6 +108,7 @@ def train(
     device: torch.device,
     checkpoints: Checkpoints | None = None,
     log: Callable[[dict[str, float]], None] = lambda row: None,
+    after_epoch: Callable[[int], dict[str, float]] | None = None,
 ) -> None:
     """Train a method from its newest checkpoint, or the start, to the end.
 
@@ -119,6 +120,9 @@ def train(
         checkpoints: where to save and resume; only worker 0 writes.
         log: receives rows with `step` (0-based, of the last step in it), `epoch` (fractional, done), `loss`, the
             method's scalars and rates, `images_per_second` (all workers), `wait` (share of time without data).
+        after_epoch: called on every worker after each epoch's last step and its checkpoint, with the number of epochs
+            done; what it returns is logged as a row of its own (`step`, `epoch` and those scalars). Its time counts
+            in no throughput. A run resumed at an epoch's end calls it again for that epoch: it may have been cut off.
 
     Raises:
         NonFiniteLossError: on every worker, in the step whose loss is not finite on any of them.
@@ -126,11 +130,13 @@ def train(
     """
     optimizer = method.build_optimizer()
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    run = _Run(method, optimizer, scaler, settings, device, checkpoints, log)
+    run = _Run(method, optimizer, scaler, settings, device, checkpoints, log, after_epoch)
     start = run.resume()
+    run.end_epoch(start)
     stream = batches(start)
     for step in range(start, settings.steps):
         run.step(step, stream)
+        run.end_epoch(step + 1)
 
 
 class _Run:
@@ -145,9 +151,11 @@ class _Run:
         device: torch.device,
         checkpoints: Checkpoints | None,
         log: Callable[[dict[str, float]], None],
+        after_epoch: Callable[[int], dict[str, float]] | None,
     ):
         self.method, self.optimizer, self.scaler = method, optimizer, scaler
-        self.settings, self.device, self.checkpoints, self.log = settings, device, checkpoints, log
+        self.settings, self.device, self.checkpoints = settings, device, checkpoints
+        self.log, self.after_epoch = log, after_epoch
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.meter = _Meter()
         self.saved_at = time.monotonic()
@@ -179,6 +187,16 @@ class _Run:
         self._update(step)
         self._guard(step, scalars["loss"], rates, keys)
         self._report(step, rates, scalars)
+
+    def end_epoch(self, done: int) -> None:
+        """After `done` steps, where they end an epoch: what the caller wants to see of it."""
+        epoch, within = divmod(done, self.settings.steps_per_epoch)
+        if self.after_epoch is None or within or not epoch:
+            return
+        scalars = self.after_epoch(epoch)
+        if scalars and parallel.rank() == 0:
+            self.log({"step": done - 1, "epoch": float(epoch), **scalars})
+        self.meter.restart()
 
     def _differentiate(self, batch: Batch, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
         with autocast(self.settings.precision, self.device):
@@ -237,6 +255,9 @@ class _Meter:
     """Throughput since the last reading."""
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
         self.images, self.waited, self.since = 0, 0.0, time.monotonic()
 
     def count(self, images: int, wait: float) -> None:
@@ -246,7 +267,7 @@ class _Meter:
     def read(self) -> dict[str, float]:
         elapsed = max(time.monotonic() - self.since, 1e-9)
         values = {"images_per_second": self.images / elapsed, "wait": self.waited / elapsed}
-        self.images, self.waited, self.since = 0, 0.0, time.monotonic()
+        self.restart()
         return values
 
 
