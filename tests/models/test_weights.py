@@ -110,6 +110,13 @@ def published(kind, backbone):
         return content, "pretraining", list(head)
     if kind == "pretraining without DDP":
         return {"teacher": prefixed("backbone.", backbone) | head}, "pretraining", list(head)
+    if kind == "own pretraining":
+        networks = prefixed("student.backbone.", vit(seed=9)) | prefixed("teacher.backbone.", backbone)
+        heads = {f"{side}.{name}": value for side in ("student", "teacher") for name, value in head.items()}
+        method = networks | heads | {"loss.centre": torch.zeros(1, 3)}
+        return {"step": 20, "method": method, "optimizer": {}, "scaler": {}}, "pretraining", list(head)
+    if kind == "own fine-tuning":
+        return {"step": 20, "method": prefixed("base.", backbone) | neck | classes}, "reid", [*neck, *classes]
     if kind == "converted":
         return prefixed("base.", backbone), "reid", []
     if kind == "fine-tuned":
@@ -127,6 +134,8 @@ def published(kind, backbone):
 KINDS = [
     "pretraining",
     "pretraining without DDP",
+    "own pretraining",
+    "own fine-tuning",
     "converted",
     "fine-tuned",
     "cluster contrast",

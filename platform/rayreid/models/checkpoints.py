@@ -27,7 +27,7 @@ class Checkpoint:
     """Tensors of one file under the backbone's own names.
 
     Attributes:
-        format: "rayreid" (ours), "pretraining" (the teacher of a TransReID-SSL or DINO checkpoint), "reid" (a
+        format: "rayreid" (ours), "pretraining" (the teacher of a TransReID-SSL, DINO or own checkpoint), "reid" (a
             ReID model: `base.*` beside neck and classifier) or "plain" (a bare DINO or timm backbone).
         state: name -> tensor.
         ignored: names in the file that are no part of a backbone and were left out on purpose.
@@ -147,6 +147,10 @@ def _unwrap(path: Path, content: Any) -> tuple[str, Mapping[str, Any]]:
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
     if isinstance(content.get("teacher"), Mapping):
         return "pretraining", content["teacher"]
+    if isinstance(content.get("method"), Mapping):  # a training state of ours
+        method = content["method"]
+        teacher = {name.removeprefix("teacher."): method[name] for name in method if name.startswith("teacher.")}
+        return ("pretraining", teacher) if teacher else ("reid", method)
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), Mapping):
             return "plain", content[key]
