@@ -8,12 +8,13 @@ K = 65536
 TOP = math.log(K)
 
 
-def warnings(entropies: dict[int, float], steps_per_epoch: int = 1000) -> list[tuple[int, str]]:
+def warnings(entropies: dict[int, float], kl: float = 0.01) -> list[tuple[int, str]]:
     """(step, warning) for rows of these entropies, the first of which comes after the first epoch."""
     watch = CollapseWatch(K)
+    others = {"kl": kl, "feature_std": 0.1}
     told = [
-        (step, watch({"step": step, "epoch": (step + 1) / steps_per_epoch, "teacher_entropy": h, "feature_std": 0.1}))
-        for step, h in entropies.items()
+        (step, watch({"step": step, "epoch": (step + 1) / 1000, "teacher_entropy": entropy, **others}))
+        for step, entropy in entropies.items()
     ]
     return [(step, warning) for step, warning in told if warning]
 
@@ -32,6 +33,11 @@ def test_an_entropy_at_either_end_is_told_once_when_it_has_stayed(entropy, word)
 @pytest.mark.parametrize("share", [0.02, 0.4, 0.89, 0.98])
 def test_a_sound_entropy_is_not_told(share):
     assert warnings(rows(share * TOP)) == []
+
+
+def test_a_teacher_that_is_sure_of_each_image_is_not_told_while_the_student_errs():
+    assert warnings(rows(0.0), kl=0.2) == []
+    assert warnings(rows(TOP), kl=0.2) != []
 
 
 def test_a_passing_state_is_not_told():

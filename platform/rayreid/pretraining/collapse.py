@@ -18,7 +18,8 @@ class CollapseWatch:
     - `UNIFORM` = 0.99 of ln K and above. A fresh head's cosines (standard deviation 1/16 in 256 dimensions), divided by
       the temperature 0.04, leave about 1.2 nats below ln K = 11.09: 0.89. At 0.99 the prototypes' odds differ by less
       than a factor of 1.6: there is next to nothing to learn from.
-    - `ONE_HOT` = 0.01 of ln K and below, 0.11 nats of 11.09: on average one prototype has 98 % of the mass.
+    - `ONE_HOT` = 0.01 of ln K and below, 0.11 nats of 11.09: on average one prototype has 98 % of the mass. Where each
+      image is sure of another prototype that is no collapse, but then the student errs: the KL must be as low, too.
 
     Either counts only when every row says so for `PATIENCE` = 500 steps: the teacher averages the student over some
     250 steps (momentum 0.996), so a passing state of the student does not stay for twice as long. Epochs in which the
@@ -41,7 +42,7 @@ class CollapseWatch:
         if self._told or "teacher_entropy" not in row or row["epoch"] <= self.frozen_epochs:
             return None
         entropy, step = row["teacher_entropy"], int(row["step"])
-        kind = _kind(entropy / self.most)
+        kind = _kind(entropy / self.most, row["kl"] / self.most)
         if kind != self._kind:
             self._kind, self._since = kind, step
         if kind is None or step - self._since < PATIENCE:
@@ -54,8 +55,8 @@ class CollapseWatch:
         )
 
 
-def _kind(share: float) -> str | None:
-    """In words, what an entropy of that share of ln K says."""
-    if share >= UNIFORM:
+def _kind(entropy: float, kl: float) -> str | None:
+    """In words, what an entropy and a KL of these shares of ln K say."""
+    if entropy >= UNIFORM:
         return "uniform, the same for every image"
-    return "one prototype alone" if share <= ONE_HOT else None
+    return "one prototype alone" if max(entropy, kl) <= ONE_HOT else None
