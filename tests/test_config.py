@@ -10,6 +10,8 @@ def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
     for section, field, value in [
         (Pretrain, "checkpoint_minutes", 3),
         (Finetune, "checkpoint_minutes", 3),
+        (Pretrain, "keep_checkpoints", 5),
+        (Finetune, "keep_every_epochs", 5),
         (Score, "batch_size", 17),
         (Score, "max_bad_fraction", 0.5),
         (Evaluate, "batch_size", 17),
@@ -25,7 +27,8 @@ def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
 
 @pytest.mark.parametrize("section", [Pretrain, Finetune, Score, Select, Evaluate, Backbone])
 def test_identity_holds_everything_else(section):
-    runtime = {"checkpoint_minutes", "weights", "strict", "list", "max_bad_fraction"}
+    runtime = {"checkpoint_minutes", "keep_checkpoints", "keep_every_epochs", "weights", "strict", "list"}
+    runtime |= {"max_bad_fraction"}
     runtime |= {"num_heads"}  # added later: see below
     runtime |= {"batch_size"} if section in (Score, Evaluate) else set()
     assert set(section().identity()) == set(section.model_fields) - runtime

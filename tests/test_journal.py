@@ -29,3 +29,11 @@ def test_the_history_keeps_the_later_row_of_a_step_run_twice(tmp_path):
     for step, loss in ((0, 3.0), (1, 2.0), (2, 9.0), (1, 2.0), (2, 1.5)):
         journal.append({"step": step, "loss": loss})
     assert [(row["step"], row["loss"]) for row in journal.history()] == [(0, 3.0), (1, 2.0), (2, 1.5)]
+
+
+def test_rows_of_one_step_become_one(tmp_path):
+    journal = Journal(tmp_path / "metrics.jsonl")
+    for row in ({"step": 1, "loss": 2.0}, {"step": 1, "probe": 0.5}, {"step": 1, "loss": 1.5}):
+        journal.append(row)
+    (row,) = journal.history()
+    assert {name: row[name] for name in ("step", "loss", "probe")} == {"step": 1, "loss": 1.5, "probe": 0.5}

@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from sqlalchemy.exc import OperationalError
 
 from rayreid.errors import UserError
+from rayreid.journal import Journal
 from rayreid.tracking import MetricsFeed, Run, Tracker, git_sha, tracking_uri
 
 
@@ -255,6 +256,21 @@ def test_steps_that_a_restarted_worker_runs_again_are_not_delivered_again(path):
     append(path, 4, 5, 3, 4, 5, 6)  # all read at once
     feed.deliver()
     assert run.steps == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_rows_of_one_step_complete_one_another(path, tracker):
+    run = tracker.run("probed")
+    feed = MetricsFeed(path, run)
+    append(path, 0, 1)
+    Journal(path).append({"step": 1, "probe": 0.5})
+    feed.deliver()
+    append(path, 2)
+    Journal(path).append({"step": 1, "probe": 0.5})  # again, by a restarted worker
+    assert [set(row) for row in feed.deliver()] == [{"step", "time", "loss"}]
+    Journal(path).append({"step": 2, "probe": 0.7})  # written, not delivered: the driver is killed here
+    MetricsFeed(path, tracker.resume(run.id)).deliver()
+    assert history(run, "probe") == [(1, 0.5), (2, 0.7)]
+    assert [step for step, _ in history(run, "loss")] == [0, 1, 2]
 
 
 def test_a_half_written_last_line_waits_until_it_is_whole(path):

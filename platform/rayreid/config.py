@@ -126,6 +126,11 @@ class Pretrain(Section):
     local_scale: Shares = (0.05, 0.4)
     precision: Precision = "auto"
     checkpoint_minutes: Annotated[float, Field(gt=0), _RUNTIME] = 10
+    """Longest time between two checkpoints; one is written after every epoch, too."""
+    keep_checkpoints: Annotated[PositiveInt, _RUNTIME] = 2
+    """How many of the newest stay."""
+    keep_every_epochs: Annotated[PositiveInt | None, _RUNTIME] = 20
+    """The checkpoint of every so many epochs stays for good, in the artifact's `epochs/`; null: none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -171,6 +176,8 @@ class Finetune(Section):
     global_mining: bool = False
     precision: Precision = "auto"
     checkpoint_minutes: Annotated[float, Field(gt=0), _RUNTIME] = 10
+    keep_checkpoints: Annotated[PositiveInt, _RUNTIME] = 2
+    keep_every_epochs: Annotated[PositiveInt | None, _RUNTIME] = None
 
     _warmup_fits = field_validator("warmup_epochs")(_within_epochs)
 

@@ -38,9 +38,11 @@ class Journal:
         return [row for row in map(_parse, whole) if row is not None], offset + sum(map(len, whole))
 
     def history(self) -> list[dict[str, Any]]:
-        """All rows by step; of a step that was run again after a restart, the later one."""
-        rows, _ = self.read()
-        return [row for _, row in sorted({row["step"]: row for row in rows}.items())]
+        """One row per step, in order, of all that was written of it; a value that was written again counts."""
+        steps: dict[int, dict[str, Any]] = {}
+        for row in self.read()[0]:
+            steps.setdefault(row["step"], {}).update(row)
+        return [row for _, row in sorted(steps.items())]
 
     def _ends_whole(self) -> bool:
         with self.path.open("rb") as stream:

@@ -170,7 +170,10 @@ class Run:
 
 
 class MetricsFeed:
-    """Delivers the rows that workers append to `metrics.jsonl`, each step once, wherever an earlier process stopped.
+    """Delivers the rows that workers append to `metrics.jsonl`, wherever an earlier process stopped.
+
+    Each metric of each step is delivered once: steps that were run again after a restart are passed over, and several
+    rows of one step complete one another.
 
     A run that is not the one an earlier process delivered to receives all of them. Rows that could not be delivered
     are delivered by the next call.
@@ -185,20 +188,21 @@ class MetricsFeed:
         self._journal = Journal(path)
         self._mark = path.with_name("delivered.json")
         mark = json.loads(self._mark.read_text()) if self._mark.exists() else {}
-        self._last = mark["step"] if mark.get("run") == run.id else -1
+        self._last: dict[str, int] = mark["steps"] if mark.get("run") == run.id else {}
         self._offset = 0
 
     def deliver(self) -> list[dict[str, float]]:
-        """Forward the rows written since the last call; returns them."""
+        """Forward what is new in the rows written since the last call; returns it."""
         written, offset = self._journal.read(self._offset)
-        rows, last = [], self._last
+        rows, last = [], dict(self._last)
         for row in written:
-            if row["step"] > last:  # not one that was run again after a restart
-                rows.append(row)
-                last = row["step"]
+            new = [name for name in row if name not in ("step", "time") and row["step"] > last.get(name, -1)]
+            if new:
+                rows.append({name: row[name] for name in row if name in ("step", "time", *new)})
+                last.update(dict.fromkeys(new, row["step"]))
         if rows:
             self.run.history(rows)
-            write_atomically(self._mark, json.dumps({"run": self.run.id, "step": last}))
+            write_atomically(self._mark, json.dumps({"run": self.run.id, "steps": last}))
         self._last = last
         self._offset = offset
         return rows

@@ -118,6 +118,20 @@ def fine_tuned(state):
     return under("base.", state) | beside, list(beside)
 
 
+def own_pretraining(state):
+    """The state that our loop checkpoints."""
+    teacher_head = under("teacher.head.mlp.0", {".weight": torch.zeros(3, 3)})
+    beside = under("student.backbone.", other(state)) | teacher_head | {"loss.centre": torch.zeros(1, 3)}
+    return {"step": 20, "method": under("teacher.backbone.", state) | beside, "optimizer": {}, "scaler": {}}, list(
+        beside
+    )
+
+
+def own_finetuning(state):
+    content, beside = fine_tuned(state)
+    return {"step": 20, "method": content, "optimizer": {}, "scaler": {}}, beside
+
+
 def contrasted(state):
     content = under("module.", state | under("bottleneck.", NORM) | head("fc"))
     return {"state_dict": content, "best_mAP": np.float64(0.9)}, [*under("bottleneck.", NORM), *head("fc")]
@@ -145,6 +159,8 @@ def square():
 
 
 CASES = [
+    ("rayreid-state", ics, own_pretraining),
+    ("reid", ics, own_finetuning),
     ("transreid-pretraining", ics, dino),
     ("transreid-pretraining", vit, dino),
     ("transreid-converted", ics, lambda state: (state, [])),

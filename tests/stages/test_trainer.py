@@ -24,7 +24,7 @@ from rayreid.data.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.journal import Journal
 from rayreid.stages import pretrain, start, trainer
-from rayreid.stages.production import Work
+from rayreid.stages.production import SCRATCH, Work
 from rayreid.stages.progress import Screen
 from rayreid.stages.trainer import Training, fit
 
@@ -49,7 +49,7 @@ class Brightness(nn.Module):
         return {"loss": (self.level - batch.pixels.float().mean() / 255).square()}
 
     def before_update(self, step):
-        pass
+        return {}
 
     def after_update(self, step):
         pass
@@ -80,6 +80,10 @@ class Run:
 
     def __init__(self):
         self.rows, self.figures, self.away = [], [], False
+        self.tagged: dict[str, str] = {}
+
+    def tags(self, tags):
+        self.tagged |= tags
 
     def history(self, rows):
         if self.away:
@@ -136,6 +140,8 @@ def training(work, store):
         precision="fp32",
         seed=0,
         checkpoint_minutes=10.0,
+        keep_checkpoints=2,
+        keep_every_epochs=1,
     )
 
 
@@ -213,8 +219,10 @@ def test_a_loss_that_is_not_finite_ends_it_too(work, training, workers):
     def poisoned(device):
         return Brightness(), lambda images, keys, epoch, rows: replace(images, pixels=images.pixels * torch.nan)
 
-    with pytest.raises(UserError, match=r"the loss is nan at step 0 .*\.jpg"):
+    with pytest.raises(UserError, match=r"the loss is nan at step 0 .*\.jpg; all 4 keys: .*failure-0\.json"):
         fit(work, replace(training, build=poisoned), Resources())
+    keys = json.loads((work.folder / "failure-0.json").read_text())["keys"]
+    assert len(set(keys)) == BATCH and all(key.endswith(".jpg") for key in keys)
 
 
 def test_any_other_fault_is_tried_again(work, training, workers):
@@ -262,6 +270,45 @@ def test_a_tracking_server_that_is_away_hides_no_fault(work, training, workers):
         fit(work, replace(training, build=interrupted), Resources())
 
 
+# What the user sees
+
+
+def test_a_warning_is_shown_and_tagged_though_the_tracking_server_is_away(work, training, workers):
+    seen = []
+
+    def watch(row):
+        seen.append(row["step"])
+        return "it looks [collapsed]" if row["step"] == STEPS - 1 else None
+
+    work.run.away = True
+    fit(work, training, Resources(), watch)
+    assert work.screen.console.file.getvalue().count("warning: it looks [collapsed]") == 1
+    assert seen == [1, 3] and not work.run.tagged  # the ends of the epochs
+    work.run.away = False
+    fit(work, training, Resources(), watch)
+    assert work.run.tagged == {"warning": "it looks [collapsed]"}
+
+
+def test_the_note_beside_the_bar_says_pace_and_waiting():
+    row = {"epoch": 1.25, "loss": 2.0, "images_per_second": 812.4, "wait": 0.034}
+    assert trainer._note(row) == "epoch 1.2  loss 2.000  812 images/s, 3 % waiting"
+
+
+# What is kept
+
+
+def test_epochs_that_are_kept_lie_apart_from_what_completion_removes(work, training, workers):
+    fit(work, replace(training, keep_checkpoints=1), Resources())
+    assert sorted(path.name for path in (work.folder / "epochs").glob("*.pt")) == ["0001.pt", "0002.pt"]
+    assert [path.name for path in (work.folder / "checkpoints").glob("*.pt")] == [f"{STEPS:08d}.pt"]
+    assert "epochs" not in SCRATCH
+
+
+def test_none_need_be_kept(work, training, workers):
+    fit(work, replace(training, keep_every_epochs=None), Resources())
+    assert not (work.folder / "epochs").exists()
+
+
 # What travels to the workers
 
 
@@ -275,7 +322,7 @@ def test_a_relative_checkpoint_is_found_from_another_folder(tmp_path, monkeypatc
     torch.save(start.network(backbone).state_dict(), "w.pth")
     artifact = Artifact(tmp_path, "pretrain", 1, {}, {"pool": Artifact(tmp_path, "ingest", 1, {})})
     monkeypatch.setattr(Work, "input", lambda self, role: store())
-    monkeypatch.setattr(pretrain, "fit", lambda work, training, resources: seen.append(training) or {})
+    monkeypatch.setattr(pretrain, "fit", lambda work, training, resources, watch: seen.append(training) or {})
     monkeypatch.setattr(start, "load_weights", lambda network, path, strict: loaded.append(path))
     run = type("Recorder", (), {name: lambda self, *values: None for name in ("dataset", "params", "file")})()
     config = Pretrain(epochs=1, batch_size=4, out_dim=8, hidden_dim=8, bottleneck_dim=8)

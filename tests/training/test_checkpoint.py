@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rayreid.errors import UserError
-from rayreid.training.checkpoint import Checkpoints, restore
+from rayreid.training.checkpoint import Checkpoints, Milestones, restore
 
 
 @pytest.fixture
@@ -41,6 +41,46 @@ def test_only_the_newest_are_kept(checkpoints):
     more = Checkpoints(checkpoints.folder, keep=3)
     more.save(6, state(6))
     assert len(names(more)) == 6
+
+
+def with_milestones(checkpoints: Checkpoints) -> Checkpoints:
+    return Checkpoints(checkpoints.folder, milestones=Milestones(checkpoints.folder.parent / "epochs", 2, 10))
+
+
+def test_every_so_many_epochs_one_stays(checkpoints):
+    checkpoints = with_milestones(checkpoints)
+    for step in range(5, 65, 5):
+        checkpoints.save(step, state(step), epoch=None if step % 10 else step // 10)
+    epochs = sorted(path.name for path in checkpoints.milestones.folder.iterdir())
+    assert epochs == [f"{epoch}.{end}" for epoch in ("0002", "0004", "0006") for end in ("json", "pt")]
+    assert torch.load(checkpoints.milestones.folder / "0004.pt")["step"] == 40
+    assert names(checkpoints) == ["00000055.json", "00000055.pt", "00000060.json", "00000060.pt"]
+
+
+def test_a_milestone_is_the_last_resort(checkpoints):
+    checkpoints = with_milestones(checkpoints)
+    checkpoints.save(20, state(20), epoch=2)
+    for step in (25, 35):
+        checkpoints.save(step, state(step))
+        (checkpoints.folder / f"{step:08d}.pt").write_bytes(b"half")
+    assert checkpoints.newest() == 20
+    assert checkpoints.load(20)["step"] == 20
+    (checkpoints.milestones.folder / "0002.pt").write_bytes(b"half")
+    assert checkpoints.newest() == 0
+
+
+def test_an_epoch_may_be_saved_again(checkpoints):
+    checkpoints = with_milestones(checkpoints)
+    checkpoints.save(20, state(20), epoch=2)
+    checkpoints.save(20, state(7), epoch=2)
+    assert torch.load(checkpoints.milestones.folder / "0002.pt")["step"] == 7
+
+
+def test_what_a_killed_process_left_half_written_goes_with_the_next_save(checkpoints):
+    checkpoints.save(1, state(1))
+    (checkpoints.folder / "00000002.99.tmp").write_bytes(b"half")
+    checkpoints.save(2, state(2))
+    assert not list(checkpoints.folder.glob("*.tmp"))
 
 
 def test_a_step_may_be_saved_again(checkpoints):

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -6,18 +7,14 @@ from torch import Tensor, nn
 
 from rayreid.errors import UserError
 from rayreid.training.checkpoint import Checkpoints
-from rayreid.training.loop import (
-    Batch,
-    LoopSettings,
-    NonFiniteLossError,
-    autocast,
-    resolve_precision,
-    train,
-)
+from rayreid.training.gradients import gradient_norms, norm_scalars
+from rayreid.training.guard import NonFiniteLossError
+from rayreid.training.loop import Batch, LoopSettings, autocast, resolve_precision, train
 
 CPU = torch.device("cpu")
 EPOCHS, STEPS_PER_EPOCH, BATCH, FEATURES = 2, 3, 8, 6
 STEPS = EPOCHS * STEPS_PER_EPOCH
+NORMS = ("grad_norm", "grad_norm_max")
 
 
 class Tiny(nn.Module):
@@ -44,8 +41,9 @@ class Tiny(nn.Module):
         out = self.linear(self.dropout(images)).squeeze(1)
         return {"loss": (out - labels).square().mean(), "spread": out.mean()}
 
-    def before_update(self, step: int) -> None:
+    def before_update(self, step: int) -> dict[str, Tensor]:
         self.called.append(("before", step))
+        return norm_scalars(gradient_norms(self.parameters()))
 
     def after_update(self, step: int) -> None:
         self.called.append(("after", step))
@@ -92,7 +90,7 @@ def run(method: Tiny, checkpoints: Checkpoints | None = None, source=None, **cha
 
 
 def what_was_computed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: row[name] for name in ("step", "epoch", "loss", "spread", "lr")} for row in rows]
+    return [{name: row[name] for name in ("step", "epoch", "loss", "spread", "lr", *NORMS)} for row in rows]
 
 
 def equal(one: nn.Module, other: nn.Module) -> bool:
@@ -156,12 +154,12 @@ def test_a_truncated_newest_checkpoint_costs_a_step_not_the_run(tmp_path):
 
 def test_checkpoints_are_written_after_every_epoch_and_after_a_time(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: saved.append(step))
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, state, epoch: saved.append((step, epoch)))
     run(Tiny(), Checkpoints(tmp_path), checkpoint_seconds=3600.0)
-    assert saved == [3, 6]
+    assert saved == [(3, 1), (6, 2)]
     saved.clear()
     run(Tiny(), Checkpoints(tmp_path), checkpoint_seconds=-1.0)
-    assert saved == [1, 2, 3, 4, 5, 6]
+    assert saved == [(1, None), (2, None), (3, 1), (4, None), (5, None), (6, 2)]
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
@@ -247,7 +245,7 @@ def test_logged_rows():
     assert rows[0]["loss"] == pytest.approx(fresh["loss"].item())
     assert rows[0]["spread"] == pytest.approx(fresh["spread"].item())
     for row in rows:
-        assert set(row) == {"step", "epoch", "loss", "spread", "lr", "images_per_second", "wait"}
+        assert set(row) == {"step", "epoch", "loss", "spread", "lr", *NORMS, "images_per_second", "wait", "gpu_hours"}
         assert row["images_per_second"] > 0
         assert row["wait"] == 0
 
@@ -270,6 +268,57 @@ def test_the_share_of_waiting_and_the_pace_are_of_the_time_since_the_last_row(mo
         assert row["images_per_second"] / row["wait"] == pytest.approx(6 / 0.75)
 
 
+# After an epoch
+
+
+def test_after_each_epoch_and_its_checkpoint_the_caller_is_asked_and_its_figures_logged(tmp_path):
+    checkpoints, asked = Checkpoints(tmp_path), []
+
+    def probe(epochs: int) -> dict[str, float]:
+        asked.append((epochs, checkpoints.newest()))
+        return {"probe": epochs / 10} if epochs == 2 else {}
+
+    rows: list[dict[str, float]] = []
+    train(Tiny(), batches(), settings(), CPU, checkpoints, rows.append, probe)
+    assert asked == [(1, STEPS_PER_EPOCH), (2, 2 * STEPS_PER_EPOCH)]
+    assert rows[-1] == {"step": STEPS - 1, "epoch": 2.0, "probe": 0.2}
+    assert [row["step"] for row in rows if "loss" in row] == list(range(STEPS))
+
+
+def test_what_the_caller_does_after_an_epoch_changes_no_training():
+    expected, asked = Tiny(), Tiny()
+    run(expected)
+    train(asked, batches(), settings(), CPU, after_epoch=lambda epochs: {"probe": torch.rand(3).sum().item()})
+    assert equal(asked, expected)
+
+
+@pytest.mark.parametrize(("killed_at", "asked_again"), [(2, [1, 2]), (3, [1, 2]), (4, [2])])
+def test_a_run_killed_after_an_epoch_asks_again(tmp_path, killed_at, asked_again):
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(KilledError):
+        run(Tiny(), checkpoints, batches(until=killed_at))
+    asked = []
+    train(Tiny(), batches(), settings(), CPU, checkpoints, after_epoch=lambda epochs: asked.append(epochs) or {})
+    assert asked == asked_again
+
+
+def test_its_time_counts_in_no_throughput(monkeypatch):
+    clock = [0.0]
+
+    def tick():
+        clock[0] += 1
+        return clock[0]
+
+    def probe(epochs):
+        clock[0] += 1000
+        return {}
+
+    monkeypatch.setattr("rayreid.training.loop.time.monotonic", tick)
+    rows: list[dict[str, float]] = []
+    train(Tiny(), batches(), settings(), CPU, log=rows.append, after_epoch=probe)
+    assert all(row["images_per_second"] > BATCH / 100 for row in rows)
+
+
 # Losses that are not finite
 
 
@@ -289,15 +338,74 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_images(tmp_path):
     assert max(checkpoints.folder.glob("*.pt")).name == "00000004.pt"
 
 
-def test_all_micro_batches_of_a_step_are_named_and_many_images_counted():
-    with pytest.raises(NonFiniteLossError, match=r"step 1 .*1/0\.jpg"):
+def test_of_a_step_s_micro_batches_the_bad_one_is_named_and_many_images_counted():
+    with pytest.raises(NonFiniteLossError, match=r"step 1 .*batch: 1/4\.jpg") as caught:
         run(Tiny(), source=batches(parts=2, poison=1), accumulate=2)
+    assert caught.value.keys == [f"1/{place}.jpg" for place in range(4, 8)]
 
     def many(start):
         return iter([Batch([f"{n}.jpg" for n in range(20)], (torch.full((2, FEATURES), torch.inf), torch.zeros(2)))])
 
-    with pytest.raises(NonFiniteLossError, match=r"7\.jpg, … \(20 images\)"):
+    with pytest.raises(NonFiniteLossError, match=r"7\.jpg, … \(20 images\)") as caught:
         run(Tiny(dropout=0), source=many)
+    assert len(caught.value.keys) == 20
+
+
+class Broken(Tiny):
+    """Its loss is sound, its gradient is not, in step 4."""
+
+    def before_update(self, step: int) -> dict[str, Tensor]:
+        if step == 4:
+            self.linear.weight.grad[0, 0] = torch.nan
+        return super().before_update(step)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(NonFiniteLossError, match=r"a gradient is not finite at step 4, though the loss is .*4/0\.jpg"):
+        run(Broken(), checkpoints)
+    assert checkpoints.newest() == 4
+    assert max(checkpoints.folder.glob("*.pt")).name == "00000004.pt"
+
+
+# fp16: its scaler
+
+
+def large(until: int | None = None, loss: float = 1.0) -> Callable[[int], Iterator[Batch]]:
+    """Images whose gradients overflow fp16 at the scaler's first scale, though their losses do not."""
+
+    def start_at(start: int) -> Iterator[Batch]:
+        for batch in batches(until=until)(start):
+            images, labels = batch.data
+            yield Batch(batch.keys, (images * 20, labels * loss))
+
+    return start_at
+
+
+def test_fp16_passes_over_a_gradient_that_overflows_and_lowers_its_scale():
+    rows = run(Tiny(dropout=0), source=large(), precision="fp16")
+    scales = [row["loss_scale"] for row in rows]
+    assert scales[0] < 65536 and scales == sorted(scales, reverse=True)
+    assert "grad_norm" not in rows[0]  # there was none
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=2)  # the step was not taken
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+
+
+def test_fp16_stops_at_a_loss_that_is_infinite_with_the_scale_in_force():
+    with pytest.raises(NonFiniteLossError, match=r"the loss is inf at step 0 \(lr 0\.1, loss scale 6\.55e\+04\)"):
+        run(Tiny(dropout=0), source=large(loss=1e30), precision="fp16")
+
+
+@pytest.mark.parametrize("killed_at", range(1, STEPS))
+def test_fp16_resumed_at_any_step_is_the_uninterrupted_run(tmp_path, killed_at):
+    whole, resumed, checkpoints = Tiny(), Tiny(init=1), Checkpoints(tmp_path)
+    expected = run(whole, source=large(), precision="fp16")
+    with pytest.raises(KilledError):
+        run(Tiny(), checkpoints, large(until=killed_at), precision="fp16")
+    rows = run(resumed, checkpoints, large(), precision="fp16")
+    assert equal(resumed, whole)
+    assert [row["loss_scale"] for row in rows] == [row["loss_scale"] for row in expected][killed_at:]
+    assert expected[0]["loss_scale"] < 65536  # a fresh scaler would have begun higher
 
 
 # Precision

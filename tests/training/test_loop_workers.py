@@ -10,7 +10,8 @@ from test_loop import CPU, FEATURES, Tiny, settings
 
 from rayreid.errors import UserError
 from rayreid.training.checkpoint import Checkpoints
-from rayreid.training.loop import Batch, NonFiniteLossError, train
+from rayreid.training.guard import NonFiniteLossError
+from rayreid.training.loop import Batch, train
 
 WORLD = 2
 
@@ -65,7 +66,7 @@ def _save(folder: Path, *steps: int) -> Checkpoints:
     for step in steps:
         method = Tiny()
         state = {"method": method.state_dict(), "optimizer": method.build_optimizer().state_dict(), "scaler": {}}
-        checkpoints.save(step, {"step": step, **state})
+        checkpoints.save(step, {"step": step, "seconds": 1.0, **state})
     return checkpoints
 
 

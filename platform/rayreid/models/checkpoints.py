@@ -25,8 +25,8 @@ _SAVE_AGAIN = (
     "if you trust its source, load it where it was written and save its tensors alone, with "
     "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
-CONTAINERS = ("teacher", "state_dict", "model")
-"""Keys under which projects keep the tensors."""
+CONTAINERS = ("teacher", "method", "state_dict", "model")
+"""Keys under which projects keep the tensors; `method` is that of a training state of ours."""
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

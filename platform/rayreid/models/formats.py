@@ -35,7 +35,7 @@ class Contents:
 
     Attributes:
         state: name → tensor, without the `module.` of data-parallel training.
-        container: the key that the tensors stood under (`teacher`, `state_dict`, `model`), or "".
+        container: the key that the tensors stood under (`teacher`, `method`, `state_dict`, `model`), or "".
         facts: what the file says of itself: `arch`, `epoch`, `img_size` (height, width).
     """
 
@@ -144,6 +144,13 @@ PROJECTION = {"head.": "projection head", "projector.": "projection head", "pred
 QUEUES = {"queue": "queue of the pre-training"}
 
 FORMATS: tuple[Format, ...] = (
+    Format(
+        "rayreid-state",
+        "a training state of rayreid (its teacher)",
+        lambda c: c.container == "method" and c.has("teacher.backbone."),
+        "teacher.backbone.",
+        {"student.": "student", "teacher.head.": "projection head", "loss.": "centre"},
+    ),
     Format("pass", "a checkpoint of PASS", lambda c: c.mentions("part_token"), "backbone.", PROJECTION),
     Format("solider", "a checkpoint of SOLIDER", lambda c: c.mentions("semantic_embed_"), "backbone.", PROJECTION),
     Format(

@@ -11,6 +11,7 @@ from rayreid.errors import UserError
 from rayreid.models.decay import split_decay
 from rayreid.pretraining.dino_loss import DINOLoss
 from rayreid.pretraining.head import DINOHead
+from rayreid.training.gradients import gradient_norms, norm_scalars
 from rayreid.training.schedules import Constant, LinearWarmup, Schedule, WarmupCosine
 
 
@@ -156,19 +157,21 @@ class DINO(nn.Module):
         return {**terms._asdict(), "feature_std": feature_std}
 
     @torch.no_grad()
-    def before_update(self, step: int) -> None:
+    def before_update(self, step: int) -> dict[str, Tensor]:
         """Drop the last layer's gradients in the first epochs; clip every tensor's gradient to norm `clip`.
 
         A dropped gradient is None, not zero: AdamW then leaves the layer alone, decay and moments included.
+        Returns the norms before clipping, see `norm_scalars`.
         """
         if step < self.freeze_last_layer_epochs * self.steps_per_epoch:
             for parameter in self.student.head.last_layer.parameters():
                 parameter.grad = None
         gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        norms = gradient_norms(self.student.parameters())
         if self.clip is not None and gradients:
-            norms = torch._foreach_norm(gradients)
             scales = torch._foreach_mul(torch._foreach_reciprocal(torch._foreach_add(norms, 1e-6)), self.clip)
             torch._foreach_mul_(gradients, torch._foreach_clamp_max(scales, 1.0))
+        return norm_scalars(norms)
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:

@@ -14,6 +14,7 @@ from rayreid.models.backbones import Backbone
 from rayreid.models.norms import set_synchronised
 from rayreid.reid.bnneck import BNNeck, identity_classifier
 from rayreid.reid.losses import triplet_loss
+from rayreid.training.gradients import gradient_norms, norm_scalars
 from rayreid.training.parallel import gather_rows
 from rayreid.training.schedules import EpochCosine
 
@@ -116,8 +117,9 @@ class SupervisedReID(nn.Module):
             group["lr"] = self.schedules[group["name"]](step)
         return {"lr": self.schedules["weights"](step), "lr_bias": self.schedules["biases"](step)}
 
-    def before_update(self, step: int) -> None:
-        """Nothing to clip or freeze."""
+    def before_update(self, step: int) -> dict[str, Tensor]:
+        """Nothing to clip or freeze; the gradients' norms, see `norm_scalars`."""
+        return norm_scalars(gradient_norms(self.parameters()))
 
     def after_update(self, step: int) -> None:
         """Nothing moves besides the parameters."""

@@ -65,6 +65,8 @@ def _finetune(config: Finetune, backbone: Backbone, seed: int, resources: Resour
         precision=config.precision,
         seed=seed,
         checkpoint_minutes=config.checkpoint_minutes,
+        keep_checkpoints=config.keep_checkpoints,
+        keep_every_epochs=config.keep_every_epochs,
     )
     profile = {"images": len(rows), "identities": len(classes)}
     work.run.dataset("target", store.fingerprint, str(store.directory), profile, "finetune")

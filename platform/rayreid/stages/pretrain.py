@@ -17,6 +17,7 @@ from rayreid.data.sampling import ShufflePlan
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.models.weights import save_backbone
+from rayreid.pretraining.collapse import CollapseWatch
 from rayreid.pretraining.dino import DINO
 from rayreid.stages import start
 from rayreid.stages.production import Work, identity
@@ -74,12 +75,15 @@ def _pretrain(config: Pretrain, backbone: Backbone, seed: int, resources: Resour
         precision=config.precision,
         seed=seed,
         checkpoint_minutes=config.checkpoint_minutes,
+        keep_checkpoints=config.keep_checkpoints,
+        keep_every_epochs=config.keep_every_epochs,
     )
     work.run.dataset("pool", store.fingerprint, str(store.directory), {"images": len(chosen)}, "pretrain")
     _, local_size = config.crop_sizes(backbone.img_size)
     resolved = {"lr": config.peak_lr, "warmup_epochs": config.warmup, "local_size": local_size}
     work.run.params({f"resolved.{name}": value for name, value in resolved.items()})
-    facts = fit(work, training, resources)
+    watch = CollapseWatch(config.out_dim, config.freeze_last_layer_epochs)
+    facts = fit(work, training, resources, watch)
     work.run.file(work.folder / WEIGHTS, "weights")
     return {"images": len(chosen), **facts, **started}
 

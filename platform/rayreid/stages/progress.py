@@ -14,7 +14,6 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 _LINE_SECONDS = 15.0
@@ -46,21 +45,22 @@ class Bar:
     def to(self, done: int, note: str = "") -> None:
         """Say how far it is; `note` adds figures such as the loss."""
         now = time.monotonic()
-        if self._live is not None and self._task is not None:
-            self._live.update(self._task, completed=done, note=escape(note))
-            return
         if self._began is None:
             # The first report starts the clock: what came before (start-up, a resumed part) says nothing of the pace.
             self._began, self._first = now, done
+        left = self._left(done, now)
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=done, note=escape(note), left=left)
         elif done != self.total and now - self._spoke >= _LINE_SECONDS and done > self._first:
-            self._console.print(f"    {self.title} {done}{self._rest(done, now)}  {note}".rstrip(), highlight=False)
+            total = "" if self.total is None else f"/{self.total}"
+            self._console.print(f"    {self.title} {done}{total}  {left}{note}".rstrip(), highlight=False)
             self._spoke = now
 
-    def _rest(self, done: int, now: float) -> str:
-        if self.total is None or self._began is None:
+    def _left(self, done: int, now: float) -> str:
+        """How long it will take at the pace since the first report; rich's own estimate forgets what is 30 s ago."""
+        if self.total is None or self._began is None or done <= self._first:
             return ""
-        left = (now - self._began) / (done - self._first) * (self.total - done)
-        return f"/{self.total}  {clock(left)} left"
+        return f"{clock((now - self._began) / (done - self._first) * (self.total - done))} left  "
 
 
 class Screen:
@@ -87,10 +87,8 @@ class Screen:
             TextColumn("    {task.description}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[left]}{task.fields[note]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console, transient=True) as live:
-            yield Bar(title, total, self.console, live, live.add_task(title, total=total, note=""))
+            yield Bar(title, total, self.console, live, live.add_task(title, total=total, note="", left=""))

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,18 @@ from rayreid.stages.production import Work
 from rayreid.stages.progress import Bar
 from rayreid.tracking import MetricsFeed
 from rayreid.training import parallel
-from rayreid.training.checkpoint import Checkpoints
+from rayreid.training.checkpoint import Checkpoints, Milestones
 from rayreid.training.feed import Feed
-from rayreid.training.loop import LoopSettings, Method, NonFiniteLossError, resolve_precision, train
+from rayreid.training.guard import NonFiniteLossError
+from rayreid.training.loop import LoopSettings, Method, resolve_precision, train
 
 _METRICS = "metrics.jsonl"
 _FAILURE = "failure-{}.json"
 _RESOLVED = "resolved.json"
 _POLL_SECONDS = 2.0
+
+Watch = Callable[[Mapping[str, float]], str | None]
+"""Is shown every logged row in order, and answers with a warning for the user where there is one."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Training:
         build: (device) → (method on that device, prepare for the feed).
         save: called on worker 0 with the trained method.
         epochs, accumulate, precision, seed, checkpoint_minutes: see `LoopSettings`.
+        keep_checkpoints: how many of the newest stay while it runs.
+        keep_every_epochs: the checkpoint of every so many epochs stays for good in `epochs/`; None: none does.
     """
 
     folder: Path
@@ -58,6 +64,8 @@ class Training:
     precision: str
     seed: int
     checkpoint_minutes: float
+    keep_checkpoints: int
+    keep_every_epochs: int | None
 
     def settings(self, device: torch.device) -> LoopSettings:
         """The loop's settings on a worker."""
@@ -70,12 +78,19 @@ class Training:
             checkpoint_seconds=60 * self.checkpoint_minutes,
         )
 
+    def checkpoints(self) -> Checkpoints:
+        """Where its state is kept."""
+        every = self.keep_every_epochs
+        milestones = Milestones(self.folder / "epochs", every, self.plan.steps_per_epoch) if every else None
+        return Checkpoints(self.folder / "checkpoints", self.keep_checkpoints, milestones)
 
-def fit(work: Work, training: Training, resources: Resources) -> dict[str, Any]:
+
+def fit(work: Work, training: Training, resources: Resources, watch: Watch = lambda row: None) -> dict[str, Any]:
     """Run a training on Ray Train until its result is saved; returns facts for the artifact.
 
     A lost worker is replaced and goes on from the newest checkpoint, `resources.max_failures` times. What the user
-    can mend, and a loss that is not finite, end the stage: they would only come again.
+    can mend, and a loss that is not finite, end the stage: they would only come again. What `watch` warns of is shown,
+    and set as the run's tag `warning`.
 
     Raises:
         UserError: a worker came upon such a fault; the message is that worker's.
@@ -100,7 +115,7 @@ def fit(work: Work, training: Training, resources: Resources) -> dict[str, Any]:
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
         ),
     )
-    with work.screen.bar(work.artifact.stage, total) as bar, _Delivery(work, bar):
+    with work.screen.bar(work.artifact.stage, total) as bar, _Delivery(work, bar, watch):
         try:
             trainer.fit()
         except TrainingFailedError as error:
@@ -108,25 +123,16 @@ def fit(work: Work, training: Training, resources: Resources) -> dict[str, Any]:
             raise RuntimeError(f"{work.artifact}: training failed on its workers\n{error}") from error
     _raise_failure(work.folder)
     history = Journal(work.folder / _METRICS).history()
-    drawn = [name for name in history[-1] if name not in ("step", "epoch", "time", "wait")]
+    drawn = [name for name in history[-1] if name not in ("step", "epoch", "time", "wait", "gpu_hours")]
     work.run.figure(loss_curves(history, drawn), "figures/loss.png")
-    batch = len(training.plan.batch(0, 0))
     return {
         "steps": total,
-        "images_seen": total * batch,
+        "images_seen": total * len(training.plan.batch(0, 0)),
         "final_loss": history[-1]["loss"],
         "workers": share.workers,
-        "gpu_hours": share.workers * _training_seconds(history, batch) / 3600 if share.gpu else 0.0,
+        "gpu_hours": history[-1]["gpu_hours"],
         **json.loads((work.folder / _RESOLVED).read_text()),
     }
-
-
-def _training_seconds(history: list[dict[str, float]], batch: int) -> float:
-    """Time spent in steps, from the throughput of each logged row: what lay between restarts does not count."""
-    done = [-1, *(row["step"] for row in history)]
-    return sum(
-        (row["step"] - before) * batch / row["images_per_second"] for row, before in zip(history, done, strict=False)
-    )
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -141,7 +147,8 @@ def _worker(config: dict[str, Any]) -> None:
         # Often on this worker alone, which has the bad image, while the others wait for its gradients: what is
         # raised makes Ray stop them, and the message must be on the disk by then.
         path = training.folder / _FAILURE.format(parallel.rank())
-        write_atomically(path, json.dumps({"message": str(error)}))
+        where = f"; all {len(error.keys)} keys: {path}" if isinstance(error, NonFiniteLossError) else ""
+        write_atomically(path, json.dumps({"message": f"{error}{where}", "keys": getattr(error, "keys", [])}))
         raise
 
 
@@ -152,12 +159,11 @@ def _train(training: Training, cpus: int) -> None:
     method, prepare = training.build(device)
     feed = Feed(ImageStore(training.store), training.plan, prepare, device, training.accumulate, threads=cpus)
     journal = Journal(training.folder / _METRICS)
-    checkpoints = Checkpoints(training.folder / "checkpoints")
     settings = training.settings(device)
     if parallel.rank() == 0:
         resolved = {"precision": settings.precision, "device": device.type}
         write_atomically(training.folder / _RESOLVED, json.dumps(resolved))
-    train(method, feed, settings, device, checkpoints, journal.append)
+    train(method, feed, settings, device, training.checkpoints(), journal.append)
     if parallel.rank() == 0:
         training.save(method)
 
@@ -173,12 +179,14 @@ def _raise_failure(folder: Path) -> None:
 
 
 class _Delivery:
-    """While workers train: their rows go to MLflow and onto the bar, from a thread of the driver."""
+    """While workers train: their rows go to MLflow, onto the bar and past the watch, from a thread of the driver."""
 
-    def __init__(self, work: Work, bar: Bar):
+    def __init__(self, work: Work, bar: Bar, watch: Watch):
         self._feed = MetricsFeed(work.folder / _METRICS, work.run)
-        self._bar = bar
-        self._screen = work.screen
+        # Read beside the feed: a tracking server that is away hides nothing from the user.
+        self._journal, self._offset = Journal(work.folder / _METRICS), 0
+        self._work, self._bar, self._watch = work, bar, watch
+        self._warning: str | None = None
         self._complained = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
@@ -199,16 +207,27 @@ class _Delivery:
     def _try(self) -> None:
         try:
             self._show()
+            self._feed.deliver()
+            if self._warning is not None:
+                self._work.run.tags({"warning": self._warning})
+                self._warning = None
         except Exception as error:
             # A tracking server that is away costs no training: what it missed is delivered with the next rows.
             if not self._complained:
                 reason = escape(f"{type(error).__name__}: {error}")
-                self._screen.say(f"  metrics cannot be logged for now ({reason})")
+                self._work.screen.say(f"  metrics cannot be logged for now ({reason})")
             self._complained = True
 
     def _show(self) -> None:
-        rows = self._feed.deliver()
+        written, self._offset = self._journal.read(self._offset)
+        rows = [row for row in written if "loss" in row]
+        for warning in filter(None, map(self._watch, rows)):
+            self._warning = warning
+            self._work.screen.say(f"  [yellow]warning:[/] {escape(warning)}")
         if rows:
-            last = rows[-1]
-            note = f"epoch {last['epoch']:.1f}  loss {last['loss']:.3f}  {last['images_per_second']:.0f} images/s"
-            self._bar.to(int(last["step"]) + 1, note)
+            self._bar.to(int(rows[-1]["step"]) + 1, _note(rows[-1]))
+
+
+def _note(row: Mapping[str, float]) -> str:
+    pace = f"{row['images_per_second']:.0f} images/s, {100 * row['wait']:.0f} % waiting"
+    return f"epoch {row['epoch']:.1f}  loss {row['loss']:.3f}  {pace}"

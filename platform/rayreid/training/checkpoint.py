@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +19,25 @@ class Stateful(Protocol):
         """Take it back."""
 
 
+@dataclass(frozen=True)
+class Milestones:
+    """Checkpoints that stay: those of every `every`-th epoch, in `folder`, as `NNNN.pt` (the number of epochs done)."""
+
+    folder: Path
+    every: int
+    steps_per_epoch: int
+
+    def path(self, epoch: int) -> Path | None:
+        """Where the state after that many epochs goes; None if it is not to stay."""
+        return None if epoch % self.every else self.folder / f"{epoch:04d}.pt"
+
+    def steps(self) -> dict[Path, int]:
+        """Those there are, with the optimizer steps done in each."""
+        return {path: int(path.stem) * self.steps_per_epoch for path in self.folder.glob("*.pt")}
+
+
 class Checkpoints:
-    """The checkpoints of one training run, in one folder.
+    """The checkpoints of one training run.
 
     Each is `NNNNNNNN.pt` (the number of optimizer steps done) with a checksum beside it, which is written after it:
     a checkpoint without one, or whose bytes do not match, is passed over in favour of the one before.
@@ -27,15 +45,19 @@ class Checkpoints:
     Args:
         folder: where they lie; made when the first is written.
         keep: how many of the newest are kept.
+        milestones: which are kept besides, for good. They cost no writing: they are hard links.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
+    def __init__(self, folder: Path, keep: int = 2, milestones: Milestones | None = None):
         self.folder = folder
         self.keep = keep
+        self.milestones = milestones
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after `step` optimizer steps, then drop the oldest beyond `keep`."""
+    def save(self, step: int, state: dict[str, Any], epoch: int | None = None) -> None:
+        """Write the state after `step` optimizer steps, the last of `epoch` epochs if given; drop the oldest."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        for torn in self.folder.glob("*.tmp"):  # of a process that was killed: states are large
+            torn.unlink()
         path = self._path(step)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         torch.save(state, temporary)
@@ -43,13 +65,16 @@ class Checkpoints:
         temporary.replace(path)
         temporary.write_text(seal)
         temporary.replace(_seal(path))
-        for old in self._newest_first()[self.keep :]:
+        stays = self.milestones.path(epoch) if self.milestones and epoch is not None else None
+        if stays is not None:
+            _link(path, stays)
+        for old in sorted(self.folder.glob("*.pt"), reverse=True)[self.keep :]:
             _seal(old).unlink(missing_ok=True)
             old.unlink(missing_ok=True)
 
     def newest(self) -> int:
         """Optimizer steps done in the newest whole state; 0 where there is none."""
-        return next((int(path.stem) for path in self._newest_first() if self._whole(path)), 0)
+        return next((step for path, step in self._newest_first() if _whole(path)), 0)
 
     def load(self, step: int, device: torch.device | str = "cpu") -> dict[str, Any]:
         """The state after `step` optimizer steps.
@@ -57,25 +82,30 @@ class Checkpoints:
         Raises:
             UserError: it is not there, or not whole.
         """
-        path = self._path(step)
-        if not self._whole(path):
+        path = next((path for path, done in self._newest_first() if done == step and _whole(path)), None)
+        if path is None:
             raise UserError(
-                f"{path}: this checkpoint is missing or damaged as this worker sees it, yet worker 0 chose it; "
-                "the output root (RAYREID_ROOT) must be storage that all workers share"
+                f"{self._path(step)}: this checkpoint is missing or damaged as this worker sees it, yet worker 0 chose "
+                "it; the output root (RAYREID_ROOT) must be storage that all workers share"
             )
         return torch.load(path, map_location=device, weights_only=True)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{step:08d}.pt"
 
-    def _newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("*.pt"), reverse=True)
+    def _newest_first(self) -> list[tuple[Path, int]]:
+        """Every state there is, the milestones too: they are the last resort."""
+        steps = {path: int(path.stem) for path in self.folder.glob("*.pt")}
+        steps |= self.milestones.steps() if self.milestones else {}
+        return sorted(steps.items(), key=lambda item: item[1], reverse=True)
 
-    def _whole(self, path: Path) -> bool:
-        try:
-            return json.loads(_seal(path).read_text())["blake2b"] == _checksum(path)
-        except (OSError, ValueError, KeyError):
-            return False
+
+def _link(path: Path, other: Path) -> None:
+    """Give a checkpoint a second name, its seal last."""
+    other.parent.mkdir(parents=True, exist_ok=True)
+    for source, target in ((path, other), (_seal(path), _seal(other))):
+        target.unlink(missing_ok=True)
+        target.hardlink_to(source)
 
 
 def restore(module: Stateful, state: dict[str, Any], source: Path) -> None:
@@ -93,6 +123,13 @@ def restore(module: Stateful, state: dict[str, Any], source: Path) -> None:
 
 def _seal(path: Path) -> Path:
     return path.with_suffix(".json")
+
+
+def _whole(path: Path) -> bool:
+    try:
+        return json.loads(_seal(path).read_text())["blake2b"] == _checksum(path)
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _checksum(path: Path) -> str:

@@ -5,6 +5,7 @@ the loop supplies precision, accumulation, averaging over workers, the guard aga
 exact resumption and throughput.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from rayreid.training import parallel
 from rayreid.training.checkpoint import Checkpoints, restore
+from rayreid.training.guard import Part, stop_unless_finite
+from rayreid.training.meter import Meter
 
 
 class Method(Protocol):
@@ -38,8 +41,12 @@ class Method(Protocol):
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Scalars of one micro-batch; `loss` is differentiated, the others are logged."""
 
-    def before_update(self, step: int) -> None:
-        """Gradients are complete and averaged over the workers: clip, freeze."""
+    def before_update(self, step: int) -> dict[str, Tensor]:
+        """Gradients are complete and averaged over the workers: clip, freeze.
+
+        Returns scalars of theirs to log (before clipping, and left on the device), such as norms. In fp32 and bf16
+        the run stops where one of them is not finite.
+        """
 
     def after_update(self, step: int) -> None:
         """The parameters have moved: teachers, centres, queues."""
@@ -82,10 +89,6 @@ class LoopSettings:
         return self.steps_per_epoch * self.epochs
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; says at which step, with which rates and on which images."""
-
-
 def resolve_precision(wanted: str, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
     """`auto` is bf16 where the device computes it natively, else float32."""
     if wanted != "auto":
@@ -108,6 +111,7 @@ def train(
     device: torch.device,
     checkpoints: Checkpoints | None = None,
     log: Callable[[dict[str, float]], None] = lambda row: None,
+    after_epoch: Callable[[int], dict[str, float]] | None = None,
 ) -> None:
     """Train a method from its newest checkpoint, or the start, to the end.
 
@@ -118,19 +122,26 @@ def train(
         device: where the forward pass runs.
         checkpoints: where to save and resume; only worker 0 writes.
         log: receives rows with `step` (0-based, of the last step in it), `epoch` (fractional, done), `loss`, the
-            method's scalars and rates, `images_per_second` (all workers), `wait` (share of time without data).
+            method's scalars and rates, `images_per_second` (all workers), `wait` (share of time without data),
+            `gpu_hours` (since the start, of all workers; 0 on CPUs) and, in fp16, `loss_scale`.
+        after_epoch: called on every worker after each epoch's last step and its checkpoint, with the number of epochs
+            done; what it returns is logged as a row of its own (`step`, `epoch` and those scalars). Its time counts
+            in no throughput. A run resumed at an epoch's end calls it again for that epoch: it may have been cut off.
 
     Raises:
-        NonFiniteLossError: on every worker, in the step whose loss is not finite on any of them.
+        NonFiniteLossError: on every worker, in the step whose loss is not finite on any of them; in fp32 and bf16
+            also for a gradient.
         UserError: a checkpoint is another architecture's, or is not on storage that all workers share.
     """
     optimizer = method.build_optimizer()
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    run = _Run(method, optimizer, scaler, settings, device, checkpoints, log)
+    run = _Run(method, optimizer, scaler, settings, device, checkpoints, log, after_epoch)
     start = run.resume()
+    run.end_epoch(start)
     stream = batches(start)
     for step in range(start, settings.steps):
         run.step(step, stream)
+        run.end_epoch(step + 1)
 
 
 class _Run:
@@ -145,11 +156,13 @@ class _Run:
         device: torch.device,
         checkpoints: Checkpoints | None,
         log: Callable[[dict[str, float]], None],
+        after_epoch: Callable[[int], dict[str, float]] | None,
     ):
         self.method, self.optimizer, self.scaler = method, optimizer, scaler
-        self.settings, self.device, self.checkpoints, self.log = settings, device, checkpoints, log
+        self.settings, self.device, self.checkpoints = settings, device, checkpoints
+        self.log, self.after_epoch = log, after_epoch
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.meter = _Meter()
+        self.meter = Meter(parallel.world_size() if device.type == "cuda" else 0)
         self.saved_at = time.monotonic()
 
     def resume(self) -> int:
@@ -164,90 +177,83 @@ class _Run:
         restore(self.method, state["method"], self.checkpoints.folder)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.meter.spent = state["seconds"]
         return int(state["step"])
 
     def step(self, step: int, stream: Iterator[Batch]) -> None:
         torch.manual_seed(_step_seed(self.settings.seed, step))
         rates = self.method.set_schedules(self.optimizer, step)
-        keys: list[str] = []
+        loss_scale = self.scaler.get_scale()
         scalars: dict[str, Tensor] = {}
+        parts: list[Part] = []
         for _ in range(self.settings.accumulate):
             batch = next(stream)
-            keys += batch.keys
             self.meter.count(len(batch.keys) * parallel.world_size(), batch.wait)
-            scalars = self._differentiate(batch, scalars)
-        self._update(step)
-        self._guard(step, scalars["loss"], rates, keys)
-        self._report(step, rates, scalars)
+            losses = self._differentiate(batch)
+            parts.append(Part(batch.keys, losses["loss"]))
+            scalars = {name: scalars.get(name, 0) + value for name, value in losses.items()}
+        gradients = self._update(step)
+        watched = () if self.scaler.is_enabled() else tuple(gradients.values())
+        stop_unless_finite(step, parts, watched, rates, loss_scale)
+        mean = {name: value / self.settings.accumulate for name, value in scalars.items()}
+        if parallel.rank() == 0:
+            self._log(step, {**mean, **gradients}, {**rates, **self._scale()})
+            self._save(step + 1)
 
-    def _differentiate(self, batch: Batch, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+    def end_epoch(self, done: int) -> None:
+        """After `done` steps, where they end an epoch: what the caller wants to see of it."""
+        epoch, within = divmod(done, self.settings.steps_per_epoch)
+        if self.after_epoch is None or within or not epoch:
+            return
+        scalars = self.after_epoch(epoch)
+        if scalars and parallel.rank() == 0:
+            self.log({"step": done - 1, "epoch": float(epoch), **scalars})
+        self.meter.restart()
+
+    def _differentiate(self, batch: Batch) -> dict[str, Tensor]:
         with autocast(self.settings.precision, self.device):
             losses = self.method.losses(batch.data)
-        share = 1 / self.settings.accumulate
-        self.scaler.scale(losses["loss"] * share).backward()
-        return {name: scalars.get(name, 0) + value.detach() * share for name, value in losses.items()}
+        self.scaler.scale(losses["loss"] / self.settings.accumulate).backward()
+        return {name: value.detach() for name, value in losses.items()}
 
-    def _update(self, step: int) -> None:
+    def _update(self, step: int) -> dict[str, Tensor]:
         parallel.average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
-        self.method.before_update(step)
+        gradients = self.method.before_update(step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_update(step)
+        return gradients
 
-    def _guard(self, step: int, loss: Tensor, rates: dict[str, float], keys: list[str]) -> None:
-        """Stop every worker on the first non-finite loss anywhere; nothing after it is ever saved."""
-        world, rank = parallel.world_size(), parallel.rank()
-        bad = torch.zeros(world, device=loss.device)
-        bad[rank] = (~torch.isfinite(loss)).float()
-        where = parallel.all_reduce_sum(bad).nonzero().flatten().tolist()
-        if not where:
-            return
-        shown = ", ".join(keys[:8]) + (f", … ({len(keys)} images)" if len(keys) > 8 else "")
-        at = ", ".join(f"{name} {value:.3g}" for name, value in rates.items())
-        message = (
-            f"the loss is {loss.item()} at step {step}{f' on {len(where)} of {world} workers' if world > 1 else ''} "
-            f"({at}, loss scale {self.scaler.get_scale():g}); batch{f' of worker {rank}' if world > 1 else ''}: {shown}"
-        )
-        # The images that did it are known to the worker that had them: all report what the first of those says.
-        raise NonFiniteLossError(parallel.broadcast_text(message, where[0], loss.device))
+    def _scale(self) -> dict[str, float]:
+        return {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
 
-    def _report(self, step: int, rates: dict[str, float], scalars: dict[str, Tensor]) -> None:
+    def _log(self, step: int, scalars: dict[str, Tensor], rates: dict[str, float]) -> None:
         done = step + 1
-        last, epoch_end = done == self.settings.steps, done % self.settings.steps_per_epoch == 0
-        if parallel.rank() != 0:
+        epoch_end = done % self.settings.steps_per_epoch == 0
+        if done % self.settings.log_every and done != self.settings.steps and not epoch_end:
             return
-        if done % self.settings.log_every == 0 or last or epoch_end:
-            values = {name: float(value) for name, value in scalars.items()}
-            progress = {"step": step, "epoch": done / self.settings.steps_per_epoch}
-            self.log({**progress, **values, **rates, **self.meter.read()})
-        if self.checkpoints and (epoch_end or time.monotonic() - self.saved_at > self.settings.checkpoint_seconds):
-            state = {
-                "step": done,
-                "method": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-            }
-            self.checkpoints.save(done, state)
-            self.saved_at = time.monotonic()
+        values = {name: float(value) for name, value in scalars.items()}
+        # In fp16 a gradient may have overflowed: the scaler passed over that step, and there is no norm to show.
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        progress = {"step": step, "epoch": done / self.settings.steps_per_epoch}
+        self.log({**progress, **finite, **rates, **self.meter.read()})
 
-
-class _Meter:
-    """Throughput since the last reading."""
-
-    def __init__(self) -> None:
-        self.images, self.waited, self.since = 0, 0.0, time.monotonic()
-
-    def count(self, images: int, wait: float) -> None:
-        self.images += images
-        self.waited += wait
-
-    def read(self) -> dict[str, float]:
-        elapsed = max(time.monotonic() - self.since, 1e-9)
-        values = {"images_per_second": self.images / elapsed, "wait": self.waited / elapsed}
-        self.images, self.waited, self.since = 0, 0.0, time.monotonic()
-        return values
+    def _save(self, done: int) -> None:
+        epoch, within = divmod(done, self.settings.steps_per_epoch)
+        due = not within or time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
+        if self.checkpoints is None or not due:
+            return
+        state = {
+            "step": done,
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "seconds": self.meter.seconds(),
+        }
+        self.checkpoints.save(done, state, epoch=None if within else epoch)
+        self.saved_at = time.monotonic()
 
 
 def _step_seed(seed: int, step: int) -> int:

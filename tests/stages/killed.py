@@ -1,0 +1,58 @@
+"""A process of its own that pre-trains the tiny experiment: what the tests of interruptions kill.
+
+Run as `python killed.py FILE [nodes]`; with `nodes` on a test cluster of two nodes, one of which is lost and replaced
+in the middle of an epoch.
+"""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from rayreid.artifacts import output_root
+from rayreid.experiment_file import load_experiment
+from rayreid.stages.experiment import run_stage
+
+
+def newest_step(root: Path) -> int:
+    """Optimizer steps done in the newest checkpoint that a run under this root has sealed."""
+    return max((int(path.stem) for path in root.glob("pretrain/*/checkpoints/*.json")), default=0)
+
+
+def wait_for_step(root: Path, step: int, seconds: float = 240.0) -> None:
+    """Wait until a checkpoint of `step` or later lies there."""
+    until = time.monotonic() + seconds
+    while newest_step(root) < step:
+        assert time.monotonic() < until, f"no checkpoint of step {step} under {root} after {seconds} s"
+        time.sleep(0.02)
+
+
+def _on_nodes(file: str, lost_at: int) -> None:
+    """On a head with a CPU and a second node with another, which is taken away and replaced."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    node = cluster.add_node(num_cpus=1)
+    os.environ["RAY_ADDRESS"] = cluster.address
+
+    def lose() -> None:
+        wait_for_step(output_root(), lost_at)
+        cluster.remove_node(node, allow_graceful=False)
+        print(f"node lost after step {newest_step(output_root())}", flush=True)
+        cluster.add_node(num_cpus=1)
+
+    thread = threading.Thread(target=lose, daemon=True)
+    thread.start()
+    try:
+        run_stage(load_experiment(Path(file)), "pretrain")
+    finally:
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        _on_nodes(sys.argv[1], int(sys.argv[2]))
+    else:
+        run_stage(load_experiment(Path(sys.argv[1])), "pretrain")

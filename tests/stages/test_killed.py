@@ -1,0 +1,148 @@
+"""Pre-training is really killed, in the middle of an epoch: what the same command then makes is what it would have.
+
+Workers, the driver with all of its Ray, and a node of a cluster. Two workers of one CPU each, float32.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import killed
+import psutil
+import pytest
+import torch
+import yaml
+from killed import newest_step, wait_for_step
+from safetensors.torch import load_file
+from tiny_experiment import TINY
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+STEPS_PER_EPOCH, EPOCHS = 30, 3
+KILLED_AT = STEPS_PER_EPOCH + 8  # the checkpoint after which: within the second epoch
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    """The tiny experiment, in steps enough to be interrupted, with a checkpoint after every step."""
+    pretrain = {**TINY["pretrain"], "epochs": EPOCHS, "batch_size": 4, "checkpoint_minutes": 1e-6}
+    resources = {"workers": 2, "cpus_per_worker": 1, "gpu": False}
+    path = tmp_path_factory.mktemp("experiment") / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "pretrain": pretrain, "resources": resources, "select": {"fraction": 1.0}}))
+    return path
+
+
+def start(file: Path, root: Path, *arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "RAYREID_ROOT": str(root), "OMP_NUM_THREADS": "1"}
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+        environment.pop(name, None)
+    log = (root.parent / f"{root.name}.log").open("a")
+    command = [sys.executable, killed.__file__, str(file), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def finish(process: subprocess.Popen, root: Path) -> Path:
+    """Wait for its end; the artifact that it made."""
+    try:
+        status = process.wait(240)
+    except subprocess.TimeoutExpired:
+        kill_tree(process)
+        status = None
+    assert status == 0, (root.parent / f"{root.name}.log").read_text()[-3000:]
+    (artifact,) = root.glob("pretrain/*/artifact.json")
+    return artifact.parent
+
+
+def kill_tree(process: subprocess.Popen) -> None:
+    """SIGKILL to the driver and to all it started: Ray's daemons and the workers."""
+    main = psutil.Process(process.pid)
+    tree = [main, *main.children(recursive=True)]
+    for one in tree:
+        one.suspend()
+    for one in tree:
+        one.kill()
+    psutil.wait_procs(tree, 20)
+    process.wait()
+
+
+def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+    tree = psutil.Process(process.pid).children(recursive=True)
+    return [one for one in tree if "RayTrainWorker" in " ".join(one.cmdline())]
+
+
+def steps_logged(artifact: Path) -> list[int]:
+    """Of every row, in the order in which they were written."""
+    return [json.loads(line)["step"] for line in (artifact / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(file, tmp_path_factory) -> Path:
+    """The artifact of a run that nobody interrupts."""
+    root = tmp_path_factory.mktemp("whole") / "root"
+    artifact = finish(start(file, root), root)
+    assert json.loads((artifact / "artifact.json").read_text())["facts"]["resumed"] is False
+    return artifact
+
+
+def assert_same(artifact: Path, whole: Path) -> None:
+    weights, expected = load_file(artifact / "backbone.safetensors"), load_file(whole / "backbone.safetensors")
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-6)
+    rows, rows_expected = (
+        {row["step"]: row["loss"] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())}
+        for folder in (artifact, whole)
+    )
+    assert rows == pytest.approx(rows_expected, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def dead(file, tmp_path_factory) -> Path:
+    """The output root of a run whose driver, Ray and workers were killed."""
+    root = tmp_path_factory.mktemp("dead") / "root"
+    process = start(file, root)
+    wait_for_step(root, KILLED_AT)
+    kill_tree(process)
+    assert not list(root.glob("pretrain/*/artifact.json"))
+    assert KILLED_AT <= newest_step(root) < 2 * STEPS_PER_EPOCH
+    return root
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+def test_after_the_driver_s_death_the_same_command_goes_on(file, whole, dead, tmp_path, truncated):
+    root = tmp_path / "root"
+    shutil.copytree(dead, root, symlinks=True)
+    last = newest_step(root)
+    if truncated:
+        (path,) = root.glob(f"pretrain/*/checkpoints/{last:08d}.pt")
+        path.write_bytes(path.read_bytes()[:-1000])
+        last -= 1
+    logged = len(steps_logged(next(root.glob("pretrain/*"))))
+    artifact = finish(start(file, root), root)
+    assert json.loads((artifact / "artifact.json").read_text())["facts"]["resumed"] is True
+    assert min(steps_logged(artifact)[logged:]) >= last
+    assert_same(artifact, whole)
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_training_goes_on(file, whole, tmp_path):
+    root = tmp_path / "root"
+    process = start(file, root)
+    wait_for_step(root, KILLED_AT)
+    victims = workers_of(process)
+    assert len(victims) == 2
+    victims[1].kill()
+    artifact = finish(process, root)
+    assert_same(artifact, whole)
+    assert (
+        json.loads((artifact / "artifact.json").read_text())["facts"]["resumed"] is False
+    )  # by Ray, not by a new command
+
+
+def test_the_loss_of_a_node_costs_no_more(file, whole, tmp_path):
+    root = tmp_path / "root"
+    artifact = finish(start(file, root, str(KILLED_AT)), root)
+    (lost,) = re.findall(r"node lost after step (\d+)", (tmp_path / "root.log").read_text())
+    assert KILLED_AT <= int(lost) < EPOCHS * STEPS_PER_EPOCH
+    assert_same(artifact, whole)
