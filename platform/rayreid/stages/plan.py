@@ -45,7 +45,7 @@ def plan(experiment: Experiment, root: Path) -> dict[str, Artifact]:
         if not e.select.whole:
             graph.update(_subset(e, graph["pool"], graph["target"]))
         graph["weights"] = pretrain.plan(
-            graph["pool"], graph.get("subset"), e.pretrain, e.backbone, e.seed, e.resources
+            graph["pool"], graph.get("subset"), e.pretrain, e.backbone, e.seed, e.resources, graph["target"]
         )
     graph["model"] = finetune.plan(graph["target"], graph.get("weights"), e.finetune, e.backbone, e.seed, e.resources)
     graph["metrics"] = evaluate.plan(graph["target"], graph["model"], e.evaluate)
@@ -57,7 +57,9 @@ def _subset(e: Experiment, pool: Artifact, target: Artifact) -> dict[str, Artifa
     made = {}
     if e.select.strategy == "cfs":
         proxy = e.proxy
-        made["source_proxy"] = pretrain.plan(pool, None, proxy.pretrain, proxy.backbone, proxy.seed, e.resources)
+        made["source_proxy"] = pretrain.plan(
+            pool, None, proxy.pretrain, proxy.backbone, proxy.seed, e.resources, target
+        )
         made["target_proxy"] = finetune.plan(
             target, made["source_proxy"], proxy.finetune, proxy.backbone, proxy.seed, e.resources
         )
