@@ -1,5 +1,6 @@
 """Bad input at the command line: one line, exit status 2, nothing begun."""
 
+import io
 import json
 import os
 import subprocess
@@ -8,16 +9,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from rayreid import __version__
 from rayreid.cli import main
-from rayreid.config import Source
+from rayreid.cluster import Share
+from rayreid.config import Experiment, Source
+from rayreid.data.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import save_backbone
 from rayreid.stages import ingest
+from rayreid.stages.plan import check_workers
 
 PLATFORM = Path(__file__).parent.parent / "platform"
+
+SPLITS = ("train", "query", "gallery")
 
 GOOD = {
     "name": "small",
@@ -27,6 +34,7 @@ GOOD = {
         "options": {"part": "target", "size": [32, 16], "identities": 2, "test_identities": 2},
     },
     "backbone": {"name": "vit_tiny", "depth": 1, "img_size": [32, 16]},
+    "pretrain": {"batch_size": 4},
     "finetune": {"identities": 2},
 }
 
@@ -209,6 +217,54 @@ def test_more_images_than_a_stored_pool_has(home, capfd, changes, named):
     assert (named or "") in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["pretrain.batch_size=8", "select.fraction=1.0"], None),
+        (["pretrain.batch_size=9", "select.fraction=1.0"], ["pretrain.batch_size=9", "8 images"]),
+        (["pretrain.batch_size=4", "select.fraction=0.5"], None),
+        (
+            ["pretrain.batch_size=5", "select.fraction=0.5"],
+            ["pretrain.batch_size=5", "4 images", "select.fraction=0.5"],
+        ),
+        (["select.fraction=0.01"], ["select.fraction=0.01", "8 images", "none"]),
+        (["pretrain.batch_size=1", "select.count=9"], ["select.count=9", "8 images"]),
+        (["pretrain.batch_size=4", "proxy.pretrain.batch_size=9"], ["proxy.pretrain.batch_size=9", "8 images"]),
+    ],
+)
+def test_more_images_than_a_pool_has_that_is_not_stored_yet(home, capfd, changes, named):
+    path = home / "experiment.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    with pytest.raises(SystemExit if named else AssertionError):
+        main(["run", str(path), *changes])
+    message = capfd.readouterr().err
+    assert all(part in message for part in named or ())
+
+
+def test_of_a_pool_no_more_is_listed_than_matters(home, monkeypatch):
+    listed = []
+
+    def records(self):
+        for number in range(1000):
+            listed.append(number)
+            yield Record(f"{number}.jpg", -1, -1, "pool", "")
+
+    (home / "images").mkdir()
+    monkeypatch.setattr("rayreid.data.datasets.folder.Folder.records", records)
+    path = home / "experiment.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "pool": {"dataset": "folder", "root": str(home / "images")}}))
+    with pytest.raises(AssertionError, match="before anything starts"):
+        main(["run", str(path), "pretrain.batch_size=10", "select.fraction=0.5"])
+    assert 20 <= len(listed) < 30
+
+
+def test_a_list_of_fewer_images_than_a_batch(refused, home):
+    path = home / "best.txt"
+    path.write_text("a.jpg\nb.jpg\n")
+    message = refused("run", GOOD, "select.strategy=list", f"select.list={path}", "pretrain.batch_size=4")
+    assert "pretrain.batch_size=4" in message and "2 images" in message and "select.list" in message
+
+
 def test_a_stored_pool_that_holds_test_images(home, capfd):
     stored(home, 100)
     manifest = next((home / "outputs" / "ingest").glob("*/manifest.json"))
@@ -227,6 +283,46 @@ def test_a_target_with_an_empty_split(refused, home):
     (root / "bounding_box_train" / "0001_c1s1_000001_00.jpg").write_bytes(b"")
     message = refused("run", {**GOOD, "target": {"dataset": "market1501", "root": str(root)}})
     assert str(root) in message and "'query'" in message
+
+
+def one_camera(home: Path) -> dict:
+    """A target of which nobody is seen by two cameras."""
+    root = home / "market"
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        (root / folder).mkdir(parents=True)
+        for pid in (1, 2):
+            for shot in (1, 2):
+                (root / folder / f"{pid:04d}_c{pid}s1_{shot:06d}_00.jpg").write_bytes(b"")
+    return {"dataset": "market1501", "root": str(root)}
+
+
+def test_a_target_in_which_a_probe_finds_nobody(refused, home):
+    tree = {**GOOD, "target": one_camera(home)}
+    message = refused("pretrain", tree)
+    assert "target: dataset market1501" in message and "pretrain.probe_every=0" in message
+    assert "probe" in refused("run", tree, "pretrain.probe_every=0", "proxy.pretrain.probe_every=1")
+    path = home / "experiment.yaml"
+    for changes in (["pretrain.probe_every=0"], ["pretrain=none"]):
+        with pytest.raises(AssertionError, match="before anything starts"):
+            main(["run", str(path), *changes])
+
+
+def test_a_stored_target_in_which_a_probe_finds_nobody(home, capfd):
+    target = one_camera(home)
+    artifact = ingest.plan(home / "outputs", Source(**target))
+    records = [Record(f"{split}/{n}.jpg", n % 2, n % 2, split, "") for n in range(4) for split in SPLITS]
+    image = io.BytesIO()
+    Image.new("RGB", (8, 16)).save(image, "JPEG")
+    write_shard(artifact.path, 0, records, lambda record: image.getvalue(), "header")
+    finish_store(artifact.path, 1, "market1501", "1")
+    artifact.finish({})
+    path = home / "experiment.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "target": target}))
+    with pytest.raises(SystemExit):
+        main(["run", str(path)])
+    assert "pretrain.probe_every=0" in capfd.readouterr().err
+    with pytest.raises(AssertionError, match="before anything starts"):
+        main(["run", str(path), "pretrain.probe_every=0"])
 
 
 def test_a_target_without_its_splits(refused, home):
@@ -258,10 +354,32 @@ def test_a_backbone_that_cannot_be_built(refused, command, changes, named):
         ("pretrain.accumulate=3", "pretrain.accumulate=3"),
         ("resources.workers=3", "resources.workers=3"),
         ("proxy.pretrain.batch_size=7", "resources.workers=2"),
+        ("proxy.pretrain.local_size=[40, 32]", "proxy.pretrain.local_size=[40, 32]"),
+        ("finetune.identities=1", "finetune.identities=1"),
     ],
 )
 def test_a_pre_training_that_no_worker_could_begin(refused, change, named):
     assert named in refused("run", {**GOOD, "resources": {"workers": 2}}, change)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"pretrain": {"batch_size": 8, "accumulate": 2}}, r"pretrain.batch_size=8 .*\(3\) × pretrain.accumulate=2"),
+        ({"finetune": {"identities": 2}}, r"finetune.identities=2 .*resources.workers=auto \(3\)"),
+        ({"proxy": {"pretrain": {"batch_size": 12}, "finetune": {"identities": 2}}}, "proxy.finetune.identities=2"),
+        ({}, None),
+    ],
+)
+def test_a_batch_that_cannot_be_dealt_to_the_workers_that_there_are(monkeypatch, changes, named):
+    monkeypatch.setattr("rayreid.stages.plan.training_share", lambda resources: Share(3, 1, True))
+    three = {"pretrain": {"batch_size": 12}, "finetune": {"identities": 3}}
+    experiment = Experiment.model_validate({**GOOD, **three, "proxy": three, **changes})
+    if named is None:
+        check_workers([experiment])
+        return
+    with pytest.raises(UserError, match=named):
+        check_workers([experiment])
 
 
 def test_a_backbone_of_a_row_that_cannot_be_built(refused):

@@ -9,6 +9,8 @@ from rayreid.config import Backbone, Evaluate, Experiment, Finetune, Pretrain, P
 def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
     for section, field, value in [
         (Pretrain, "checkpoint_minutes", 3),
+        (Pretrain, "probe_every", 3),
+        (Pretrain, "probe_images", 100),
         (Finetune, "checkpoint_minutes", 3),
         (Pretrain, "keep_checkpoints", 5),
         (Finetune, "keep_every_epochs", 5),
@@ -27,8 +29,8 @@ def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
 
 @pytest.mark.parametrize("section", [Pretrain, Finetune, Score, Select, Evaluate, Backbone])
 def test_identity_holds_everything_else(section):
-    runtime = {"checkpoint_minutes", "keep_checkpoints", "keep_every_epochs", "weights", "strict", "list"}
-    runtime |= {"max_bad_fraction"}
+    runtime = {"checkpoint_minutes", "keep_checkpoints", "keep_every_epochs", "probe_every", "probe_images"}
+    runtime |= {"weights", "strict", "list", "max_bad_fraction"}
     runtime |= {"num_heads"}  # added later: see below
     runtime |= {"batch_size"} if section in (Score, Evaluate) else set()
     assert set(section().identity()) == set(section.model_fields) - runtime
@@ -60,6 +62,12 @@ def test_auto_learning_rate_is_scaled_with_the_global_batch():
     assert Pretrain(batch_size=256).peak_lr == 5e-4
     assert Pretrain(batch_size=512).peak_lr == 1e-3
     assert Pretrain(batch_size=512, lr=0.3).peak_lr == 0.3
+
+
+def test_probes_are_ten_over_the_run_unless_said_otherwise():
+    assert [Pretrain(epochs=n).probe_epochs for n in (100, 25, 10, 8, 1)] == [10, 3, 1, 1, 1]
+    assert Pretrain(probe_every=7).probe_epochs == 7
+    assert Pretrain(probe_every=0).probe_epochs == 0
 
 
 def test_auto_warm_up_is_the_published_share_of_the_epochs():

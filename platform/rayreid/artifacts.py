@@ -34,6 +34,8 @@ class Artifact:
         version: that stage's recipe version, raised when its code changes what it computes.
         fields: what of the configuration changes the result, as plain JSON values.
         inputs: the artifacts it is made from, by role.
+        beside: artifacts, by role, that are needed while it is made but do not change it (images to watch a training
+            with). They are no part of the identity, and are made only where this one is not complete.
         job: what the stage needs to run besides (resources, paths); not part of the identity.
     """
 
@@ -42,6 +44,7 @@ class Artifact:
     version: int
     fields: Mapping[str, Any]
     inputs: Mapping[str, "Artifact"] = field(default_factory=dict)
+    beside: Mapping[str, "Artifact"] = field(default_factory=dict, compare=False, repr=False, kw_only=True)
     job: Any = field(default=None, compare=False, repr=False)
 
     @cached_property

@@ -131,6 +131,10 @@ class Pretrain(Section):
     """How many of the newest stay."""
     keep_every_epochs: Annotated[PositiveInt | None, _RUNTIME] = 20
     """The checkpoint of every so many epochs stays for good, in the artifact's `epochs/`; null: none."""
+    probe_every: Annotated[Annotated[int, Field(ge=0)] | Auto, _RUNTIME] = "auto"
+    """Epochs between two probes of what is learned, on the target's train split; 0: none; `auto`: ten over the run."""
+    probe_images: Annotated[int, Field(ge=4), _RUNTIME] = 12_000
+    """Images of the target that a probe takes at most; about a sixth of them are queries."""
 
     @model_validator(mode="before")
     @classmethod
@@ -149,6 +153,11 @@ class Pretrain(Section):
     def warmup(self) -> int:
         """Epochs of warm-up."""
         return _warmup(self.epochs, 10) if self.warmup_epochs == "auto" else self.warmup_epochs
+
+    @property
+    def probe_epochs(self) -> int:
+        """Epochs between two probes; 0: none."""
+        return math.ceil(self.epochs / 10) if self.probe_every == "auto" else self.probe_every
 
     def crop_sizes(self, img_size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Sizes of global crops (the backbone's image size) and of local ones (`auto`: half of it, in patches)."""

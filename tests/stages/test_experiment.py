@@ -9,7 +9,9 @@ from mlflow import MlflowClient
 from rayreid.cluster import connect
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store import ImageStore
+from rayreid.evaluation.probe import choose_probe
 from rayreid.experiment_file import load_experiment, rows
+from rayreid.journal import Journal
 from rayreid.selection.cfs import cfs
 from rayreid.stages import finetune, pretrain
 from rayreid.stages.experiment import run, run_stage
@@ -103,10 +105,40 @@ def test_stage_runs_hold_figures_datasets_and_steps(outcome, root):
     assert figures == {f"figures/{name}.png" for name in ("cfs_histogram", "cfs_highest", "cfs_lowest")}
     trainings, _ = stage_runs(root, "pretrain")
     for training in trainings:
-        assert training.inputs.dataset_inputs[0].dataset.name == "pool"
+        assert "pool" in [given.dataset.name for given in training.inputs.dataset_inputs]
         steps = [metric.step for metric in client.get_metric_history(training.info.run_id, "loss")]
         assert steps == sorted(set(steps)) and steps[-1] == training.data.metrics["steps"] - 1
         assert client.list_artifacts(training.info.run_id, "weights")
+
+
+def test_pre_trainings_are_probed_on_the_target_s_train_split(outcome, root):
+    experiment, _, _ = outcome
+    graph = graph_of(experiment, "cfs half", root)
+    trainings, client = stage_runs(root, "pretrain")
+    for training in trainings:
+        (probe,) = client.get_metric_history(training.info.run_id, "probe_mAP")
+        assert probe.step == training.data.metrics["steps"] - 1 and 0 < probe.value <= 1
+        assert {"figures/loss.png", "figures/probe.png"} <= {
+            file.path for file in client.list_artifacts(training.info.run_id, "figures")
+        }
+        assert training.data.tags["resolved.probe_every"] == "1"
+        assert [given.dataset.name for given in training.inputs.dataset_inputs] == ["pool", "target"]
+    for role in ("source_proxy", "weights"):
+        facts = graph[role].facts
+        assert facts["probe_mAP"] == facts["best_probe_mAP"] and facts["best_probe_epoch"] == 1
+        rows = Journal(graph[role].path / "metrics.jsonl").history()
+        assert rows[-1]["probe_mAP"] == facts["probe_mAP"] and rows[-1]["loss"] == facts["final_loss"]
+
+
+def test_the_probe_is_what_the_kept_weights_give(outcome, root):
+    graph = graph_of(outcome[0], "cfs half", root)
+    store = ImageStore(graph["target"].path)
+    probe = choose_probe(store.pids, store.camids, store.rows_of("train"), 12_000)
+    assert set(store.splits[probe.rows]) == {"train"}
+    embed = Embedder(graph["weights"].path / pretrain.WEIGHTS, torch.device("cpu"), "fp32")
+    features = embed(ImageBatch.collate([store.image(row) for row in probe.rows]))
+    expected = probe.score(features)
+    assert expected == pytest.approx({name: graph["weights"].facts[name] for name in expected}, abs=1e-4)
 
 
 def test_nothing_needed_only_on_the_way_is_left(outcome, root):

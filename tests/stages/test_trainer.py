@@ -81,6 +81,7 @@ class Run:
     def __init__(self):
         self.rows, self.figures, self.away = [], [], False
         self.tagged: dict[str, str] = {}
+        self.datasets: dict[str, dict[str, int]] = {}
 
     def tags(self, tags):
         self.tagged |= tags
@@ -93,17 +94,32 @@ class Run:
     def figure(self, figure, name):
         self.figures.append(name)
 
+    def dataset(self, name, fingerprint, source, profile, context):
+        self.datasets[name] = profile
+
+    def file(self, path, folder):
+        assert path.is_file()
+
+    def params(self, values):
+        pass
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Makes a store of eight images; of the one with the number `broken` the file is cut short."""
+    """Makes a store of eight images; of the one with the number `broken` the file is cut short.
 
-    def make(broken: int | None = None) -> Path:
+    With `people` they are the train split of a target, of so many people.
+    """
+
+    def make(broken: int | None = None, people: int | None = None) -> Path:
         folder = tmp_path_factory.mktemp("store") / "store"
         write_shard(
             folder,
             0,
-            [Record(f"{n}.jpg", n, 0, "pool", str(n)) for n in range(IMAGES)],
+            [
+                Record(f"{n}.jpg", n % people if people else n, -1, "train" if people else "pool", str(n))
+                for n in range(IMAGES)
+            ],
             partial(read, broken),
             "header",
         )
@@ -283,10 +299,10 @@ def test_a_warning_is_shown_and_tagged_though_the_tracking_server_is_away(work, 
     work.run.away = True
     fit(work, training, Resources(), watch)
     assert work.screen.console.file.getvalue().count("warning: it looks [collapsed]") == 1
-    assert seen == [1, 3] and not work.run.tagged  # the ends of the epochs
+    assert seen == [1, 3] and "warning" not in work.run.tagged  # the ends of the epochs
     work.run.away = False
     fit(work, training, Resources(), watch)
-    assert work.run.tagged == {"warning": "it looks [collapsed]"}
+    assert work.run.tagged["warning"] == "it looks [collapsed]"
 
 
 def test_the_note_beside_the_bar_says_pace_and_waiting():
@@ -309,6 +325,73 @@ def test_none_need_be_kept(work, training, workers):
     assert not (work.folder / "epochs").exists()
 
 
+def test_it_says_on_how_many_workers_it_trains(work, training, workers):
+    fit(work, training, Resources())
+    assert "workers 2, cpus_per_worker 1, gpu False" in work.screen.console.file.getvalue()
+    assert work.run.tagged == {"resolved.workers": 2, "resolved.cpus_per_worker": 1, "resolved.gpu": False}
+
+
+# Probing it
+
+
+def test_what_a_probe_sees_is_told_drawn_and_kept(work, training, workers):
+    def look(method, device, threads):
+        return lambda epochs: {"probe_mAP": 0.5 - method.level.item() - epochs / 10, "probe_rank1": 0.5}
+
+    facts = fit(work, replace(training, probe=look), Resources())
+    probed = [row for row in work.run.rows if "probe_mAP" in row]
+    assert [row["step"] for row in probed] == [STEPS // EPOCHS - 1, STEPS - 1]
+    assert facts["probe_mAP"] == probed[-1]["probe_mAP"] < facts["best_probe_mAP"] == probed[0]["probe_mAP"]
+    assert facts["best_probe_epoch"] == 1 and facts["probe_rank1"] == facts["best_probe_rank1"] == 0.5
+    assert set(work.run.figures) == {"figures/loss.png", "figures/probe.png"}
+
+
+def test_a_pre_training_is_probed_on_the_target_beside_it(work, workers, store, monkeypatch):
+    beside = {"target": Artifact(work.folder, "ingest", 1, {})}
+    work = replace(work, artifact=replace(work.artifact, beside=beside))
+    monkeypatch.setattr(Work, "input", lambda self, role: {"pool": pool, "target": target}[role])
+    pool, target = store(), store(people=2)
+    backbone = Backbone(name="vit_tiny", depth=1, img_size=(64, 32))
+    config = Pretrain(epochs=5, batch_size=4, local_crops=0, out_dim=8, hidden_dim=8, bottleneck_dim=8, probe_every=2)
+    facts = pretrain._pretrain(config, backbone, 0, Resources(), work)
+    probed = {row["step"]: row["probe_mAP"] for row in work.run.rows if "probe_mAP" in row}
+    assert list(probed) == [3, 7, 9]  # the ends of epochs 2, 4 and 5
+    assert facts["probe_mAP"] == probed[9] and facts["best_probe_mAP"] == max(probed.values())
+    assert work.run.datasets == {"pool": {"images": IMAGES}, "target": {"queries": 2, "gallery": IMAGES - 2}}
+    shown = work.screen.console.file.getvalue()
+    assert "lr 7.813e-06, warmup_epochs 1, local_size (32, 16), probe_every 2, probe_images 8\n" in shown
+    assert work.run.tagged["resolved.probe_every"] == 2
+
+
+def test_the_bar_tells_the_newest_figures(work):
+    notes = []
+
+    class Bar:
+        def to(self, done, note):
+            notes.append((done, note))
+
+    journal = Journal(work.folder / "metrics.jsonl")
+    delivery = trainer._Delivery(work, Bar(), lambda row: None)
+    pace = {"images_per_second": 9.0, "wait": 0.1}
+    for rows in (
+        [{"step": 0, "epoch": 0.5, "loss": 3.0, **pace}],
+        [{"step": 1, "epoch": 1.0, "loss": 2.0, **pace}],
+        [{"step": 1, "epoch": 1.0, "probe_mAP": 0.25, "probe_rank1": 0.5}],
+        [{"step": 2, "epoch": 1.5, "loss": 1.0, **pace}],
+        [],
+    ):
+        for row in rows:
+            journal.append(row)
+        delivery._show()
+    seen = "  probe mAP 25.0  Rank-1 50.0"
+    assert notes == [
+        (1, "epoch 0.5  loss 3.000  9 images/s, 10 % waiting"),
+        (2, "epoch 1.0  loss 2.000  9 images/s, 10 % waiting"),
+        (2, f"epoch 1.0  loss 2.000  9 images/s, 10 % waiting{seen}"),
+        (3, f"epoch 1.5  loss 1.000  9 images/s, 10 % waiting{seen}"),
+    ]
+
+
 # What travels to the workers
 
 
@@ -324,7 +407,7 @@ def test_a_relative_checkpoint_is_found_from_another_folder(tmp_path, monkeypatc
     monkeypatch.setattr(Work, "input", lambda self, role: store())
     monkeypatch.setattr(pretrain, "fit", lambda work, training, resources, watch: seen.append(training) or {})
     monkeypatch.setattr(start, "load_weights", lambda network, path, strict: loaded.append(path))
-    run = type("Recorder", (), {name: lambda self, *values: None for name in ("dataset", "params", "file")})()
+    run = type("Recorder", (), {name: lambda self, *values: None for name in ("dataset", "params", "tags", "file")})()
     config = Pretrain(epochs=1, batch_size=4, out_dim=8, hidden_dim=8, bottleneck_dim=8)
     pretrain._pretrain(config, backbone, 0, Resources(), Work(artifact, tmp_path, run, Screen()))
     monkeypatch.chdir(tmp_path / "there")

@@ -14,7 +14,7 @@ from rayreid.cluster import connect
 from rayreid.config import Experiment
 from rayreid.errors import UserError
 from rayreid.experiment_file import dump, flatten, rows
-from rayreid.stages.plan import STAGE_ROLE, check, plan, shared
+from rayreid.stages.plan import STAGE_ROLE, check, check_workers, plan, shared
 from rayreid.stages.production import produce
 from rayreid.stages.progress import Screen
 from rayreid.stages.provenance import provenance_of
@@ -54,6 +54,7 @@ def run(experiment: Experiment) -> list[Row]:
     check(table.values(), plans)
     desk = open_desk(experiment)
     with connect(), experiment_run(desk, experiment) as parent:
+        check_workers(table.values())
         if experiment.compare:
             results = _run_rows(table, plans, desk, parent)
         else:
@@ -79,6 +80,7 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
         raise UserError(f"stage {stage}: experiment {experiment.name!r} has no use for it as configured")
     desk = open_desk(experiment)
     with connect(), experiment_run(desk, row) as parent:
+        check_workers([row])
         made = [produce(artifact, parent, desk.screen, tags_of(row)) for artifact in wanted]
     for artifact in made:
         desk.screen.say(f"{artifact.path}")

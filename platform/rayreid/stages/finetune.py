@@ -70,7 +70,7 @@ def _finetune(config: Finetune, backbone: Backbone, seed: int, resources: Resour
     )
     profile = {"images": len(rows), "identities": len(classes)}
     work.run.dataset("target", store.fingerprint, str(store.directory), profile, "finetune")
-    work.run.params({"resolved.warmup_epochs": config.warmup})
+    work.resolved({"warmup_epochs": config.warmup})
     facts = fit(work, training, resources)
     work.run.file(work.folder / WEIGHTS, "weights")
     return {**profile, **facts, **started}

@@ -20,6 +20,7 @@ from rayreid.models.weights import save_backbone
 from rayreid.pretraining.collapse import CollapseWatch
 from rayreid.pretraining.dino import DINO
 from rayreid.stages import start
+from rayreid.stages.probe import on_target
 from rayreid.stages.production import Work, identity
 from rayreid.stages.select import subset_rows
 from rayreid.stages.start import Start, network
@@ -36,12 +37,18 @@ def plan(
     backbone: Backbone,
     seed: int,
     resources: Resources,
+    target: Artifact | None = None,
 ) -> Artifact:
-    """Weights of a backbone pre-trained on a pool, or on a subset of it."""
+    """Weights of a backbone pre-trained on a pool, or on a subset of it.
+
+    Whether they get better is watched on a target, where one is given and the configuration wants it. The target
+    changes nothing in the weights, and stands beside them.
+    """
     inputs = {"pool": pool, **({"subset": subset} if subset else {})}
     fields = identity(pretrain=config, backbone=backbone, seed=seed, start=start.identifier(backbone))
     job = partial(_pretrain, config, backbone, seed, resources)
-    return Artifact(pool.root, "pretrain", VERSION, fields, inputs, job)
+    beside = {"target": target} if target and config.probe_epochs else {}
+    return Artifact(pool.root, "pretrain", VERSION, fields, inputs, job, beside=beside)
 
 
 def refuse_test_images(dataset: str, splits: Container[str]) -> None:
@@ -63,6 +70,7 @@ def _pretrain(config: Pretrain, backbone: Backbone, seed: int, resources: Resour
     chosen = subset_rows(store, work.input("subset")) if "subset" in work.artifact.inputs else np.arange(len(store))
     weights, started = start.prepare(work, backbone)
     steps = ShufflePlan(chosen, config.batch_size, seed)
+    probe = on_target(work, config, backbone)
     header = {"method": config.method, "epochs": config.epochs, "artifact": str(work.artifact)}
     training = Training(
         folder=work.folder,
@@ -77,11 +85,14 @@ def _pretrain(config: Pretrain, backbone: Backbone, seed: int, resources: Resour
         checkpoint_minutes=config.checkpoint_minutes,
         keep_checkpoints=config.keep_checkpoints,
         keep_every_epochs=config.keep_every_epochs,
+        probe=probe,
     )
     work.run.dataset("pool", store.fingerprint, str(store.directory), {"images": len(chosen)}, "pretrain")
     _, local_size = config.crop_sizes(backbone.img_size)
     resolved = {"lr": config.peak_lr, "warmup_epochs": config.warmup, "local_size": local_size}
-    work.run.params({f"resolved.{name}": value for name, value in resolved.items()})
+    work.resolved(
+        resolved, {"probe_every": config.probe_epochs, "probe_images": len(probe.probe.rows)} if probe else {}
+    )
     watch = CollapseWatch(config.out_dim, config.freeze_last_layer_epochs)
     facts = fit(work, training, resources, watch)
     work.run.file(work.folder / WEIGHTS, "weights")

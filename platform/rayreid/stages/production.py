@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from rayreid.artifacts import Artifact, write_atomically
 from rayreid.config import Section
 from rayreid.errors import UserError
@@ -27,7 +29,7 @@ class Work:
     """What a stage is given to make one artifact with.
 
     Attributes:
-        artifact: the artifact to make; its inputs are complete.
+        artifact: the artifact to make; its inputs, and what stands beside it, are complete.
         folder: where its files go.
         run: the stage's MLflow run.
         screen: where progress is shown.
@@ -39,8 +41,21 @@ class Work:
     screen: Screen
 
     def input(self, role: str) -> Path:
-        """The folder of an input artifact."""
-        return self.artifact.inputs[role].path
+        """The folder of an input artifact, or of one that stands beside it."""
+        return {**self.artifact.beside, **self.artifact.inputs}[role].path
+
+    def resolved(self, fixed: Mapping[str, Any], passing: Mapping[str, Any] | None = None) -> None:
+        """Show what `auto` came to in one line, and log it as `resolved.*`.
+
+        Args:
+            fixed: what follows from the artifact's identity, logged as parameters.
+            passing: what may be another when an interrupted stage goes on, logged as tags: those can be set again.
+        """
+        passing = passing or {}
+        shown = ", ".join(f"{name} {_short(value)}" for name, value in {**fixed, **passing}.items())
+        self.screen.say(f"    {escape(shown)}")
+        self.run.params({f"resolved.{name}": value for name, value in fixed.items()})
+        self.run.tags({f"resolved.{name}": value for name, value in passing.items()})
 
 
 def identity(**sections: Section | Any) -> dict[str, Any]:
@@ -64,6 +79,8 @@ def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, 
         produce(needed, parent, screen, tags)
     if artifact.complete:
         return artifact
+    for needed in artifact.beside.values():
+        produce(needed, parent, screen, tags)
     with artifact.writing() as folder:
         if not artifact.complete:
             _make(artifact, folder, parent, screen, tags)
@@ -108,4 +125,6 @@ def _stage_run(artifact: Artifact, folder: Path, parent: Run, tags: Mapping[str,
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -24,7 +24,7 @@ from rayreid.stages.experiment import (
     shared_tags,
     write_results,
 )
-from rayreid.stages.plan import check, plan, shared
+from rayreid.stages.plan import check, check_workers, plan, shared
 from rayreid.stages.production import produce
 from rayreid.stages.progress import Screen
 from rayreid.stages.provenance import provenance_of
@@ -62,6 +62,7 @@ def sweep(experiment: Experiment) -> list[Row]:
     check(todo.values(), plans)
     desk = open_desk(experiment)
     with connect(), experiment_run(desk, experiment) as parent:
+        check_workers(todo.values())
         for artifact in shared(plans):
             produce(artifact, parent, desk.screen, shared_tags(experiment))
         failures = _tune(experiment, todo, desk, parent)

@@ -21,6 +21,7 @@ from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import loss_curves
 from rayreid.journal import Journal
+from rayreid.stages import probe
 from rayreid.stages.production import Work
 from rayreid.stages.progress import Bar
 from rayreid.tracking import MetricsFeed
@@ -33,6 +34,7 @@ from rayreid.training.loop import LoopSettings, Method, resolve_precision, train
 _METRICS = "metrics.jsonl"
 _FAILURE = "failure-{}.json"
 _RESOLVED = "resolved.json"
+_NO_CURVE = ("step", "epoch", "time", "wait", "gpu_hours")
 _POLL_SECONDS = 2.0
 
 Watch = Callable[[Mapping[str, float]], str | None]
@@ -52,6 +54,7 @@ class Training:
         epochs, accumulate, precision, seed, checkpoint_minutes: see `LoopSettings`.
         keep_checkpoints: how many of the newest stay while it runs.
         keep_every_epochs: the checkpoint of every so many epochs stays for good in `epochs/`; None: none does.
+        probe: (method, device, threads) → what `train` asks after each epoch.
     """
 
     folder: Path
@@ -66,6 +69,7 @@ class Training:
     checkpoint_minutes: float
     keep_checkpoints: int
     keep_every_epochs: int | None
+    probe: Callable[[Any, torch.device, int], Callable[[int], dict[str, float]]] | None = None
 
     def settings(self, device: torch.device) -> LoopSettings:
         """The loop's settings on a worker."""
@@ -97,6 +101,7 @@ def fit(work: Work, training: Training, resources: Resources, watch: Watch = lam
         RuntimeError: workers were lost or failed otherwise, more often than `resources.max_failures`.
     """
     share = training_share(resources)
+    work.resolved({}, {"workers": share.workers, "cpus_per_worker": share.cpus, "gpu": share.gpu})
     total = training.plan.steps_per_epoch * training.epochs
     for old in _failures(work.folder):
         old.unlink()
@@ -123,12 +128,13 @@ def fit(work: Work, training: Training, resources: Resources, watch: Watch = lam
             raise RuntimeError(f"{work.artifact}: training failed on its workers\n{error}") from error
     _raise_failure(work.folder)
     history = Journal(work.folder / _METRICS).history()
-    drawn = [name for name in history[-1] if name not in ("step", "epoch", "time", "wait", "gpu_hours")]
+    drawn = [name for name in history[-1] if name not in _NO_CURVE and not name.startswith(probe.PREFIX)]
     work.run.figure(loss_curves(history, drawn), "figures/loss.png")
     return {
         "steps": total,
         "images_seen": total * len(training.plan.batch(0, 0)),
         "final_loss": history[-1]["loss"],
+        **probe.outcome(work, history),
         "workers": share.workers,
         "gpu_hours": history[-1]["gpu_hours"],
         **json.loads((work.folder / _RESOLVED).read_text()),
@@ -163,7 +169,8 @@ def _train(training: Training, cpus: int) -> None:
     if parallel.rank() == 0:
         resolved = {"precision": settings.precision, "device": device.type}
         write_atomically(training.folder / _RESOLVED, json.dumps(resolved))
-    train(method, feed, settings, device, training.checkpoints(), journal.append)
+    after_epoch = training.probe(method, device, cpus) if training.probe else None
+    train(method, feed, settings, device, training.checkpoints(), journal.append, after_epoch)
     if parallel.rank() == 0:
         training.save(method)
 
@@ -186,6 +193,7 @@ class _Delivery:
         # Read beside the feed: a tracking server that is away hides nothing from the user.
         self._journal, self._offset = Journal(work.folder / _METRICS), 0
         self._work, self._bar, self._watch = work, bar, watch
+        self._last: dict[str, float] = {}
         self._warning: str | None = None
         self._complained = False
         self._done = threading.Event()
@@ -220,14 +228,15 @@ class _Delivery:
 
     def _show(self) -> None:
         written, self._offset = self._journal.read(self._offset)
-        rows = [row for row in written if "loss" in row]
-        for warning in filter(None, map(self._watch, rows)):
+        for warning in filter(None, map(self._watch, (row for row in written if "loss" in row))):
             self._warning = warning
             self._work.screen.say(f"  [yellow]warning:[/] {escape(warning)}")
-        if rows:
-            self._bar.to(int(rows[-1]["step"]) + 1, _note(rows[-1]))
+        for row in written:
+            self._last.update(row)
+        if written and "loss" in self._last:
+            self._bar.to(int(self._last["step"]) + 1, _note(self._last))
 
 
 def _note(row: Mapping[str, float]) -> str:
     pace = f"{row['images_per_second']:.0f} images/s, {100 * row['wait']:.0f} % waiting"
-    return f"epoch {row['epoch']:.1f}  loss {row['loss']:.3f}  {pace}"
+    return f"epoch {row['epoch']:.1f}  loss {row['loss']:.3f}  {pace}{probe.note(row)}"

@@ -1,0 +1,188 @@
+"""The probe: what raw features are worth for retrieval while a backbone is still being pre-trained.
+
+The loss of self-supervised training does not say whether it learns anything of use. So, as DINO was judged by nearest
+neighbours (Caron et al., arXiv 2104.14294, §3.2), a fixed part of a labelled train split is looked up in another part,
+by the Market-1501 protocol and without any training. Query and gallery stay unseen.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from rayreid.data.batch import ImageBatch
+from rayreid.data.reid_transforms import ReIDTest
+from rayreid.data.store import ImageStore
+from rayreid.errors import UserError
+from rayreid.evaluation.ranking import UNKNOWN_CAMERA
+from rayreid.evaluation.retrieval import evaluate_retrieval
+from rayreid.training import parallel
+from rayreid.training.loop import autocast
+
+QUERY_SHARE = 6
+"""One image in so many of an identity, rounded up, is a query, the others are gallery."""
+
+NOTHING_TO_FIND = (
+    "no identity of the split train has two images (by different cameras, where these are known), so a probe finds "
+    "nothing; set pretrain.probe_every=0"
+)
+
+_SEED = 0  # not the run's: the figures of runs with different seeds are of the same images
+_BATCH = 128  # images per forward pass: beside a training state there may be little memory left
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Labelled images, some to be found among the others.
+
+    Attributes:
+        rows: int64 (N,), index rows in the store, the queries first.
+        pids: int32 (N,).
+        camids: int16 (N,), −1 unknown.
+        queries: how many of them are queries.
+    """
+
+    rows: np.ndarray
+    pids: np.ndarray
+    camids: np.ndarray
+    queries: int
+
+    def score(self, features: torch.Tensor) -> dict[str, float]:
+        """`probe_mAP` and `probe_rank1`, in [0, 1], of features (N, D) in the order of `rows`.
+
+        Raises:
+            UserError: features that are not finite.
+        """
+        n = self.queries
+        report = evaluate_retrieval(
+            features[:n], features[n:], self.pids[:n], self.pids[n:], self.camids[:n], self.camids[n:], max_rank=1
+        )
+        return {"probe_mAP": report.mAP, "probe_rank1": report.rank(1)}
+
+
+def choose_probe(pids: np.ndarray, camids: np.ndarray, rows: np.ndarray, images: int) -> Probe:
+    """Draw the probe from a train split: whole identities, so that all matches of a query are there.
+
+    Identities with one image, or with all images by one known camera, are left out: by the protocol nobody could find
+    them. The draw depends on the labels alone.
+
+    Args:
+        pids: the index's, int (rows of the store,).
+        camids: likewise.
+        rows: index rows of the split.
+        images: how many to draw at most; two identities are drawn even if they have more.
+
+    Raises:
+        UserError: there is no identity to be found.
+    """
+    rng = np.random.default_rng(_SEED)
+    identities = findable_identities(pids[rows], camids[rows])
+    if not len(identities):
+        raise UserError(NOTHING_TO_FIND)
+    rows = rng.permutation(rows[np.isin(pids[rows], identities)])
+    rows = rows[np.argsort(pids[rows], kind="stable")]  # an identity's images together, in a random order
+    groups = np.split(rows, np.flatnonzero(np.diff(pids[rows])) + 1)
+    groups = [groups[number] for number in rng.permutation(len(groups))]
+    fitting = max(2, int(np.searchsorted(np.cumsum([len(group) for group in groups]), images, side="right")))
+    queries, gallery = [], []
+    for group in groups[:fitting]:
+        few = -(-len(group) // QUERY_SHARE)
+        queries.append(group[:few])
+        gallery.append(group[few:])
+    chosen = np.concatenate(queries + gallery)
+    return Probe(chosen, pids[chosen], camids[chosen], sum(map(len, queries)))
+
+
+def findable_identities(pids: np.ndarray, camids: np.ndarray) -> np.ndarray:
+    """Identities with two images, by different cameras where these are known: whoever is a query, the protocol counts
+    at least one of them.
+
+    Args:
+        pids: int (N,); negative ones are nobody's.
+        camids: int (N,), −1 unknown.
+
+    Returns:
+        (n,) ascending.
+    """
+    order = np.argsort(pids, kind="stable")
+    identities, starts, counts = np.unique(pids[order], return_index=True, return_counts=True)
+    if not len(identities):
+        return identities
+    lowest, highest = (extreme.reduceat(camids[order], starts) for extreme in (np.minimum, np.maximum))
+    told_apart = (lowest != highest) | (lowest == UNKNOWN_CAMERA)
+    return identities[(identities >= 0) & (counts > 1) & told_apart]
+
+
+def extract(
+    backbone: nn.Module,
+    store: ImageStore,
+    rows: np.ndarray,
+    transform: ReIDTest,
+    device: torch.device,
+    precision: str = "fp32",
+    threads: int = 2,
+) -> torch.Tensor:
+    """Features of a backbone that is being trained, each worker computing a share; all get all.
+
+    The backbone is in eval mode meanwhile, and each of its modules in its own mode again afterwards; no random number
+    is drawn. So training goes on as if nothing had been asked.
+
+    Args:
+        backbone: (B, 3, H, W) → (B, D), equal on all workers.
+        store: where the images are.
+        rows: index rows, int (N,), the same on all workers.
+        transform: resize and normalisation.
+        device: where the backbone is.
+        precision: of the forward pass.
+        threads: that decode.
+
+    Returns:
+        float32 (N, D) on `device`, in the order of `rows`.
+
+    Raises:
+        UserError: an image cannot be decoded.
+    """
+    width = int(backbone.num_features)  # type: ignore[arg-type]
+    features = torch.zeros(len(rows), width, device=device)
+    mine = np.arange(parallel.rank(), len(rows), parallel.world_size())
+    # No inference mode: what a module might keep of such a pass could not be used in training.
+    with _evaluating(backbone), torch.no_grad():
+        for places, images in _decoded(store, rows, mine, threads):
+            with autocast(precision, device):
+                features[places] = backbone(transform(images.to(device))).float()
+    return parallel.all_reduce_sum(features)
+
+
+def _decoded(
+    store: ImageStore, rows: np.ndarray, places: np.ndarray, threads: int
+) -> Iterator[tuple[torch.Tensor, ImageBatch]]:
+    """Batches of some places in `rows`, decoded ahead of their use."""
+
+    def load(part: np.ndarray) -> tuple[torch.Tensor, ImageBatch]:
+        return torch.from_numpy(part), ImageBatch.collate([store.image(int(row)) for row in rows[part]])
+
+    parts: Sequence[np.ndarray] = [places[start : start + _BATCH] for start in range(0, len(places), _BATCH)]
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[tuple[torch.Tensor, ImageBatch]]] = deque()
+        for part in parts:
+            waiting.append(pool.submit(load, part))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

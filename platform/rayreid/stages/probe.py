@@ -1,0 +1,89 @@
+"""The probe of a pre-training: how it is bound to a target's store, and what is made of its figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rayreid.config import Backbone, Pretrain
+from rayreid.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from rayreid.data.reid_transforms import ReIDTest
+from rayreid.data.store import ImageStore
+from rayreid.evaluation.figures import loss_curves
+from rayreid.evaluation.probe import Probe, choose_probe, extract
+from rayreid.stages.production import Work
+from rayreid.training.loop import resolve_precision
+
+PREFIX = "probe_"
+"""What the names of its figures in the journal begin with."""
+
+
+@dataclass(frozen=True)
+class TargetProbe:
+    """Probes the backbone that a training would keep, on every worker together; travels to them pickled.
+
+    Attributes:
+        store: the target's image store.
+        probe: which of its images.
+        size: height and width at which the backbone sees them.
+        every: epochs between two probes; the last epoch is always followed by one.
+        epochs: length of the training.
+        precision: of the forward pass.
+    """
+
+    store: Path
+    probe: Probe
+    size: tuple[int, int]
+    every: int
+    epochs: int
+    precision: str
+
+    def __call__(self, method: Any, device: torch.device, threads: int) -> Callable[[int], dict[str, float]]:
+        """(epochs done) → the probe's figures, or nothing where none is due."""
+        store = ImageStore(self.store)
+        transform = ReIDTest(self.size, IMAGENET_MEAN, IMAGENET_STD)
+        precision = resolve_precision(self.precision, device)
+
+        def look(epochs: int) -> dict[str, float]:
+            if epochs % self.every and epochs != self.epochs:
+                return {}
+            features = extract(method.backbone, store, self.probe.rows, transform, device, precision, threads)
+            return self.probe.score(features)
+
+        return look
+
+
+def on_target(work: Work, config: Pretrain, backbone: Backbone) -> TargetProbe | None:
+    """The probe on the target that the stage was given beside its inputs; None where it was given none.
+
+    Raises:
+        UserError: the target has no identity that could be found again.
+    """
+    if "target" not in work.artifact.beside:
+        return None
+    store = ImageStore(work.input("target"))
+    probe = choose_probe(store.pids, store.camids, store.rows_of("train"), config.probe_images)
+    profile = {"queries": probe.queries, "gallery": len(probe.rows) - probe.queries}
+    work.run.dataset("target", store.fingerprint, str(store.directory), profile, "probe")
+    return TargetProbe(store.directory, probe, backbone.img_size, config.probe_epochs, config.epochs, config.precision)
+
+
+def outcome(work: Work, history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The last and the best figures of a training's rows, as facts; draws their curves."""
+    rows = [row for row in history if "probe_mAP" in row]
+    if not rows:
+        return {}
+    names = [name for name in rows[-1] if name.startswith(PREFIX)]
+    work.run.figure(loss_curves(rows, names, x="epoch"), "figures/probe.png")
+    best = max(rows, key=lambda row: row["probe_mAP"])
+    last = {name: rows[-1][name] for name in names}
+    return {**last, **{f"best_{name}": best[name] for name in names}, "best_probe_epoch": round(best["epoch"])}
+
+
+def note(row: Mapping[str, float]) -> str:
+    """The newest figures, for the bar; empty where there are none."""
+    if "probe_mAP" not in row:
+        return ""
+    return f"  probe mAP {100 * row['probe_mAP']:.1f}  Rank-1 {100 * row['probe_rank1']:.1f}"
