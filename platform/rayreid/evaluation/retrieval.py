@@ -7,6 +7,7 @@ over; a query with no true match left is not counted. mINP is from Ye et al., ar
 How the ranks are found, and how ties are broken, is in `ranking`.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,9 @@ import torch
 
 from rayreid.errors import UserError
 from rayreid.evaluation.ranking import TILE, Array, ImageSet, Relatives, check_widths, score_blocks, true_ranks
+
+Scores = Callable[[torch.Tensor, torch.Tensor, int], Iterator[tuple[int, np.ndarray]]]
+"""Of unit query and gallery features and a number of queries: blocks (first query, scores (b, G), best highest)."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ def evaluate_retrieval(
     gallery_camids: Array,
     max_rank: int = 50,
     block: int = TILE,
+    scores: Scores = score_blocks,
 ) -> RetrievalReport:
     """Rank the gallery for every query by cosine similarity and score the rankings.
 
@@ -81,6 +86,7 @@ def evaluate_retrieval(
         max_rank: length of the CMC curve.
         block: queries whose similarities are held at once, rounded up to whole tiles: bounds the memory,
             changes no result.
+        scores: what the gallery is ranked by: cosine similarity, or `rerank.Reranking(…)`.
 
     Raises:
         UserError: features that are not finite, lengths or widths that differ, nothing to rank, or no query with a
@@ -97,8 +103,8 @@ def evaluate_retrieval(
 
     relatives = Relatives(query, gallery)
     ranks: list[np.ndarray] = []
-    for start, scores in score_blocks(query.features, gallery.features, block):
-        for i, row in enumerate(scores, start):
+    for start, part in scores(query.features, gallery.features, block):
+        for i, row in enumerate(part, start):
             true, seen = relatives[i]
             row[seen] = -np.inf
             ranks.append(true_ranks(row, true))
