@@ -32,12 +32,14 @@ class Checkpoint:
         state: name -> tensor.
         ignored: names in the file that are no part of a backbone and were left out on purpose.
         header: our header as JSON text, "" for files of other origin.
+        facts: what a file of other origin says of itself beside its tensors: `arch`, `epoch`, `img_size`, `num_heads`.
     """
 
     format: str
     state: dict[str, Tensor]
     ignored: list[str] = field(default_factory=list)
     header: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
