@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from rayreid.artifacts import write_atomically
 from rayreid.errors import UserError
 from rayreid.models.backbones import SWINS, VITS, Backbone, ViT
 
@@ -38,11 +39,10 @@ def write_timm(path: Path, backbone: Backbone) -> list[str]:
     Returns:
         Lines about what the file needs and cannot hold.
     """
-    with replacing(path) as unfinished:
-        if path.suffix == ".safetensors":
-            save_file(_state(backbone), unfinished)
-        else:
-            torch.save(_state(backbone), unfinished)
+    if path.suffix == ".safetensors":
+        write_atomically(path, save(_state(backbone)))  # safetensors' own `save_file` shuts all other users out
+    else:
+        _write_torch(path, backbone)
     stem = backbone.spec["stem"]
     notes = [f"to load it: {timm_call(backbone.spec)}"]
     if stem in STEM_CLASSES:
@@ -93,8 +93,7 @@ def write_transreid(path: Path, backbone: Backbone) -> list[str]:
     spec = backbone.spec
     if not isinstance(backbone, ViT):
         raise UserError(f"--to transreid writes ViTs only, and this is a {spec['name']}; choose --to timm")
-    with replacing(path) as unfinished:
-        torch.save(_state(backbone), unfinished)
+    _write_torch(path, backbone)
     return _transreid_notes(backbone)
 
 
@@ -124,6 +123,11 @@ def _published(backbone: ViT) -> bool:
         and len(backbone.blocks) == 12
         and backbone.patch_embed.patch_size == (16, 16)
     )
+
+
+def _write_torch(path: Path, backbone: Backbone) -> None:
+    with replacing(path) as unfinished:
+        torch.save(_state(backbone), unfinished)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from rayreid.models.weights import load_weights, read_header, save_backbone
 from rayreid.stages.progress import Screen
 
 SUFFIXES = {"safetensors": (".safetensors",), "timm": (".safetensors", ".pth"), "transreid": (".pth",)}
+MARKS = {"safetensors": "rayreid"}  # what stands in a file's name for its form, where it is not the form's own
 FOREIGN: dict[str, Callable[[Path, Backbone], list[str]]] = {"timm": write_timm, "transreid": write_transreid}
 # Origins whose normalisation is known: that of all DINO and TransReID-SSL pre-training, and of their ReID models.
 NORMALISED = {
@@ -70,7 +71,7 @@ def convert_weights(
     if to not in SUFFIXES:
         raise UserError(f"--to {to}: no such form; choose {', '.join(SUFFIXES)}")
     source = Path(file)
-    target = Path(output) if output else source.with_name(f"{source.stem}.{to}{SUFFIXES[to][0]}")
+    target = Path(output) if output else source.with_name(f"{source.stem}.{MARKS.get(to, to)}{SUFFIXES[to][0]}")
     if target.suffix not in SUFFIXES[to]:
         raise UserError(
             f"--output {target}: name it {' or '.join(f'*{suffix}' for suffix in SUFFIXES[to])} for --to {to}"
@@ -78,7 +79,7 @@ def convert_weights(
     _check_target(source, target, "--output", force)
     loaded = _load(source, screen, img_size=img_size and list(img_size), num_heads=num_heads)
     if to == "safetensors":
-        _save_own(target, loaded, mean, std, screen)
+        _save_own(source, target, loaded, mean, std, screen)
         notes = []
     else:
         notes = [*FOREIGN[to](target, loaded.backbone), *_lost(loaded)]
@@ -160,13 +161,18 @@ def _load(path: Path, screen: Screen, **hint: Any) -> Loaded:
 
 
 def _save_own(
-    path: Path, loaded: Loaded, mean: Sequence[float] | None, std: Sequence[float] | None, screen: Screen
+    source: Path,
+    path: Path,
+    loaded: Loaded,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    screen: Screen,
 ) -> None:
     known = (loaded.facts.get("mean"), loaded.facts.get("std"))
     origin = loaded.checkpoint.format
     if None in known and None in (mean, std):
         if origin not in NORMALISED:
-            raise UserError("the file does not say how its images were normalised; say --mean R G B --std R G B")
+            raise UserError(f"{source}: it does not say how images are normalised; say --mean R G B --std R G B")
         known = NORMALISED[origin]
         screen.say(f"assumed, as all files of this origin are made: mean {listed(known[0])}, std {listed(known[1])}")
     facts = {key: value for key, value in loaded.facts.items() if key not in OWN_FACTS}
