@@ -97,9 +97,10 @@ def test_what_a_published_file_holds(weights, tmp_path):
     found = lines(shown)
     assert code == 0 and found["loads"].startswith("whole")
     assert "TransReID-SSL" in found["format"] and "teacher" in found["format"]
+    assert found["facts"] == "arch vit_small, epoch 7"
     assert "6 heads (its width's usual number)" in found["architecture"]
     assert found["image size"] == "64x32, a grid of 4x2 (by the number of its positions)"
-    assert found["ignored"] == "2 head.*" and found["mean, std"] == "not in the file"
+    assert found["ignored"] == "projection head (2)" and found["mean, std"] == "not in the file"
 
 
 def test_other_networks_are_described(weights, tmp_path):
@@ -125,7 +126,7 @@ def test_every_key_is_listed_when_asked_for(weights, tmp_path):
     for name, value in vit().state_dict().items():
         row = (name, "x".join(map(str, value.shape)) or "1", str(value.dtype).removeprefix("torch."))
         assert row in listed
-    assert any("head.mlp.2.weight" in row[0] and row[-1] == "ignored" for row in listed if row)
+    assert any("head.mlp.2.weight" in row[0] and row[1:3] == ("left", "out:") for row in listed if row)
 
 
 def test_a_file_that_would_not_load_is_described_and_then_refused(weights, tmp_path):
@@ -179,7 +180,7 @@ def test_a_file_of_ours_keeps_its_facts(weights, ours, tmp_path):
 
 def test_a_published_file_becomes_ours_with_its_normalisation(weights, tmp_path):
     code, shown, _ = weights("convert", published(tmp_path / "w.pth"), "--to", "safetensors")
-    assert code == 0 and "assumed" in shown and "left out on purpose: 2 head.*" in shown
+    assert code == 0 and "assumed" in shown and "left out on purpose: projection head (2)" in shown
     header = read_header(tmp_path / "w.rayreid.safetensors")
     assert (header["mean"], header["std"]) == ([*MEAN], [*STD])
 

@@ -14,6 +14,7 @@ def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
         (Score, "max_bad_fraction", 0.5),
         (Evaluate, "batch_size", 17),
         (Backbone, "weights", "start.pth"),
+        (Backbone, "strict", False),
         (Select, "list", "best.txt"),
     ]:
         assert field not in section().identity(), section
@@ -24,10 +25,17 @@ def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
 
 @pytest.mark.parametrize("section", [Pretrain, Finetune, Score, Select, Evaluate, Backbone])
 def test_identity_holds_everything_else(section):
-    runtime = {"checkpoint_minutes", "weights", "list", "max_bad_fraction"}
+    runtime = {"checkpoint_minutes", "weights", "strict", "list", "max_bad_fraction"}
+    runtime |= {"num_heads"}  # added later: see below
     runtime |= {"batch_size"} if section in (Score, Evaluate) else set()
     assert set(section().identity()) == set(section.model_fields) - runtime
     json.dumps(section().identity())
+
+
+def test_a_field_that_was_added_later_leaves_the_ids_of_what_was_made_before():
+    assert set(Backbone().identity()) == {"name", "stem", "img_size", "depth"}
+    assert Backbone(num_heads=None).identity() == Backbone().identity()
+    assert Backbone(num_heads=12).identity() == {**Backbone().identity(), "num_heads": 12}
 
 
 def test_identity_follows_result_fields():

@@ -14,6 +14,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 _RUNTIME = "rayreid:runtime"
 """Marks a field that changes how a stage runs but not what it computes; such fields do not enter artifact ids."""
 
+_ADDED = "rayreid:added"
+"""Marks a field that came after artifacts had been made: at its default it does not enter ids, which stay theirs."""
+
 PATCH = 16
 """Pixels of a ViT's patch; image sizes are multiples of it."""
 
@@ -48,6 +51,7 @@ class Section(BaseModel):
             for plain in [self.model_dump(mode="json")]
             for name, field in type(self).model_fields.items()
             if _RUNTIME not in field.metadata
+            if _ADDED not in field.metadata or getattr(self, name) != field.default
         }
 
 
@@ -72,9 +76,13 @@ class Backbone(Section):
     stem: str = "patchify"
     img_size: Size = (256, 128)
     depth: PositiveInt | None = None
+    num_heads: Annotated[PositiveInt | None, _ADDED] = None
+    """Attention heads of a ViT, if not the name's own: no tensor of a checkpoint shows them."""
     weights: Annotated[str | None, _RUNTIME] = None
-    """A checkpoint to start from, in any format that `rayreid.models.weights` knows. Its content, not its path,
-    is part of what is made from it."""
+    """A checkpoint to start from, in any format that `rayreid.models.formats` knows, or `timm:NAME`. Its content, not
+    its path, is part of what is made from it."""
+    strict: Annotated[bool, _RUNTIME] = True
+    """Whether the checkpoint must fit whole, or what fits of it is taken. Part of what is made from it, too."""
 
 
 def _warmup(epochs: int, share: int) -> int:

@@ -57,13 +57,14 @@ def cosine(a, b):
     return float(nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0))
 
 
+@pytest.mark.slow  # the compiler takes minutes
 @pytest.mark.parametrize("kind", ["patchify", "ics"])
 def test_compiled_training_is_eager_training(kind):
     torch.compiler.reset()
     eager = backbone_of(kind)
     network = copy.deepcopy(eager)
     compiled = torch.compile(network)
-    for size in SIZES:
+    for size in SIZES:  # the second compiles anew
         expected = step(eager, images_of(size))
         found = {name.removeprefix("_orig_mod."): value for name, value in step(compiled, images_of(size)).items()}
         assert_close(found, expected, FLOAT32)
@@ -74,10 +75,11 @@ def test_compiled_training_is_eager_training(kind):
 @pytest.mark.parametrize("kind", SMALL)
 @pytest.mark.parametrize("size", SIZES)
 def test_channels_last_is_the_default_layout(kind, size):
-    eager = backbone_of(kind)
+    # 53 batch norms over a handful of values amplify float32's rounding a thousandfold
+    dtype = torch.float64 if kind == "resnet50" else torch.float32
+    eager, images = backbone_of(kind).to(dtype), images_of(size).to(dtype)
     network = copy.deepcopy(eager).to(memory_format=torch.channels_last)
-    found = step(network, images_of(size).to(memory_format=torch.channels_last))
-    assert_close(found, step(eager, images_of(size)), 1e-3 if kind == "resnet50" else FLOAT32)
+    assert_close(step(network, images.to(memory_format=torch.channels_last)), step(eager, images), FLOAT32)
 
 
 @pytest.mark.parametrize("kind", SMALL)

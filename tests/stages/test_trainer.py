@@ -23,7 +23,7 @@ from rayreid.data.sampling import ShufflePlan
 from rayreid.data.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.journal import Journal
-from rayreid.stages import pretrain, trainer
+from rayreid.stages import pretrain, start, trainer
 from rayreid.stages.production import Work
 from rayreid.stages.progress import Screen
 from rayreid.stages.trainer import Training, fit
@@ -272,11 +272,11 @@ def test_a_relative_checkpoint_is_found_from_another_folder(tmp_path, monkeypatc
     monkeypatch.delenv("RAYREID_DATA", raising=False)
     backbone = Backbone(name="vit_tiny", depth=1, img_size=(64, 32), weights="w.pth")
     loaded, seen = [], []
-    Path("w.pth").write_bytes(b"weights")
+    torch.save(start.network(backbone).state_dict(), "w.pth")
     artifact = Artifact(tmp_path, "pretrain", 1, {}, {"pool": Artifact(tmp_path, "ingest", 1, {})})
     monkeypatch.setattr(Work, "input", lambda self, role: store())
     monkeypatch.setattr(pretrain, "fit", lambda work, training, resources: seen.append(training) or {})
-    monkeypatch.setattr(pretrain, "load_weights", lambda network, path: loaded.append(path))
+    monkeypatch.setattr(start, "load_weights", lambda network, path, strict: loaded.append(path))
     run = type("Recorder", (), {name: lambda self, *values: None for name in ("dataset", "params", "file")})()
     config = Pretrain(epochs=1, batch_size=4, out_dim=8, hidden_dim=8, bottleneck_dim=8)
     pretrain._pretrain(config, backbone, 0, Resources(), Work(artifact, tmp_path, run, Screen()))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rayreid.errors import UserError
 from rayreid.models.backbones import SWINS, VITS
-from rayreid.models.checkpoints import describe
+from rayreid.models.checkpoints import describe, stem_of
 
 HEAD_WIDTH = 64  # channels per attention head in every published ViT whose name says its width
 RESNET50_BLOCKS = (3, 4, 6, 3)
@@ -68,13 +68,6 @@ def read_off(state: Mapping[str, Tensor]) -> Shape:
     raise UserError(f"the file holds no backbone that rayreid can build, but {describe(state)}")
 
 
-def stem_of(state: Mapping[str, Tensor]) -> str:
-    """The stem of a ViT's tensors: patchify, conv or ics."""
-    if any(name.startswith("patch_embed.conv.1.IN.") for name in state):
-        return "ics"
-    return "conv" if any(name.startswith("patch_embed.conv.") for name in state) else "patchify"
-
-
 def guess_grid(positions: int) -> tuple[int, int] | None:
     """Grid (h, w) of a number of positions without the class token: square, 2:1 or 3:1; None where it is neither."""
     for ratio in RATIOS:
@@ -82,6 +75,12 @@ def guess_grid(positions: int) -> tuple[int, int] | None:
         if positions > 0 and ratio * width * width == positions:
             return ratio * width, width
     return None
+
+
+def patch_of(spec: Mapping[str, Any]) -> tuple[int, int]:
+    """Pixels (h, w) per token of a ViT's spec."""
+    patch = spec.get("patch_size", 16)
+    return (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
 
 
 def _vit(state: Mapping[str, Tensor]) -> Shape:

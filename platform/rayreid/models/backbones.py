@@ -133,6 +133,8 @@ def build_backbone(
         raise UserError(f"backbone {name} has its own stem; backbone stem {stem!r} is for vit_* only")
     if name not in VITS and depth is not None:
         raise UserError(f"backbone depth is for vit_* only, not {name}")
+    if name not in VITS and isinstance(overrides.get("num_heads"), int):
+        raise UserError(f"backbone num_heads is for vit_* only, not {name}")
     backbone: Backbone
     if name in VITS:
         backbone = _build_vit(name, stem, size, depth, drop_path, overrides)

@@ -4,60 +4,63 @@ import argparse
 import contextlib
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
 from rayreid.errors import UserError
+from rayreid.models import hub
+from rayreid.models.formats import Checkpoint, Contents, adapt
 
 HEADER_KEY = "rayreid"
-# What may stand beside a backbone: heads of every origin, and buffers that are computed, not learnt.
-IGNORED_PREFIXES = ("head.", "head_dist.", "fc.", "pre_logits.")
-IGNORED_SUFFIXES = (".relative_position_index", ".attn_mask")
+_SAVE_AGAIN = (
+    "if you trust its source, load it where it was written and save its tensors alone, with "
+    "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+)
+CONTAINERS = ("teacher", "state_dict", "model")
+"""Keys under which projects keep the tensors."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Tensors of one file under the backbone's own names.
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read weights of any known origin.
 
-    Attributes:
-        format: "rayreid" (ours), "pretraining" (the teacher of a TransReID-SSL or DINO checkpoint), "reid" (a
-            ReID model: `base.*` beside neck and classifier) or "plain" (a bare DINO or timm backbone).
-        state: name -> tensor.
-        ignored: names in the file that are no part of a backbone and were left out on purpose.
-        header: our header as JSON text, "" for files of other origin.
-        facts: what a file of other origin says of itself beside its tensors: `arch`, `epoch`, `img_size`, `num_heads`.
-    """
-
-    format: str
-    state: dict[str, Tensor]
-    ignored: list[str] = field(default_factory=list)
-    header: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a weights file of any known origin.
-
-    safetensors (ours or plain), or a PyTorch file read with `weights_only=True`: nothing in it is executed.
+    Args:
+        path: a safetensors file (ours or plain), a PyTorch file, which is read with `weights_only=True` (nothing in
+            it is executed), or `timm:NAME`, a pre-trained model that timm fetches from its hub.
 
     Raises:
-        UserError: the file is missing, no weights file, asks to run code, or holds no backbone.
+        UserError: the file is missing, no weights file, asks to run code, or holds no tensors; timm does not know the
+            name, or cannot fetch it.
     """
+    if hub.is_name(path):
+        return of_timm(hub.pretrained(str(path)))
+    path = Path(path)
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist")
     if _is_zip_or_pickle(path):
-        return _adapt(path, _read_torch(path))
+        return adapt(_take_apart(path, _read_torch(path)))
     with _open_safetensors(path) as file:
         header = (file.metadata() or {}).get(HEADER_KEY, "")
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    return Checkpoint("rayreid", state, header=header) if header else _adapt(path, state)
+    return Checkpoint("rayreid", state, header=header) if header else adapt(_take_apart(path, state))
+
+
+def of_timm(model: nn.Module) -> Checkpoint:
+    """The weights of a model made by timm, with its number of heads, and the mean and std that it was trained with."""
+    cfg: Any = model.pretrained_cfg
+    facts: dict[str, Any] = {"arch": cfg["architecture"], "mean": list(cfg["mean"]), "std": list(cfg["std"])}
+    if isinstance(model, VisionTransformer):
+        block: Any = model.blocks[0]
+        facts |= {"num_heads": block.attn.num_heads, "img_size": model.patch_embed.img_size}
+    return replace(adapt(Contents(model.state_dict(), "timm", facts)), format="timm")
 
 
 def read_header_text(path: Path) -> str:
@@ -100,70 +103,68 @@ def _read_torch(path: Path) -> Any:
         except pickle.UnpicklingError as error:
             called = re.search(r"GLOBAL (\S+)", str(error))
             if called is None:
-                raise UserError(f"{path} is not a PyTorch checkpoint, or not one that is safe to read") from error
+                raise UserError(
+                    f"{path} is not a PyTorch checkpoint, or not one that is safe to read; {_SAVE_AGAIN}"
+                ) from error
             raise UserError(
-                f"{path} was refused: loading it would use {called[1]}, and so could run code; "
-                "save the state dict alone"
+                f"{path} was refused: loading it would use {called[1]}, and so could run code; {_SAVE_AGAIN}"
             ) from error
         except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
             reason = str(error).split(". ")[0]
             raise UserError(f"{path} is not a PyTorch checkpoint, or it is damaged: {reason}") from error
 
 
+class _Settings:
+    """Stands for the settings (yacs) that Swin's authors save beside their weights.
+
+    It makes plain dictionaries: PyTorch's safe reader fills no class derived from them.
+    """
+
+    def __new__(cls) -> Any:
+        return OrderedDict()
+
+
 @contextlib.contextmanager
 def _harmless_globals() -> Iterator[None]:
-    """Allow what published checkpoints carry beside tensors: argparse settings, NumPy numbers (best mAP)."""
+    """Allow what published checkpoints carry beside tensors: settings, and NumPy numbers (best mAP)."""
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
     number_types = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
     with torch.serialization.safe_globals(
-        [argparse.Namespace, np.dtype, scalar, (scalar, "numpy.core.multiarray.scalar"), *number_types]
+        [
+            argparse.Namespace,
+            (_Settings, "yacs.config.CfgNode"),
+            np.dtype,
+            scalar,
+            (scalar, "numpy.core.multiarray.scalar"),
+            *number_types,
+        ]
     ):
         yield
 
 
-def _adapt(path: Path, content: Any) -> Checkpoint:
-    """Find the backbone in what a file of other origin holds, and strip the prefixes around its names."""
-    origin, content = _unwrap(path, content)
-    state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    if not state:
-        raise UserError(f"{path} holds no weights: its entries are {', '.join(map(str, list(content)[:5])) or 'none'}")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    ignored: list[str] = []
-    if any(name.startswith("backbone.") for name in state):
-        state = _below("backbone.", state, ignored, beside=("head.", "projector.", "predictor."))
-    elif any(name.startswith("base.") for name in state):
-        origin = "reid"
-        state = _below("base.", state, ignored, beside=("bottleneck", "classifier"))
-    ours = {}
-    for name, value in state.items():
-        if name.startswith(IGNORED_PREFIXES) or name.endswith(IGNORED_SUFFIXES):
-            ignored.append(name)
-        else:
-            ours[name] = value
-    return Checkpoint(origin, ours, ignored)
-
-
-def _unwrap(path: Path, content: Any) -> tuple[str, Mapping[str, Any]]:
+def _take_apart(path: Path, content: Any) -> Contents:
+    """Find the tensors in what a file holds, and what it says of them."""
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
-    if isinstance(content.get("teacher"), Mapping):
-        return "pretraining", content["teacher"]
-    for key in ("state_dict", "model"):
-        if isinstance(content.get(key), Mapping):
-            return "plain", content[key]
-    return "plain", content
+    container = next((key for key in CONTAINERS if isinstance(content.get(key), Mapping)), "")
+    named = content[container] if container else content
+    state = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    if not state:
+        raise UserError(f"{path} holds no weights: its entries are {', '.join(map(str, list(named)[:5])) or 'none'}")
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return Contents(state, container, _facts(content) if container else {})
 
 
-def _below(prefix: str, state: dict[str, Tensor], ignored: list[str], beside: tuple[str, ...]) -> dict[str, Tensor]:
-    """Names without `prefix`; those `beside` go to `ignored`; any others stay, to be refused by name."""
-    kept = {}
-    for name, value in state.items():
-        if name.startswith(beside):
-            ignored.append(name)
-        else:
-            kept[name.removeprefix(prefix)] = value
-    return kept
+def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
+    settings = vars(content["args"]) if isinstance(content.get("args"), argparse.Namespace) else {}
+    arch, epoch = content.get("arch", settings.get("arch")), content.get("epoch")
+    size = (settings.get("height"), settings.get("width"))
+    return {
+        **({"arch": arch} if isinstance(arch, str) else {}),
+        **({"epoch": epoch} if isinstance(epoch, int) else {}),
+        **({"img_size": size} if all(isinstance(side, int) for side in size) else {}),
+    }
 
 
 def describe(state: Mapping[str, Tensor]) -> str:
@@ -172,7 +173,7 @@ def describe(state: Mapping[str, Tensor]) -> str:
     if "cls_token" in state and blocks:
         tokens = state["pos_embed"].shape[1] - 1 if "pos_embed" in state else "no"
         width = state["cls_token"].shape[-1]
-        return f"a ViT with {_stem(state)} stem, width {width}, {len(blocks)} blocks, {tokens} positions"
+        return f"a ViT with {stem_of(state)} stem, width {width}, {len(blocks)} blocks, {tokens} positions"
     if any(name.startswith("layers.0.blocks.") for name in state):
         return "a Swin transformer"
     if "layer4.0.conv1.weight" in state:
@@ -180,7 +181,8 @@ def describe(state: Mapping[str, Tensor]) -> str:
     return f"something else ({', '.join(list(state)[:3])}, …)"
 
 
-def _stem(state: Mapping[str, Tensor]) -> str:
+def stem_of(state: Mapping[str, Tensor]) -> str:
+    """The stem of a ViT's tensors: patchify, conv or ics."""
     if any(name.startswith("patch_embed.conv.1.IN.") for name in state):
         return "ics"
     return "conv" if any(name.startswith("patch_embed.conv.") for name in state) else "patchify"

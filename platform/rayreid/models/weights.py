@@ -1,48 +1,25 @@
 """Weights of a backbone: our safetensors files with their facts, and loading from files of any origin."""
 
 import json
-import math
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from rayreid.artifacts import write_atomically
 from rayreid.errors import UserError
-from rayreid.models.backbones import Backbone, build_backbone
+from rayreid.models.architecture import guess_grid, patch_of
+from rayreid.models.backbones import VITS, Backbone, ViT, build_backbone
 from rayreid.models.checkpoints import HEADER_KEY, Checkpoint, describe, read_checkpoint, read_header_text
+from rayreid.models.formats import TITLES
+from rayreid.models.report import Grid, LoadReport
 from rayreid.models.stems import Stem
 
 FORMAT = "rayreid-backbone/1"
-NAMED_KEYS = 5
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What `load_weights` did. Every tensor of the backbone was loaded, or it would have raised.
-
-    Attributes:
-        format: origin of the file: "rayreid", "pretraining", "reid" or "plain" (see `Checkpoint`).
-        loaded: names of all tensors loaded.
-        resized: those of them that were resampled to another size.
-        ignored: names in the file left out on purpose (heads, necks, classifiers).
-        missing: always empty.
-        unexpected: always empty.
-        header: our header; empty for files of other origin.
-    """
-
-    format: str
-    loaded: list[str]
-    resized: list[str]
-    ignored: list[str]
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    header: dict[str, Any] = field(default_factory=dict)
 
 
 def save_backbone(
@@ -57,15 +34,10 @@ def save_backbone(
         std: likewise.
         facts: anything else JSON-able worth knowing (method, epochs, data set).
     """
-    path = Path(path)
     header = {**facts, "format": FORMAT, "backbone": backbone.spec, "mean": list(mean), "std": list(std)}
     state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(state, unfinished, metadata={HEADER_KEY: json.dumps(header)})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # safetensors' own `save_file` shuts all other users out of the file
+    write_atomically(Path(path), save(state, metadata={HEADER_KEY: json.dumps(header)}))
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -91,23 +63,34 @@ def load_backbone(path: str | Path, **overrides: Any) -> tuple[Backbone, dict[st
     header = _header(Path(path), checkpoint.header)
     spec = {**header["backbone"], **overrides}
     backbone = build_backbone(**spec)
-    _load(backbone, checkpoint, Path(path), header)
+    state, _ = _fit(backbone, checkpoint, str(path), header, strict=True)
+    backbone.load_state_dict(state)
     return backbone, header
 
 
-def load_weights(backbone: Backbone, path: str | Path) -> LoadReport:
-    """Load weights of any known origin into a backbone, every tensor or none.
+def load_weights(backbone: Backbone, path: str | Path, strict: bool = True) -> LoadReport:
+    """Load weights of any known origin into a backbone (`rayreid.models.formats` lists them).
 
-    Known are our own files, pre-training checkpoints of TransReID-SSL and DINO (the teacher is taken), ReID
-    models (`base.*`; neck and classifier are left out) and bare backbones of DINO or timm. A position
-    embedding of another grid is resampled.
+    A position embedding of another grid is resampled. What is refused changes nothing in the backbone.
+
+    Args:
+        backbone: made by `build_backbone`.
+        path: a file, or `timm:NAME`.
+        strict: every tensor of the backbone must be in the file, with its shape, and every one of the file be
+            explained; otherwise what fits is loaded and the report lists the rest.
 
     Raises:
-        UserError: no such file, not a weights file, or names or shapes that do not fit the backbone.
+        UserError: no such file, not a weights file, names or shapes that do not fit the backbone (not strict: none
+            that do), or a number of attention heads that is known to be another.
     """
-    checkpoint = read_checkpoint(Path(path))
-    header = _header(Path(path), checkpoint.header) if checkpoint.header else {}
-    return _load(backbone, checkpoint, Path(path), header)
+    state, report = _read(backbone, path, strict)
+    backbone.load_state_dict(state, strict=report.whole)
+    return report
+
+
+def check_weights(backbone: Backbone, path: str | Path, strict: bool = True) -> LoadReport:
+    """What `load_weights` would do or raise; loads nothing, so that the backbone may be on the meta device."""
+    return _read(backbone, path, strict)[1]
 
 
 def resize_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
@@ -129,61 +112,111 @@ def _header(path: Path, text: str) -> dict[str, Any]:
     return header
 
 
-def _load(backbone: Backbone, checkpoint: Checkpoint, path: Path, header: dict[str, Any]) -> LoadReport:
+def _read(backbone: Backbone, path: str | Path, strict: bool) -> tuple[dict[str, Tensor], LoadReport]:
+    checkpoint = read_checkpoint(path)
+    header = _header(Path(path), checkpoint.header) if checkpoint.header else {}
+    return _fit(backbone, checkpoint, str(path), header, strict)
+
+
+def _fit(
+    backbone: Backbone, checkpoint: Checkpoint, source: str, header: dict[str, Any], strict: bool
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """The tensors that go into the backbone, and the report of them."""
+    if strict and checkpoint.differs:
+        raise UserError(f"{source} is {TITLES[checkpoint.format]} of another architecture: {checkpoint.differs}")
     wanted = backbone.state_dict()
     state = dict(checkpoint.state)
-    resized = _fit_positions(backbone, state, path, header)
-    missing = [name for name in wanted if name not in state]
-    unexpected = [name for name in state if name not in wanted]
-    other_shape = [
-        f"{name} (file {tuple(state[name].shape)}, backbone {tuple(wanted[name].shape)})"
+    _check_heads(backbone, checkpoint, source, header)
+    resized = _fit_positions(backbone, state, source, header or checkpoint.facts, strict)
+    counters = _absent_counters(wanted, state)
+    state |= {name: torch.zeros(wanted[name].shape, dtype=wanted[name].dtype) for name in counters}
+    other_shape = {
+        name: (tuple(state[name].shape), tuple(wanted[name].shape))
         for name in wanted
         if name in state and state[name].shape != wanted[name].shape
-    ]
-    faults = [("missing", missing), ("unexpected", unexpected), ("other shape", other_shape)]
-    if missing or unexpected or other_shape:
-        details = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in faults if names)
-        spec = backbone.spec
+    }
+    fitting = {name: state[name] for name in wanted if name in state and name not in other_shape}
+    report = LoadReport(
+        source,
+        checkpoint.format,
+        loaded=[name for name in fitting if name not in counters],
+        resized={name: grids for name, grids in resized.items() if name in fitting},
+        counted_anew=counters,
+        ignored=checkpoint.ignored,
+        missing=[name for name in wanted if name not in state],
+        unexpected=[name for name in state if name not in wanted],
+        other_shape=other_shape,
+        differs=checkpoint.differs,
+        facts=checkpoint.facts,
+        header=header,
+    )
+    if not report.loaded or (strict and not report.whole):
         raise UserError(
-            f"{path} does not fit backbone {spec['name']} ({describe(wanted)}): {details}. "
-            f"The file seems to hold {describe(checkpoint.state)}"
+            f"{source} does not fit backbone {backbone.spec['name']} ({describe(wanted)}): {report.faults()}. "
+            f"The file is {TITLES[report.format]} and seems to hold {describe(checkpoint.state)}"
         )
-    backbone.load_state_dict(state, strict=True)
-    return LoadReport(checkpoint.format, list(wanted), resized, checkpoint.ignored, header=header)
+    return fitting, report
 
 
-def _fit_positions(backbone: Backbone, state: dict[str, Tensor], path: Path, header: dict[str, Any]) -> list[str]:
-    """Bring the position embedding in `state` to the backbone's grid; names of what was resampled."""
+def _check_heads(backbone: Backbone, checkpoint: Checkpoint, source: str, header: dict[str, Any]) -> None:
+    """The number of attention heads does not show in any shape: weights of another one load, and are useless."""
+    spec = header.get("backbone", {})
+    theirs = (
+        checkpoint.facts.get("num_heads") or spec.get("num_heads") or VITS.get(spec.get("name"), {}).get("num_heads")
+    )
+    token = checkpoint.state.get("cls_token")
+    if theirs is None or token is None or not isinstance(backbone, ViT) or token.shape != backbone.cls_token.shape:
+        return
+    block: Any = backbone.blocks[0]
+    ours = block.attn.num_heads
+    if theirs != ours:
+        raise UserError(
+            f"{source} is of a ViT with {theirs} attention heads, which its tensors do not show, and backbone "
+            f"{backbone.spec['name']} has {ours}; set num_heads: {theirs}"
+        )
+
+
+def _absent_counters(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Steps that a batch norm has counted, where a file holds the norm but not the counter; nothing uses them."""
+    counter, beside = "num_batches_tracked", "running_mean"
+    names = [name for name in wanted if name.endswith(counter) and name not in state]
+    return [name for name in names if name.removesuffix(counter) + beside in state]
+
+
+def _fit_positions(
+    backbone: Backbone, state: dict[str, Tensor], source: str, known: Mapping[str, Any], strict: bool
+) -> dict[str, tuple[Grid, Grid]]:
+    """Bring the position embedding in `state` to the backbone's grid; what was resampled → old and new grid."""
     stem = getattr(backbone, "patch_embed", None)
     table = state.get("pos_embed")
     if not isinstance(stem, Stem) or table is None or table.dim() != 3:
-        return []
+        return {}
     positions = table.shape[1] - 1
-    grid = _own_grid(header) if header else _guessed_grid(positions, stem.grid_size, path)
-    if grid[0] * grid[1] != positions:
-        return []  # refused by its shape
-    if grid == stem.grid_size:
-        return []
+    grid = _own_grid(known)
+    if grid is None or ("backbone" not in known and grid[0] * grid[1] != positions):
+        grid = _guessed_grid(positions, stem.grid_size)
+    if grid is None and strict:
+        raise UserError(
+            f"{source}: cannot tell the grid of {positions} positions in pos_embed (not square, 2:1 or 3:1)"
+        )
+    if grid is None or grid[0] * grid[1] != positions or grid == stem.grid_size:
+        return {}  # as it is: refused by its shape if it does not fit
     state["pos_embed"] = resize_positions(table, grid, stem.grid_size)
-    return ["pos_embed"]
+    return {"pos_embed": (grid, stem.grid_size)}
 
 
-def _own_grid(header: dict[str, Any]) -> tuple[int, int]:
-    height, width = header["backbone"]["img_size"]
-    patch = header["backbone"].get("patch_size", 16)
-    return height // patch, width // patch
+def _own_grid(known: Mapping[str, Any]) -> Grid | None:
+    """The grid that our header states, or the settings in a file of other origin."""
+    spec = known.get("backbone", known)
+    if "img_size" not in spec:
+        return None
+    height, width = spec["img_size"]
+    down, across = patch_of(spec)
+    return height // down, width // across
 
 
-def _guessed_grid(positions: int, grid: tuple[int, int], path: Path) -> tuple[int, int]:
+def _guessed_grid(positions: int, grid: Grid) -> Grid | None:
     """Grid of a file that does not say: the backbone's own if the number fits, else square, 2:1 or 3:1."""
     if positions == grid[0] * grid[1]:
         return grid
-    for ratio in (1, 2, 3):
-        width = math.isqrt(positions // ratio)
-        if positions > 0 and ratio * width * width == positions:
-            return ratio * width, width
-    raise UserError(f"{path}: cannot tell the grid of {positions} positions in pos_embed (not square, 2:1 or 3:1)")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED_KEYS]) + (", …" if len(names) > NAMED_KEYS else "")
+    return guess_grid(positions)

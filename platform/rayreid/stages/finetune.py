@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayreid.artifacts import Artifact, data_path
+from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Finetune, Resources
 from rayreid.data.batch import ImageBatch
 from rayreid.data.reid_transforms import ReIDTrain
 from rayreid.data.sampling import IdentityPlan
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.models.backbones import build_backbone
-from rayreid.models.weights import load_weights, save_backbone
+from rayreid.models.weights import save_backbone
 from rayreid.reid.supervised import SupervisedReID
-from rayreid.stages import pretrain
+from rayreid.stages import pretrain, start
 from rayreid.stages.production import Work, identity
+from rayreid.stages.start import Start, network
 from rayreid.stages.trainer import Training, fit
 
 VERSION = 1
@@ -38,8 +38,8 @@ def plan(
 ) -> Artifact:
     """A ReID model: a backbone fine-tuned on a target, from pre-trained weights, a checkpoint, or from scratch."""
     inputs = {"target": target, **({"weights": weights} if weights else {})}
-    start = None if weights else pretrain.start_checksum(backbone)
-    fields = identity(finetune=config, backbone=backbone, seed=seed, start=start)
+    begun = None if weights else start.identifier(backbone)
+    fields = identity(finetune=config, backbone=backbone, seed=seed, start=begun)
     job = partial(_finetune, config, backbone, seed, resources)
     return Artifact(target.root, "finetune", VERSION, fields, inputs, job)
 
@@ -48,9 +48,8 @@ def _finetune(config: Finetune, backbone: Backbone, seed: int, resources: Resour
     store = ImageStore(work.input("target"))
     rows = labelled_rows(store)
     classes, labels = np.unique(store.pids[rows], return_inverse=True)
-    start = data_path(backbone.weights) if backbone.weights else None
-    if "weights" in work.artifact.inputs:
-        start = work.input("weights") / pretrain.WEIGHTS
+    given = work.input("weights") / pretrain.WEIGHTS if "weights" in work.artifact.inputs else None
+    weights, started = start.prepare(work, backbone, given)
     steps = IdentityPlan(rows, store.pids[rows], config.identities, config.instances, seed)
     label_of_row = np.full(len(store), -1)
     label_of_row[rows] = labels
@@ -59,7 +58,7 @@ def _finetune(config: Finetune, backbone: Backbone, seed: int, resources: Resour
         folder=work.folder,
         store=store.directory,
         plan=steps,
-        build=_Build(config, backbone, seed, steps.steps_per_epoch, len(classes), start, label_of_row),
+        build=_Build(config, backbone, seed, steps.steps_per_epoch, len(classes), weights, label_of_row),
         save=partial(_save, work.folder / WEIGHTS, header),
         epochs=config.epochs,
         accumulate=1,
@@ -72,7 +71,7 @@ def _finetune(config: Finetune, backbone: Backbone, seed: int, resources: Resour
     work.run.params({"resolved.warmup_epochs": config.warmup})
     facts = fit(work, training, resources)
     work.run.file(work.folder / WEIGHTS, "weights")
-    return {**profile, **facts}
+    return {**profile, **facts, **started}
 
 
 def labelled_rows(store: ImageStore) -> np.ndarray:
@@ -97,16 +96,16 @@ class _Build:
     seed: int
     steps_per_epoch: int
     classes: int
-    start: Path | None
+    weights: Start | None
     labels: np.ndarray
 
     def __call__(self, device: torch.device) -> tuple[SupervisedReID, Callable[..., Any]]:
         c, b = self.config, self.backbone
-        network = build_backbone(b.name, b.stem, b.img_size, b.depth, drop_path=c.drop_path)
-        if self.start is not None:
-            load_weights(network, self.start)
+        backbone = network(b, c.drop_path)
+        if self.weights is not None:
+            self.weights.load(backbone)
         method = SupervisedReID(
-            network,
+            backbone,
             self.classes,
             epochs=c.epochs,
             steps_per_epoch=self.steps_per_epoch,

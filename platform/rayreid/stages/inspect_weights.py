@@ -11,22 +11,16 @@ from rich.table import Table
 from torch import Tensor
 
 from rayreid.errors import UserError
-from rayreid.models.architecture import Shape, read_off, stem_of
+from rayreid.models.architecture import Shape, patch_of, read_off
 from rayreid.models.backbones import SWINS, VITS, Backbone, build_backbone
-from rayreid.models.checkpoints import Checkpoint, read_checkpoint
-from rayreid.models.weights import read_header
+from rayreid.models.checkpoints import read_checkpoint, stem_of
+from rayreid.models.formats import TITLES, Checkpoint
+from rayreid.models.weights import check_weights, read_header
 from rayreid.stages.progress import Screen
-from rayreid.stages.weights import OWN_FACTS, grouped, listed
+from rayreid.stages.weights import OWN_FACTS, listed, reasons
 
-FORMATS = {
-    "rayreid": "rayreid, safetensors with a header",
-    "pretraining": "pre-training checkpoint of DINO or TransReID-SSL: its teacher",
-    "reid": "ReID model of TransReID-SSL: base.*",
-    "plain": "bare backbone (timm, DINO or converted)",
-}
 BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
 _NAMES = 14  # columns for the names on the left
-_SHOWN = 5
 
 
 def inspect_weights(file: str, keys: bool = False, screen: Screen | None = None) -> None:
@@ -54,9 +48,9 @@ def inspect_weights(file: str, keys: bool = False, screen: Screen | None = None)
     for name, value in _lines(path, checkpoint, header or checkpoint.facts, shape, backbone).items():
         if value:
             screen.say(f"[bold]{name:<{_NAMES}}[/]{escape(value)}")
-    faults = _faults(backbone, checkpoint.state)
-    if faults:
-        raise UserError(f"{path} does not load: {faults}")
+    report = check_weights(backbone, path, strict=False)
+    if not report.whole:
+        raise UserError(f"{path} does not load: {report.faults()}")
     screen.say(f"[bold]{'loads':<{_NAMES}}[/]whole: every tensor is accounted for")
 
 
@@ -69,7 +63,7 @@ def _lines(
     known = bool(checkpoint.header)
     return {
         "file": str(path),
-        "format": FORMATS.get(checkpoint.format, checkpoint.format),
+        "format": TITLES[checkpoint.format],
         "architecture": _architecture(shape, backbone, known),
         "stem": stem_of(state) if shape.spec["name"] in VITS else "",
         "image size": _size(shape, backbone, known),
@@ -77,7 +71,7 @@ def _lines(
         "tensors": f"{len(state):,}: {', '.join(f'{number} {dtype}' for dtype, number in dtypes.items())}",
         "mean, std": f"{listed(facts['mean'])}, {listed(facts['std'])}" if "mean" in facts else "not in the file",
         "facts": ", ".join(f"{key} {value}" for key, value in facts.items() if key not in OWN_FACTS),
-        "ignored": grouped(list(checkpoint.ignored)),
+        "ignored": reasons(checkpoint.ignored),
     }
 
 
@@ -122,35 +116,19 @@ def _unloaded(shape: Shape, state: Mapping[str, Tensor]) -> Backbone:
     if "num_heads" in shape.unknown:
         spec["num_heads"] = 1
     if "img_size" in shape.unknown:
-        patch = spec.get("patch_size", 16)
-        down, across = (patch, patch) if isinstance(patch, int) else patch
+        down, across = patch_of(spec)
         spec["img_size"] = ((state["pos_embed"].shape[1] - 1) * down, across)
     with torch.device("meta"):
         return build_backbone(**spec)
 
 
-def _faults(backbone: Backbone, state: Mapping[str, Tensor]) -> str:
-    """Which tensors are missing, unexpected or of another shape; "" where none is."""
-    wanted = backbone.state_dict()
-    found = {
-        "missing": [name for name in wanted if name not in state],
-        "unexpected": [name for name in state if name not in wanted],
-        "of another shape": [name for name in wanted if name in state and wanted[name].shape != state[name].shape],
-    }
-    return "; ".join(
-        f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''}"
-        for what, names in found.items()
-        if names
-    )
-
-
 def _list(screen: Screen, checkpoint: Checkpoint) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("key", "shape", "dtype"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name, tensor in checkpoint.state.items():
         table.add_row(escape(name), "x".join(map(str, tensor.shape)) or "1", str(tensor.dtype).removeprefix("torch."))
-    for name in checkpoint.ignored:
-        table.add_row(escape(name), "", "ignored")
+    for name, reason in checkpoint.ignored.items():
+        table.add_row(escape(name), "", f"left out: {escape(reason)}")
     screen.console.print(table)
     screen.say("")

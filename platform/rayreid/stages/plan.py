@@ -6,14 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayreid.artifacts import Artifact, data_path, lineage
+from rayreid.artifacts import Artifact, lineage
 from rayreid.config import PATCH, Backbone, Experiment, Pretrain, Resources, Source
 from rayreid.data.datasets import Dataset
 from rayreid.errors import UserError
-from rayreid.models.backbones import build_backbone
-from rayreid.models.weights import load_weights
 from rayreid.selection.filelist import read_list
-from rayreid.stages import evaluate, finetune, ingest, pretrain, score, select
+from rayreid.stages import evaluate, finetune, ingest, pretrain, score, select, start
 from rayreid.stages.provenance import provenance_of
 
 ROLES = ("pool", "target", "source_proxy", "target_proxy", "scores", "subset", "weights", "model", "metrics")
@@ -88,7 +86,7 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
     """
     experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
-        _check_backbone(backbone)
+        start.check(backbone)
     for e in experiments:
         for backbone, pretraining in ((e.backbone, e.pretrain), (e.proxy.backbone, e.proxy.pretrain)):
             _check_pretraining(backbone, pretraining, e.resources)
@@ -213,9 +211,3 @@ def _check_pretraining(backbone: Backbone, config: Pretrain, resources: Resource
             f"pretrain.batch_size={config.batch_size} cannot be dealt to pretrain.accumulate={config.accumulate} "
             f"micro-batches on resources.workers={resources.workers}; make it a multiple of {parts}"
         )
-
-
-def _check_backbone(config: Backbone) -> None:
-    backbone = build_backbone(config.name, config.stem, config.img_size, config.depth)
-    if config.weights:
-        load_weights(backbone, data_path(config.weights))

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayreid.artifacts import Artifact, data_path
+from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Pretrain, Resources
 from rayreid.data.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop
 from rayreid.data.batch import ImageBatch
 from rayreid.data.sampling import ShufflePlan
-from rayreid.data.shards import checksum
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.models.backbones import build_backbone
-from rayreid.models.weights import load_weights, save_backbone
+from rayreid.models.weights import save_backbone
 from rayreid.pretraining.dino import DINO
+from rayreid.stages import start
 from rayreid.stages.production import Work, identity
 from rayreid.stages.select import subset_rows
+from rayreid.stages.start import Start, network
 from rayreid.stages.trainer import Training, fit
 
 VERSION = 1
@@ -38,7 +38,7 @@ def plan(
 ) -> Artifact:
     """Weights of a backbone pre-trained on a pool, or on a subset of it."""
     inputs = {"pool": pool, **({"subset": subset} if subset else {})}
-    fields = identity(pretrain=config, backbone=backbone, seed=seed, start=start_checksum(backbone))
+    fields = identity(pretrain=config, backbone=backbone, seed=seed, start=start.identifier(backbone))
     job = partial(_pretrain, config, backbone, seed, resources)
     return Artifact(pool.root, "pretrain", VERSION, fields, inputs, job)
 
@@ -56,33 +56,18 @@ def refuse_test_images(dataset: str, splits: Container[str]) -> None:
         )
 
 
-def start_checksum(backbone: Backbone) -> str | None:
-    """What identifies the checkpoint that a backbone starts from.
-
-    Raises:
-        UserError: it does not exist.
-    """
-    if backbone.weights is None:
-        return None
-    path = data_path(backbone.weights)
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file (backbone.weights)")
-    return checksum(path)
-
-
 def _pretrain(config: Pretrain, backbone: Backbone, seed: int, resources: Resources, work: Work) -> dict[str, Any]:
     store = ImageStore(work.input("pool"))
     refuse_test_images(store.manifest["dataset"], store.manifest["counts"])
     chosen = subset_rows(store, work.input("subset")) if "subset" in work.artifact.inputs else np.arange(len(store))
-    # Made absolute here: a worker's current folder is another one.
-    start = data_path(backbone.weights) if backbone.weights else None
+    weights, started = start.prepare(work, backbone)
     steps = ShufflePlan(chosen, config.batch_size, seed)
     header = {"method": config.method, "epochs": config.epochs, "artifact": str(work.artifact)}
     training = Training(
         folder=work.folder,
         store=store.directory,
         plan=steps,
-        build=_Build(config, backbone, seed, steps.steps_per_epoch, start),
+        build=_Build(config, backbone, seed, steps.steps_per_epoch, weights),
         save=partial(_save, work.folder / WEIGHTS, header),
         epochs=config.epochs,
         accumulate=config.accumulate,
@@ -96,7 +81,7 @@ def _pretrain(config: Pretrain, backbone: Backbone, seed: int, resources: Resour
     work.run.params({f"resolved.{name}": value for name, value in resolved.items()})
     facts = fit(work, training, resources)
     work.run.file(work.folder / WEIGHTS, "weights")
-    return {"images": len(chosen), **facts}
+    return {"images": len(chosen), **facts, **started}
 
 
 @dataclass(frozen=True)
@@ -107,14 +92,13 @@ class _Build:
     backbone: Backbone
     seed: int
     steps_per_epoch: int
-    start: Path | None
+    weights: Start | None
 
     def __call__(self, device: torch.device) -> tuple[DINO, Callable[..., Any]]:
         c, b = self.config, self.backbone
-        student = build_backbone(b.name, b.stem, b.img_size, b.depth, drop_path=c.drop_path)
-        teacher = build_backbone(b.name, b.stem, b.img_size, b.depth)
-        if self.start is not None:
-            load_weights(student, self.start)
+        student, teacher = network(b, c.drop_path), network(b)
+        if self.weights is not None:
+            self.weights.load(student)
         method = DINO(
             student,
             teacher,

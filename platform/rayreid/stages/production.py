@@ -18,7 +18,7 @@ from rayreid.tracking import Run
 _NOTE = "run.json"
 """Names the MLflow run, for the process that goes on after an interruption."""
 
-SCRATCH = ("checkpoints", "ray")
+SCRATCH = ("checkpoints", "ray", "start")
 """Folders of an artifact that are needed only until it is complete."""
 
 

@@ -1,7 +1,7 @@
 """Weights files of every origin: looking into one, and writing it in another form. Needs no Ray."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -22,10 +22,12 @@ from rayreid.stages.progress import Screen
 SUFFIXES = {"safetensors": (".safetensors",), "timm": (".safetensors", ".pth"), "transreid": (".pth",)}
 MARKS = {"safetensors": "rayreid"}  # what stands in a file's name for its form, where it is not the form's own
 FOREIGN: dict[str, Callable[[Path, Backbone], list[str]]] = {"timm": write_timm, "transreid": write_transreid}
-# Origins whose normalisation is known: that of all DINO and TransReID-SSL pre-training, and of their ReID models.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+# Formats whose normalisation is known: that of the published pre-training, and of the published ReID models.
 NORMALISED = {
-    "pretraining": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "reid": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    **dict.fromkeys(("transreid-pretraining", "dino", "mocov2", "mocov3", "moby"), IMAGENET),
+    **dict.fromkeys(("reid", "cluster-contrast"), HALF),
 }
 OWN_FACTS = ("format", "backbone", "mean", "std", "img_size", "num_heads")
 
@@ -156,7 +158,7 @@ def _load(path: Path, screen: Screen, **hint: Any) -> Loaded:
         height, width = backbone.spec["img_size"]
         screen.say(f"resampled to {height}x{width}: {', '.join(report.resized)}")
     if report.ignored:
-        screen.say(f"left out on purpose: {grouped(report.ignored)}")
+        screen.say(f"left out on purpose: {reasons(report.ignored)}")
     return Loaded(checkpoint, header or checkpoint.facts, backbone)
 
 
@@ -193,10 +195,9 @@ def _named(backbone: Backbone) -> str:
     return f"{name} {stem}" if name.startswith("vit") else str(name)
 
 
-def grouped(names: Sequence[str]) -> str:
-    """Names counted by what stands before their first dot."""
-    groups = Counter(name.split(".")[0] for name in names)
-    return ", ".join(f"{count} {group}.*" if count > 1 else group for group, count in groups.items())
+def reasons(ignored: Mapping[str, str]) -> str:
+    """Why tensors were left out, and how many for that."""
+    return ", ".join(f"{reason} ({count})" for reason, count in Counter(ignored.values()).items())
 
 
 def listed(numbers: Sequence[float]) -> str:

@@ -1,0 +1,113 @@
+"""What loading weights did, tensor by tensor, in a line or in full."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rayreid.models.formats import TITLES
+
+NAMED_KEYS = 5
+Grid = tuple[int, int]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` did, or `check_weights` found that it would do.
+
+    Attributes:
+        source: the file, or `timm:NAME`.
+        format: origin of the file (`rayreid.models.formats.TITLES`).
+        loaded: names of all tensors loaded.
+        resized: those of them that were resampled → the file's grid and the backbone's, (height, width) in patches.
+        counted_anew: step counters of batch norm that the file lacks, as files of PyTorch before 0.4.1 do: set to 0.
+        ignored: names in the file left out on purpose → why.
+        missing: names that the file lacks; empty unless not strict, as are the next two.
+        unexpected: names in the file that the backbone has no place for.
+        other_shape: name → the file's shape and the backbone's.
+        differs: what the file's network has that the backbone has not, in words.
+        facts: what is known of the file beyond its tensors (see `Checkpoint`); `mean` and `std` among it.
+        header: our header; empty for files of other origin.
+    """
+
+    source: str
+    format: str
+    loaded: list[str]
+    resized: dict[str, tuple[Grid, Grid]] = field(default_factory=dict)
+    counted_anew: list[str] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    other_shape: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
+    differs: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    header: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every tensor of the backbone was loaded, and every one of the file is accounted for."""
+        return not (self.missing or self.unexpected or self.other_shape or self.differs)
+
+    def __str__(self) -> str:
+        parts = [f"{'all ' if self.whole else ''}{len(self.loaded)} tensors loaded"]
+        parts += [f"{name} resized {_grids(*grids)}" for name, grids in self.resized.items()]
+        parts += [f"{len(names)} {what}" for what, names in [("ignored", self.ignored), *self._rest()] if names]
+        return f"{self.source} ({TITLES[self.format]}): {', '.join(parts)}"
+
+    def faults(self) -> str:
+        """What did not fit, some names of each kind."""
+        listed = {**dict(self._rest()), "of another shape": self._shapes()}
+        parts = [f"{len(names)} {what}: {_some(list(names))}" for what, names in listed.items() if names]
+        return "; ".join([*([self.differs] if self.differs else []), *parts])
+
+    def lines(self) -> list[str]:
+        """Everything, in lines of text."""
+        known = [f"{name}: {value}" for name, value in self.facts.items()]
+        sizes = [f"{name} {_grids(*grids)}" for name, grids in self.resized.items()]
+        reasons = sorted(set(self.ignored.values()))
+        left = [f"{reason}: {', '.join(n for n in self.ignored if self.ignored[n] == reason)}" for reason in reasons]
+        blocks: dict[str, Iterable[str]] = {
+            "known": known,
+            "resized": sizes,
+            "ignored": left,
+            "set to 0": self.counted_anew,
+            "differs": [self.differs] if self.differs else [],
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "of another shape": self._shapes(),
+            "loaded": self.loaded,
+        }
+        told = [f"  {what}: {line}" for what, entries in blocks.items() for line in entries]
+        return [str(self), *told]
+
+    def figures(self) -> dict[str, Any]:
+        """What is worth keeping beside an artifact, JSON-able; names only of what was not loaded."""
+        return {
+            "source": self.source,
+            "format": self.format,
+            "loaded": len(self.loaded),
+            "resized": {name: _grids(*grids) for name, grids in self.resized.items()},
+            "ignored": len(self.ignored),
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "other_shape": self._shapes(),
+            "facts": self.facts,
+        }
+
+    def _rest(self) -> list[tuple[str, Sequence[str]]]:
+        return [
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", list(self.other_shape)),
+        ]
+
+    def _shapes(self) -> list[str]:
+        return [f"{name} (file {theirs}, backbone {ours})" for name, (theirs, ours) in self.other_shape.items()]
+
+
+def _grids(old: Grid, new: Grid) -> str:
+    return f"{old[0]}x{old[1]} → {new[0]}x{new[1]}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED_KEYS]) + (", …" if len(names) > NAMED_KEYS else "")
