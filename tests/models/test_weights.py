@@ -42,12 +42,14 @@ def prefixed(prefix, backbone):
     return {prefix + name: value for name, value in backbone.state_dict().items()}
 
 
-@pytest.mark.parametrize("sizes", [("src_16x8", "dst_24x8"), ("src_14x14", "dst_16x8")])
-def test_position_embedding_is_resized_as_published(golden, sizes):
+def test_position_embedding_is_resized_as_published(golden):
     case = golden("pos_embed_resize.npz")
-    grids = [tuple(map(int, re.findall(r"\d+", name))) for name in sizes]
-    resized = resize_positions(torch.from_numpy(case[sizes[0]]), *grids)
-    np.testing.assert_allclose(resized.numpy(), case[sizes[1]], rtol=0, atol=1e-6)
+    names = list(case)  # each src_HxW is followed by its dst_HxW
+    assert len(names) >= 2 and [name[:4] for name in names] == ["src_", "dst_"] * (len(names) // 2)
+    for pair in zip(names[::2], names[1::2], strict=True):
+        grids = [tuple(map(int, re.findall(r"\d+", name))) for name in pair]
+        resized = resize_positions(torch.from_numpy(case[pair[0]]), *grids)
+        np.testing.assert_allclose(resized.numpy(), case[pair[1]], rtol=0, atol=1e-6, err_msg=str(pair))
 
 
 def test_save_and_load_again_is_exact(tmp_path):
@@ -277,3 +279,15 @@ def test_only_our_files_have_a_header(tmp_path):
     save_file(vit().state_dict(), tmp_path / "new", metadata={"rayreid": json.dumps(header)})
     with pytest.raises(UserError, match="rayreid-backbone/99"):
         read_header(tmp_path / "new")
+
+
+def test_a_file_can_be_read_by_whoever_may_read_others(tmp_path):
+    (tmp_path / "any").touch()
+    save_backbone(tmp_path / "b.safetensors", vit(), MEAN, STD)
+    assert (tmp_path / "b.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+def test_patches_that_are_not_square(tmp_path):
+    backbone = vit(stem="patchify", patch_size=(16, 8))
+    save_backbone(tmp_path / "b.safetensors", backbone, MEAN, STD)
+    assert_same(load_backbone(tmp_path / "b.safetensors")[0], backbone)

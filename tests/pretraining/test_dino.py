@@ -33,6 +33,7 @@ def method_of(case, stem: str, dtype: torch.dtype) -> DINO:
         depth=meta["depth"],
         embed_dim=meta["embed_dim"],
         num_heads=meta["heads"],
+        patch_size=meta["patch"],
     )
     method = DINO(
         backbone,

@@ -173,7 +173,7 @@ def describe(state: Mapping[str, Tensor]) -> str:
     if "cls_token" in state and blocks:
         tokens = state["pos_embed"].shape[1] - 1 if "pos_embed" in state else "no"
         width = state["cls_token"].shape[-1]
-        return f"a ViT with {_stem(state)} stem, width {width}, {len(blocks)} blocks, {tokens} positions"
+        return f"a ViT with {stem_of(state)} stem, width {width}, {len(blocks)} blocks, {tokens} positions"
     if any(name.startswith("layers.0.blocks.") for name in state):
         return "a Swin transformer"
     if "layer4.0.conv1.weight" in state:
@@ -181,7 +181,8 @@ def describe(state: Mapping[str, Tensor]) -> str:
     return f"something else ({', '.join(list(state)[:3])}, …)"
 
 
-def _stem(state: Mapping[str, Tensor]) -> str:
+def stem_of(state: Mapping[str, Tensor]) -> str:
+    """The stem of a ViT's tensors: patchify, conv or ics."""
     if any(name.startswith("patch_embed.conv.1.IN.") for name in state):
         return "ics"
     return "conv" if any(name.startswith("patch_embed.conv.") for name in state) else "patchify"

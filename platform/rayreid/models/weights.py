@@ -1,18 +1,18 @@
 """Weights of a backbone: our safetensors files with their facts, and loading from files of any origin."""
 
 import json
-import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from rayreid.artifacts import write_atomically
 from rayreid.errors import UserError
+from rayreid.models.architecture import guess_grid, patch_of
 from rayreid.models.backbones import VITS, Backbone, ViT, build_backbone
 from rayreid.models.checkpoints import HEADER_KEY, Checkpoint, describe, read_checkpoint, read_header_text
 from rayreid.models.formats import TITLES
@@ -34,15 +34,10 @@ def save_backbone(
         std: likewise.
         facts: anything else JSON-able worth knowing (method, epochs, data set).
     """
-    path = Path(path)
     header = {**facts, "format": FORMAT, "backbone": backbone.spec, "mean": list(mean), "std": list(std)}
     state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(state, unfinished, metadata={HEADER_KEY: json.dumps(header)})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # safetensors' own `save_file` shuts all other users out of the file
+    write_atomically(Path(path), save(state, metadata={HEADER_KEY: json.dumps(header)}))
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -216,16 +211,12 @@ def _own_grid(known: Mapping[str, Any]) -> Grid | None:
     if "img_size" not in spec:
         return None
     height, width = spec["img_size"]
-    patch = spec.get("patch_size", 16)
-    return height // patch, width // patch
+    down, across = patch_of(spec)
+    return height // down, width // across
 
 
 def _guessed_grid(positions: int, grid: Grid) -> Grid | None:
     """Grid of a file that does not say: the backbone's own if the number fits, else square, 2:1 or 3:1."""
     if positions == grid[0] * grid[1]:
         return grid
-    for ratio in (1, 2, 3):
-        width = math.isqrt(max(positions, 0) // ratio)
-        if positions > 0 and ratio * width * width == positions:
-            return ratio * width, width
-    return None
+    return guess_grid(positions)

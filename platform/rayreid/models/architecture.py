@@ -1,0 +1,171 @@
+"""What a backbone's tensors say of it: the arguments of `build_backbone` that they fit."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from rayreid.errors import UserError
+from rayreid.models.backbones import SWINS, VITS
+from rayreid.models.checkpoints import describe, stem_of
+
+HEAD_WIDTH = 64  # channels per attention head in every published ViT whose name says its width
+RESNET50_BLOCKS = (3, 4, 6, 3)
+RATIOS = (1, 2, 3)  # height to width: ImageNet, 256x128, 384x128
+PATCH_OF_STEM = {"patchify": 1, "conv": 2, "ics": 2}  # what is in front of the last convolution halves the image
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What can be read off a backbone's tensors.
+
+    Attributes:
+        spec: arguments of `build_backbone` (JSON-able); those that are the name's own, the depth apart, are left out.
+        unknown: arguments that the tensors do not tell -> why, and what to say.
+    """
+
+    spec: dict[str, Any]
+    unknown: dict[str, str] = field(default_factory=dict)
+
+
+def recognise(
+    state: Mapping[str, Tensor], *, header: Mapping[str, Any] | None = None, hint: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The arguments of `build_backbone` for a backbone's tensors.
+
+    Args:
+        state: name -> tensor, names as in timm.
+        header: the header of our file, which knows everything; None for files of other origin.
+        hint: arguments that the user knows better, e.g. `img_size`, `num_heads`.
+
+    Raises:
+        UserError: the tensors are of no backbone known here, or do not tell an argument that no hint gives.
+    """
+    known = {key: value for key, value in (hint or {}).items() if value is not None}
+    if header is not None:
+        return {**header["backbone"], **known}
+    shape = read_off(state)
+    for argument, reason in shape.unknown.items():
+        if argument not in known:
+            raise UserError(reason)
+    return {**shape.spec, **known}
+
+
+def read_off(state: Mapping[str, Tensor]) -> Shape:
+    """What a backbone's tensors alone say of it.
+
+    Raises:
+        UserError: they are of no backbone known here.
+    """
+    if "cls_token" in state and "pos_embed" in state and _count(state, "blocks."):
+        return _vit(state)
+    if any(name.startswith("layers.0.blocks.") for name in state) and "patch_embed.proj.weight" in state:
+        return _swin(state)
+    if "layer4.0.conv1.weight" in state:
+        return _resnet(state)
+    raise UserError(f"the file holds no backbone that rayreid can build, but {describe(state)}")
+
+
+def guess_grid(positions: int) -> tuple[int, int] | None:
+    """Grid (h, w) of a number of positions without the class token: square, 2:1 or 3:1; None where it is neither."""
+    for ratio in RATIOS:
+        width = math.isqrt(positions // ratio)
+        if positions > 0 and ratio * width * width == positions:
+            return ratio * width, width
+    return None
+
+
+def patch_of(spec: Mapping[str, Any]) -> tuple[int, int]:
+    """Pixels (h, w) per token of a ViT's spec."""
+    patch = spec.get("patch_size", 16)
+    return (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
+
+
+def _vit(state: Mapping[str, Tensor]) -> Shape:
+    stem, width, unknown = stem_of(state), state["cls_token"].shape[-1], {}
+    name = _named(width, {name: int(own["embed_dim"]) for name, own in VITS.items()})
+    patch = tuple(PATCH_OF_STEM[stem] * int(side) for side in _kernel(state))
+    spec: dict[str, Any] = {"name": name, "stem": stem, "depth": _count(state, "blocks.")}
+    if width != VITS[name]["embed_dim"]:
+        spec["embed_dim"] = width
+        if width % HEAD_WIDTH:
+            unknown["num_heads"] = (
+                f"the tensors do not tell how many heads a ViT of width {width} has"
+                f" (not a multiple of {HEAD_WIDTH}); say --num-heads"
+            )
+        else:
+            spec["num_heads"] = width // HEAD_WIDTH
+    if patch != (16, 16):
+        spec["patch_size"] = patch[0] if patch[0] == patch[1] else list(patch)
+    _mlp_ratio(state, spec, "blocks.0.mlp.fc1.weight")
+    positions = state["pos_embed"].shape[1] - 1
+    grid = guess_grid(positions)
+    if grid is None:
+        unknown["img_size"] = (
+            f"the tensors do not tell the image size: {positions} positions are no square, 2:1 or 3:1 grid;"
+            " say --img-size HEIGHT WIDTH"
+        )
+    else:
+        spec["img_size"] = [grid[0] * patch[0], grid[1] * patch[1]]
+    return Shape(spec, unknown)
+
+
+def _swin(state: Mapping[str, Tensor]) -> Shape:
+    """Weights of a Swin depend on no image size, so that `img_size` stays `build_backbone`'s own."""
+    tables = [
+        state.get(f"layers.{i}.blocks.0.attn.relative_position_bias_table") for i in range(_count(state, "layers."))
+    ]
+    if any(table is None for table in tables):
+        raise UserError(
+            "the file holds a Swin transformer without relative positions: rayreid builds the first version only"
+        )
+    seen: dict[str, Any] = {
+        "embed_dim": state["patch_embed.proj.weight"].shape[0],
+        "depths": [_count(state, f"layers.{i}.blocks.") for i in range(len(tables))],
+        "num_heads": [table.shape[1] for table in tables if table is not None],
+        "window_size": (math.isqrt(tables[0].shape[0]) + 1) // 2 if tables[0] is not None else 7,
+    }
+    names = [name for name, own in SWINS.items() if all(list(own[k]) == seen[k] for k in ("depths", "num_heads"))]
+    name = names[0] if names else _named(seen["embed_dim"], {name: own["embed_dim"] for name, own in SWINS.items()})
+    own = {"window_size": 7, **SWINS[name]}
+    spec: dict[str, Any] = {"name": name, "stem": "patchify"}
+    spec |= {key: value for key, value in seen.items() if value != _listed(own[key])}
+    _mlp_ratio(state, spec, "layers.0.blocks.0.mlp.fc1.weight")
+    return Shape(spec)
+
+
+def _resnet(state: Mapping[str, Tensor]) -> Shape:
+    blocks = tuple(_count(state, f"layer{stage}.") for stage in (1, 2, 3, 4))
+    if blocks != RESNET50_BLOCKS or "layer1.0.conv3.weight" not in state:
+        raise UserError(f"the file holds a ResNet with {blocks} blocks; of ResNets rayreid builds ResNet-50 only")
+    return Shape({"name": "resnet50", "stem": "patchify"})
+
+
+def _named(width: int, widths: Mapping[str, int]) -> str:
+    """The name of that width, or else of the next smaller one (of the smallest, if there is none)."""
+    return max(
+        widths, key=lambda name: (widths[name] <= width, widths[name] if widths[name] <= width else -widths[name])
+    )
+
+
+def _mlp_ratio(state: Mapping[str, Tensor], spec: dict[str, Any], name: str) -> None:
+    if name in state and (ratio := state[name].shape[0] / state[name].shape[1]) != 4:
+        spec["mlp_ratio"] = ratio
+
+
+def _kernel(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    weight = state.get("patch_embed.proj.weight")
+    if weight is None or weight.dim() != 4:
+        raise UserError("the file holds a ViT without the convolution patch_embed.proj: rayreid has no such stem")
+    return tuple(weight.shape[2:])
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """Different next parts of the names below a prefix."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,145 @@
+"""Writing a backbone in other projects' forms: timm's and TransReID-SSL's."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from rayreid.artifacts import write_atomically
+from rayreid.errors import UserError
+from rayreid.models.backbones import SWINS, VITS, Backbone, ViT
+
+TIMM_NAMES = {
+    "vit_tiny": "vit_tiny_patch16_224",
+    "vit_small": "vit_small_patch16_224",
+    "vit_base": "vit_base_patch16_224",
+    "vit_large": "vit_large_patch16_224",
+    "swin_tiny": "swin_tiny_patch4_window7_224",
+    "swin_small": "swin_small_patch4_window7_224",
+    "swin_base": "swin_base_patch4_window7_224",
+    "resnet50": "resnet50",
+}
+STEM_CLASSES = {"conv": "ConvStem", "ics": "ICSStem"}
+TRANSREID_WIDTHS = {384: "vit_small", 768: "vit_base"}
+SWIN_FLAGS = {"strict_img_size": False, "always_partition": True}
+
+
+def write_timm(path: Path, backbone: Backbone) -> list[str]:
+    """Write a backbone so that `timm.create_model(…).load_state_dict(…, strict=True)` takes it.
+
+    Args:
+        path: ends in `.safetensors` (without a header of ours) or `.pth`.
+        backbone: made by `build_backbone`; its names are timm's, its dtypes are kept.
+
+    Returns:
+        Lines about what the file needs and cannot hold.
+    """
+    if path.suffix == ".safetensors":
+        write_atomically(path, save(_state(backbone)))  # safetensors' own `save_file` shuts all other users out
+    else:
+        _write_torch(path, backbone)
+    stem = backbone.spec["stem"]
+    notes = [f"to load it: {timm_call(backbone.spec)}"]
+    if stem in STEM_CLASSES:
+        notes.append(
+            f"timm has no {stem} stem: `from rayreid.models.stems import {STEM_CLASSES[stem]}` where it is loaded"
+        )
+    return notes
+
+
+def timm_call(spec: dict[str, Any]) -> str:
+    """The call of `timm.create_model` that makes the network of a spec."""
+    name = spec["name"]
+    arguments: dict[str, Any] = {"num_classes": 0}
+    if name != "resnet50":
+        arguments["img_size"] = tuple(spec["img_size"])
+    if spec.get("depth") not in (None, VITS.get(name, {}).get("depth")):
+        arguments["depth"] = spec["depth"]
+    own = {**VITS, **SWINS}.get(name, {})
+    kept = ("embed_dim", "num_heads", "patch_size", "mlp_ratio", "depths", "window_size")
+    arguments |= {key: spec[key] for key in kept if key in spec and spec[key] != own.get(key)}
+    if name in SWINS:
+        arguments |= SWIN_FLAGS
+    listed = [f"{key}={value!r}" for key, value in arguments.items()]
+    if spec["stem"] in STEM_CLASSES:
+        listed.append(f"embed_layer={STEM_CLASSES[spec['stem']]}")
+    return f"timm.create_model({TIMM_NAMES[name]!r}, {', '.join(listed)})"
+
+
+def write_transreid(path: Path, backbone: Backbone) -> list[str]:
+    """Write a ViT so that the code of TransReID-SSL loads it as a pre-trained model.
+
+    The form is what the authors' `dino/convert_model_dino.py` leaves: a PyTorch file holding nothing but the
+    backbone's tensors, without any prefix and without a head. `TransReID.load_param` of `transreid_pytorch`
+    (`MODEL.PRETRAIN_CHOICE imagenet`) knows no other but DINO's own checkpoint: it looks for bare names. That of
+    `cluster-contrast-reid` also strips `module.` and `base.`. So bare names suit both. (`base.*` is the form
+    of a whole fine-tuned model, which `build_transformer.load_param` reads for tests, neck included.)
+
+    Args:
+        path: a PyTorch file, by custom `.pth`.
+        backbone: a ViT made by `build_backbone`; dtypes are kept.
+
+    Returns:
+        Lines about what the file needs and cannot hold.
+
+    Raises:
+        UserError: the backbone is no ViT.
+    """
+    spec = backbone.spec
+    if not isinstance(backbone, ViT):
+        raise UserError(f"--to transreid writes ViTs only, and this is a {spec['name']}; choose --to timm")
+    _write_torch(path, backbone)
+    return _transreid_notes(backbone)
+
+
+def _transreid_notes(backbone: ViT) -> list[str]:
+    height, width = backbone.spec["img_size"]
+    notes = []
+    if height % width == 0:
+        ratio = height // width
+        notes.append(f"at other sizes than {height}x{width}: MODEL.PRETRAIN_HW_RATIO {ratio}, or --hw-ratio {ratio}")
+    else:
+        notes.append(f"only for {height}x{width}: the authors' code resizes grids of whole height-to-width ratios only")
+    if backbone.spec["stem"] == "ics":
+        notes.append("its ics stem: MODEL.STEM_CONV True, or --conv-stem (there ViT-S only)")
+    if backbone.spec["stem"] == "conv":
+        notes.append("the authors' code builds the stems patchify and ics only: conv needs a change there")
+    if not _published(backbone):
+        notes.append("the authors' code builds ViT-S/16 and ViT-B/16 of 12 blocks only: this one needs a change there")
+    return notes
+
+
+def _published(backbone: ViT) -> bool:
+    block: Any = backbone.blocks[0]
+    return (
+        backbone.embed_dim in TRANSREID_WIDTHS
+        and block.attn.num_heads == VITS[TRANSREID_WIDTHS[backbone.embed_dim]]["num_heads"]
+        and block.mlp.fc1.out_features == 4 * backbone.embed_dim
+        and len(backbone.blocks) == 12
+        and backbone.patch_embed.patch_size == (16, 16)
+    )
+
+
+def _write_torch(path: Path, backbone: Backbone) -> None:
+    with replacing(path) as unfinished:
+        torch.save(_state(backbone), unfinished)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; it becomes `path` if the block ends well, and is removed otherwise."""
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _state(backbone: Backbone) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}

@@ -1,0 +1,125 @@
+"""A backbone as an ONNX file, which is kept only if it computes what the backbone computes."""
+
+import copy
+import importlib.util
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rayreid.errors import UserError
+from rayreid.models.backbones import Backbone
+from rayreid.models.conversion import replacing
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+INSTALL = "pip install onnx onnxscript onnxruntime"
+INPUT, OUTPUT = "images", "features"
+TOLERANCE = 1e-4
+BATCHES = (1, 3)
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far the exported model is from the backbone, on seeded normal input.
+
+    Attributes:
+        greatest: the greatest absolute difference of a feature, in standard deviations of the features.
+        tolerance: what was allowed, in the same unit.
+        batches: the batch sizes compared.
+    """
+
+    greatest: float
+    tolerance: float
+    batches: tuple[int, ...]
+
+
+def export_onnx(
+    backbone: Backbone,
+    path: Path,
+    facts: dict[str, Any] | None = None,
+    tolerance: float = TOLERANCE,
+    batches: Sequence[int] = BATCHES,
+) -> Deviation:
+    """Export a backbone in eval mode and float32: `images` (B, 3, H, W) to `features` (B, D), B free, H and W fixed.
+
+    The file is run with onnxruntime on the CPU, and compared with the backbone, before it gets its name.
+
+    Args:
+        backbone: made by `build_backbone`; left as it is.
+        path: the file to write.
+        facts: JSON-able; each becomes an entry of the model's metadata (mean, std).
+        tolerance: greatest difference allowed, in standard deviations of the features.
+        batches: batch sizes to compare.
+
+    Raises:
+        UserError: a package of the extra `onnx` is missing, or the exported model differs by more.
+    """
+    require_onnx()
+    network = copy.deepcopy(backbone).to("cpu", torch.float32).eval()
+    with replacing(path) as unfinished:
+        _export(network, unfinished)
+        _describe(unfinished, {**(facts or {}), "backbone": backbone.spec})
+        greatest = _compare(network, unfinished, batches)
+        if not greatest <= tolerance:  # also when it is not a number
+            raise UserError(
+                f"{path} was not written: the exported model differs from the backbone by {greatest:.1e} standard"
+                f" deviations of its features, more than {tolerance:.0e}; try other versions of torch and onnxruntime"
+            )
+    return Deviation(greatest, tolerance, tuple(batches))
+
+
+def require_onnx() -> None:
+    """Refuse where a package of the extra `onnx` is missing."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"exporting to ONNX needs {', '.join(missing)}: {INSTALL}")
+
+
+def _export(network: Backbone, path: Path) -> None:
+    images = _images(network, 2)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own, about its inner parts
+        torch.onnx.export(
+            network,
+            (images,),
+            path,
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _describe(path: Path, facts: dict[str, Any]) -> None:
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
+    onnx.save(model, path)
+
+
+def _compare(network: Backbone, path: Path, batches: Sequence[int]) -> float:
+    """Greatest difference over all batch sizes, in standard deviations of the backbone's features."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    greatest = 0.0
+    for size in batches:
+        images = _images(network, size)
+        with torch.no_grad():
+            expected = network(images).numpy()
+        (features,) = session.run([OUTPUT], {INPUT: images.numpy()})
+        greatest = float(np.maximum(greatest, np.abs(features - expected).max() / expected.std()))
+    return greatest
+
+
+def _images(network: Backbone, batch: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(batch)
+    return torch.randn(batch, 3, *network.spec["img_size"], generator=generator)
