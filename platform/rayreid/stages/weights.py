@@ -24,9 +24,9 @@ MARKS = {"safetensors": "rayreid"}  # what stands in a file's name for its form,
 FOREIGN: dict[str, Callable[[Path, Backbone], list[str]]] = {"timm": write_timm, "transreid": write_transreid}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-# Formats whose normalisation is known: that of the published pre-training, and of the published ReID models.
+# Formats whose normalisation is known: that of pre-training, ours and published, and of the published ReID models.
 NORMALISED = {
-    **dict.fromkeys(("transreid-pretraining", "dino", "mocov2", "mocov3", "moby"), IMAGENET),
+    **dict.fromkeys(("rayreid-state", "transreid-pretraining", "dino", "mocov2", "mocov3", "moby"), IMAGENET),
     **dict.fromkeys(("reid", "cluster-contrast"), HALF),
 }
 OWN_FACTS = ("format", "backbone", "mean", "std", "img_size", "num_heads")
