@@ -25,9 +25,9 @@ _STRIP = 16  # columns that are turned into rows together: one cache line of flo
 def pixel_columns(pixels: Tensor) -> npt.NDArray[np.uint8]:
     """The pixels (B, 3, H, W) column by column: uint8 (B, 3, W, H), and a margin of any content on both axes."""
     B, C, H, W = pixels.shape
-    columns = torch.empty(B, C, W + 3, H + _STRIP, dtype=torch.uint8)
-    columns[:, :, :W, :H] = pixels.transpose(2, 3)
-    return columns.numpy()
+    columns = np.empty((B, C, W + 3, H + _STRIP), np.uint8)
+    torch.from_numpy(columns)[:, :, :W, :H] = pixels.transpose(2, 3)
+    return columns
 
 
 @compiled
