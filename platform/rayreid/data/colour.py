@@ -54,19 +54,12 @@ def hue_(images: Tensor, factor: Tensor) -> Tensor:
     chroma = high - low
     # Grey pixels have chroma 0, for which any finite hue will do.
     sixth = chroma.clamp_min(1e-12).reciprocal_()
-    not_red, not_green = (high - red).sign_(), (high - green).sign_()
-    # lerp by 0 or 1 is a choice, several times faster than torch.where on a CPU.
-    hue = (green - blue).mul_(sixth)
-    from_green = (blue - red).mul_(sixth).add_(2)
-    from_blue = red.sub_(green).mul_(sixth).add_(4)
-    hue.lerp_(from_green.lerp_(from_blue, not_green), not_red).add_(_per_image(factor) * 6)
-    turned, scratch = torch.empty_like(hue), torch.empty_like(hue)
+    from_red, from_green, from_blue = (green - blue) * sixth, (blue - red) * sixth + 2, (red - green) * sixth + 4
+    hue = torch.where(high == red, from_red, torch.where(high == green, from_green, from_blue))
+    hue.add_(_per_image(factor) * 6)
     for channel, offset in enumerate((0.0, 4.0, 2.0)):
-        torch.add(hue, offset, out=turned)
-        # modulo 6: dividing and flooring is several times faster than torch.remainder on a CPU
-        turned.sub_(torch.div(turned, 6, out=scratch).floor_(), alpha=6)
-        turned.sub_(3).abs_().sub_(1).clamp_(0, 1).mul_(chroma).add_(low)
-        images[:, :, channel : channel + 1] = turned
+        turned = (hue + offset).remainder_(6)
+        images[:, :, channel : channel + 1] = turned.sub_(3).abs_().sub_(1).clamp_(0, 1).mul_(chroma).add_(low)
     return images
 
 
