@@ -23,6 +23,9 @@ class PlainNetwork(nn.Module):
         self.prototypes = nn.Parameter(parts.head.last_layer.weight_v.detach().clone())
         for block in self.backbone.blocks:
             block.attn.fused_attn = False
+        stem = self.backbone.patch_embed
+        before = getattr(stem, "conv", nn.Identity())
+        stem.tokens = lambda images: stem.proj(before(images))
 
     def forward(self, crops: Sequence[Tensor]) -> Tensor:
         output = torch.empty(0, device=crops[0].device)

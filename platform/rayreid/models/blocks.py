@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Shape = tuple[int, int]
 """Crops of one size: (number of crops n, tokens of each N)."""
 
 
-def class_tokens(blocks: Sequence[Any], tokens: Sequence[Tensor]) -> Tensor:
+def class_tokens(blocks: nn.Sequential, tokens: Sequence[Tensor]) -> Tensor:
     """Run timm's `Block`s over the tokens of crops, a tensor (n, N, D) per size: class tokens (sum of n, D).
 
     Norms, projections and MLPs take the tokens of all sizes as rows of one matrix; only attention, which mixes the
@@ -20,10 +20,11 @@ def class_tokens(blocks: Sequence[Any], tokens: Sequence[Tensor]) -> Tensor:
     """
     shapes = [(x.shape[0], x.shape[1]) for x in tokens]
     x_TD = torch.cat([x.flatten(0, 1) for x in tokens])
-    for block in blocks[:-1]:
+    *body, last = blocks
+    for block in body:
         x_TD = _residual(x_TD, _attend(block, x_TD, shapes), block.drop_path1, shapes)
-        x_TD = _residual(x_TD, block.mlp(block.norm2(x_TD)), block.drop_path2, shapes)
-    return _last(blocks[-1], x_TD, shapes)
+        x_TD = _think(block, x_TD, shapes)
+    return _last(last, x_TD, shapes)
 
 
 def _attend(block: Any, x_TD: Tensor, shapes: Sequence[Shape]) -> Tensor:
@@ -32,6 +33,10 @@ def _attend(block: Any, x_TD: Tensor, shapes: Sequence[Shape]) -> Tensor:
     heads = (part.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4) for part in parts)
     mixed: Tensor = attention.proj(_rows(_mix(*qkv.unbind(0)) for qkv in heads))
     return mixed
+
+
+def _think(block: Any, x: Tensor, shapes: Sequence[Shape]) -> Tensor:
+    return _residual(x, block.mlp(block.norm2(x)), block.drop_path2, shapes)
 
 
 def _last(block: Any, x_TD: Tensor, shapes: Sequence[Shape]) -> Tensor:
@@ -47,7 +52,7 @@ def _last(block: Any, x_TD: Tensor, shapes: Sequence[Shape]) -> Tensor:
         mixed.append(_mix(q.transpose(1, 2), k, v))
     crops = [(n, 1) for n, _ in shapes]
     x = _residual(_first(x_TD, shapes), attention.proj(_rows(mixed)), block.drop_path1, crops)
-    return _residual(x, block.mlp(block.norm2(x)), block.drop_path2, crops)
+    return _think(block, x, crops)
 
 
 def _mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class DINO(nn.Module):
         super().__init__()
         if warmup_epochs > epochs:
             raise UserError(f"warmup_epochs {warmup_epochs} is more than epochs {epochs}; lower warmup_epochs")
-        width = int(student_backbone.num_features)  # type: ignore[arg-type]
+        width = int(student_backbone.num_features)
         self.student = Network(student_backbone, DINOHead(width, out_dim, hidden_dim, bottleneck_dim))
         self.teacher = Network(teacher_backbone, DINOHead(width, out_dim, hidden_dim, bottleneck_dim))
         self.teacher.load_state_dict(self.student.state_dict())
