@@ -1,7 +1,8 @@
 """A DINO training step against the same step made the plain way (`dino_plain.py`), in turns in one process."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 
 import numpy as np
@@ -18,6 +19,7 @@ from rayreid.pretraining.dino import DINO
 from rayreid.training.loop import autocast
 
 SIZE, LOCAL_SIZE, LOCAL_CROPS = (256, 128), (128, 64), 8
+PROFILED = 3
 PHASES = (
     "teacher forward",
     "student forward",
@@ -61,23 +63,30 @@ class Ours:
         method = self.method
         method.set_schedules(self.optimizer, step)
         with autocast(self.precision, self.device):
-            with record_function(PHASES[0]), torch.no_grad():
+            with self.phase(0), torch.no_grad():
                 seen_by_teacher = method.teacher.backbone.features(crops[:1])
-            with record_function(PHASES[1]):
+            with self.phase(1):
                 seen_by_student = method.student.backbone.features(crops)
-            with record_function(PHASES[2]):
+            with self.phase(2):
                 with torch.no_grad():
                     teacher = method.teacher.head(seen_by_teacher)
                 loss = method.loss(method.student.head(seen_by_student), teacher, method.current_teacher_temp).loss
-        with record_function(PHASES[3]):
+        with self.phase(3):
             loss.backward()
-        with record_function(PHASES[4]):
+        with self.phase(4):
             method.before_update(step)
-        with record_function(PHASES[5]):
+        with self.phase(5):
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        with record_function(PHASES[6]):
+        with self.phase(6):
             method.after_update(step)
+
+    @contextmanager
+    def phase(self, number: int) -> Iterator[None]:
+        """Under a name for the profiler, until the device has done it."""
+        with record_function(PHASES[number]):
+            yield
+            wait_for(self.device)
 
 
 def crops_of(args: argparse.Namespace, device: torch.device) -> list[torch.Tensor]:
@@ -92,34 +101,31 @@ def images_of(args: argparse.Namespace) -> ImageBatch:
     return ImageBatch.collate(list(made))
 
 
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def finished(step: Callable[[], object], device: torch.device) -> Callable[[], None]:
     """The step, waited for until the device has done it."""
 
     def run() -> None:
         step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
 
     return run
 
 
 def breakdown(ours: Ours, crops: list[torch.Tensor]) -> None:
-    """Print how one step's time is divided; on a CUDA device, the kernels' time under each phase's launches."""
-    cuda = ours.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities) as profiler:
-        for step in range(3):
+    """Print how a step's time is divided; the device is waited for after each phase, which the step itself does not."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for step in range(PROFILED):
             ours.step_by_phase(step, crops)
-            if cuda:
-                torch.cuda.synchronize(ours.device)
-    found = dict.fromkeys(PHASES, 0.0)
-    for event in profiler.key_averages():
-        if event.key in found:
-            found[event.key] = max(found[event.key], event.device_time_total if cuda else event.cpu_time_total)
-    total = sum(found.values())
-    print(f"\n{ours.precision}, where the time of a step goes (torch.profiler, {total / 3e3:,.0f} ms)")
-    for name, microseconds in found.items():
-        print(f"  {name:20}{microseconds / 3e3:10,.1f} ms  {100 * microseconds / total:5.1f} %")
+    seconds = {event.key: event.cpu_time_total / 1e6 / PROFILED for event in profiler.key_averages()}
+    total = sum(seconds[name] for name in PHASES)
+    print(f"\n{ours.precision}, where the time of a step goes (torch.profiler, {1000 * total:,.0f} ms)")
+    for name in PHASES:
+        print(f"  {name:20}{1000 * seconds[name]:10,.1f} ms  {100 * seconds[name] / total:5.1f} %")
 
 
 def floating_point_operations(ours: Ours, crops: list[torch.Tensor]) -> int:
