@@ -23,7 +23,7 @@ class Golden(dict):
         return {name.removeprefix("state/"): value for name, value in self.items() if name.startswith("state/")}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def golden():
     """`golden("dino_loss.npz")` reads a parity file from RAYREID_GOLDEN (default: tests/golden)."""
     return lambda name: Golden(GOLDEN / name)

@@ -73,6 +73,58 @@ def test_training_in_float64_reaches_every_parameter():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in backbone.parameters())
 
 
+def features_by_timm(backbone, crops):
+    """One forward pass per size through every token of every block."""
+    return torch.cat([backbone.forward_features(crop)[:, 0] for crop in crops])
+
+
+@pytest.mark.parametrize("stem", ["patchify", "ics"])
+def test_features_and_gradients_of_several_sizes_are_those_of_one_pass_per_size(stem):
+    torch.manual_seed(0)
+    ours = build_backbone("vit_tiny", stem, (64, 32), depth=3, embed_dim=48).double()
+    theirs = copy.deepcopy(ours)
+    crops = [torch.randn(4, 3, 64, 32).double(), torch.randn(6, 3, 32, 16).double()]
+    features, expected = ours.features(crops), features_by_timm(theirs, crops)
+    assert features.shape == (10, 48)
+    torch.testing.assert_close(features, expected, rtol=1e-10, atol=1e-12)
+    for out in (features, expected):
+        (out**3).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-9, atol=1e-11, msg=name)
+    for name, value in ours.named_buffers():
+        torch.testing.assert_close(value, theirs.get_buffer(name), msg=name)
+
+
+def test_one_size_is_a_case_of_several():
+    backbone = build_backbone("vit_tiny", img_size=(32, 16), depth=2, embed_dim=24, num_heads=2).eval()
+    images = torch.randn(3, 3, 32, 16)
+    torch.testing.assert_close(backbone(images), features_by_timm(backbone, [images]))
+    torch.testing.assert_close(backbone(images), backbone.features([images]), rtol=0, atol=0)
+    resnet = build_backbone("resnet50").eval()
+    crops = [torch.randn(2, 3, 64, 32), torch.randn(1, 3, 32, 32)]
+    torch.testing.assert_close(resnet.features(crops), torch.cat([resnet(crop) for crop in crops]))
+
+
+def test_drop_path_takes_whole_crops_and_scales_the_others(monkeypatch):
+    backbone = build_backbone("vit_tiny", img_size=(32, 16), depth=2, embed_dim=24, num_heads=2, drop_path=0.4)
+    crops = [torch.randn(2, 3, 32, 16), torch.randn(3, 3, 16, 16)]
+    draws = iter(torch.tensor([[1, 0, 1, 0, 0], [0, 1, 1, 0, 1]]).float())
+    monkeypatch.setattr(torch.Tensor, "bernoulli_", lambda self, p: self.copy_(next(draws)))
+    features = backbone.features(crops)
+    assert next(draws, None) is None  # the first block drops nothing, the second one draws per branch
+
+    def by_hand(crop, attends, thinks):
+        x = backbone.blocks[0](backbone._pos_embed(backbone.patch_embed(crop)))
+        last = backbone.blocks[1]
+        x = x + attends / 0.6 * last.attn(last.norm1(x))
+        return backbone.norm(x + thinks / 0.6 * last.mlp(last.norm2(x)))[:, 0]
+
+    images = [crop[i : i + 1] for crop in crops for i in range(len(crop))]
+    expected = [by_hand(*case) for case in zip(images, [1, 0, 1, 0, 0], [0, 1, 1, 0, 1], strict=True)]
+    torch.testing.assert_close(features, torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("name", "millions"), [("vit_small", 21.6), ("vit_base", 85.6)])
 def test_parameter_counts(name, millions):
     with torch.device("meta"):
@@ -114,7 +166,7 @@ def test_attention_maps_are_those_of_the_forward_pass(monkeypatch):
     seen = {}
     monkeypatch.setattr(last, "fused_attn", False)
     hook = last.attn_drop.register_forward_hook(lambda _m, _i, weights: seen.update(weights=weights))
-    backbone(images)
+    backbone.forward_features(images)  # timm's own
     hook.remove()
     torch.testing.assert_close(maps, seen["weights"][:, :, 0, 1:])
     with pytest.raises(UserError, match="resnet50"):

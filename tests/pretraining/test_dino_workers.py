@@ -1,69 +1,75 @@
-"""Two workers with half of the batch each do what one does with all of it."""
+"""Two workers with half of the batch each do what one does with all of it, over the published trajectories."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from trajectory import TRAJECTORIES, Case, crops_of, method_of, run
 
-from rayreid.models.backbones import build_backbone
-from rayreid.pretraining.dino import DINO
-from rayreid.training.parallel import average_gradients
+from rayreid.training.parallel import all_reduce_sum
 
-WORLD, IMAGES, STEPS = 2, 4, 3
+WORLD = 2
+CASES = [(stem, dtype) for stem in TRAJECTORIES for dtype in (torch.float64, torch.float32)]
 
 
-def _train(rank: int, world: int) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    size = {"img_size": (32, 16), "depth": 1, "embed_dim": 24, "num_heads": 2}
-    method = DINO(
-        build_backbone("vit_tiny", stem="ics", **size),
-        build_backbone("vit_tiny", stem="ics", **size),
-        out_dim=32,
-        hidden_dim=16,
-        bottleneck_dim=8,
-        epochs=STEPS,
-        steps_per_epoch=1,
-        lr=1e-3,
-        warmup_epochs=0,
-    ).double()
+def follow(case, stem: str, dtype: torch.dtype, rank: int, world: int) -> dict[str, torch.Tensor]:
+    """The state after the trajectory on a worker's share of the images, and under `losses` all workers' mean losses."""
+    method = method_of(case, stem, dtype)
     optimizer = method.build_optimizer()
-    share = slice(rank * IMAGES // world, (rank + 1) * IMAGES // world)
-    for step in range(STEPS):
-        shapes = ((2, IMAGES, 3, 32, 16), (3, IMAGES, 3, 16, 16))
-        crops = [torch.randn(shape, dtype=torch.float64)[:, share].flatten(0, 1) for shape in shapes]
-        method.set_schedules(optimizer, step)
-        method.losses(crops)["loss"].backward()
-        average_gradients(method.student.parameters())
-        method.before_update(step)
-        optimizer.step()
-        optimizer.zero_grad()
-        method.after_update(step)
-    return method.state_dict()
+    images = case["crops_global"].shape[2]
+    share = slice(rank * images // world, (rank + 1) * images // world)
+    losses = [run(method, optimizer, step, [crops_of(case, step, dtype, share)]) for step in range(len(case["loss"]))]
+    return {**method.state_dict(), "losses": all_reduce_sum(torch.tensor(losses, dtype=torch.float64)) / world}
 
 
-def _worker(rank: int, folder: str) -> None:
+def _worker(rank: int, folder: str, cases: dict) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
-    torch.save(_train(rank, WORLD), Path(folder) / f"{rank}.pt")
+    states = {key: follow(cases[key[0]], *key, rank, WORLD) for key in CASES}
+    torch.save(states, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def states(tmp_path_factory):
+def cases(golden):
+    return {stem: Case(golden(file)) for stem, file in TRAJECTORIES.items()}
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory, cases):
     folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(_worker, args=(str(folder),), nprocs=WORLD)
+    mp.spawn(_worker, args=(str(folder), cases), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
-def test_two_workers_equal_one(states):
-    alone = _train(0, 1)
-    assert alone["loss.centre"].abs().max() > 0.01
-    for name, expected in alone.items():
-        torch.testing.assert_close(states[0][name], expected, rtol=1e-7, atol=1e-9, msg=name)
+@pytest.mark.parametrize(("stem", "dtype"), CASES)
+def test_two_workers_have_the_losses_of_one(states, cases, stem, dtype):
+    expected = cases[stem]["loss"]
+    alone = follow(cases[stem], stem, dtype, 0, 1)
+    losses = states[0][stem, dtype]["losses"]
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+    np.testing.assert_allclose(losses, alone["losses"], rtol=tolerance)
+    np.testing.assert_allclose(losses, expected, rtol=max(tolerance, 1e-7))
+    if dtype == torch.float64:  # clipping, AdamW, teacher, centre and running statistics, too
+        for name, value in alone.items():
+            torch.testing.assert_close(states[0][stem, dtype][name], value, rtol=1e-7, atol=1e-9, msg=name)
 
 
-def test_workers_stay_equal(states):
-    for name, value in states[0].items():
-        assert torch.equal(states[1][name], value), name
+@pytest.mark.parametrize(("stem", "dtype"), CASES)
+def test_workers_stay_equal(states, stem, dtype):
+    for name, value in states[0][stem, dtype].items():
+        assert torch.equal(states[1][stem, dtype][name], value), name
+
+
+def test_the_trajectories_clip_and_move_the_centre(states, cases):
+    """Else the tests above would not notice a worker that did neither."""
+    case = cases["ics"]
+    method = method_of(case, "ics", torch.float64)
+    method.clip = None
+    optimizer = method.build_optimizer()
+    losses = [run(method, optimizer, s, [crops_of(case, s, torch.float64)]) for s in range(len(case["loss"]))]
+    assert abs(losses[-1] / case["loss"][-1] - 1) > 1e-7
+    assert states[0]["ics", torch.float64]["loss.centre"].abs().max() > 1e-3

@@ -421,6 +421,21 @@ def test_precision_is_the_one_asked_for():
         assert (a @ a).dtype == torch.bfloat16
 
 
+def test_fp16_clips_gradients_without_the_loss_scale():
+    """The loss is scaled by 65,536; what `before_update` sees must be what it sees in float32."""
+
+    class Watching(Tiny):
+        def before_update(self, step: int) -> None:
+            self.seen = [p.grad.clone() for p in self.parameters()]
+
+    half, exact = Watching(dropout=0), Watching(dropout=0)
+    run(half, precision="fp16", epochs=1, steps_per_epoch=1)
+    run(exact, epochs=1, steps_per_epoch=1)
+    for seen, expected in zip(half.seen, exact.seen, strict=True):
+        torch.testing.assert_close(seen, expected, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(half.linear.weight, exact.linear.weight, rtol=0, atol=0.01)
+
+
 def test_parameters_stay_float32_in_bf16():
     method, exact = Tiny(dropout=0), Tiny(dropout=0)
     run(method, precision="bf16")

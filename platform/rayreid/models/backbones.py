@@ -1,7 +1,7 @@
 """Backbones: timm's ViT with any stem, timm's Swin and ResNet-50, behind one `build_backbone`."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from rayreid.errors import UserError
+from rayreid.models.blocks import class_tokens
 from rayreid.models.norms import SyncedBatchNorm
 from rayreid.models.stems import STEMS, Stem
 
@@ -43,6 +44,13 @@ class Backbone(nn.Module):
     num_features: int
     spec: dict[str, Any]
 
+    def features(self, crops: Sequence[Tensor]) -> Tensor:
+        """Crops, one tensor (n, 3, H, W) per size → features (sum of n, D): those of one forward pass per size.
+
+        So batch norm takes its statistics size by size.
+        """
+        return torch.cat([self(crop) for crop in crops])
+
     def attention_maps(self, images: Tensor) -> Tensor:
         """Attention of the class token, (B, heads, N); only a ViT has one."""
         raise UserError(f"backbone {self.spec['name']} has no class token, so no attention maps; use a vit_*")
@@ -54,6 +62,16 @@ class ViT(VisionTransformer, Backbone):
     patch_embed: Stem
     pos_embed: nn.Parameter
     cls_token: nn.Parameter
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # timm's takes a mask, too
+        """Images (B, 3, H, W) → class tokens after the final norm (B, D)."""
+        return self.features([x])
+
+    def features(self, crops: Sequence[Tensor]) -> Tensor:
+        """Crops, one tensor (n, 3, H, W) per size → features (sum of n, D); the blocks take all sizes at once."""
+        tokens = class_tokens(self.blocks, [self._pos_embed(self.patch_embed(crop)) for crop in crops])
+        out: Tensor = self.norm(tokens)
+        return out
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """(B, h, w, D) tokens to (B, 1 + h·w, D) with class token and position embedding.

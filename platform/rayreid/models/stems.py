@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayreid.errors import UserError
@@ -104,8 +105,7 @@ class Patchify(Stem):
 
     def tokens(self, x: Tensor) -> Tensor:
         """(B, C, H, W) pixels to (B, D, h, w) tokens."""
-        out: Tensor = self.proj(x)
-        return out
+        return _project(self.proj, x)
 
 
 class ConvStem(Stem):
@@ -133,8 +133,7 @@ class ConvStem(Stem):
 
     def tokens(self, x: Tensor) -> Tensor:
         """(B, C, H, W) pixels to (B, D, h, w) tokens."""
-        out: Tensor = self.proj(self.conv(x))
-        return out
+        return _project(self.proj, self.conv(x))
 
 
 class ICSStem(ConvStem):
@@ -144,6 +143,16 @@ class ICSStem(ConvStem):
 
 
 STEMS: dict[str, type[Stem]] = {"patchify": Patchify, "conv": ConvStem, "ics": ICSStem}
+
+
+def _project(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """`conv(x)` for a convolution whose stride is its kernel, (B, C, H, W) to (B, D, h, w), as one matrix product.
+
+    On a CPU its backward pass takes a half to two thirds of the convolution's (measured at the stems' sizes).
+    """
+    height, width = conv.kernel_size
+    patches = x.unflatten(3, (-1, width)).unflatten(2, (-1, height)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+    return F.linear(patches, conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

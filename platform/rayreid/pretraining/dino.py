@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayreid.errors import UserError
+from rayreid.models.backbones import Backbone
 from rayreid.models.decay import split_decay
 from rayreid.pretraining.dino_loss import DINOLoss
 from rayreid.pretraining.head import DINOHead
@@ -18,7 +19,7 @@ from rayreid.training.schedules import Constant, LinearWarmup, Schedule, WarmupC
 class Network(nn.Module):
     """Backbone and head of one side; state names `backbone.*` and `head.*` as published."""
 
-    def __init__(self, backbone: nn.Module, head: DINOHead) -> None:
+    def __init__(self, backbone: Backbone, head: DINOHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -28,7 +29,7 @@ class Network(nn.Module):
 
         One backbone pass per size, so that batch norm takes its statistics per size; one pass of the head.
         """
-        features = torch.cat([self.backbone(crop) for crop in crops])
+        features = self.backbone.features(crops)
         return features, self.head(features)
 
 
@@ -64,8 +65,8 @@ class DINO(nn.Module):
 
     def __init__(
         self,
-        student_backbone: nn.Module,
-        teacher_backbone: nn.Module,
+        student_backbone: Backbone,
+        teacher_backbone: Backbone,
         *,
         epochs: int,
         steps_per_epoch: int,
@@ -89,7 +90,7 @@ class DINO(nn.Module):
         super().__init__()
         if warmup_epochs > epochs:
             raise UserError(f"warmup_epochs {warmup_epochs} is more than epochs {epochs}; lower warmup_epochs")
-        width = int(student_backbone.num_features)  # type: ignore[arg-type]
+        width = int(student_backbone.num_features)
         self.student = Network(student_backbone, DINOHead(width, out_dim, hidden_dim, bottleneck_dim))
         self.teacher = Network(teacher_backbone, DINOHead(width, out_dim, hidden_dim, bottleneck_dim))
         self.teacher.load_state_dict(self.student.state_dict())

@@ -1,9 +1,8 @@
 """DINO's loss: cross-entropy between sharpened, centred teacher and student views of one image."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayreid.training.parallel import all_reduce_sum, world_size
@@ -59,21 +58,17 @@ class DINOLoss(nn.Module):
         B = teacher.shape[0] // G
         if B == 0 or teacher.shape[0] % G or student.shape[0] % B or student.shape[0] < teacher.shape[0]:
             raise ValueError(f"{len(student)} student and {len(teacher)} teacher rows: not two global crops or more")
-        V = student.shape[0] // B
         # Below float32 a temperature's division would round the logits; autocast changes none of what follows
         precise = torch.promote_types(student.dtype, torch.float32)
         with torch.no_grad():
             teacher = teacher.to(precise)
             self.pending += teacher.sum(dim=0, keepdim=True)
             self.pending_rows += len(teacher)
-            log_p = F.log_softmax((teacher - self.centre) / teacher_temp, dim=-1).view(G, B, K)
-            p_GBK = log_p.exp()
-            entropy = -(p_GBK * log_p).sum() / (G * B)
-        log_q_VBK = F.log_softmax(student.to(precise) / self.student_temp, dim=-1).view(V, B, K)
-        # All pairs at once: each student view meets the teacher's views together, then its own is taken away
-        all_pairs = (log_q_VBK.sum(dim=0) * p_GBK.sum(dim=0)).sum()
-        same_view = (log_q_VBK[:G] * p_GBK).sum()
-        loss = (same_view - all_pairs) / (G * (V - 1) * B)
+            sharpened = (teacher - self.centre).div_(teacher_temp)
+            sharpened -= sharpened.amax(dim=1, keepdim=True)  # lest a small entropy be a difference of large numbers
+            p_NK = sharpened.softmax(dim=1)
+            entropy = (_log_sum_exp(sharpened, p_NK).sum() - _inner(sharpened, p_NK)) / len(teacher)
+        loss: Tensor = _CrossEntropy.apply(student.to(precise), p_NK.view(G, B, K), self.student_temp)
         return DINOTerms(loss, entropy, loss.detach() - entropy)
 
     @torch.no_grad()
@@ -88,3 +83,47 @@ class DINOLoss(nn.Module):
         self.centre.lerp_(mean.to(self.centre.dtype), 1 - self.centre_momentum)
         self.pending.zero_()
         self.pending_rows = 0
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Mean of H(p_i, softmax(s_v / τ)) over images and pairs of views v ≠ i: logits (V·B, K), p (G, B, K) → scalar.
+
+    With S = Σ_i p_i, view v meets S − p_v (p_v is nothing for a local view), of weight w_v = G − 1 or G:
+
+        Σ_i≠v H(p_i, q_v) = w_v · logsumexp(s_v/τ) − ⟨s_v/τ, S − p_v⟩,   its gradient to s_v: (w_v · q_v − S + p_v) / τ.
+
+    So all pairs together take one softmax, which becomes the gradient in place: one matrix is kept, none made again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, p_GBK: Tensor, temperature: float) -> Tensor:
+        G, B, K = p_GBK.shape
+        s_VBK = (student / temperature).view(-1, B, K)
+        gradient = s_VBK.softmax(dim=-1)
+        V = len(s_VBK)
+        weights = torch.full((V, 1, 1), float(G), dtype=student.dtype, device=student.device)
+        weights[:G] -= 1
+        total = p_GBK.sum(dim=0)
+        normalisers = (_log_sum_exp(s_VBK, gradient) * weights).sum()
+        agreement = _inner(s_VBK.sum(dim=0), total) - _inner(s_VBK[:G], p_GBK)
+        gradient.mul_(weights).sub_(total)
+        gradient[:G] += p_GBK
+        pairs = G * (V - 1) * B
+        ctx.save_for_backward(gradient.view_as(student))
+        ctx.scale = 1 / (temperature * pairs)
+        return (normalisers - agreement) / pairs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * (gradients[0] * ctx.scale), None, None
+
+
+def _log_sum_exp(logits: Tensor, softmax: Tensor) -> Tensor:
+    """Of the last dimension, which stays as 1, read from the softmax at its largest element (at least 1/K)."""
+    return logits.amax(dim=-1, keepdim=True) - softmax.amax(dim=-1, keepdim=True).log()
+
+
+def _inner(one: Tensor, other: Tensor) -> Tensor:
+    """Sum of the products of all elements."""
+    return torch.dot(one.reshape(-1), other.reshape(-1))

@@ -26,7 +26,7 @@ class WeightNormLinear(nn.Module):
         which would be 0.05 of a logit.
         """
         with torch.autocast(x_ND.device.type, enabled=False):
-            weight_KD = self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
+            weight_KD = torch._weight_norm(self.weight_v, self.weight_g, 0)  # fused; as torch's own weight norm
             return F.linear(x_ND.to(weight_KD.dtype), weight_KD)
 
 
