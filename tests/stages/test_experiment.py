@@ -100,7 +100,7 @@ def test_runs_nest_and_carry_what_they_are_compared_by(outcome, root):
 def test_stage_runs_hold_figures_datasets_and_steps(outcome, root):
     scores, client = stage_runs(root, "score")
     figures = {file.path for file in client.list_artifacts(scores[0].info.run_id, "figures")}
-    assert figures == {f"figures/{name}.png" for name in ("cfs_histogram", "cfs_highest", "cfs_lowest")}
+    assert figures == {f"figures/{name}.png" for name in ("cfs_histogram", "cfs_highest", "cfs_median", "cfs_lowest")}
     trainings, _ = stage_runs(root, "pretrain")
     for training in trainings:
         assert training.inputs.dataset_inputs[0].dataset.name == "pool"

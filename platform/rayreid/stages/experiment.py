@@ -74,7 +74,7 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
     label, row = next(iter(rows(experiment.model_copy(update={"compare": []})).items()))
     graph = plan(row, output_root())
     check([row], {label: graph})
-    wanted = [graph[role] for role in STAGE_ROLE[stage] if role in graph]
+    wanted = [artifact for role, artifact in graph.items() if role.partition(".")[0] in STAGE_ROLE[stage]]
     if not wanted:
         raise UserError(f"stage {stage}: experiment {experiment.name!r} has no use for it as configured")
     desk = open_desk(experiment)

@@ -5,8 +5,9 @@ returns a few floats per image. So any number of actors on any node costs the ne
 """
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from rayreid.cluster import scoring_actors
+from rayreid.config import Auto
 from rayreid.data.batch import ImageBatch
 from rayreid.data.images import decode
 from rayreid.data.reid_transforms import ReIDTest
@@ -24,8 +26,15 @@ from rayreid.errors import UserError
 from rayreid.models.weights import load_backbone
 from rayreid.training.loop import autocast, resolve_precision
 
-_CHUNK = 1024
+_CHUNK = {"cpu": 512, "cuda": 4096}
 """Rows per work item: enough to pay for its scheduling, few enough to keep all actors busy to the end."""
+
+AUTO_BATCH = {"cpu": 32, "cuda": 512}
+"""Images per forward pass where the user leaves it open: as measured on a CPU, whose caches they should not exceed; on
+a GPU where to begin, see `_Actor._values`."""
+
+_AHEAD = 2  # batches that are decoded while another is in the forward pass
+_PART = 16  # images that one thread decodes at a time
 
 
 class Embedder:
@@ -51,11 +60,21 @@ class Embedder:
         return features.float()
 
 
+def weights_of(folder: Path) -> Path:
+    """The weights file of an artifact of pre-training, fine-tuning, or of a user's checkpoint."""
+    [path] = folder.glob("*.safetensors")
+    return path
+
+
 class Head(Protocol):
     """What is computed of a decoded batch."""
 
     def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
         """(B, …) values."""
+
+
+_Decoded = tuple[np.ndarray, ImageBatch | None, list[tuple[int, str]]]
+"""Rows int64 (n,), their images, and (row, reason) of those that could not be decoded."""
 
 
 class _Actor:
@@ -65,14 +84,16 @@ class _Actor:
     one of its own and leave nothing of it but the text of a traceback.
     """
 
-    def __init__(self, store: Path, build: Callable[[torch.device], Head], batch_size: int, cpus: int):
+    def __init__(self, store: Path, build: Callable[[torch.device], Head], batch_size: int | Auto, cpus: int):
         torch.set_num_threads(cpus)
-        self.batch_size = batch_size
-        self.pool = ThreadPoolExecutor(cpus)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.batch_size = AUTO_BATCH[device.type] if batch_size == "auto" else batch_size
+        self.decoders = ThreadPoolExecutor(cpus)
+        self.collator = ThreadPoolExecutor(1)
         self.fault = ""
         try:
             self.store = ImageStore(store)
-            self.head = build(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            self.head = build(device)
         except UserError as error:
             self.fault = str(error)
 
@@ -88,14 +109,11 @@ class _Actor:
 
     def _compute(self, item: dict[str, np.ndarray]) -> dict[str, Any]:
         rows = np.concatenate([np.asarray(part) for part in item["rows"]])
-        batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
-        decoded = [self.pool.submit(self._decode, batch) for batch in batches]
         good, values, bad, reasons = [], [], [], []
-        for future in decoded:
-            whole, images, broken = future.result()
-            if len(whole):
+        for whole, images, broken in self._decoded(rows):
+            if images is not None:
                 good.append(whole)
-                values.append(self.head(images, self.store.keys[whole]))
+                values += self._values(images, self.store.keys_of(whole).to_pylist())
             for row, reason in broken:
                 bad.append(row)
                 reasons.append(reason)
@@ -107,19 +125,60 @@ class _Actor:
             "reason": ["\n".join(reasons)],
         }
 
-    def _decode(self, rows: np.ndarray) -> tuple[np.ndarray, ImageBatch, list[tuple[int, str]]]:
-        whole, images, broken = [], [], []
-        for row in rows:
+    def _values(self, images: ImageBatch, keys: list[str]) -> list[np.ndarray]:
+        """The head over a batch: in one forward pass, or in smaller ones where memory does not suffice."""
+        values: list[np.ndarray] = []
+        done = 0
+        while done < len(keys):
+            part = slice(done, done + self.batch_size)
+            batch = ImageBatch(images.pixels[part], images.heights[part], images.widths[part])
             try:
-                images.append(decode(self.store.encoded(int(row))))
+                values.append(self.head(batch, keys[part]))
+                done += len(batch)
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise UserError("not even one image at a time fits the GPU's memory: free some of it") from None
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+        return values
+
+    def _decoded(self, rows: np.ndarray) -> Iterator[_Decoded]:
+        """The images in batches, the next ones being decoded meanwhile."""
+        waiting: deque[Future[_Decoded]] = deque()
+        start = 0
+        while start < len(rows) or waiting:
+            if start < len(rows) and len(waiting) <= _AHEAD:
+                batch = rows[start : start + self.batch_size]
+                parts = [batch[first : first + _PART] for first in range(0, len(batch), _PART)]
+                waiting.append(self.collator.submit(_joined, [self.decoders.submit(self._decode, p) for p in parts]))
+                start += len(batch)
+            else:
+                yield waiting.popleft().result()
+
+    def _decode(self, rows: np.ndarray) -> tuple[list[int], list[np.ndarray], list[tuple[int, str]]]:
+        whole, images, broken = [], [], []
+        for row in rows.tolist():
+            try:
+                images.append(decode(self.store.encoded(row)))
                 whole.append(row)
             except ValueError as error:
-                broken.append((int(row), str(error)))
-        return np.asarray(whole, np.int64), ImageBatch.collate(images) if images else None, broken  # type: ignore[return-value]
+                broken.append((row, str(error)))
+        return whole, images, broken
+
+
+def _joined(parts: Sequence["Future[tuple[list[int], list[np.ndarray], list[tuple[int, str]]]]"]) -> _Decoded:
+    """One batch of what was decoded in parts."""
+    whole: list[int] = []
+    images: list[np.ndarray] = []
+    broken: list[tuple[int, str]] = []
+    for part in parts:
+        for all_of_them, some in zip((whole, images, broken), part.result(), strict=True):
+            all_of_them += some  # type: ignore[operator]
+    return np.asarray(whole, np.int64), ImageBatch.collate(images) if images else None, broken
 
 
 def stream(
-    store: Path, rows: Sequence[np.ndarray], build: Callable[[torch.device], Head], batch_size: int
+    store: Path, rows: Sequence[np.ndarray], build: Callable[[torch.device], Head], batch_size: int | Auto
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
     """Compute a head over images, on all GPUs or CPUs of the cluster.
 
@@ -127,7 +186,7 @@ def stream(
         store: the image store's folder, on storage that all nodes see.
         rows: index rows in pieces that belong together (a shard's, say); larger pieces are cut.
         build: (device) → head; pickled to the actors.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; "auto": see `AUTO_BATCH`.
 
     Yields:
         In no particular order: (rows int64 (n,), values (n, …), {row: reason} of the images that could not be decoded).
@@ -135,13 +194,14 @@ def stream(
     Raises:
         UserError: what the store or the head raised on an actor.
     """
-    items = [{"rows": piece[start : start + _CHUNK]} for piece in rows for start in range(0, len(piece), _CHUNK)]
-    if not items:  # Ray Data makes no dataset of nothing
+    if not any(map(len, rows)):  # Ray Data makes no dataset of nothing
         return
     # Ray Data's own account of an execution is for its developers; the stages show their own progress.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     share = scoring_actors()
+    chunk = _CHUNK["cuda" if share.gpu else "cpu"]
+    items = [{"rows": piece[start : start + chunk]} for piece in rows for start in range(0, len(piece), chunk)]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _Actor,
         batch_size=1,

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayreid.artifacts import Artifact, data_path, lineage
-from rayreid.config import PATCH, Backbone, Experiment, Pretrain, Resources, Source
+from rayreid.config import PATCH, Backbone, Experiment, Finetune, Pretrain, Resources, Source
 from rayreid.data.datasets import Dataset
 from rayreid.errors import UserError
 from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import load_weights
 from rayreid.selection.filelist import read_list
-from rayreid.stages import evaluate, finetune, ingest, pretrain, score, select
+from rayreid.stages import evaluate, finetune, ingest, pretrain, proxies, score, select
 from rayreid.stages.provenance import provenance_of
 
 ROLES = ("pool", "target", "source_proxy", "target_proxy", "scores", "subset", "weights", "model", "metrics")
-"""The artifacts of an experiment, in the order in which they are made."""
+"""The artifacts of an experiment, in the order in which they are made. With `score.targets` each of these has a target
+and a target proxy of its own: `target.<name>`, `target_proxy.<name>`."""
 
 STAGE_ROLE = {
     "ingest": ("pool", "target"),
@@ -49,20 +50,31 @@ def plan(experiment: Experiment, root: Path) -> dict[str, Artifact]:
         )
     graph["model"] = finetune.plan(graph["target"], graph.get("weights"), e.finetune, e.backbone, e.seed, e.resources)
     graph["metrics"] = evaluate.plan(graph["target"], graph["model"], e.evaluate)
-    return {role: graph[role] for role in ROLES if role in graph}
+    return dict(sorted(graph.items(), key=lambda item: ROLES.index(item[0].partition(".")[0])))
 
 
 def _subset(e: Experiment, pool: Artifact, target: Artifact) -> dict[str, Artifact]:
     provenance = provenance_of(e.pool)
-    made = {}
+    made: dict[str, Artifact] = {}
     if e.select.strategy == "cfs":
-        proxy = e.proxy
-        made["source_proxy"] = pretrain.plan(pool, None, proxy.pretrain, proxy.backbone, proxy.seed, e.resources)
-        made["target_proxy"] = finetune.plan(
-            target, made["source_proxy"], proxy.finetune, proxy.backbone, proxy.seed, e.resources
-        )
-        made["scores"] = score.plan(pool, made["source_proxy"], made["target_proxy"], e.score, provenance)
+        made["source_proxy"] = source = proxies.plan_source(pool, e.proxy, e.resources)
+        made.update(_target_proxies(e, source, target))
+        thetas = {role.partition(".")[2]: made[role] for role in made if role.startswith("target_proxy")}
+        made["scores"] = score.plan(pool, source, thetas, e.score, provenance)
     made["subset"] = select.plan(pool, made.get("scores"), e.select, e.seed, provenance)
+    return made
+
+
+def _target_proxies(e: Experiment, source: Artifact, target: Artifact) -> dict[str, Artifact]:
+    """θt of the experiment's target, or of each of `score.targets`, with the image stores of these."""
+    if not e.score.targets:
+        return {"target_proxy": proxies.plan_target(target, source, e.proxy.target, e.proxy, e.resources)}
+    made = {}
+    for one in e.score.targets:
+        store = ingest.plan(source.root, one.source) if one.source else None
+        if store is not None:
+            made[f"target.{one.label}"] = store
+        made[f"target_proxy.{one.label}"] = proxies.plan_target(store, source, one.proxy, e.proxy, e.resources)
     return made
 
 
@@ -84,7 +96,7 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
         UserError: a dataset that is not there or empty, a target without one of its splits, a pool that holds test
             images, an unknown backbone or stem, an image size that the patch does not divide, weights of another
             architecture, a batch that cannot be filled, or dealt to workers and micro-batches, a file list that
-            cannot be read, a proxy that is not pre-trained.
+            cannot be read, a proxy that is not pre-trained, or said in two ways.
     """
     experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
@@ -92,8 +104,8 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
     for e in experiments:
         for backbone, pretraining in ((e.backbone, e.pretrain), (e.proxy.backbone, e.proxy.pretrain)):
             _check_pretraining(backbone, pretraining, e.resources)
-        if _needs_scores(e) and e.proxy.pretrain.method == "none":
-            raise UserError("proxy.pretrain.method is none: the strategy cfs needs a pre-trained source proxy")
+        if _needs_scores(e):
+            _check_proxies(e)
         if e.select.strategy == "list" and not e.select.whole and e.pretrain.method != "none":
             read_list(select.list_file(e.select))
     _check_sources(experiments, plans)
@@ -120,6 +132,10 @@ def _check_sources(experiments: Sequence[Experiment], plans: Mapping[str, Mappin
     for e in experiments:
         target = _contents("target", e.target, root, known)
         _check_identities(e, target)
+        for one in e.score.targets if _needs_scores(e) else ():
+            if one.source is not None:
+                role = f"score target {one.label}"
+                _check_batch_of("proxy.finetune", e.proxy.finetune, role, _contents(role, one.source, root, known))
         if e.pretrain.method != "none":
             _check_images(e, _contents("pool", e.pool, root, known))
 
@@ -171,13 +187,17 @@ def _check_splits(name: str, target: _Contents) -> None:
 
 def _check_identities(e: Experiment, target: _Contents) -> None:
     """A batch of more identities than there are."""
-    used = {"finetune": e.finetune, **({"proxy.finetune": e.proxy.finetune} if _needs_scores(e) else {})}
-    for key, config in used.items():
-        if config.identities > target.identities:
-            raise UserError(
-                f"{key}.identities={config.identities}, but the target's split train has only {target.identities} "
-                "identities; lower it"
-            )
+    _check_batch_of("finetune", e.finetune, "target", target)
+    if _needs_scores(e) and not e.score.targets and e.proxy.target is None:
+        _check_batch_of("proxy.finetune", e.proxy.finetune, "target", target)
+
+
+def _check_batch_of(key: str, config: Finetune, role: str, target: _Contents) -> None:
+    if config.identities > target.identities:
+        raise UserError(
+            f"{key}.identities={config.identities}, but the {role}'s split train has only {target.identities} "
+            "identities; lower it"
+        )
 
 
 def _check_images(e: Experiment, pool: _Contents) -> None:
@@ -188,7 +208,7 @@ def _check_images(e: Experiment, pool: _Contents) -> None:
     if (e.select.count or 0) > stored:
         raise UserError(f"select.count={e.select.count}, but the pool has only {stored} images; lower it")
     _check_batch("pretrain", e.pretrain, e.select.count or round(e.select.fraction * stored))
-    if _needs_scores(e):
+    if _needs_scores(e) and e.proxy.source is None:
         _check_batch("proxy.pretrain", e.proxy.pretrain, stored)
 
 
@@ -199,6 +219,20 @@ def _check_batch(key: str, config: Pretrain, images: int) -> None:
 
 def _needs_scores(e: Experiment) -> bool:
     return e.select.strategy == "cfs" and not e.select.whole and e.pretrain.method != "none"
+
+
+def _check_proxies(e: Experiment) -> None:
+    """Checkpoints in place of proxies, and that there is something to score with."""
+    if e.proxy.source is None and e.proxy.pretrain.method == "none":
+        raise UserError(
+            f"proxy.pretrain.method is none: the strategy {e.select.strategy} needs a pre-trained source proxy; name "
+            "your own with proxy.source"
+        )
+    if e.score.targets and e.proxy.target is not None:
+        raise UserError("proxy.target and score.targets both say what to score for; leave one out")
+    named = {"proxy.source": e.proxy.source, "proxy.target": e.proxy.target}
+    named |= {f"score.targets, {one.label}": one.proxy for one in e.score.targets}
+    proxies.check(e.proxy, {key: checkpoint for key, checkpoint in named.items() if checkpoint is not None})
 
 
 def _check_pretraining(backbone: Backbone, config: Pretrain, resources: Resources) -> None:
