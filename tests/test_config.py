@@ -24,7 +24,7 @@ def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
 
 @pytest.mark.parametrize("section", [Pretrain, Finetune, Score, Select, Evaluate, Backbone])
 def test_identity_holds_everything_else(section):
-    runtime = {"checkpoint_minutes", "weights", "list", "max_bad_fraction"}
+    runtime = {"checkpoint_minutes", "weights", "list", "clusters", "max_bad_fraction"}
     runtime |= {"batch_size", "targets"} if section in (Score, Evaluate) else set()
     assert set(section().identity()) == set(section.model_fields) - runtime
     json.dumps(section().identity())

@@ -263,12 +263,15 @@ class Score(Section):
 class Select(Section):
     """Which part of the pool to pre-train on."""
 
-    strategy: Literal["cfs", "random", "list"] = "cfs"
+    strategy: Literal["cfs", "target_similarity", "cluster", "random", "list"] = "cfs"
     fraction: Part = 0.5
     count: PositiveInt | None = None
     """A number of images instead of a fraction."""
     list: Annotated[str | None, _RUNTIME] = None
     """Ordered file list for the strategy `list`. Its content, not its path, is part of the subset's identity."""
+    clusters: Annotated[PositiveInt | Auto, _RUNTIME] = "auto"
+    """Clusters for the strategy `cluster`, and part of no other's identity; `auto`: the square root of the number of
+    images."""
 
     @property
     def whole(self) -> bool:

@@ -167,3 +167,26 @@ def test_what_cannot_be_scored_with_is_refused_ahead_of_everything(graph, weight
 def test_a_target_given_by_its_proxy_needs_a_name():
     with pytest.raises(ValueError, match="needs a name"):
         ScoreTarget(proxy="x.pth")
+
+
+# What a strategy needs
+
+
+@pytest.mark.parametrize("strategy", ["cluster", "target_similarity"])
+def test_strategies_in_source_space_need_no_target_proxy(graph, strategy):
+    made = graph(select={"strategy": strategy})
+    assert "target_proxy" not in made and "scores" not in made
+    assert made["priority"].inputs["features"].id == made["features"].id
+    assert ("target_features" in made) == (strategy == "target_similarity")
+    assert made["subset"].inputs["priority"].id == made["priority"].id
+    assert made["features"].id == graph(select={"strategy": "cluster", "fraction": 0.1})["features"].id
+
+
+def test_likeness_is_to_the_images_of_all_targets(graph):
+    made = graph(select={"strategy": "target_similarity"}, score={"targets": [{**SECOND, "name": "b"}, TINY["target"]]})
+    assert {"target_features.b", "target_features.synthetic"} <= set(made["priority"].inputs)
+
+
+def test_random_and_lists_need_none_of_it(graph):
+    made = graph(select={"strategy": "random"})
+    assert set(made["subset"].inputs) == {"pool"} and "source_proxy" not in made

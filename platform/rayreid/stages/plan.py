@@ -13,17 +13,30 @@ from rayreid.errors import UserError
 from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import load_weights
 from rayreid.selection.filelist import read_list
-from rayreid.stages import evaluate, finetune, ingest, pretrain, proxies, score, select
-from rayreid.stages.provenance import provenance_of
+from rayreid.stages import evaluate, finetune, ingest, pretrain, select
+from rayreid.stages.ranking import check_proxies, needs_source, needs_target_proxies, plan_subset
 
-ROLES = ("pool", "target", "source_proxy", "target_proxy", "scores", "subset", "weights", "model", "metrics")
+ROLES = (
+    "pool",
+    "target",
+    "source_proxy",
+    "target_proxy",
+    "features",
+    "target_features",
+    "scores",
+    "priority",
+    "subset",
+    "weights",
+    "model",
+    "metrics",
+)
 """The artifacts of an experiment, in the order in which they are made. With `score.targets` each of these has a target
 and a target proxy of its own: `target.<name>`, `target_proxy.<name>`."""
 
 STAGE_ROLE = {
     "ingest": ("pool", "target"),
     "pretrain": ("weights",),
-    "score": ("scores",),
+    "score": ("scores", "priority"),
     "select": ("subset",),
     "finetune": ("model",),
     "evaluate": ("metrics",),
@@ -44,38 +57,13 @@ def plan(experiment: Experiment, root: Path) -> dict[str, Artifact]:
     if e.pretrain.method != "none":
         graph["pool"] = ingest.plan(root, e.pool)
         if not e.select.whole:
-            graph.update(_subset(e, graph["pool"], graph["target"]))
+            graph.update(plan_subset(e, graph["pool"], graph["target"]))
         graph["weights"] = pretrain.plan(
             graph["pool"], graph.get("subset"), e.pretrain, e.backbone, e.seed, e.resources
         )
     graph["model"] = finetune.plan(graph["target"], graph.get("weights"), e.finetune, e.backbone, e.seed, e.resources)
     graph["metrics"] = evaluate.plan(graph["target"], graph["model"], e.evaluate)
     return dict(sorted(graph.items(), key=lambda item: ROLES.index(item[0].partition(".")[0])))
-
-
-def _subset(e: Experiment, pool: Artifact, target: Artifact) -> dict[str, Artifact]:
-    provenance = provenance_of(e.pool)
-    made: dict[str, Artifact] = {}
-    if e.select.strategy == "cfs":
-        made["source_proxy"] = source = proxies.plan_source(pool, e.proxy, e.resources)
-        made.update(_target_proxies(e, source, target))
-        thetas = {role.partition(".")[2]: made[role] for role in made if role.startswith("target_proxy")}
-        made["scores"] = score.plan(pool, source, thetas, e.score, provenance)
-    made["subset"] = select.plan(pool, made.get("scores"), e.select, e.seed, provenance)
-    return made
-
-
-def _target_proxies(e: Experiment, source: Artifact, target: Artifact) -> dict[str, Artifact]:
-    """θt of the experiment's target, or of each of `score.targets`, with the image stores of these."""
-    if not e.score.targets:
-        return {"target_proxy": proxies.plan_target(target, source, e.proxy.target, e.proxy, e.resources)}
-    made = {}
-    for one in e.score.targets:
-        store = ingest.plan(source.root, one.source) if one.source else None
-        if store is not None:
-            made[f"target.{one.label}"] = store
-        made[f"target_proxy.{one.label}"] = proxies.plan_target(store, source, one.proxy, e.proxy, e.resources)
-    return made
 
 
 def shared(plans: Mapping[str, Mapping[str, Artifact]]) -> list[Artifact]:
@@ -104,8 +92,8 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
     for e in experiments:
         for backbone, pretraining in ((e.backbone, e.pretrain), (e.proxy.backbone, e.proxy.pretrain)):
             _check_pretraining(backbone, pretraining, e.resources)
-        if _needs_scores(e):
-            _check_proxies(e)
+        if needs_source(e):
+            check_proxies(e)
         if e.select.strategy == "list" and not e.select.whole and e.pretrain.method != "none":
             read_list(select.list_file(e.select))
     _check_sources(experiments, plans)
@@ -132,7 +120,7 @@ def _check_sources(experiments: Sequence[Experiment], plans: Mapping[str, Mappin
     for e in experiments:
         target = _contents("target", e.target, root, known)
         _check_identities(e, target)
-        for one in e.score.targets if _needs_scores(e) else ():
+        for one in e.score.targets if needs_target_proxies(e) else ():
             if one.source is not None:
                 role = f"score target {one.label}"
                 _check_batch_of("proxy.finetune", e.proxy.finetune, role, _contents(role, one.source, root, known))
@@ -188,7 +176,7 @@ def _check_splits(name: str, target: _Contents) -> None:
 def _check_identities(e: Experiment, target: _Contents) -> None:
     """A batch of more identities than there are."""
     _check_batch_of("finetune", e.finetune, "target", target)
-    if _needs_scores(e) and not e.score.targets and e.proxy.target is None:
+    if needs_target_proxies(e) and not e.score.targets and e.proxy.target is None:
         _check_batch_of("proxy.finetune", e.proxy.finetune, "target", target)
 
 
@@ -208,31 +196,13 @@ def _check_images(e: Experiment, pool: _Contents) -> None:
     if (e.select.count or 0) > stored:
         raise UserError(f"select.count={e.select.count}, but the pool has only {stored} images; lower it")
     _check_batch("pretrain", e.pretrain, e.select.count or round(e.select.fraction * stored))
-    if _needs_scores(e) and e.proxy.source is None:
+    if needs_source(e) and e.proxy.source is None:
         _check_batch("proxy.pretrain", e.proxy.pretrain, stored)
 
 
 def _check_batch(key: str, config: Pretrain, images: int) -> None:
     if config.batch_size > images:
         raise UserError(f"{key}.batch_size={config.batch_size}, but it is trained on {images} images; lower it")
-
-
-def _needs_scores(e: Experiment) -> bool:
-    return e.select.strategy == "cfs" and not e.select.whole and e.pretrain.method != "none"
-
-
-def _check_proxies(e: Experiment) -> None:
-    """Checkpoints in place of proxies, and that there is something to score with."""
-    if e.proxy.source is None and e.proxy.pretrain.method == "none":
-        raise UserError(
-            f"proxy.pretrain.method is none: the strategy {e.select.strategy} needs a pre-trained source proxy; name "
-            "your own with proxy.source"
-        )
-    if e.score.targets and e.proxy.target is not None:
-        raise UserError("proxy.target and score.targets both say what to score for; leave one out")
-    named = {"proxy.source": e.proxy.source, "proxy.target": e.proxy.target}
-    named |= {f"score.targets, {one.label}": one.proxy for one in e.score.targets}
-    proxies.check(e.proxy, {key: checkpoint for key, checkpoint in named.items() if checkpoint is not None})
 
 
 def _check_pretraining(backbone: Backbone, config: Pretrain, resources: Resources) -> None:

@@ -21,7 +21,7 @@ from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import load_weights, save_backbone
 from rayreid.pretraining.dino import DINO
 from rayreid.stages.production import Work, identity
-from rayreid.stages.select import subset_rows
+from rayreid.stages.subset import subset_rows
 from rayreid.stages.trainer import Training, fit
 
 VERSION = 1

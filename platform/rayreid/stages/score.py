@@ -27,6 +27,8 @@ from rayreid.stages.shard_results import ShardResults, fill
 
 VERSION = 1
 SHEET = 48
+LABELS = {"cfs": "CFS", "target_similarity": "cosine to the nearest target image", "cluster": "priority in its cluster"}
+"""What the scores of a strategy are called in figures."""
 _TARGET = "target"
 
 
@@ -136,19 +138,17 @@ def _score(config: Score, provenance: Provenance | None, work: Work) -> dict[str
         raise UserError(f"{store.directory}: no image could be decoded; see {work.folder}")
     facts = {"images": len(scores), "bad": len(scores) - len(usable), "cfs_mean": float(usable.mean())}
     judged = provenance.judge(store.keys, scores) if provenance else {}
-    draw(work, store, scores, provenance, "CFS", "cfs")
+    draw(work, store, scores, provenance, "cfs")
     for path in sorted((work.folder / "scores").glob("*.parquet")):
         work.run.file(path, "scores")
     return {**facts, **judged}
 
 
-def draw(
-    work: Work, store: ImageStore, scores: np.ndarray, provenance: Provenance | None, label: str, name: str
-) -> None:
+def draw(work: Work, store: ImageStore, scores: np.ndarray, provenance: Provenance | None, name: str) -> None:
     """Histogram, and sheets of the highest, median and lowest images; `scores` by index row, NaN: none."""
     rows = np.flatnonzero(np.isfinite(scores))
     groups = provenance.groups(store.keys[rows]) if provenance else None
-    work.run.figure(score_histogram(scores[rows], groups=groups, label=label), f"figures/{name}_histogram.png")
+    work.run.figure(score_histogram(scores[rows], groups=groups, label=LABELS[name]), f"figures/{name}_histogram.png")
     for part, shown in extremes(scores, SHEET).items():
         titles = [f"{value:.3f}" for value in scores[shown]]
         work.run.figure(image_sheet([store.image(row) for row in shown], titles), f"figures/{name}_{part}.png")

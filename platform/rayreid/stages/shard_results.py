@@ -21,9 +21,15 @@ UNDECODABLE = "undecodable.tsv"
 class ShardResults(ABC):
     """Files of float values per image, one per shard; NaN where an image could not be decoded.
 
+    Args:
+        folder: where the files go; made if it is not there.
+        store: the images.
+        rows: index rows of those that are wanted; all by default.
+
     Rows that come again, as they may when a worker is lost, change nothing.
 
     Attributes:
+        images: how many are wanted.
         bad: images of which it is known that they cannot be decoded, those in an earlier process's files included.
         done: images that are through, likewise.
     """
@@ -31,10 +37,11 @@ class ShardResults(ABC):
     suffix: str
     dtype: type[np.floating]
 
-    def __init__(self, folder: Path, store: ImageStore):
+    def __init__(self, folder: Path, store: ImageStore, rows: np.ndarray | None = None):
         self.folder, self.store = folder, store
         folder.mkdir(exist_ok=True)
-        self.shards = rows_by_shard(store)
+        self.shards = rows_by_shard(store, rows)
+        self.images = sum(map(len, self.shards.values()))
         self._values: dict[int, np.ndarray] = {}
         self._left: dict[int, np.ndarray] = {}
         usable = [self.usable(self.path(shard)) for shard in self.shards if self.path(shard).exists()]
@@ -74,11 +81,11 @@ class ShardResults(ABC):
         """Stop when too many images are broken.
 
         Raises:
-            UserError: more than the fraction `most` of the store is.
+            UserError: more than the fraction `most` of them is.
         """
-        if self.bad > most * len(self.store):
+        if self.bad > most * self.images:
             raise UserError(
-                f"{self.store.directory}: {self.bad} of {len(self.store)} images cannot be decoded, more than "
+                f"{self.store.directory}: {self.bad} of {self.images} images cannot be decoded, more than "
                 f"score.max_bad_fraction={most}; see {self._list}"
             )
 
@@ -115,7 +122,7 @@ def fill(results: ShardResults, build: Callable[[torch.device], Head], config: S
         UserError: more than `config.max_bad_fraction` of the images cannot be decoded, or what the head raises.
     """
     store = results.store
-    with work.screen.bar(title, len(store)) as bar:
+    with work.screen.bar(title, results.images) as bar:
         bar.to(results.done)
         results.check(config.max_bad_fraction)
         for part in stream(store.directory, list(results.missing().values()), build, config.batch_size):
@@ -124,9 +131,10 @@ def fill(results: ShardResults, build: Callable[[torch.device], Head], config: S
             bar.to(results.done)
 
 
-def rows_by_shard(store: ImageStore) -> dict[int, np.ndarray]:
-    """Index rows of each shard, int64 ascending."""
-    order = np.argsort(store.shards, kind="stable")
+def rows_by_shard(store: ImageStore, rows: np.ndarray | None = None) -> dict[int, np.ndarray]:
+    """Index rows of each shard, int64 ascending; of some rows only, if given."""
+    rows = np.arange(len(store)) if rows is None else np.sort(rows)
+    order = rows[np.argsort(store.shards[rows], kind="stable")]
     shards, starts = np.unique(store.shards[order], return_index=True)
     return dict(zip(shards.tolist(), np.split(order, starts[1:]), strict=True))
 
