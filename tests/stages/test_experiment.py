@@ -10,10 +10,10 @@ from rayreid.cluster import connect
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store import ImageStore
 from rayreid.experiment_file import change, load_experiment, rows
+from rayreid.models.embedding import Embedder
 from rayreid.selection.cfs import cfs
 from rayreid.stages import finetune, pretrain
 from rayreid.stages.experiment import run, run_stage
-from rayreid.stages.inference import Embedder
 from rayreid.stages.plan import plan
 
 pytestmark = pytest.mark.ray

@@ -17,9 +17,10 @@ from rayreid.data.batch import ImageBatch
 from rayreid.errors import UserError
 from rayreid.experiment_file import load_experiment
 from rayreid.models.backbones import build_backbone
+from rayreid.models.embedding import Embedder
 from rayreid.models.weights import read_header, save_backbone
 from rayreid.stages import proxies
-from rayreid.stages.inference import Embedder, weights_of
+from rayreid.stages.inference import weights_of
 from rayreid.stages.plan import check, plan
 from rayreid.stages.production import Work
 from rayreid.stages.progress import Screen

@@ -41,8 +41,8 @@ def find_centres(features: npt.NDArray[np.float32], count: int, seed: int) -> np
         max_points_per_centroid=SAMPLE,
     )
     kmeans.train(np.ascontiguousarray(features, np.float32))
-    centres: npt.NDArray[np.float32] = kmeans.centroids
-    return centres
+    assert kmeans.centroids is not None
+    return np.asarray(kmeans.centroids)
 
 
 def even_priority(keys: Sequence[str], clusters: npt.NDArray[np.integer], seed: int) -> Priority:

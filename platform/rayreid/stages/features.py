@@ -16,9 +16,10 @@ from rayreid.artifacts import Artifact
 from rayreid.config import Score
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store import ImageStore
+from rayreid.models.embedding import Embedder
 from rayreid.selection.cfs import directions
 from rayreid.stages.finetune import labelled_rows
-from rayreid.stages.inference import Embedder, weights_of
+from rayreid.stages.inference import weights_of
 from rayreid.stages.production import Work, identity
 from rayreid.stages.shard_results import ShardResults, fill, rows_by_shard
 

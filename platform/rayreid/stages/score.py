@@ -19,8 +19,9 @@ from rayreid.data.batch import ImageBatch
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet, score_histogram
+from rayreid.models.embedding import Embedder
 from rayreid.selection.cfs import cfs
-from rayreid.stages.inference import Embedder, weights_of
+from rayreid.stages.inference import weights_of
 from rayreid.stages.production import Work, identity
 from rayreid.stages.provenance import Provenance
 from rayreid.stages.shard_results import ShardResults, fill

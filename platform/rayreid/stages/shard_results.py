@@ -11,7 +11,8 @@ from rayreid.artifacts import write_atomically
 from rayreid.config import Score
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.stages.inference import Head, stream
+from rayreid.models.embedding import Head
+from rayreid.stages.inference import stream
 from rayreid.stages.production import Work
 
 UNDECODABLE = "undecodable.tsv"
