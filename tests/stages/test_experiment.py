@@ -15,6 +15,7 @@ from rayreid.selection.cfs import cfs
 from rayreid.stages import finetune, pretrain
 from rayreid.stages.experiment import run, run_stage
 from rayreid.stages.plan import plan
+from rayreid.stages.selections import compare
 
 pytestmark = pytest.mark.ray
 
@@ -140,3 +141,17 @@ def test_several_targets_are_scored_in_one_pass(outcome, root):
     )
     np.testing.assert_allclose(table["cfs"], (table["cfs_a"] + table["cfs_b"]) / 2, atol=1e-6)
     assert not np.allclose(table["cfs_a"], table["cfs_b"], atol=1e-4)
+
+
+def test_selections_are_compared_on_a_page_and_in_mlflow(outcome, root):
+    experiment, _, _ = outcome
+    path = compare(experiment)
+    html = path.read_text()
+    for name in ("cfs", "target_similarity", "cluster", "random"):
+        assert f"<h2>{name}</h2>" in html
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    found = client.search_runs(
+        [client.get_experiment_by_name("tiny").experiment_id], "metrics.`auc.cfs.target_domain` >= 0"
+    )
+    assert [run.info.run_name for run in found] == ["tiny"]
+    assert "selections.html" in {file.path for file in client.list_artifacts(found[0].info.run_id)}
