@@ -9,13 +9,12 @@ from mlflow import MlflowClient
 from rayreid.cluster import connect
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store import ImageStore
-from rayreid.experiment_file import change, load_experiment, rows
+from rayreid.experiment_file import load_experiment, rows
 from rayreid.models.embedding import Embedder
 from rayreid.selection.cfs import cfs
 from rayreid.stages import finetune, pretrain
 from rayreid.stages.experiment import run, run_stage
 from rayreid.stages.plan import plan
-from rayreid.stages.selections import compare
 
 pytestmark = pytest.mark.ray
 
@@ -119,39 +118,3 @@ def test_one_stage_alone(outcome, root):
     experiment, _, _ = outcome
     made = run_stage(experiment, "select")
     assert [artifact.stage for artifact in made] == ["select"] and made[0].complete
-
-
-@pytest.mark.parametrize("strategy", ["target_similarity", "cluster"])
-def test_the_other_strategies_share_the_features(outcome, root, strategy):
-    experiment, _, _ = outcome
-    [subset] = run_stage(change(experiment, {"select.strategy": strategy, "select.fraction": 0.25}), "select")
-    assert subset.facts["images"] == 30
-    assert len(list((root / "features").iterdir())) == 2  # of the pool and of the target, once each
-
-
-def test_several_targets_are_scored_in_one_pass(outcome, root):
-    experiment, _, _ = outcome
-    second = {"name": "b", "dataset": "synthetic", "options": {**experiment.target.options, "seed": 9}}
-    targets = [{**experiment.target.model_dump(include={"dataset", "options"}), "name": "a"}, second]
-    [scores] = run_stage(change(experiment, {"score.targets": targets}), "score")
-    alone = graph_of(experiment, "cfs half", root)["scores"]
-    table = pq.read_table(scores.path / "scores").to_pandas().set_index("key")
-    np.testing.assert_allclose(
-        table["cfs_a"], pq.read_table(alone.path / "scores").to_pandas().set_index("key")["cfs"], atol=1e-6
-    )
-    np.testing.assert_allclose(table["cfs"], (table["cfs_a"] + table["cfs_b"]) / 2, atol=1e-6)
-    assert not np.allclose(table["cfs_a"], table["cfs_b"], atol=1e-4)
-
-
-def test_selections_are_compared_on_a_page_and_in_mlflow(outcome, root):
-    experiment, _, _ = outcome
-    path = compare(experiment)
-    html = path.read_text()
-    for name in ("cfs", "target_similarity", "cluster", "random"):
-        assert f"<h2>{name}</h2>" in html
-    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
-    found = client.search_runs(
-        [client.get_experiment_by_name("tiny").experiment_id], "metrics.`auc.cfs.target_domain` >= 0"
-    )
-    assert [run.info.run_name for run in found] == ["tiny"]
-    assert "selections.html" in {file.path for file in client.list_artifacts(found[0].info.run_id)}

@@ -128,10 +128,10 @@ def test_every_image_comes_once_though_actors_are_killed(cluster, pool, notes):
             os.kill(process, signal.SIGKILL)
             killed.append(process)
 
-    killer = kill_when(lambda: len(actors(notes)) == 3 and sum(forwards(notes).values()) > 60, kill)
-    check(stream(store.directory, list(rows_by_shard(store).values()), head(pool, notes, 0.1), 8), pool)
+    killer = kill_when(lambda: sum(forwards(notes).values()) > 60, kill)
+    check(stream(store.directory, list(rows_by_shard(store).values()), head(pool, notes, 0.3), 8), pool)
     killer.join(1)
-    assert len(killed) == 3 and len(actors(notes)) >= 4
+    assert killed and len(actors(notes)) > len(killed)
     assert sum(forwards(notes).values()) < 2 * len(store)  # what was done was not done again
 
 
@@ -150,10 +150,10 @@ def nodes(small_pieces):
 def test_every_image_comes_once_though_a_node_is_lost(nodes, pool, notes):
     store, *_ = pool
     lost: list[bool] = []
-    killer = kill_when(
-        lambda: len(actors(notes)) == 3 and sum(forwards(notes).values()) > 60, lambda: lost.append(nodes() is None)
+    killer = kill_when(  # of two actors one is on the node with two CPUs
+        lambda: len(actors(notes)) > 1 and sum(forwards(notes).values()) > 60, lambda: lost.append(nodes() is None)
     )
-    check(stream(store.directory, list(rows_by_shard(store).values()), head(pool, notes, 0.1), 8), pool)
+    check(stream(store.directory, list(rows_by_shard(store).values()), head(pool, notes, 0.6), 8), pool)
     killer.join(30)
     assert lost and sum(node["Alive"] for node in ray.nodes()) == 1
 

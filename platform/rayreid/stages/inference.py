@@ -13,6 +13,7 @@ import numpy as np
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 
 from rayreid.cluster import scoring_actors
 from rayreid.config import Auto
@@ -22,6 +23,10 @@ from rayreid.models.embedding import Head, Pass
 
 _CHUNK = {"cpu": 128, "cuda": 4096}
 """Rows per work item: enough to pay for its scheduling, few enough to keep all actors busy to the end."""
+
+_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
+_TRIES = 3
+"""Executions in a row that may end by a lost worker without a single result: then it is no accident."""
 
 
 def weights_of(folder: Path) -> Path:
@@ -52,11 +57,17 @@ class _Actor:
                 raise UserError(self.fault)
             rows, values, broken = self.run(np.concatenate([np.asarray(part) for part in item["rows"]]))
         except UserError as error:
-            nothing = [np.zeros(0, np.int64)]
-            values = np.zeros(0, np.float32)
-            return {"row": nothing, "value": [values], "bad": nothing, "reason": [""], "fault": [str(error)]}
-        bad = np.fromiter(broken, np.int64)
-        return {"row": [rows], "value": [values], "bad": [bad], "reason": ["\n".join(broken.values())], "fault": [""]}
+            rows, values, broken, fault = np.zeros(0, np.int64), np.zeros(0, np.float32), {}, str(error)
+        else:
+            fault = ""
+        return {
+            "number": item["number"],
+            "row": [rows],
+            "value": [values],
+            "bad": [np.fromiter(broken, np.int64)],
+            "reason": ["\n".join(broken.values())],
+            "fault": [fault],
+        }
 
 
 def stream(
@@ -75,24 +86,55 @@ def stream(
 
     Raises:
         UserError: what the store or the head raised on an actor.
+        RayActorError: actors are lost again and again before they give anything (or another of `_LOST`).
     """
     if not any(map(len, rows)):  # Ray Data makes no dataset of nothing
         return
+    chunk = _CHUNK["cuda" if scoring_actors().gpu else "cpu"]
+    pieces = [piece[start : start + chunk] for piece in rows for start in range(0, len(piece), chunk)]
+    left = dict(enumerate(pieces))
+    fruitless = 0
+    while left:
+        before = len(left)
+        try:
+            for result in _execute(store, left, build, batch_size):
+                del left[int(result["number"])]
+                yield _unpack(result)
+        except _LOST as error:
+            fruitless = fruitless + 1 if len(left) == before else 0
+            if fruitless == _TRIES:
+                raise
+            logging.getLogger("rayreid").warning("a worker was lost, going on without it: %s", _first_line(error))
+
+
+def _execute(
+    store: Path, left: Mapping[int, np.ndarray], build: Callable[[torch.device], Head], batch_size: int | Auto
+) -> Iterator[dict[str, Any]]:
+    """One execution of Ray Data over numbered pieces of rows.
+
+    Lost actors are not restarted by Ray: it would have their items wait for them, for ever where a lost node's place
+    is not taken by another. The execution ends instead, and the next one uses what the cluster then has.
+    """
     # Ray Data's own account of an execution is for its developers; the stages show their own progress.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     ray.data.DataContext.get_current().enable_progress_bars = False
     share = scoring_actors()
-    chunk = _CHUNK["cuda" if share.gpu else "cpu"]
-    items = [{"rows": piece[start : start + chunk]} for piece in rows for start in range(0, len(piece), chunk)]
+    items = [{"number": number, "rows": piece} for number, piece in left.items()]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _Actor,
         batch_size=1,
         compute=ActorPoolStrategy(size=min(share.workers, len(items))),
         num_cpus=share.cpus,
         num_gpus=1 if share.gpu else 0,
+        max_restarts=0,
+        max_task_retries=0,
         fn_constructor_args=(store, build, batch_size, share.cpus),
     )
-    yield from map(_unpack, dataset.iter_rows())
+    yield from dataset.iter_rows()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _unpack(result: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:

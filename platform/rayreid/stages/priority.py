@@ -40,7 +40,8 @@ def plan(
     Args:
         pool: its image store.
         found: its θs features.
-        targets: store and θs features of each target's training images, by name; for `target_similarity`.
+        targets: store and θs features of each target's training images, by name ("": the only one); for
+            `target_similarity`.
         config: the strategy.
         seed: of the clusters and of the order within them; used by `cluster`.
         provenance: if given, used for judging only.
@@ -51,7 +52,8 @@ def plan(
         fields |= identity(clusters=config.clusters, seed=seed)
     else:
         for name, (store, theirs) in targets.items():
-            inputs |= {f"target.{name}": store, f"target_features.{name}": theirs}
+            suffix = f".{name}" if name else ""
+            inputs |= {f"target{suffix}": store, f"target_features{suffix}": theirs}
     return Artifact(pool.root, "priority", VERSION, fields, inputs, partial(_rank, config, seed, provenance))
 
 
@@ -88,7 +90,7 @@ def _compute(config: Select, seed: int, folders: Mapping[str, Path], threads: in
     references = [
         theirs[~np.isnan(theirs[:, 0])]
         for role in folders
-        if role.startswith("target.")
+        if role.partition(".")[0] == "target"
         for _, theirs in features.read(
             folders[role.replace("target", "target_features", 1)], ImageStore(folders[role]), "train"
         )
