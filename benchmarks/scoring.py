@@ -104,7 +104,7 @@ def run_pipeline(root: Path, notes: Path, args: argparse.Namespace) -> dict[str,
     began = time.time()
     start_ray(args.cpus)
     store = ImageStore(root / "store")
-    inference._CHUNK["cpu"] = args.item
+    inference._CHUNK["cpu"] = (args.item, args.item)
     build = partial(scoring.timed, root, args.precision, notes)
     results = inference.stream(store.directory, [np.arange(len(store))], build, args.batch)
     scored = sum(len(rows) for rows, _, _ in results)

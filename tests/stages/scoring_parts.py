@@ -129,7 +129,7 @@ def drive(root: Path, notes: Path, seconds: float) -> None:
     from rayreid.tracking import Tracker
 
     notes.mkdir(exist_ok=True)
-    inference._CHUNK["cpu"] = 16
+    inference._CHUNK["cpu"] = (16, 16)
     head = score._Head
     score._Head = lambda *arguments: Counting(head(*arguments), notes, seconds)
     with connect(), Tracker(root, "killed").run("scoring") as run:

@@ -128,7 +128,7 @@ class Execution:
 def lose(monkeypatch):
     """Stream ten rows two by two through some `Execution`."""
     monkeypatch.setattr(inference, "scoring_actors", lambda: Share(1, 1, False))
-    monkeypatch.setitem(inference._CHUNK, "cpu", 2)
+    monkeypatch.setitem(inference._CHUNK, "cpu", (2, 2))
 
     def lose(execution):
         monkeypatch.setattr(inference, "_execute", execution)
@@ -149,3 +149,12 @@ def test_workers_that_are_lost_before_they_give_anything_end_it(lose):
     with pytest.raises(KilledError):
         lose(execution)
     assert len(execution.asked) == 4
+
+
+@pytest.mark.parametrize(("images", "items"), [(10, 1), (1000, 8), (50_000, 65), (1_000_000, 977)])
+def test_items_are_few_and_small(lose, monkeypatch, images, items):
+    execution = Execution()
+    monkeypatch.setattr(inference, "_CHUNK", {"cpu": (128, 1024)})
+    monkeypatch.setattr(inference, "_execute", execution)
+    assert sum(len(part) for part, _, _ in stream(Path(), [np.arange(images)], brightness, 8)) == images
+    assert len(execution.asked[0]) == items

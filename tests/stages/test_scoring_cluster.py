@@ -55,7 +55,7 @@ def pool(tmp_path_factory):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Many work items, so that every actor has some at all times."""
-    monkeypatch.setitem(inference._CHUNK, "cpu", 16)
+    monkeypatch.setitem(inference._CHUNK, "cpu", (16, 16))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 

@@ -21,8 +21,11 @@ from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.models.embedding import Head, Pass
 
-_CHUNK = {"cpu": 128, "cuda": 4096}
-"""Rows per work item: enough to pay for its scheduling, few enough to keep all actors busy to the end."""
+_CHUNK = {"cpu": (128, 1024), "cuda": (1024, 4096)}
+"""Rows per work item, at least and at most: enough to pay for its scheduling, few enough to keep all actors busy to the
+end. Within these bounds every actor is given `_ITEMS`, so that millions of images do not make a driver keep account of
+tens of thousands of items."""
+_ITEMS = 64
 
 _LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
 _TRIES = 3
@@ -90,7 +93,9 @@ def stream(
     """
     if not any(map(len, rows)):  # Ray Data makes no dataset of nothing
         return
-    chunk = _CHUNK["cuda" if scoring_actors().gpu else "cpu"]
+    share = scoring_actors()
+    least, most = _CHUNK["cuda" if share.gpu else "cpu"]
+    chunk = min(most, max(least, sum(map(len, rows)) // (_ITEMS * share.workers)))
     pieces = [piece[start : start + chunk] for piece in rows for start in range(0, len(piece), chunk)]
     left = dict(enumerate(pieces))
     fruitless = 0
