@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rayreid.selection.clusters import cluster_count, even_priority, find_centres
-from rayreid.selection.strategies import cut
+from rayreid.selection.strategies import cut, random_priority
 
 KEYS = [f"{number:04d}.jpg" for number in range(600)]
 
@@ -27,6 +27,7 @@ def test_the_order_within_a_cluster_is_the_seed_s_and_the_key_s():
     shuffled = np.random.default_rng(1).permutation(600)
     again = even_priority([KEYS[row] for row in shuffled], clusters[shuffled], seed=0)
     np.testing.assert_array_equal(again, first[shuffled])
+    assert abs(np.corrcoef(first, random_priority(KEYS, seed=0))[0, 1]) < 0.2
     other = even_priority(KEYS, clusters, seed=1)
     assert len(np.intersect1d(cut(KEYS, first, count=100), cut(KEYS, other, count=100))) < 50
 

@@ -11,6 +11,8 @@ from rayreid.selection.strategies import Priority, random_priority
 SAMPLE = 256
 """Images per cluster that the centres are found on, at most; more change them little (faiss's own rule)."""
 _ROUNDS = 20
+_SALT = 0xC1057E25
+"""Sets the order within clusters apart from that of the strategy `random` with the same seed."""
 
 
 def cluster_count(images: int, wanted: int | str) -> int:
@@ -60,7 +62,7 @@ def even_priority(keys: Sequence[str], clusters: npt.NDArray[np.integer], seed: 
     Returns:
         float64 (N,), NaN for images without a cluster.
     """
-    shuffled = random_priority(keys, seed)
+    shuffled = random_priority(keys, seed ^ _SALT)
     order = np.lexsort((-shuffled, clusters))
     _, first, members = np.unique(clusters[order], return_index=True, return_counts=True)
     dealt = np.empty(len(clusters), np.float64)

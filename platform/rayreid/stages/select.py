@@ -63,7 +63,7 @@ def list_file(config: Select) -> Path:
 
 
 def ranking(
-    config: Select, seed: int, store: ImageStore, ranked: Path | None, say: Callable[[str], None]
+    config: Select, seed: int, store: ImageStore, ranked: Path | None, say: Callable[[str], None] = lambda text: None
 ) -> np.ndarray:
     """The strategy's priority per index row of the pool, float64 (N,), NaN: never selected.
 
