@@ -68,10 +68,15 @@ def refused(home, capfd):
     return refused
 
 
+def test_strategies_to_compare_are_those_there_are(refused):
+    assert "'best'" in refused("selections", GOOD, "--strategy", "best")
+    assert "nothing to compare" in refused("selections", {**GOOD, "pretrain": "none"}, "--strategy", "random")
+
+
 # What the file says
 
 
-@pytest.mark.parametrize("command", ["run", "sweep", "config", "pretrain", "evaluate"])
+@pytest.mark.parametrize("command", ["run", "sweep", "config", "pretrain", "evaluate", "selections"])
 def test_an_unknown_key(refused, command):
     message = refused(command, {**GOOD, "pretrain": {"epoch": 3}})
     assert "experiment.yaml" in message and "'pretrain.epoch'" in message and "'epochs'" in message
