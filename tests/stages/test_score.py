@@ -165,7 +165,7 @@ def test_broken_images_of_an_earlier_process_count(scoring, unfinished):
 
 
 def test_results_that_come_twice_count_once(scoring):
-    done = scoring(Proxies(broken=[4, 12], twice=True))
+    done = scoring(Proxies(broken=[4, 12], twice=True), most=2 / IMAGES)
     assert (done.facts["images"], done.facts["bad"]) == (IMAGES, 2)
     assert listed(done.artifact) == ["04.jpg\ttruncated 4", "12.jpg\ttruncated 12"]
     assert score.read_scores(done.artifact.path).num_rows == IMAGES
