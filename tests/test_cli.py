@@ -20,7 +20,7 @@ from rayreid.errors import UserError
 from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import save_backbone
 from rayreid.stages import ingest
-from rayreid.stages.plan import check_workers
+from rayreid.stages.checks import check_workers
 
 PLATFORM = Path(__file__).parent.parent / "platform"
 
@@ -76,10 +76,15 @@ def refused(home, capfd):
     return refused
 
 
+def test_strategies_to_compare_are_those_there_are(refused):
+    assert "'best'" in refused("selections", GOOD, "--strategy", "best")
+    assert "nothing to compare" in refused("selections", {**GOOD, "pretrain": "none"}, "--strategy", "random")
+
+
 # What the file says
 
 
-@pytest.mark.parametrize("command", ["run", "sweep", "config", "pretrain", "evaluate"])
+@pytest.mark.parametrize("command", ["run", "sweep", "config", "pretrain", "evaluate", "selections"])
 def test_an_unknown_key(refused, command):
     message = refused(command, {**GOOD, "pretrain": {"epoch": 3}})
     assert "experiment.yaml" in message and "'pretrain.epoch'" in message and "'epochs'" in message
@@ -372,7 +377,7 @@ def test_a_pre_training_that_no_worker_could_begin(refused, change, named):
     ],
 )
 def test_a_batch_that_cannot_be_dealt_to_the_workers_that_there_are(monkeypatch, changes, named):
-    monkeypatch.setattr("rayreid.stages.plan.training_share", lambda resources: Share(3, 1, True))
+    monkeypatch.setattr("rayreid.stages.checks.training_share", lambda resources: Share(3, 1, True))
     three = {"pretrain": {"batch_size": 12}, "finetune": {"identities": 3}}
     experiment = Experiment.model_validate({**GOOD, **three, "proxy": three, **changes})
     if named is None:

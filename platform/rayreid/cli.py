@@ -81,6 +81,23 @@ for _name, _help in _STAGES.items():
     app.command(_name, help=f"{_help} Runs whatever it needs first; skips what is complete.")(_stage_command(_name))
 
 
+@app.command()
+def selections(
+    file: File,
+    overrides: Overrides = None,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option("--strategy", metavar="NAME", help="Compare these, again and again; default: all but `list`."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Compare what strategies and rows choose from the pool: scores, overlap, sheets, origins, on one HTML page."""
+    from rayreid.experiment_file import load_experiment
+    from rayreid.stages.selections import STRATEGIES, compare
+
+    compare(load_experiment(file, overrides or ()), strategy or STRATEGIES)
+
+
 @app.command("inspect")
 def inspect_store(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Folder of an image store, e.g. outputs/ingest/<id>.")],

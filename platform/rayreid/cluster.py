@@ -109,9 +109,15 @@ def training_share(resources: Resources) -> Share:
 
 
 def scoring_actors() -> Share:
-    """Actors for inference: one per GPU, else one per CPU with one thread each (so that they do not fight)."""
+    """Actors for inference: one per GPU, with its share of the node's CPUs to decode with; else one per CPU.
+
+    A CPU actor computes with one thread, so that actors do not fight.
+    """
     import ray
 
-    total = ray.cluster_resources()
-    gpus = int(total.get("GPU", 0))
-    return Share(gpus or int(total.get("CPU", 1)), 1, gpus > 0)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fitting = [node for node in nodes if node.get("GPU", 0) >= 1]
+    if not fitting:
+        return Share(max(1, int(sum(node.get("CPU", 0) for node in nodes))), 1, False)
+    gpus = int(sum(node["GPU"] for node in fitting))
+    return Share(gpus, max(1, min(int(node.get("CPU", 1) // node["GPU"]) for node in fitting)), True)

@@ -180,6 +180,8 @@ def _explain(problem: Any) -> str:
 def _keys_at(location: Sequence[str]) -> list[str]:
     section: Any = Experiment
     for part in location:
+        if part.isdigit():  # a place in a list of sections
+            continue
         annotation = section.model_fields[part].annotation
         section = next((kind for kind in (annotation, *get_args(annotation)) if _is_section(kind)), None)
         if section is None:

@@ -53,6 +53,12 @@ def test_cfs_refuses_scores_of_another_store_and_repeated_ones():
         priority("cfs", ["a"], scores=pa.table({"key": ["a", "a"], "cfs": [0.5, 0.6]}))
 
 
+@pytest.mark.parametrize("strategy", ["cluster", "target_similarity"])
+def test_other_priorities_come_from_a_table_as_well(strategy):
+    table = pa.table({"key": ["c", "a"], "priority": pa.array([-2.5, NAN])})
+    np.testing.assert_array_equal(priority(strategy, ["a", "b", "c"], scores=table), [NAN, NAN, -2.5])
+
+
 def test_list_ranks_by_position():
     match = ListMatch(rows=np.array([2, 0]), entries=2, matched=2, ambiguous=0)
     priorities = priority("list", ["a", "b", "c"], match=match)
@@ -62,9 +68,9 @@ def test_list_ranks_by_position():
 
 
 def test_unknown_strategy_and_missing_input():
-    with pytest.raises(UserError, match=r"'best'; known: cfs, random, list"):
+    with pytest.raises(UserError, match=r"'best'; known: cfs, target_similarity, cluster, random, list"):
         priority("best", KEYS)
-    for strategy in ("cfs", "list"):
+    for strategy in ("cfs", "cluster", "target_similarity", "list"):
         with pytest.raises(ValueError, match=f"{strategy} without its"):
             priority(strategy, KEYS)
 

@@ -12,10 +12,10 @@ from rayreid.data.store import ImageStore
 from rayreid.evaluation.probe import choose_probe
 from rayreid.experiment_file import load_experiment, rows
 from rayreid.journal import Journal
+from rayreid.models.embedding import Embedder
 from rayreid.selection.cfs import cfs
 from rayreid.stages import finetune, pretrain
 from rayreid.stages.experiment import run, run_stage
-from rayreid.stages.inference import Embedder
 from rayreid.stages.plan import plan
 
 pytestmark = pytest.mark.ray
@@ -102,7 +102,7 @@ def test_runs_nest_and_carry_what_they_are_compared_by(outcome, root):
 def test_stage_runs_hold_figures_datasets_and_steps(outcome, root):
     scores, client = stage_runs(root, "score")
     figures = {file.path for file in client.list_artifacts(scores[0].info.run_id, "figures")}
-    assert figures == {f"figures/{name}.png" for name in ("cfs_histogram", "cfs_highest", "cfs_lowest")}
+    assert figures == {f"figures/{name}.png" for name in ("cfs_histogram", "cfs_highest", "cfs_median", "cfs_lowest")}
     trainings, _ = stage_runs(root, "pretrain")
     for training in trainings:
         assert "pool" in [given.dataset.name for given in training.inputs.dataset_inputs]

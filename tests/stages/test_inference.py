@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from ray.exceptions import WorkerCrashedError
 
+from rayreid.cluster import Share
 from rayreid.data.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.stages import inference
@@ -34,7 +36,7 @@ def brightness(device):
 
 
 def item(rows) -> dict[str, list]:
-    return {"rows": [np.asarray(rows)]}
+    return {"number": np.array([0]), "rows": [np.asarray(rows)]}
 
 
 def test_an_actor_computes_rows_in_batches(tmp_path):
@@ -96,3 +98,63 @@ def test_nothing_to_do_needs_no_cluster(tmp_path, monkeypatch, rows):
     monkeypatch.setattr(inference, "scoring_actors", refuse)
     monkeypatch.setattr("ray.data.from_items", refuse)
     assert list(stream(tmp_path, rows, brightness, 8)) == []
+
+
+# What is lost on the way
+
+
+class KilledError(WorkerCrashedError):
+    def __str__(self):
+        return "killed\nin action"
+
+
+class Execution:
+    """Stands for Ray Data: gives some results, then loses a worker; as often as there are numbers."""
+
+    def __init__(self, *results):
+        self.results, self.asked = list(results), []
+
+    def __call__(self, store, left, build, batch_size):
+        self.asked.append(sorted(left))
+        count = self.results.pop(0) if self.results else len(left)
+        for number in list(left)[:count]:
+            rows = np.asarray(left[number])
+            yield {"number": number, "row": rows, "value": rows * 1.0, "bad": [], "reason": "", "fault": ""}
+        if count < len(self.asked[-1]):
+            raise KilledError
+
+
+@pytest.fixture
+def lose(monkeypatch):
+    """Stream ten rows two by two through some `Execution`."""
+    monkeypatch.setattr(inference, "scoring_actors", lambda: Share(1, 1, False))
+    monkeypatch.setitem(inference._CHUNK, "cpu", (2, 2))
+
+    def lose(execution):
+        monkeypatch.setattr(inference, "_execute", execution)
+        return [row for rows, _, _ in stream(Path(), [np.arange(6), np.arange(6, 10)], brightness, 8) for row in rows]
+
+    return lose
+
+
+def test_what_was_not_done_when_a_worker_was_lost_is_done_by_the_others(lose, caplog):
+    execution = Execution(2, 0, 0, 1)
+    assert sorted(lose(execution)) == list(range(10))
+    assert execution.asked == [[0, 1, 2, 3, 4], [2, 3, 4], [2, 3, 4], [2, 3, 4], [3, 4]]
+    assert "a worker was lost" in caplog.text and "killed" in caplog.text and "in action" not in caplog.text
+
+
+def test_workers_that_are_lost_before_they_give_anything_end_it(lose):
+    execution = Execution(1, 0, 0, 0)
+    with pytest.raises(KilledError):
+        lose(execution)
+    assert len(execution.asked) == 4
+
+
+@pytest.mark.parametrize(("images", "items"), [(10, 1), (1000, 8), (50_000, 65), (1_000_000, 977)])
+def test_items_are_few_and_small(lose, monkeypatch, images, items):
+    execution = Execution()
+    monkeypatch.setattr(inference, "_CHUNK", {"cpu": (128, 1024)})
+    monkeypatch.setattr(inference, "_execute", execution)
+    assert sum(len(part) for part, _, _ in stream(Path(), [np.arange(images)], brightness, 8)) == images
+    assert len(execution.asked[0]) == items

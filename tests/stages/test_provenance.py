@@ -96,3 +96,10 @@ def test_a_drawn_pool_knows_itself():
 
 def test_nothing_is_known_of_other_pools():
     assert provenance_of(Source(dataset="folder", root="pool")) is None
+
+
+def test_separation_is_of_each_origin_from_all_others(source):
+    known = provenance_of(source(b"key,origin\na,near\nb,near\nc,far\nd,back\n"))
+    keys, priority = np.array(list("abcde"), dtype=object), np.array([0.9, 0.4, 0.6, 0.1, np.nan])
+    assert known.separation(keys, priority) == pytest.approx({"near": 0.75, "far": 2 / 3, "back": 0.0})
+    assert known.separation(keys[:2], priority[:2]) == {}

@@ -13,7 +13,7 @@ from rayreid.artifacts import Artifact
 from rayreid.config import Score, Select
 from rayreid.data.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
-from rayreid.stages import score, select
+from rayreid.stages import score, select, shard_results
 from rayreid.stages.production import Work
 from rayreid.stages.progress import Screen
 from rayreid.stages.provenance import Provenance
@@ -37,15 +37,16 @@ class Drawn:
 
 
 def scores_of(rows):
-    """What the proxies are made to give."""
+    """What the proxies are made to give, each target the same."""
     return (rows / IMAGES).astype(np.float32)
 
 
 class Proxies:
-    """Stands for the actors: a result per ten images, in the middle of shards too; stops after some."""
+    """Stands for the actors: a result per five images, in the middle of shards too; stops after some."""
 
-    def __init__(self, broken=(), stop=None):
+    def __init__(self, broken=(), stop=None, gain=(1.0,), twice=False):
         self.broken, self.stop, self.asked = set(broken), stop, []
+        self.gain, self.twice = np.asarray(gain, np.float32), twice
 
     def __call__(self, store, rows, build, batch_size):
         self.asked = [int(row) for piece in rows for row in piece]
@@ -54,7 +55,12 @@ class Proxies:
                 raise KeyboardInterrupt
             part = self.asked[start : start + 5]
             good = np.array([row for row in part if row not in self.broken], np.int64)
-            yield good, scores_of(good), {row: f"truncated {row}" for row in part if row in self.broken}
+            result = (
+                scores_of(good)[:, None] * self.gain,
+                {row: f"truncated {row}" for row in part if row in self.broken},
+            )
+            for _ in range(1 + self.twice):
+                yield good, *result
 
 
 @pytest.fixture
@@ -72,14 +78,21 @@ def pool(tmp_path) -> Artifact:
     return artifact
 
 
+def planned(pool, config, provenance=None, targets=("",)) -> Artifact:
+    """Scores by proxies of which nothing but the files' names is asked."""
+    proxy = Artifact(pool.root, "proxy", 1, {})
+    proxy.path.mkdir(parents=True, exist_ok=True)
+    (proxy.path / "model.safetensors").touch()
+    return score.plan(pool, proxy, dict.fromkeys(targets, proxy), config, provenance)
+
+
 @pytest.fixture
 def scoring(pool, monkeypatch):
     """Run the stage with some proxies; gives the facts, the artifact and what was drawn."""
 
-    def scoring(proxies, most=1.0, provenance=None):
-        monkeypatch.setattr(score, "stream", proxies)
-        proxy = Artifact(pool.root, "proxy", 1, {})
-        artifact = score.plan(pool, proxy, proxy, Score(max_bad_fraction=most), provenance)
+    def scoring(proxies, most=1.0, provenance=None, targets=("",)):
+        monkeypatch.setattr(shard_results, "stream", proxies)
+        artifact = planned(pool, Score(max_bad_fraction=most), provenance, targets)
         artifact.path.mkdir(parents=True, exist_ok=True)
         run = Drawn()
         facts = artifact.job(Work(artifact, artifact.path, run, Screen(Console(file=io.StringIO()))))
@@ -96,8 +109,7 @@ def listed(artifact: Artifact) -> list[str]:
 @pytest.fixture
 def unfinished(pool) -> Artifact:
     """The artifact of `scoring`, as an interrupted process leaves it."""
-    proxy = Artifact(pool.root, "proxy", 1, {})
-    return score.plan(pool, proxy, proxy, Score(), None)
+    return planned(pool, Score())
 
 
 def test_every_image_gets_its_score(scoring):
@@ -137,7 +149,7 @@ def test_one_that_stopped_after_its_last_shard_is_finished(scoring, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(score, "_record", fail)
+        patch.setattr(score, "draw", fail)
         scoring(Proxies(broken=[4]))
     done = scoring(stream)  # the real one, with nothing left to send to a cluster
     assert (done.facts["images"], done.facts["bad"]) == (IMAGES, 1)
@@ -152,7 +164,51 @@ def test_broken_images_of_an_earlier_process_count(scoring, unfinished):
     assert done.artifact.id == unfinished.id and done.facts["bad"] == 4
 
 
+def test_results_that_come_twice_count_once(scoring):
+    done = scoring(Proxies(broken=[4, 12], twice=True), most=2 / IMAGES)
+    assert (done.facts["images"], done.facts["bad"]) == (IMAGES, 2)
+    assert listed(done.artifact) == ["04.jpg\ttruncated 4", "12.jpg\ttruncated 12"]
+    assert score.read_scores(done.artifact.path).num_rows == IMAGES
+
+
+def test_several_targets_have_a_column_each_and_their_mean(scoring):
+    done = scoring(Proxies(broken=[4], gain=(1.0, 0.5, 0.0)), targets=("a", "b", "c"))
+    table = score.read_scores(done.artifact.path)
+    assert table.column_names == ["key", "cfs_a", "cfs_b", "cfs_c", "cfs"]
+    expected = np.where(np.arange(IMAGES) == 4, np.nan, scores_of(np.arange(IMAGES)))
+    for name, gain in {"cfs_a": 1.0, "cfs_b": 0.5, "cfs_c": 0.0, "cfs": 0.5}.items():
+        np.testing.assert_allclose(table[name].to_numpy(), gain * expected, atol=1e-7)
+
+
+def test_the_targets_are_part_of_what_the_scores_are(pool):
+    proxies = [Artifact(pool.root, "proxy", 1, {"number": number}) for number in range(3)]
+
+    def scores(targets):
+        return score.plan(pool, proxies[0], targets, Score(), None).id
+
+    assert scores({"": proxies[1]}) != scores({"": proxies[2]})
+    assert scores({"a": proxies[1], "b": proxies[2]}) == scores({"b": proxies[2], "a": proxies[1]})
+    assert scores({"a": proxies[1], "b": proxies[2]}) != scores({"b": proxies[1], "a": proxies[2]})
+
+
+def test_without_one_usable_image_there_are_no_scores(scoring):
+    with pytest.raises(UserError, match="no image could be decoded"):
+        scoring(Proxies(broken=range(IMAGES)))
+
+
 # What is judged and drawn
+
+
+def test_sheets_show_both_ends_and_the_middle():
+    scores = np.array([0.5, np.nan, 0.1, 0.9, 0.3, 0.7])
+    shown = score.extremes(scores, 2)
+    assert {name: rows.tolist() for name, rows in shown.items()} == {
+        "highest": [3, 5],
+        "median": [5, 0],
+        "lowest": [2, 4],
+    }
+    assert all(sorted(rows) == [0, 2, 3, 4, 5] for rows in map(np.ndarray.tolist, score.extremes(scores, 9).values()))
+
 
 NEAR = pa.table({"key": [f"{n:02d}.jpg" for n in range(IMAGES)], "origin": ["far"] * 20 + ["near"] * 10})
 

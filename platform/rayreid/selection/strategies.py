@@ -18,7 +18,9 @@ from rayreid.selection.filelist import ListMatch
 
 Priority = npt.NDArray[np.float64]
 
-STRATEGIES = ("cfs", "random", "list")
+STRATEGIES = ("cfs", "target_similarity", "cluster", "random", "list")
+SCORED = {"cfs": "cfs", "target_similarity": "priority", "cluster": "priority"}
+"""Strategies whose priorities come in a table, and its column."""
 
 
 def priority(
@@ -32,10 +34,10 @@ def priority(
     """Priorities of a store's images by a strategy's name.
 
     Args:
-        strategy: `random` (needs `seed`), `cfs` (needs `scores`) or `list` (needs `match`).
+        strategy: `random` (needs `seed`), `list` (needs `match`), or one of `SCORED` (needs `scores`).
         keys: the store's keys, N of them.
         seed: see `random_priority`.
-        scores: see `cfs_priority`.
+        scores: see `scored_priority`.
         match: see `list_priority`.
 
     Returns:
@@ -49,11 +51,11 @@ def priority(
         raise UserError(f"unknown select.strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
     if strategy == "random":
         return random_priority(keys, seed)
-    if strategy == "cfs" and scores is not None:
-        return cfs_priority(keys, scores)
+    if strategy in SCORED and scores is not None:
+        return scored_priority(keys, scores, SCORED[strategy])
     if strategy == "list" and match is not None:
         return list_priority(len(keys), match)
-    raise ValueError(f"strategy {strategy} without its {'scores' if strategy == 'cfs' else 'match'}")
+    raise ValueError(f"strategy {strategy} without its {'match' if strategy == 'list' else 'scores'}")
 
 
 def random_priority(keys: Sequence[str], seed: int) -> Priority:
@@ -63,12 +65,13 @@ def random_priority(keys: Sequence[str], seed: int) -> Priority:
     return (np.frombuffer(digests, dtype="<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def cfs_priority(keys: Sequence[str], scores: pa.Table) -> Priority:
+def scored_priority(keys: Sequence[str], scores: pa.Table, column: str = "cfs") -> Priority:
     """The score of each image; NaN for images that the table does not hold.
 
     Args:
         keys: the store's keys, N of them.
-        scores: columns `key: string` (unique) and `cfs: float`, in any order.
+        scores: `key: string` (unique), in any order, and a column of floats.
+        column: its name.
 
     Raises:
         UserError: a key scored twice, or scores of which none belongs to the store.
@@ -79,7 +82,7 @@ def cfs_priority(keys: Sequence[str], scores: pa.Table) -> Priority:
     rows = pc.index_in(pa.array(map(str, keys), pa.string()), value_set=scored)
     if len(keys) and rows.null_count == len(keys):
         raise UserError("the scores belong to another store: none of their keys is in this one; score this one")
-    values = scores.column("cfs").combine_chunks().cast(pa.float64()).take(rows)
+    values = scores.column(column).combine_chunks().cast(pa.float64()).take(rows)
     return np.asarray(values.fill_null(math.nan).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 

@@ -18,8 +18,9 @@ from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import cmc_curve, ranked_lists
 from rayreid.evaluation.retrieval import RetrievalReport, evaluate_retrieval, top_k
+from rayreid.models.embedding import Embedder
 from rayreid.stages import finetune
-from rayreid.stages.inference import Embedder, stream
+from rayreid.stages.inference import stream
 from rayreid.stages.production import Work, identity
 
 VERSION = 1

@@ -14,7 +14,8 @@ from rayreid.cluster import connect
 from rayreid.config import Experiment
 from rayreid.errors import UserError
 from rayreid.experiment_file import dump, flatten, rows
-from rayreid.stages.plan import STAGE_ROLE, check, check_workers, plan, shared
+from rayreid.stages.checks import check, check_workers
+from rayreid.stages.plan import STAGE_ROLE, plan, shared
 from rayreid.stages.production import produce
 from rayreid.stages.progress import Screen
 from rayreid.stages.provenance import provenance_of
@@ -75,7 +76,7 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
     label, row = next(iter(rows(experiment.model_copy(update={"compare": []})).items()))
     graph = plan(row, output_root())
     check([row], {label: graph})
-    wanted = [graph[role] for role in STAGE_ROLE[stage] if role in graph]
+    wanted = [artifact for role, artifact in graph.items() if role.partition(".")[0] in STAGE_ROLE[stage]]
     if not wanted:
         raise UserError(f"stage {stage}: experiment {experiment.name!r} has no use for it as configured")
     desk = open_desk(experiment)

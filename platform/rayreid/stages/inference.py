@@ -6,56 +6,36 @@ returns a few floats per image. So any number of actors on any node costs the ne
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 
 from rayreid.cluster import scoring_actors
-from rayreid.data.batch import ImageBatch
-from rayreid.data.images import decode
-from rayreid.data.reid_transforms import ReIDTest
+from rayreid.config import Auto
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.models.weights import load_backbone
-from rayreid.training.loop import autocast, resolve_precision
+from rayreid.models.embedding import Head, Pass
 
-_CHUNK = 1024
-"""Rows per work item: enough to pay for its scheduling, few enough to keep all actors busy to the end."""
+_CHUNK = {"cpu": (128, 1024), "cuda": (1024, 4096)}
+"""Rows per work item, at least and at most: enough to pay for its scheduling, few enough to keep all actors busy to the
+end. Within these bounds every actor is given `_ITEMS`, so that millions of images do not make a driver keep account of
+tens of thousands of items."""
+_ITEMS = 64
 
-
-class Embedder:
-    """A backbone that sees images its own way: the size, mean and std that its weights file states.
-
-    Args:
-        path: weights written by this project.
-        device: where it runs.
-        precision: of the forward pass; features come back in float32.
-    """
-
-    def __init__(self, path: Path, device: torch.device, precision: str):
-        backbone, header = load_backbone(path, drop_path=0.0)
-        self.backbone = backbone.eval().to(device)
-        self.transform = ReIDTest(tuple(backbone.spec["img_size"]), header["mean"], header["std"])
-        self.device, self.precision = device, resolve_precision(precision, device)
-
-    @torch.inference_mode()
-    def __call__(self, images: ImageBatch) -> torch.Tensor:
-        """Global features, float32 (B, D), not normalised."""
-        with autocast(self.precision, self.device):
-            features = self.backbone(self.transform(images.to(self.device)))
-        return features.float()
+_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
+_TRIES = 3
+"""Executions in a row that may end by a lost worker without a single result: then it is no accident."""
 
 
-class Head(Protocol):
-    """What is computed of a decoded batch."""
-
-    def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
-        """(B, …) values."""
+def weights_of(folder: Path) -> Path:
+    """The weights file of an artifact of pre-training, fine-tuning, or of a user's checkpoint."""
+    [path] = folder.glob("*.safetensors")
+    return path
 
 
 class _Actor:
@@ -65,14 +45,12 @@ class _Actor:
     one of its own and leave nothing of it but the text of a traceback.
     """
 
-    def __init__(self, store: Path, build: Callable[[torch.device], Head], batch_size: int, cpus: int):
+    def __init__(self, store: Path, build: Callable[[torch.device], Head], batch_size: int | Auto, cpus: int):
         torch.set_num_threads(cpus)
-        self.batch_size = batch_size
-        self.pool = ThreadPoolExecutor(cpus)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.fault = ""
         try:
-            self.store = ImageStore(store)
-            self.head = build(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            self.run = Pass(ImageStore(store), build(device), batch_size, device, cpus)
         except UserError as error:
             self.fault = str(error)
 
@@ -80,46 +58,23 @@ class _Actor:
         try:
             if self.fault:
                 raise UserError(self.fault)
-            return {**self._compute(item), "fault": [""]}
+            rows, values, broken = self.run(np.concatenate([np.asarray(part) for part in item["rows"]]))
         except UserError as error:
-            nothing = [np.zeros(0, np.int64)]
-            values = [np.zeros(0, np.float32)]
-            return {"row": nothing, "value": values, "bad": nothing, "reason": [""], "fault": [str(error)]}
-
-    def _compute(self, item: dict[str, np.ndarray]) -> dict[str, Any]:
-        rows = np.concatenate([np.asarray(part) for part in item["rows"]])
-        batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
-        decoded = [self.pool.submit(self._decode, batch) for batch in batches]
-        good, values, bad, reasons = [], [], [], []
-        for future in decoded:
-            whole, images, broken = future.result()
-            if len(whole):
-                good.append(whole)
-                values.append(self.head(images, self.store.keys[whole]))
-            for row, reason in broken:
-                bad.append(row)
-                reasons.append(reason)
-        empty = values[0][:0] if values else np.zeros(0, np.float32)
+            rows, values, broken, fault = np.zeros(0, np.int64), np.zeros(0, np.float32), {}, str(error)
+        else:
+            fault = ""
         return {
-            "row": [np.concatenate([np.zeros(0, np.int64), *good])],
-            "value": [np.concatenate([empty, *values])],
-            "bad": [np.asarray(bad, np.int64)],
-            "reason": ["\n".join(reasons)],
+            "number": item["number"],
+            "row": [rows],
+            "value": [values],
+            "bad": [np.fromiter(broken, np.int64)],
+            "reason": ["\n".join(broken.values())],
+            "fault": [fault],
         }
-
-    def _decode(self, rows: np.ndarray) -> tuple[np.ndarray, ImageBatch, list[tuple[int, str]]]:
-        whole, images, broken = [], [], []
-        for row in rows:
-            try:
-                images.append(decode(self.store.encoded(int(row))))
-                whole.append(row)
-            except ValueError as error:
-                broken.append((int(row), str(error)))
-        return np.asarray(whole, np.int64), ImageBatch.collate(images) if images else None, broken  # type: ignore[return-value]
 
 
 def stream(
-    store: Path, rows: Sequence[np.ndarray], build: Callable[[torch.device], Head], batch_size: int
+    store: Path, rows: Sequence[np.ndarray], build: Callable[[torch.device], Head], batch_size: int | Auto
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
     """Compute a head over images, on all GPUs or CPUs of the cluster.
 
@@ -127,30 +82,64 @@ def stream(
         store: the image store's folder, on storage that all nodes see.
         rows: index rows in pieces that belong together (a shard's, say); larger pieces are cut.
         build: (device) → head; pickled to the actors.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; "auto": see `rayreid.models.embedding`.
 
     Yields:
         In no particular order: (rows int64 (n,), values (n, …), {row: reason} of the images that could not be decoded).
 
     Raises:
         UserError: what the store or the head raised on an actor.
+        RayActorError: actors are lost again and again before they give anything (or another of `_LOST`).
     """
-    items = [{"rows": piece[start : start + _CHUNK]} for piece in rows for start in range(0, len(piece), _CHUNK)]
-    if not items:  # Ray Data makes no dataset of nothing
+    if not any(map(len, rows)):  # Ray Data makes no dataset of nothing
         return
+    share = scoring_actors()
+    least, most = _CHUNK["cuda" if share.gpu else "cpu"]
+    chunk = min(most, max(least, sum(map(len, rows)) // (_ITEMS * share.workers)))
+    pieces = [piece[start : start + chunk] for piece in rows for start in range(0, len(piece), chunk)]
+    left = dict(enumerate(pieces))
+    fruitless = 0
+    while left:
+        before = len(left)
+        try:
+            for result in _execute(store, left, build, batch_size):
+                del left[int(result["number"])]
+                yield _unpack(result)
+        except _LOST as error:
+            fruitless = fruitless + 1 if len(left) == before else 0
+            if fruitless == _TRIES:
+                raise
+            logging.getLogger("rayreid").warning("a worker was lost, going on without it: %s", _first_line(error))
+
+
+def _execute(
+    store: Path, left: Mapping[int, np.ndarray], build: Callable[[torch.device], Head], batch_size: int | Auto
+) -> Iterator[dict[str, Any]]:
+    """One execution of Ray Data over numbered pieces of rows.
+
+    Lost actors are not restarted by Ray: it would have their items wait for them, for ever where a lost node's place
+    is not taken by another. The execution ends instead, and the next one uses what the cluster then has.
+    """
     # Ray Data's own account of an execution is for its developers; the stages show their own progress.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     ray.data.DataContext.get_current().enable_progress_bars = False
     share = scoring_actors()
+    items = [{"number": number, "rows": piece} for number, piece in left.items()]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _Actor,
         batch_size=1,
         compute=ActorPoolStrategy(size=min(share.workers, len(items))),
         num_cpus=share.cpus,
         num_gpus=1 if share.gpu else 0,
+        max_restarts=0,
+        max_task_retries=0,
         fn_constructor_args=(store, build, batch_size, share.cpus),
     )
-    yield from map(_unpack, dataset.iter_rows())
+    yield from dataset.iter_rows()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _unpack(result: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:

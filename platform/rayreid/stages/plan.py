@@ -1,26 +1,34 @@
 """Which stage needs which artifact: the graph of one experiment, known before anything runs."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from rayreid.artifacts import Artifact, lineage
-from rayreid.cluster import training_share
-from rayreid.config import PATCH, Backbone, Experiment, Pretrain, Proxy
-from rayreid.errors import UserError
-from rayreid.evaluation.probe import NOTHING_TO_FIND
-from rayreid.selection.filelist import read_list
-from rayreid.stages import evaluate, finetune, ingest, pretrain, score, select, start
-from rayreid.stages.contents import Contents, Datasets
-from rayreid.stages.provenance import provenance_of
+from rayreid.config import Experiment
+from rayreid.stages import evaluate, finetune, ingest, pretrain
+from rayreid.stages.ranking import plan_subset
 
-ROLES = ("pool", "target", "source_proxy", "target_proxy", "scores", "subset", "weights", "model", "metrics")
-"""The artifacts of an experiment, in the order in which they are made."""
+ROLES = (
+    "pool",
+    "target",
+    "source_proxy",
+    "target_proxy",
+    "features",
+    "target_features",
+    "scores",
+    "priority",
+    "subset",
+    "weights",
+    "model",
+    "metrics",
+)
+"""The artifacts of an experiment, in the order in which they are made. With `score.targets` each of these has a target
+and a target proxy of its own: `target.<name>`, `target_proxy.<name>`."""
 
 STAGE_ROLE = {
     "ingest": ("pool", "target"),
     "pretrain": ("weights",),
-    "score": ("scores",),
+    "score": ("scores", "priority"),
     "select": ("subset",),
     "finetune": ("model",),
     "evaluate": ("metrics",),
@@ -41,29 +49,13 @@ def plan(experiment: Experiment, root: Path) -> dict[str, Artifact]:
     if e.pretrain.method != "none":
         graph["pool"] = ingest.plan(root, e.pool)
         if not e.select.whole:
-            graph.update(_subset(e, graph["pool"], graph["target"]))
+            graph.update(plan_subset(e, graph["pool"], graph["target"]))
         graph["weights"] = pretrain.plan(
             graph["pool"], graph.get("subset"), e.pretrain, e.backbone, e.seed, e.resources, graph["target"]
         )
     graph["model"] = finetune.plan(graph["target"], graph.get("weights"), e.finetune, e.backbone, e.seed, e.resources)
     graph["metrics"] = evaluate.plan(graph["target"], graph["model"], e.evaluate)
-    return {role: graph[role] for role in ROLES if role in graph}
-
-
-def _subset(e: Experiment, pool: Artifact, target: Artifact) -> dict[str, Artifact]:
-    provenance = provenance_of(e.pool)
-    made = {}
-    if e.select.strategy == "cfs":
-        proxy = e.proxy
-        made["source_proxy"] = pretrain.plan(
-            pool, None, proxy.pretrain, proxy.backbone, proxy.seed, e.resources, target
-        )
-        made["target_proxy"] = finetune.plan(
-            target, made["source_proxy"], proxy.finetune, proxy.backbone, proxy.seed, e.resources
-        )
-        made["scores"] = score.plan(pool, made["source_proxy"], made["target_proxy"], e.score, provenance)
-    made["subset"] = select.plan(pool, made.get("scores"), e.select, e.seed, provenance)
-    return made
+    return dict(sorted(graph.items(), key=lambda item: ROLES.index(item[0].partition(".")[0])))
 
 
 def shared(plans: Mapping[str, Mapping[str, Artifact]]) -> list[Artifact]:
@@ -75,126 +67,3 @@ def shared(plans: Mapping[str, Mapping[str, Artifact]]) -> list[Artifact]:
             users[identifier] = users.get(identifier, 0) + 1
             found.setdefault(identifier, artifact)
     return [artifact for identifier, artifact in found.items() if users[identifier] > 1]
-
-
-def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Artifact]]) -> None:
-    """Refuse before anything starts what could only fail later.
-
-    Raises:
-        UserError: a dataset that is not there or empty, a target without one of its splits, a pool that holds test
-            images, an unknown backbone or stem, an image size that the patch does not divide, weights of another
-            architecture, a subset of no image, a batch that cannot be filled, or dealt to workers and micro-batches,
-            a file list that cannot be read, a proxy that is not pre-trained, a probe that would find nothing.
-    """
-    experiments = list(experiments)
-    for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
-        start.check(backbone)
-    for e in experiments:
-        for prefix, part in _trainings(e).items():
-            _check_local_size(f"{prefix}pretrain", part.backbone, part.pretrain)
-        _check_dealing(e, 1 if e.resources.workers == "auto" else e.resources.workers)
-        if _needs_scores(e) and e.proxy.pretrain.method == "none":
-            raise UserError("proxy.pretrain.method is none: the strategy cfs needs a pre-trained source proxy")
-        if e.select.strategy == "list" and not e.select.whole and e.pretrain.method != "none":
-            _check_batch("pretrain", e.pretrain, len(read_list(select.list_file(e.select))), "select.list")
-    _check_sources(experiments, plans)
-
-
-def check_workers(experiments: Iterable[Experiment]) -> None:
-    """Refuse, as soon as Ray is there to say how many workers `auto` comes to, batches that cannot be dealt to them.
-
-    Raises:
-        UserError: such a batch, or workers that the cluster cannot hold.
-    """
-    for e in experiments:
-        _check_dealing(e, training_share(e.resources).workers)
-
-
-def _check_sources(experiments: Sequence[Experiment], plans: Mapping[str, Mapping[str, Artifact]]) -> None:
-    """What depends on the datasets, those that some experiment uses."""
-    root = next(iter(next(iter(plans.values())).values())).root
-    datasets = Datasets(root, max(map(_images_needed, experiments)))
-    for e in experiments:
-        target = datasets.look("target", e.target)
-        _check_identities(e, target)
-        _check_probe(e, target)
-        if e.pretrain.method != "none":
-            _check_images(e, datasets.look("pool", e.pool))
-
-
-def _trainings(e: Experiment) -> dict[str, Experiment | Proxy]:
-    """What is trained, by the prefix of its keys."""
-    return {"": e, **({"proxy.": e.proxy} if _needs_scores(e) else {})}
-
-
-def _check_identities(e: Experiment, target: Contents) -> None:
-    """A batch of more identities than there are."""
-    for prefix, part in _trainings(e).items():
-        if part.finetune.identities > target.identities:
-            raise UserError(
-                f"{prefix}finetune.identities={part.finetune.identities}, but the target's split train has only "
-                f"{target.identities} identities; lower it"
-            )
-
-
-def _check_probe(e: Experiment, target: Contents) -> None:
-    """A probe that would find nothing."""
-    configs = [part.pretrain for part in _trainings(e).values()]
-    if not target.findable and any(config.method != "none" and config.probe_epochs for config in configs):
-        raise UserError(f"target: dataset {e.target.dataset}: {NOTHING_TO_FIND}")
-
-
-def _images_needed(e: Experiment) -> int:
-    """Images from which on a pool is large enough for every check of `_check_images`."""
-    subset = e.select.count or math.ceil(e.pretrain.batch_size / e.select.fraction) + 1  # for its being rounded
-    return max(subset, e.proxy.pretrain.batch_size if _needs_scores(e) else 0)
-
-
-def _check_images(e: Experiment, pool: Contents) -> None:
-    """A subset or a batch of more images than there are."""
-    if pool.images is None:
-        return
-    stored = sum(pool.images.values())
-    if (e.select.count or 0) > stored:
-        raise UserError(f"select.count={e.select.count}, but the pool has only {stored} images; lower it")
-    chosen = e.select.count or round(e.select.fraction * stored)
-    share = f"select.count={e.select.count}" if e.select.count else f"select.fraction={e.select.fraction}"
-    if not chosen:
-        raise UserError(f"{share} of the pool's {stored} images selects none; raise it")
-    _check_batch("pretrain", e.pretrain, chosen, f"{share} of the pool's {stored}")
-    if _needs_scores(e):
-        _check_batch("proxy.pretrain", e.proxy.pretrain, stored, "the pool")
-
-
-def _check_batch(key: str, config: Pretrain, images: int, source: str) -> None:
-    if config.batch_size > images:
-        raise UserError(
-            f"{key}.batch_size={config.batch_size} is more than the {images} images to train on ({source}); lower it"
-        )
-
-
-def _needs_scores(e: Experiment) -> bool:
-    return e.select.strategy == "cfs" and not e.select.whole and e.pretrain.method != "none"
-
-
-def _check_local_size(key: str, backbone: Backbone, config: Pretrain) -> None:
-    if config.method == "none" or not backbone.name.startswith("vit"):
-        return
-    if any(side % PATCH for side in config.crop_sizes(backbone.img_size)[1]):
-        raise UserError(f"{key}.local_size={list(config.local_size)}: give multiples of the patch, {PATCH}")
-
-
-def _check_dealing(e: Experiment, workers: int) -> None:
-    """Batches that cannot be dealt to the workers, and their shares to micro-batches."""
-    found = f" ({workers})" if e.resources.workers == "auto" and workers > 1 else ""
-    dealt = f"cannot be dealt evenly to resources.workers={e.resources.workers}{found}"
-    for prefix, part in _trainings(e).items():
-        config, identities = part.pretrain, part.finetune.identities
-        parts = workers * config.accumulate
-        if config.method != "none" and config.batch_size % parts:
-            raise UserError(
-                f"{prefix}pretrain.batch_size={config.batch_size} {dealt} × {prefix}pretrain.accumulate="
-                f"{config.accumulate}; make it a multiple of {parts}"
-            )
-        if identities % workers:
-            raise UserError(f"{prefix}finetune.identities={identities} {dealt}; make it a multiple of {workers}")

@@ -22,8 +22,8 @@ from rayreid.pretraining.dino import DINO
 from rayreid.stages import start
 from rayreid.stages.probe import on_target
 from rayreid.stages.production import Work, identity
-from rayreid.stages.select import subset_rows
 from rayreid.stages.start import Start, network
+from rayreid.stages.subset import subset_rows
 from rayreid.stages.trainer import Training, fit
 
 VERSION = 1

@@ -37,14 +37,20 @@ class Provenance:
 
     def judge(self, keys: np.ndarray, priority: np.ndarray) -> dict[str, float]:
         """How well a priority separates the target's own domain from the rest: AUC, over images that have both."""
-        usable = np.isfinite(priority)
+        known = self.separation(keys, priority)
+        return {"auc": known[self.relevant]} if self.relevant in known else {}
+
+    def separation(self, keys: np.ndarray, priority: np.ndarray) -> dict[str, float]:
+        """For each origin, the AUC of a priority for it against all others, over images that have both."""
         # Here, not above: workers import this module without ever judging, and scikit-learn takes seconds.
         from sklearn.metrics import roc_auc_score
 
-        relevant = self.origins(keys[usable]) == self.relevant
-        if relevant.all() or not relevant.any():
+        usable = np.isfinite(priority)
+        origins = self.origins(keys[usable])
+        names = np.unique(origins)
+        if len(names) < 2:
             return {}
-        return {"auc": float(roc_auc_score(relevant, priority[usable]))}
+        return {str(name): float(roc_auc_score(origins == name, priority[usable])) for name in names}
 
     def shares(self, keys: np.ndarray) -> dict[str, float]:
         """The share of each origin among some images."""

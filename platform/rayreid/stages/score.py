@@ -1,7 +1,9 @@
-"""Stage *score*: pool + θs + θt → catastrophic-forgetting score per image (Luo et al., arXiv 2111.12084, eq. 1–2)."""
+"""Stage *score*: pool + θs + θt → catastrophic-forgetting score per image (Luo et al., arXiv 2111.12084, eq. 1–2).
+
+With several targets the pool is read and decoded once, and θs computed once; the score is the mean over the targets.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,31 +13,48 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rayreid.artifacts import Artifact, write_atomically
+from rayreid.artifacts import Artifact
 from rayreid.config import Score
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet, score_histogram
+from rayreid.models.embedding import Embedder
 from rayreid.selection.cfs import cfs
-from rayreid.stages import finetune, pretrain
-from rayreid.stages.inference import Embedder, stream
+from rayreid.stages.inference import weights_of
 from rayreid.stages.production import Work, identity
 from rayreid.stages.provenance import Provenance
+from rayreid.stages.shard_results import ShardResults, fill
 
 VERSION = 1
-_SHEET = 48
+SHEET = 48
+LABELS = {"cfs": "CFS", "target_similarity": "cosine to the nearest target image", "cluster": "priority in its cluster"}
+"""What the scores of a strategy are called in figures."""
+_TARGET = "target"
 
 
-def plan(pool: Artifact, source: Artifact, target: Artifact, config: Score, provenance: Provenance | None) -> Artifact:
-    """Scores of a pool under two proxies; `provenance`, if given, is used for judging them only."""
-    inputs = {"pool": pool, "source": source, "target": target}
-    job = partial(_score, config, provenance)
-    return Artifact(pool.root, "score", VERSION, identity(score=config), inputs, job)
+def plan(
+    pool: Artifact, source: Artifact, targets: Mapping[str, Artifact], config: Score, provenance: Provenance | None
+) -> Artifact:
+    """Scores of a pool under θs and the θt of one or several targets.
+
+    Args:
+        pool: the image store.
+        source: θs.
+        targets: θt by the target's name; "": the only one, which needs no column of its own.
+        config: how to score.
+        provenance: if given, used for judging them only.
+    """
+    proxies = {f"{_TARGET}.{name}" if name else _TARGET: proxy for name, proxy in targets.items()}
+    inputs = {"pool": pool, "source": source, **proxies}
+    return Artifact(pool.root, "score", VERSION, identity(score=config), inputs, partial(_score, config, provenance))
 
 
 def read_scores(folder: Path) -> pa.Table:
-    """All scores of an artifact: columns `key` and `cfs` (float32, NaN: could not be decoded), N rows."""
+    """All scores of an artifact: `key`, `cfs` (float32, NaN: could not be decoded), `cfs_<name>` of several targets.
+
+    N rows, shard by shard.
+    """
     return pa.concat_tables([pq.read_table(path) for path in sorted((folder / "scores").glob("*.parquet"))])
 
 
@@ -55,134 +74,90 @@ def _columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     return np.array(table["key"].to_pylist(), dtype=object), table["cfs"].to_numpy()
 
 
-@dataclass(frozen=True)
 class _Head:
-    """Both proxies on one decoded batch."""
+    """All proxies on one decoded batch."""
 
-    source: Embedder
-    target: Embedder
+    def __init__(self, source: Path, targets: Mapping[str, Path], precision: str, device: torch.device):
+        self.source = Embedder(source, device, precision)
+        self.targets = {name: Embedder(path, device, precision) for name, path in targets.items()}
 
     def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
-        return cfs(self.source(images), self.target(images), keys).cpu().numpy()
+        """Scores float32 (B, targets)."""
+        images = images.to(self.source.device)
+        features = self.source(images)
+        scores = [
+            cfs(features, embed(images), keys, ("source", f"target {name}".strip()))
+            for name, embed in self.targets.items()
+        ]
+        return torch.stack(scores, dim=1).cpu().numpy()
 
 
-def _build(source: Path, target: Path, precision: str, device: torch.device) -> _Head:
-    return _Head(Embedder(source, device, precision), Embedder(target, device, precision))
+class ScoreFiles(ShardResults):
+    """Parquet files of scores: `key`, `cfs_<name>` of every named target, and their mean `cfs`."""
+
+    suffix = ".parquet"
+    dtype = np.float32
+
+    def __init__(self, folder: Path, store: ImageStore, names: Sequence[str]):
+        self.names = names
+        super().__init__(folder, store)
+
+    def encode(self, rows: np.ndarray, values: np.ndarray) -> bytes:
+        """The columns, from scores (n, targets)."""
+        columns: dict[str, Any] = {"key": self.store.keys_of(rows)}
+        columns |= {f"cfs_{name}": pa.array(values[:, i]) for i, name in enumerate(self.names) if name}
+        columns["cfs"] = pa.array(values.mean(axis=1, dtype=np.float64).astype(np.float32))
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(columns), sink)
+        return sink.getvalue().to_pybytes()
+
+    def usable(self, path: Path) -> np.ndarray:
+        """Those that have a score."""
+        return ~np.isnan(pq.read_table(path, columns=["cfs"])["cfs"].to_numpy())
+
+    def scores(self) -> np.ndarray:
+        """The mean score by index row, float32 (N,), of complete files."""
+        scores = np.full(len(self.store), np.nan, np.float32)
+        for shard, rows in self.shards.items():
+            scores[rows] = pq.read_table(self.path(shard), columns=["cfs"])["cfs"].to_numpy()
+        return scores
 
 
 def _score(config: Score, provenance: Provenance | None, work: Work) -> dict[str, Any]:
     store = ImageStore(work.input("pool"))
     work.run.dataset("pool", store.fingerprint, str(store.directory), {"images": len(store)}, "score")
-    shards = {int(shard): np.flatnonzero(store.shards == shard) for shard in np.unique(store.shards)}
-    written = _Shards(work.folder / "scores", store, shards)
-    source, target = work.input("source") / pretrain.WEIGHTS, work.input("target") / finetune.WEIGHTS
-    build = partial(_build, source, target, config.precision)
-    with work.screen.bar("scoring images", len(store)) as bar:
-        bar.to(written.done)
-        written.check(config.max_bad_fraction)
-        for rows, values, broken in stream(store.directory, list(written.missing().values()), build, config.batch_size):
-            written.add(rows, values, broken)
-            written.check(config.max_bad_fraction)
-            bar.to(written.done)
-    keys, scores = _columns(read_scores(work.folder))
+    targets = {
+        role.removeprefix(_TARGET).removeprefix("."): weights_of(work.input(role))
+        for role in work.artifact.inputs
+        if role.partition(".")[0] == _TARGET
+    }
+    files = ScoreFiles(work.folder / "scores", store, list(targets))
+    fill(files, partial(_Head, weights_of(work.input("source")), targets, config.precision), config, work, "scoring")
+    scores = files.scores()
     usable = scores[np.isfinite(scores)]
-    facts = {"images": len(keys), "bad": len(keys) - len(usable), "cfs_mean": float(usable.mean())}
-    judged = provenance.judge(keys, scores) if provenance else {}
-    _record(work, store, keys, scores, provenance)
+    if not len(usable):
+        raise UserError(f"{store.directory}: no image could be decoded; see {work.folder}")
+    facts = {"images": len(scores), "bad": len(scores) - len(usable), "cfs_mean": float(usable.mean())}
+    judged = provenance.judge(store.keys, scores) if provenance else {}
+    draw(work, store, scores, provenance, "cfs")
+    for path in sorted((work.folder / "scores").glob("*.parquet")):
+        work.run.file(path, "scores")
     return {**facts, **judged}
 
 
-class _Shards:
-    """Score files, one per pool shard, each written once all its images have been through the proxies.
-
-    Attributes:
-        bad: images of which it is known that they cannot be decoded, those in an earlier process's files included.
-        done: images that have been through the proxies, likewise.
-    """
-
-    def __init__(self, folder: Path, store: ImageStore, shards: Mapping[int, np.ndarray]):
-        self.folder, self.store, self.shards = folder, store, shards
-        folder.mkdir(exist_ok=True)
-        self._values: dict[int, np.ndarray] = {}
-        self._left: dict[int, int] = {}
-        finished = [self._path(shard) for shard in shards if self._path(shard).exists()]
-        scores = [pq.read_table(path, columns=["cfs"])["cfs"].to_numpy() for path in finished]
-        self.bad = sum(int(np.isnan(values).sum()) for values in scores)
-        self.done = sum(map(len, scores))
-        self._list = folder.parent / "undecodable.tsv"
-        self._listed = _listed(self._list)
-
-    def missing(self) -> dict[int, np.ndarray]:
-        """Rows of the shards that have no file yet."""
-        return {shard: rows for shard, rows in self.shards.items() if not self._path(shard).exists()}
-
-    def add(self, rows: np.ndarray, values: np.ndarray, broken: Mapping[int, str]) -> None:
-        """Take in a result; of images that could not be decoded the score is NaN."""
-        rows = np.concatenate([rows, np.fromiter(broken, np.int64)])
-        values = np.concatenate([values, np.full(len(broken), np.nan, np.float32)])
-        for shard in np.unique(self.store.shards[rows]):
-            mine = self.store.shards[rows] == shard
-            self._fill(int(shard), rows[mine], values[mine])
-        self._tell({self.store.keys[row]: reason for row, reason in broken.items()})
-        self.bad += len(broken)
-        self.done += len(rows)
-
-    def check(self, most: float) -> None:
-        """Stop when too many images are broken."""
-        if self.bad > most * len(self.store):
-            raise UserError(
-                f"{self.store.directory}: {self.bad} of {len(self.store)} images cannot be decoded, more than "
-                f"score.max_bad_fraction={most}; see {self._list}"
-            )
-
-    def _tell(self, broken: Mapping[str, str]) -> None:
-        """List images that cannot be decoded, each once: those of an unfinished shard come again after a restart."""
-        new = {key: reason for key, reason in broken.items() if key not in self._listed}
-        if new:
-            with self._list.open("a", encoding="utf-8") as stream:
-                stream.writelines(f"{key}\t{reason}\n" for key, reason in new.items())
-            self._listed.update(new)
-
-    def _fill(self, shard: int, rows: np.ndarray, values: np.ndarray) -> None:
-        all_rows = self.shards[shard]
-        if shard not in self._values:
-            self._values[shard] = np.full(len(all_rows), np.nan, np.float32)
-            self._left[shard] = len(all_rows)
-        self._values[shard][np.searchsorted(all_rows, rows)] = values
-        self._left[shard] -= len(rows)
-        if self._left[shard] == 0:
-            self._write(shard, self._values.pop(shard))
-
-    def _write(self, shard: int, values: np.ndarray) -> None:
-        keys = pa.array(self.store.keys[self.shards[shard]].tolist(), pa.string())
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table({"key": keys, "cfs": pa.array(values)}), sink)
-        write_atomically(self._path(shard), sink.getvalue().to_pybytes())
-
-    def _path(self, shard: int) -> Path:
-        return self.folder / f"{shard:05d}.parquet"
+def draw(work: Work, store: ImageStore, scores: np.ndarray, provenance: Provenance | None, name: str) -> None:
+    """Histogram, and sheets of the highest, median and lowest images; `scores` by index row, NaN: none."""
+    rows = np.flatnonzero(np.isfinite(scores))
+    groups = provenance.groups(store.keys[rows]) if provenance else None
+    work.run.figure(score_histogram(scores[rows], groups=groups, label=LABELS[name]), f"figures/{name}_histogram.png")
+    for part, shown in extremes(scores, SHEET).items():
+        titles = [f"{value:.3f}" for value in scores[shown]]
+        work.run.figure(image_sheet([store.image(row) for row in shown], titles), f"figures/{name}_{part}.png")
 
 
-def _listed(path: Path) -> set[str]:
-    """Keys in an interrupted process's list of images; a last line that it did not finish is taken off."""
-    if not path.exists():
-        return set()
-    whole, end, torn = path.read_text(encoding="utf-8").rpartition("\n")
-    if torn:
-        write_atomically(path, whole + end)
-    return {line.partition("\t")[0] for line in whole.split("\n")}
-
-
-def _record(work: Work, store: ImageStore, keys: np.ndarray, scores: np.ndarray, provenance: Provenance | None) -> None:
-    """Histogram, and sheets of the highest and lowest images."""
-    usable = np.isfinite(scores)
-    keys, scores = keys[usable], scores[usable]
-    order = np.argsort(-scores, kind="stable")
-    groups = provenance.groups(keys) if provenance else None
-    work.run.figure(score_histogram(scores, groups=groups, label="CFS"), "figures/cfs_histogram.png")
-    for name, part in (("highest", order[:_SHEET]), ("lowest", order[::-1][:_SHEET])):
-        images = [store.image(row) for row in store.rows_of_keys(keys[part].tolist())]
-        titles = [f"{value:.3f}" for value in scores[part]]
-        work.run.figure(image_sheet(images, titles), f"figures/cfs_{name}.png")
-    for path in sorted((work.folder / "scores").glob("*.parquet")):
-        work.run.file(path, "scores")
+def extremes(scores: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    """Index rows of the `count` highest, median and lowest scores, each from the highest down (lowest: up)."""
+    rows = np.flatnonzero(np.isfinite(scores))
+    order = rows[np.argsort(-scores[rows], kind="stable")]
+    middle = max(0, (len(order) - count) // 2)
+    return {"highest": order[:count], "median": order[middle : middle + count], "lowest": order[::-1][:count]}

@@ -1,14 +1,14 @@
 """Stage *select*: a strategy's priority per image, cut at a fraction → subset."""
 
+import json
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from rayreid.artifacts import Artifact, data_path, write_atomically
+from rayreid.artifacts import Artifact, data_path, lineage, write_atomically
 from rayreid.config import Select
 from rayreid.data.shards import checksum
 from rayreid.data.store import ImageStore
@@ -17,31 +17,35 @@ from rayreid.evaluation.figures import score_histogram
 from rayreid.selection.filelist import match_entries, read_list
 from rayreid.selection.strategies import cut, priority
 from rayreid.stages import score
+from rayreid.stages.inference import weights_of
+from rayreid.stages.priority import read_priority
 from rayreid.stages.production import Work, identity
 from rayreid.stages.provenance import Provenance
+from rayreid.stages.subset import SUBSET, write_subset
 
 VERSION = 1
+MANIFEST = "manifest.json"
+_ROLE = {"cfs": "scores", "target_similarity": "priority", "cluster": "priority"}
 
 
-def plan(pool: Artifact, scores: Artifact | None, config: Select, seed: int, provenance: Provenance | None) -> Artifact:
-    """A subset of the pool; `scores` is needed by the strategy `cfs` only, `seed` used by `random` only."""
+def plan(pool: Artifact, ranked: Artifact | None, config: Select, seed: int, provenance: Provenance | None) -> Artifact:
+    """A subset of the pool.
+
+    `ranked` holds the scores or priorities that the strategies `cfs`, `target_similarity` and `cluster` cut; `seed` is
+    used by `random` only.
+    """
     fields = identity(select=config)
     inputs = {"pool": pool}
-    if config.strategy == "cfs":
-        if scores is None:
-            raise ValueError("the strategy cfs needs scores")
-        inputs["scores"] = scores
+    if config.strategy in _ROLE:
+        if ranked is None:
+            raise ValueError(f"the strategy {config.strategy} needs scores")
+        inputs[_ROLE[config.strategy]] = ranked
     elif config.strategy == "random":
         fields["seed"] = seed
     elif config.strategy == "list":
         fields["list"] = checksum(list_file(config))
     job = partial(_select, config, seed, provenance)
     return Artifact(pool.root, "select", VERSION, fields, inputs, job)
-
-
-def subset_rows(store: ImageStore, folder: Path) -> np.ndarray:
-    """Index rows of a subset's images, int64 ascending."""
-    return np.sort(store.rows_of_keys(pq.read_table(folder / "subset.parquet")["key"].to_pylist()))
 
 
 def list_file(config: Select) -> Path:
@@ -58,35 +62,77 @@ def list_file(config: Select) -> Path:
     return path
 
 
-def _select(config: Select, seed: int, provenance: Provenance | None, work: Work) -> dict[str, Any]:
-    store = ImageStore(work.input("pool"))
-    ranking = _priority(config, seed, store, work)
-    chosen = cut(store.keys, ranking, fraction=None if config.count else config.fraction, count=config.count)
-    keys = store.keys[chosen]
-    sink = pa.BufferOutputStream()
-    table = pa.table({"key": pa.array(keys.tolist(), pa.string()), "priority": pa.array(ranking[chosen])})
-    pq.write_table(table, sink)
-    write_atomically(work.folder / "subset.parquet", sink.getvalue().to_pybytes())
-    work.run.file(work.folder / "subset.parquet")
-    facts: dict[str, Any] = {"images": len(keys), "of": len(store), "cut": float(ranking[chosen].min())}
-    if config.strategy == "cfs":
-        _draw(work, store.keys, ranking, facts["cut"], provenance)
-    return {**facts, **(provenance.shares(keys) if provenance else {})}
+def ranking(
+    config: Select, seed: int, store: ImageStore, ranked: Path | None, say: Callable[[str], None] = lambda text: None
+) -> np.ndarray:
+    """The strategy's priority per index row of the pool, float64 (N,), NaN: never selected.
 
-
-def _priority(config: Select, seed: int, store: ImageStore, work: Work) -> np.ndarray:
-    """Priority per index row, NaN: never selected."""
-    scores = score.read_scores(work.input("scores")) if "scores" in work.artifact.inputs else None
-    match = None
+    Args:
+        config: the strategy.
+        seed: for `random`.
+        store: the pool.
+        ranked: folder of the scores or priorities, for the strategies that cut these.
+        say: is told how much of a list was found.
+    """
+    scores = match = None
+    if ranked is not None:
+        scores = score.read_scores(ranked) if config.strategy == "cfs" else read_priority(ranked)
     if config.strategy == "list":
         match = match_entries(read_list(list_file(config)), store.keys)
-        work.screen.say(f"    {match.matched} of {match.entries} entries of the list are in the pool")
+        say(f"    {match.matched} of {match.entries} entries of the list are in the pool")
     return priority(config.strategy, store.keys, seed=seed, scores=scores, match=match)
 
 
-def _draw(work: Work, keys: np.ndarray, scores: np.ndarray, lowest: float, provenance: Provenance | None) -> None:
+def _select(config: Select, seed: int, provenance: Provenance | None, work: Work) -> dict[str, Any]:
+    store = ImageStore(work.input("pool"))
+    role = _ROLE.get(config.strategy)
+    ranked = ranking(config, seed, store, work.input(role) if role else None, work.screen.say)
+    chosen = cut(store.keys, ranked, fraction=None if config.count else config.fraction, count=config.count)
+    keys = store.keys[chosen]
+    write_subset(work.folder, keys, ranked[chosen])
+    facts: dict[str, Any] = {"images": len(keys), "of": len(store), "cut": float(ranked[chosen].min())}
+    write_atomically(work.folder / MANIFEST, json.dumps(_manifest(work.artifact, config, store, facts), indent=1))
+    for name in (SUBSET, MANIFEST):
+        work.run.file(work.folder / name)
+    if role:
+        _draw(work, store.keys, ranked, facts["cut"], provenance, config.strategy)
+    return {**facts, **(provenance.shares(keys) if provenance else {})}
+
+
+def _manifest(artifact: Artifact, config: Select, store: ImageStore, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What this subset is, for whoever is handed the folder alone."""
+    return {
+        "strategy": config.strategy,
+        "fraction": None if config.count else config.fraction,
+        "count": facts["images"],
+        "pool_images": facts["of"],
+        "cut": facts["cut"],
+        "subset": checksum(artifact.path / SUBSET),
+        "pool": {"artifact": str(artifact.inputs["pool"]), "fingerprint": store.fingerprint},
+        "proxies": _proxies(artifact),
+        "recipe": artifact.recipe,
+    }
+
+
+def _proxies(artifact: Artifact) -> dict[str, dict[str, str]]:
+    """The proxies that the scores rest on, by role: artifact and checksum of the weights."""
+    scored = [artifact.inputs[role] for role in _ROLE.values() if role in artifact.inputs]
+    found = lineage({str(number): one for number, one in enumerate(scored)})
+    roles: dict[str, Artifact] = {}
+    for one in found.values():
+        roles |= {role: proxy for role, proxy in one.inputs.items() if role.partition(".")[0] in ("source", "target")}
+    return {
+        role: {"artifact": str(proxy), "weights": checksum(weights_of(proxy.path))}
+        for role, proxy in roles.items()
+        if proxy.stage != "ingest"
+    }
+
+
+def _draw(
+    work: Work, keys: np.ndarray, scores: np.ndarray, lowest: float, provenance: Provenance | None, strategy: str
+) -> None:
     """Histogram of the scores, with the cut."""
     scored = np.isfinite(scores)
     groups = provenance.groups(keys[scored]) if provenance else None
-    figure = score_histogram(scores[scored], cut=lowest, groups=groups, label="CFS")
-    work.run.figure(figure, "figures/cfs_histogram.png")
+    figure = score_histogram(scores[scored], cut=lowest, groups=groups, label=score.LABELS[strategy])
+    work.run.figure(figure, f"figures/{strategy}_histogram.png")

@@ -15,6 +15,7 @@ from rayreid.cluster import connect, training_share
 from rayreid.config import Experiment
 from rayreid.errors import UserError
 from rayreid.experiment_file import change, describe
+from rayreid.stages.checks import check, check_workers
 from rayreid.stages.experiment import (
     Desk,
     experiment_run,
@@ -24,7 +25,7 @@ from rayreid.stages.experiment import (
     shared_tags,
     write_results,
 )
-from rayreid.stages.plan import check, check_workers, plan, shared
+from rayreid.stages.plan import plan, shared
 from rayreid.stages.production import produce
 from rayreid.stages.progress import Screen
 from rayreid.stages.provenance import provenance_of

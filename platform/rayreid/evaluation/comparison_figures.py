@@ -1,0 +1,72 @@
+"""Figures that set several ways of choosing beside one another: their agreement, and what each keeps."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from rayreid.evaluation.figures import FAINT, INK, PALETTE, SMALL, TEXT, canvas, dress
+
+
+def agreement_matrices(matrices: Mapping[str, np.ndarray], labels: Sequence[str]) -> Figure:
+    """Square matrices side by side, the numbers written in.
+
+    Args:
+        matrices: title → (n, n) in [−1, 1], NaN: undefined.
+        labels: of rows and columns, n of them.
+    """
+    count = len(labels)
+    side = max(1.6, 0.5 * count)
+    longest = 0.085 * max(map(len, labels))
+    figure = canvas(longest + (side + 0.25) * len(matrices) + 0.2, longest + side + 0.5)
+    panels = figure.subplots(1, len(matrices), squeeze=False)[0]
+    for panel, (axes, (title, values)) in enumerate(zip(panels, matrices.items(), strict=True)):
+        axes.imshow(values, cmap="RdBu", vmin=-1.25, vmax=1.25)  # beyond ±1, so that the numbers can be read
+        axes.set_title(title, fontsize=TEXT, color=INK, loc="left", fontweight="bold")
+        axes.set_xticks(range(count), labels, rotation=90, fontsize=SMALL, color=INK)
+        axes.set_yticks(range(count), labels if panel == 0 else [""] * count, fontsize=SMALL, color=INK)
+        axes.tick_params(length=0)
+        axes.spines[:].set_color(FAINT)
+        for row in range(count):
+            for column in range(count):
+                value = values[row, column]
+                text = "–" if np.isnan(value) else f"{value:.2f}"
+                axes.text(
+                    column,
+                    row,
+                    text,
+                    ha="center",
+                    va="center",
+                    fontsize=SMALL,
+                    color=INK if not abs(value) > 0.75 else "white",
+                )
+    return figure
+
+
+def keep_rates(fractions: Sequence[float], rates: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """One panel per way of choosing: what share of each origin's images is kept, over the fraction of the pool.
+
+    Args:
+        fractions: of the pool, ascending.
+        rates: way of choosing → origin → share at each fraction.
+    """
+    figure = canvas(2.6 * len(rates) + 0.6, 2.9)
+    panels = figure.subplots(1, len(rates), squeeze=False, sharey=True)[0]
+    origins = list(dict.fromkeys(origin for one in rates.values() for origin in one))
+    for axes, (title, one) in zip(panels, rates.items(), strict=True):
+        dress(axes, grid="both")
+        axes.plot((0, 1), (0, 1), color=FAINT, linewidth=1.2)
+        for i, origin in enumerate(origins):
+            shares = (0.0, *one[origin], 1.0)
+            colour = PALETTE[i % len(PALETTE)]
+            axes.plot(
+                (0.0, *fractions, 1.0), shares, color=colour, linewidth=1.6, marker="o", markersize=3, label=origin
+            )
+        axes.set_title(title, fontsize=TEXT, color=INK, loc="left", fontweight="bold")
+        axes.set_xlabel("of the pool")
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels[0].set_ylabel("of the origin's images kept")
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels[0].legend(loc="best", frameon=False, fontsize=SMALL)
+    return figure

@@ -1,0 +1,152 @@
+"""Forward passes over rows of an image store: images decoded ahead by threads, batches as large as memory allows."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from rayreid.config import Auto
+from rayreid.data.batch import ImageBatch
+from rayreid.data.images import decode
+from rayreid.data.reid_transforms import ReIDTest
+from rayreid.data.store import ImageStore
+from rayreid.errors import UserError
+from rayreid.models.weights import load_backbone
+from rayreid.training.loop import autocast, resolve_precision
+
+AUTO_BATCH = {"cpu": 32, "cuda": 512}
+"""Images per forward pass where the user leaves it open: as measured on a CPU, whose caches they should not exceed; on
+a GPU where to begin, see `Pass`."""
+
+_AHEAD = 2  # batches that are decoded while another is in the forward pass
+_PART = 16  # images that one thread decodes at a time
+
+_Part = tuple[list[int], list[np.ndarray], list[tuple[int, str]]]
+_Decoded = tuple[np.ndarray, ImageBatch | None, list[tuple[int, str]]]
+"""Rows int64 (n,), their images, and (row, reason) of those that could not be decoded."""
+
+
+class Embedder:
+    """A backbone that sees images its own way: the size, mean and std that its weights file states.
+
+    Args:
+        path: weights written by this project.
+        device: where it runs.
+        precision: of the forward pass; features come back in float32.
+    """
+
+    def __init__(self, path: Path, device: torch.device, precision: str):
+        backbone, header = load_backbone(path, drop_path=0.0)
+        self.backbone = backbone.eval().to(device)
+        height, width = backbone.spec["img_size"]
+        self.transform = ReIDTest((height, width), header["mean"], header["std"])
+        self.device, self.precision = device, resolve_precision(precision, device)
+
+    @torch.inference_mode()
+    def __call__(self, images: ImageBatch) -> torch.Tensor:
+        """Global features, float32 (B, D), not normalised."""
+        with autocast(self.precision, self.device):
+            features: torch.Tensor = self.backbone(self.transform(images.to(self.device)))
+        return features.float()
+
+
+class Head(Protocol):
+    """What is computed of a decoded batch."""
+
+    def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
+        """(B, …) values."""
+
+
+class Pass:
+    """A head over images of a store.
+
+    While one batch is in the head the next ones are decoded. Where the device's memory does not suffice for a batch, it
+    is halved, and the smaller one is kept for all that follow.
+
+    Args:
+        store: the images.
+        head: what is computed of them.
+        batch_size: images per forward pass; "auto": see `AUTO_BATCH`.
+        device: the head's.
+        threads: for decoding.
+    """
+
+    def __init__(self, store: ImageStore, head: Head, batch_size: int | Auto, device: torch.device, threads: int):
+        self.store, self.head = store, head
+        self.batch_size = AUTO_BATCH[device.type] if batch_size == "auto" else batch_size
+        self._decoders = ThreadPoolExecutor(threads)
+        self._collator = ThreadPoolExecutor(1)
+
+    def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """Compute the head over index rows.
+
+        Returns:
+            Rows int64 (n,), values (n, …), and {row: reason} of the images that could not be decoded.
+
+        Raises:
+            UserError: what the store or the head raises, or not even one image fits the device's memory.
+        """
+        good: list[np.ndarray] = [np.zeros(0, np.int64)]
+        values: list[np.ndarray] = []
+        broken: dict[int, str] = {}
+        for whole, images, bad in self._decoded(rows):
+            if images is not None:
+                good.append(whole)
+                values += self._values(images, self.store.keys_of(whole).to_pylist())
+            broken.update(bad)
+        return np.concatenate(good), np.concatenate(values) if values else np.zeros(0, np.float32), broken
+
+    def _values(self, images: ImageBatch, keys: list[str]) -> list[np.ndarray]:
+        """The head over a batch: in one forward pass, or in smaller ones where memory does not suffice."""
+        values: list[np.ndarray] = []
+        done = 0
+        while done < len(keys):
+            part = slice(done, done + self.batch_size)
+            batch = ImageBatch(images.pixels[part], images.heights[part], images.widths[part])
+            try:
+                values.append(self.head(batch, keys[part]))
+                done += len(batch)
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise UserError("not even one image at a time fits the GPU's memory: free some of it") from None
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+        return values
+
+    def _decoded(self, rows: np.ndarray) -> Iterator[_Decoded]:
+        waiting: deque[Future[_Decoded]] = deque()
+        start = 0
+        while start < len(rows) or waiting:
+            if start < len(rows) and len(waiting) <= _AHEAD:
+                batch = rows[start : start + self.batch_size]
+                start += len(batch)
+                parts = [batch[first : first + _PART] for first in range(0, len(batch), _PART)]
+                waiting.append(self._collator.submit(_joined, [self._decoders.submit(self._decode, p) for p in parts]))
+            else:
+                yield waiting.popleft().result()
+
+    def _decode(self, rows: np.ndarray) -> _Part:
+        whole, images, broken = [], [], []
+        for row in rows.tolist():
+            try:
+                images.append(decode(self.store.encoded(row)))
+                whole.append(row)
+            except ValueError as error:
+                broken.append((row, str(error)))
+        return whole, images, broken
+
+
+def _joined(parts: Sequence["Future[_Part]"]) -> _Decoded:
+    """One batch of what was decoded in parts."""
+    whole: list[int] = []
+    images: list[np.ndarray] = []
+    broken: list[tuple[int, str]] = []
+    for rows, pictures, bad in (part.result() for part in parts):
+        whole += rows
+        images += pictures
+        broken += bad
+    return np.asarray(whole, np.int64), ImageBatch.collate(images) if images else None, broken

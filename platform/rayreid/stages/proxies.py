@@ -1,0 +1,81 @@
+"""The proxies that score a pool: θs and one θt per target, trained here or taken from checkpoints that the user has."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rayreid.artifacts import Artifact
+from rayreid.config import Backbone, Checkpoint, Proxy, Resources
+from rayreid.errors import UserError
+from rayreid.models.report import LoadReport
+from rayreid.models.weights import load_weights, save_backbone
+from rayreid.stages import finetune, pretrain, start
+from rayreid.stages.production import Work, identity
+from rayreid.stages.weights import IMAGENET, NORMALISED
+
+VERSION = 1
+
+
+def plan_source(pool: Artifact, config: Proxy, resources: Resources, target: Artifact | None = None) -> Artifact:
+    """θs: pre-trained on the pool (and probed on a target, where one is given), or the user's own."""
+    if config.source is not None:
+        return _plan_adoption(pool.root, "source", config.source, config.backbone)
+    return pretrain.plan(pool, None, config.pretrain, config.backbone, config.seed, resources, target)
+
+
+def plan_target(
+    target: Artifact | None, source: Artifact, checkpoint: Checkpoint | None, config: Proxy, resources: Resources
+) -> Artifact:
+    """θt: θs fine-tuned on a target, or the user's own."""
+    if checkpoint is not None:
+        return _plan_adoption(source.root, "target", checkpoint, config.backbone)
+    if target is None:
+        raise ValueError("a target proxy needs a target or a checkpoint")
+    return finetune.plan(target, source, config.finetune, config.backbone, config.seed, resources)
+
+
+def check(config: Proxy, checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Refuse checkpoints that are not there or of another architecture than `proxy.backbone`; by their keys.
+
+    Raises:
+        UserError: one of them.
+    """
+    for key, checkpoint in checkpoints.items():
+        started = _started(checkpoint, config.backbone)
+        start.check(started)
+        same = [other for other in checkpoints if other != key and checkpoints[other].weights == checkpoint.weights]
+        if same and "proxy.source" in (key, *same):
+            raise UserError(f"{key} and {same[0]} are the same file: every image's score would be 1")
+
+
+def _started(checkpoint: Checkpoint, backbone: Backbone) -> Backbone:
+    """The proxies' backbone, with the checkpoint to start from."""
+    return backbone.model_copy(update={"weights": checkpoint.weights, "strict": True})
+
+
+def _plan_adoption(root: Path, role: str, checkpoint: Checkpoint, backbone: Backbone) -> Artifact:
+    content = start.identifier(_started(checkpoint, backbone))
+    fields = identity(backbone=backbone, checksum=content, mean=checkpoint.mean, std=checkpoint.std)
+    name = pretrain.WEIGHTS if role == "source" else finetune.WEIGHTS
+    return Artifact(root, "proxy", VERSION, {**fields, "role": role}, job=partial(_adopt, checkpoint, backbone, name))
+
+
+def _adopt(checkpoint: Checkpoint, config: Backbone, name: str, work: Work) -> dict[str, Any]:
+    """Write the user's checkpoint as a weights file of ours, with what it needs of its images."""
+    backbone, file = start.network(config), start.source(_started(checkpoint, config))
+    assert file is not None
+    report = load_weights(backbone, file)
+    mean, std = _normalisation(checkpoint, report)
+    save_backbone(work.folder / name, backbone, mean, std, method="given", artifact=str(work.artifact))
+    work.run.params({"resolved.mean": mean, "resolved.std": std, "file": file})
+    return {"file": str(file), "format": report.format, "mean": list(mean), "std": list(std)}
+
+
+def _normalisation(checkpoint: Checkpoint, report: LoadReport) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std per channel: as the user says, as the file says, or as is the custom of the file's kind."""
+    custom = NORMALISED.get(report.format, IMAGENET)
+    known = {"mean": custom[0], "std": custom[1], **report.facts, **report.header}
+    said = {"mean": checkpoint.mean, "std": checkpoint.std}
+    mean, std = (tuple(known[name] if own == "auto" else own) for name, own in said.items())
+    return mean, std

@@ -1,0 +1,107 @@
+"""Forward passes over a store: decoded ahead, in batches that fit."""
+
+import io
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rayreid.data.store import ImageStore, Record, finish_store, write_shard
+from rayreid.errors import UserError
+from rayreid.models.embedding import AUTO_BATCH, Pass
+
+IMAGES = 100
+CPU = torch.device("cpu")
+
+
+def brightness(row: int) -> int:
+    return 2 * row + 20
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> ImageStore:
+    """Grey images, each of its own brightness; of every tenth the file is cut short."""
+    folder = tmp_path_factory.mktemp("store")
+
+    def read(record: Record) -> bytes:
+        number = int(record.path)
+        buffer = io.BytesIO()
+        Image.new("L", (8, 16), brightness(number)).save(buffer, "PNG")
+        return buffer.getvalue()[: -30 if number % 10 == 0 else None]
+
+    records = [Record(f"{n:03d}.png", -1, -1, "pool", str(n)) for n in range(IMAGES)]
+    write_shard(folder, 0, records, read, "header")
+    finish_store(folder, 1, "grey", "")
+    return ImageStore(folder)
+
+
+class Brightness:
+    """A head: the brightness of each image; memory holds some images at a time."""
+
+    def __init__(self, room: int = 10**6):
+        self.room, self.batches, self.keys = room, [], []
+
+    def __call__(self, images, keys):
+        self.batches.append(len(images))
+        if len(images) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.keys += keys
+        return images.pixels[:, 0, 0, 0].float().numpy()[:, None]
+
+
+WHOLE = [row for row in range(IMAGES) if row % 10]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, "auto", 1000])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_values_come_by_row_whatever_the_batches(store, batch_size, threads):
+    head = Brightness()
+    rows = np.random.default_rng(0).permutation(IMAGES)
+    good, values, broken = Pass(store, head, batch_size, CPU, threads)(rows)
+    assert good.tolist() == [row for row in rows.tolist() if row % 10]
+    assert values[:, 0].tolist() == [brightness(row) for row in good]
+    assert head.keys == [f"{row:03d}.png" for row in good]
+    assert sorted(broken) == list(range(0, IMAGES, 10)) and all("truncated" in reason for reason in broken.values())
+    assert max(head.batches) <= (AUTO_BATCH["cpu"] if batch_size == "auto" else batch_size)
+
+
+def test_a_batch_that_does_not_fit_is_halved_once_and_for_all(store):
+    head = Brightness(room=12)
+    run = Pass(store, head, 64, CPU, 2)
+    good, values, _ = run(np.arange(IMAGES))
+    assert good.tolist() == WHOLE and values[:, 0].tolist() == [brightness(row) for row in WHOLE]
+    assert head.batches[:4] == [57, 32, 16, 8] and max(head.batches[3:]) == 8
+    run(np.array([1, 2]))
+    assert run.batch_size == 8
+
+
+def test_one_image_that_does_not_fit_is_the_users_to_mend(store):
+    with pytest.raises(UserError, match="not even one image"):
+        Pass(store, Brightness(room=0), 4, CPU, 1)(np.arange(IMAGES))
+
+
+def test_only_some_batches_are_decoded_ahead(store, monkeypatch):
+    decoded, seen = [], []
+    original = Pass._decode
+
+    def noting(self, rows):
+        decoded.extend(rows.tolist())
+        return original(self, rows)
+
+    monkeypatch.setattr(Pass, "_decode", noting)
+    gate = threading.Event()
+
+    def head(images, keys):
+        gate.wait(0.05)  # time for whatever would run ahead
+        seen.append(len(decoded))
+        return np.zeros(len(images), np.float32)
+
+    Pass(store, head, 10, CPU, 2)(np.arange(IMAGES))
+    assert seen[0] <= 40 and len(decoded) == IMAGES
+
+
+def test_nothing_whole_gives_nothing(store):
+    good, values, broken = Pass(store, Brightness(), 8, CPU, 1)(np.array([0, 10]))
+    assert len(good) == len(values) == 0 and sorted(broken) == [0, 10]

@@ -1,0 +1,113 @@
+"""Selections side by side: what is compared, and what the page says of it; without a cluster."""
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from PIL import Image
+from tiny_experiment import TINY
+
+from rayreid.data.store import ImageStore, Record, finish_store, write_shard
+from rayreid.experiment_file import load_experiment
+from rayreid.stages import selections
+from rayreid.stages.provenance import Provenance
+from rayreid.stages.selections import STRATEGIES, Selection
+
+IMAGES = 40
+
+
+@pytest.fixture
+def variants(tmp_path):
+    """What is compared of the tiny experiment with some changes."""
+
+    def variants(strategies=STRATEGIES, **changes) -> dict:
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **changes}))
+        found = selections._variants(load_experiment(tmp_path / "tiny.yaml"), strategies)
+        return {label: row for label, row in found.items() if selections._selects(row)}
+
+    return variants
+
+
+def test_rows_that_rank_alike_are_one(variants):
+    rows = [
+        {"pretrain": "none"},
+        {"label": "quarter", "select.fraction": 0.25},
+        {"label": "long proxies", "proxy.pretrain.epochs": 5},
+        {"label": "another draw", "select.strategy": "random", "seed": 3},
+        {"label": "stem", "backbone.stem": "ics"},
+    ]
+    found = variants(compare=rows)
+    assert list(found) == [*STRATEGIES, "long proxies", "another draw"]
+    assert found["long proxies"].proxy.pretrain.epochs == 5
+
+
+def test_the_strategies_can_be_chosen(variants):
+    assert list(variants(strategies=["random"])) == ["random"]
+    assert variants(pretrain="none") == {}
+    whole = variants(strategies=["random"], select={"fraction": 1.0})
+    assert whole["random"].select.fraction == 0.5
+
+
+class Run:
+    def __init__(self):
+        self.figures, self.values = {}, {}
+
+    def figure(self, figure, name):
+        self.figures[name] = figure
+
+    def metrics(self, values):
+        self.values |= values
+
+
+@pytest.fixture
+def page(tmp_path):
+    """The page of three selections from a pool of known origins, and what its run was given."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 16)).save(buffer, "JPEG")
+    records = [Record(f"{n:02d}.jpg", -1, -1, "pool", "") for n in range(IMAGES)]
+    write_shard(tmp_path / "store", 0, records, lambda record: buffer.getvalue())
+    finish_store(tmp_path / "store", 1, "mine", "")
+    store = ImageStore(tmp_path / "store")
+    rising = np.arange(IMAGES, dtype=float)
+    rising[3] = np.nan
+    facts = {"images": 20, "of": IMAGES, "cut": 20.0}
+    artifact = SimpleNamespace(facts=facts)
+    found = [
+        Selection("cfs", "cfs", artifact, rising),
+        Selection("turned <over>", "target_similarity", artifact, -rising),
+        Selection("random", "random", artifact, np.random.default_rng(0).random(IMAGES)),
+    ]
+    origins = pa.table({"key": store.keys.tolist(), "origin": ["far"] * 30 + ["near"] * 10})
+    experiment = SimpleNamespace(name="mine")
+    run = Run()
+    page = selections._page(experiment, store, found, Provenance(lambda: origins, "near"), run)
+    return page.html(), run
+
+
+def test_the_page_shows_every_selection_and_their_agreement(page):
+    html, run = page
+    assert run.values["rank_correlation.cfs.turned__over_"] == pytest.approx(-1)
+    assert abs(run.values["rank_correlation.cfs.random"]) < 0.5
+    titles = [axes.get_title(loc="left") for axes in run.figures["figures/selections/agreement.png"].axes]
+    assert titles == ["rank correlation", *(f"Jaccard at {part}%" for part in (10, 25, 50, 75))]
+    parts = {"highest", "median", "lowest"}
+    expected = {
+        f"figures/selections/{name}_{part}.png" for name in ("cfs", "turned__over_", "random") for part in parts
+    }
+    expected |= {f"figures/selections/{name}.png" for name in ("cfs_histogram", "turned__over__histogram")}
+    assert set(run.figures) == expected | {f"figures/selections/{name}.png" for name in ("agreement", "keep_rates")}
+    assert html.count("<img ") == len(run.figures) and "turned &lt;over&gt;" in html
+    [text] = [text.get_text() for text in run.figures["figures/selections/cfs_histogram.png"].axes[0].texts]
+    assert "20.000" in text
+
+
+def test_the_page_says_what_is_kept_of_each_origin(page):
+    html, run = page
+    assert run.values["auc.cfs.near"] == 1.0 and run.values["auc.turned__over_.near"] == 0.0
+    assert "<tr><td>cfs</td><td>0.000</td><td>1.000</td></tr>" in html  # far, near
+    assert "<tr><th>kept at 25%</th><th>far</th><th>near</th></tr>" in html
+    assert "<tr><td>cfs</td><td>0.0%</td><td>100.0%</td></tr>" in html
+    assert "<tr><td>cfs</td><td>33.3%</td><td>100.0%</td></tr>" in html  # half of 40: ten near, ten of thirty far
