@@ -122,7 +122,7 @@ def test_pre_trainings_are_probed_on_the_target_s_train_split(outcome, root):
             file.path for file in client.list_artifacts(training.info.run_id, "figures")
         }
         assert training.data.tags["resolved.probe_every"] == "1"
-        assert [given.dataset.name for given in training.inputs.dataset_inputs] == ["pool", "target"]
+        assert {given.dataset.name for given in training.inputs.dataset_inputs} == {"pool", "target"}
     for role in ("source_proxy", "weights"):
         facts = graph[role].facts
         assert facts["final_probe_mAP"] == facts["best_probe_mAP"] and facts["best_probe_epoch"] == 1
