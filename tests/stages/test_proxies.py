@@ -181,7 +181,7 @@ def test_strategies_in_source_space_need_no_target_proxy(graph, strategy):
     assert made["priority"].inputs["features"].id == made["features"].id
     assert ("target_features" in made) == (strategy == "target_similarity")
     assert made["subset"].inputs["priority"].id == made["priority"].id
-    assert made["features"].id == graph(select={"strategy": "cluster", "fraction": 0.1})["features"].id
+    assert made["features"].id == graph(select={"strategy": "cluster", "fraction": 0.9})["features"].id
 
 
 def test_likeness_is_to_the_images_of_all_targets(graph):

@@ -23,7 +23,7 @@ from rayreid.stages.production import Work, identity
 from rayreid.stages.start import Start, network
 from rayreid.stages.trainer import Training, fit
 
-VERSION = 1
+VERSION = 2
 WEIGHTS = "model.safetensors"
 MEAN = STD = (0.5, 0.5, 0.5)
 

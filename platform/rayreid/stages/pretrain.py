@@ -26,7 +26,7 @@ from rayreid.stages.start import Start, network
 from rayreid.stages.subset import subset_rows
 from rayreid.stages.trainer import Training, fit
 
-VERSION = 1
+VERSION = 2
 WEIGHTS = "backbone.safetensors"
 
 
