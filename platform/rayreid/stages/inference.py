@@ -5,6 +5,7 @@ returns a few floats per image. So any number of actors on any node costs the ne
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
+from ray.util.annotations import RayDeprecationWarning
 
 from rayreid.cluster import scoring_actors
 from rayreid.config import Auto
@@ -125,16 +127,20 @@ def _execute(
     ray.data.DataContext.get_current().enable_progress_bars = False
     share = scoring_actors()
     items = [{"number": number, "rows": piece} for number, piece in left.items()]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _Actor,
-        batch_size=1,
-        compute=ActorPoolStrategy(size=min(share.workers, len(items))),
-        num_cpus=share.cpus,
-        num_gpus=1 if share.gpu else 0,
-        max_restarts=0,
-        max_task_retries=0,
-        fn_constructor_args=(store, build, batch_size, share.cpus),
-    )
+    items_in_blocks = ray.data.from_items(items, override_num_blocks=len(items))
+    with warnings.catch_warnings():
+        # Ray Data is to take these two by another way from 2.64 on, which 2.60 does not offer yet.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        dataset = items_in_blocks.map_batches(
+            _Actor,
+            batch_size=1,
+            compute=ActorPoolStrategy(size=min(share.workers, len(items))),
+            num_cpus=share.cpus,
+            num_gpus=1 if share.gpu else 0,
+            fn_constructor_args=(store, build, batch_size, share.cpus),
+            max_restarts=0,
+            max_task_retries=0,
+        )
     yield from dataset.iter_rows()
 
 
