@@ -359,7 +359,8 @@ def test_a_pre_training_is_probed_on_the_target_beside_it(work, workers, store, 
     assert facts["probe_mAP"] == probed[9] and facts["best_probe_mAP"] == max(probed.values())
     assert work.run.datasets == {"pool": {"images": IMAGES}, "target": {"queries": 2, "gallery": IMAGES - 2}}
     shown = work.screen.console.file.getvalue()
-    assert "lr 7.813e-06, warmup_epochs 1, local_size (32, 16), probe_every 2, probe_images 8\n" in shown
+    assert "    lr 7.813e-06, warmup_epochs 1, min_lr 1e-06, " in shown
+    assert "optimizer adamw, probe_every 2, probe_images 8\n" in shown
     assert work.run.tagged["resolved.probe_every"] == 2
 
 

@@ -84,13 +84,15 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
         UserError: a dataset that is not there or empty, a target without one of its splits, a pool that holds test
             images, an unknown backbone or stem, an image size that the patch does not divide, weights of another
             architecture, a subset of no image, a batch that cannot be filled, or dealt to workers and micro-batches,
-            a file list that cannot be read, a proxy that is not pre-trained, a probe that would find nothing.
+            a file list that cannot be read, a proxy that is not pre-trained, a method that is not for the
+            backbone, a probe that would find nothing.
     """
     experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
         start.check(backbone)
     for e in experiments:
         for prefix, part in _trainings(e).items():
+            _check_method(prefix, part.backbone, part.pretrain)
             _check_local_size(f"{prefix}pretrain", part.backbone, part.pretrain)
         _check_dealing(e, 1 if e.resources.workers == "auto" else e.resources.workers)
         if _needs_scores(e) and e.proxy.pretrain.method == "none":
@@ -175,6 +177,19 @@ def _check_batch(key: str, config: Pretrain, images: int, source: str) -> None:
 
 def _needs_scores(e: Experiment) -> bool:
     return e.select.strategy == "cfs" and not e.select.whole and e.pretrain.method != "none"
+
+
+def _check_method(prefix: str, backbone: Backbone, config: Pretrain) -> None:
+    """A method that is not for this backbone, or a queue that does not hold a batch."""
+    if config.method == "none":
+        return
+    try:
+        queue = config.recipe(backbone).queue
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from None
+    if queue and queue < config.batch_size:
+        key = f"{prefix}pretrain"
+        raise UserError(f"{key}.queue={queue} does not hold {key}.batch_size={config.batch_size} keys; raise it")
 
 
 def _check_local_size(key: str, backbone: Backbone, config: Pretrain) -> None:
