@@ -174,9 +174,7 @@ class Pretrain(Section):
                 name: recipes.DINO.numbers[name] if value == "auto" and name in recipes.DINO.numbers else value
                 for name, value in fields.items()
             }
-        return {
-            name: value for name, value in fields.items() if self.method in recipes.USED_BY.get(name, (self.method,))
-        }
+        return {name: value for name, value in fields.items() if recipes.uses(self.method, name)}
 
     def recipe(self, backbone: Backbone) -> recipes.Recipe:
         """The method's numbers on that backbone, `auto` resolved.

@@ -198,10 +198,14 @@ def published(method: str, backbone: str) -> Published:
     return PUBLISHED[method][family]
 
 
+def uses(method: str, key: str) -> bool:
+    """Whether a method has a use for a key of the section `pretrain`."""
+    return method in USED_BY.get(key, (method,))
+
+
 def misused(method: str, key: str, value: Any) -> str | None:
     """Why a key that a method has no use for is refused; None where it has, or the value says as much."""
-    users = USED_BY.get(key, (method,))
     own = {family.numbers.get(key) for family in PUBLISHED.get(method, {}).values()}
-    if method not in PUBLISHED or method in users or value in own:
+    if method not in PUBLISHED or uses(method, key) or value in own:
         return None
-    return f"the method {method} has no use for it, only {' and '.join(users)}; leave it out"
+    return f"the method {method} has no use for it, only {' and '.join(USED_BY[key])}; leave it out"

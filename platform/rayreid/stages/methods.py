@@ -13,7 +13,7 @@ from rayreid.pretraining.moby import MoBY
 from rayreid.pretraining.mocov2 import MoCoV2
 from rayreid.pretraining.mocov3 import MoCoV3, patch_projection
 from rayreid.pretraining.momentum import Rates
-from rayreid.recipes import BY_METHOD, USED_BY, Recipe
+from rayreid.recipes import BY_METHOD, Recipe, uses
 from rayreid.stages.trainer import Watch
 from rayreid.training.loop import Method
 from rayreid.training.schedules import Constant, Schedule, WarmupCosine
@@ -149,12 +149,8 @@ def crops_of(config: Pretrain, recipe: Recipe, img_size: tuple[int, int]) -> Mul
 def resolved(config: Pretrain, backbone: Backbone) -> dict[str, Any]:
     """What every `auto` of the method came to, and its optimizer."""
     recipe = config.recipe(backbone)
-    words = [name for name in BY_METHOD if getattr(config, name) == "auto" and _uses(config.method, name)]
+    words = [name for name in BY_METHOD if getattr(config, name) == "auto" and uses(config.method, name)]
     found = {**{name: getattr(recipe, name) for name in words}, "optimizer": recipe.optimizer}
     if config.local_size == "auto" and recipe.local_crops:
         found["local_size"] = config.crop_sizes(backbone.img_size)[1]
     return found
-
-
-def _uses(method: str, key: str) -> bool:
-    return method in USED_BY.get(key, (method,))
