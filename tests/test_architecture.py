@@ -12,7 +12,7 @@ import pytest
 REPO = Path(__file__).parent.parent
 PACKAGE = REPO / "platform" / "rayreid"
 
-GROUND = {"config", "experiment_file", "artifacts", "lease", "journal", "errors", ""}
+GROUND = {"config", "recipes", "experiment_file", "artifacts", "lease", "journal", "errors", ""}
 STAGES_ONLY = {"tracking", "cluster"}
 BASE_ROOMS = {"data", "models", "training", "neighbours"}
 UPPER_ROOMS = {"pretraining", "selection", "reid", "evaluation"}

@@ -370,6 +370,22 @@ def test_a_pre_training_that_no_worker_could_begin(refused, change, named):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
+        (["pretrain.method=mocov2"], "pretrain.method mocov2 is not for backbone vit_tiny: SGD without warm-up"),
+        (["pretrain.method=mocov3", "backbone.name=swin_tiny", "backbone.depth=null"], "for a Swin take moby"),
+        (["pretrain.method=moby", "pretrain.queue=3"], "pretrain.queue=3 does not hold pretrain.batch_size=4 keys"),
+        (["proxy.pretrain.method=mocov2"], "proxy.pretrain.method mocov2 is not for backbone vit_tiny"),
+        (["pretrain.method=mocov3", "pretrain.local_crops=2"], "pretrain.local_crops: the method mocov3 has no use"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "pretrain"])
+def test_a_method_that_does_not_suit_the_backbone_or_its_keys(refused, command, changes, named):
+    tree = {**GOOD, "backbone": {**GOOD["backbone"], "img_size": [64, 32]}, "resources": {"workers": 1}}
+    assert named in refused(command, tree, *changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
         ({"pretrain": {"batch_size": 8, "accumulate": 2}}, r"pretrain.batch_size=8 .*\(3\) × pretrain.accumulate=2"),
         ({"finetune": {"identities": 2}}, r"finetune.identities=2 .*resources.workers=auto \(3\)"),
         ({"proxy": {"pretrain": {"batch_size": 12}, "finetune": {"identities": 2}}}, "proxy.finetune.identities=2"),

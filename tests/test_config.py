@@ -31,7 +31,7 @@ def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
 def test_identity_holds_everything_else(section):
     runtime = {"checkpoint_minutes", "keep_checkpoints", "keep_every_epochs", "probe_every", "probe_images"}
     runtime |= {"weights", "strict", "list", "clusters", "max_bad_fraction"}
-    runtime |= {"num_heads"}  # added later: see below
+    runtime |= {"num_heads", "temperature", "queue", "freeze_patch"}  # added later: see below
     runtime |= {"batch_size", "targets"} if section in (Score, Evaluate) else set()
     assert set(section().identity()) == set(section.model_fields) - runtime
     json.dumps(section().identity())
@@ -41,6 +41,73 @@ def test_a_field_that_was_added_later_leaves_the_ids_of_what_was_made_before():
     assert set(Backbone().identity()) == {"name", "stem", "img_size", "depth"}
     assert Backbone(num_heads=None).identity() == Backbone().identity()
     assert Backbone(num_heads=12).identity() == {**Backbone().identity(), "num_heads": 12}
+
+
+def test_dino_runs_keep_the_ids_they_had_when_there_was_no_other_method():
+    """The recipe of the default, as it stood in the artifacts made then."""
+    assert Pretrain().identity() == {
+        "method": "dino",
+        "epochs": 100,
+        "batch_size": 512,
+        "accumulate": 1,
+        "lr": "auto",
+        "min_lr": 1e-06,
+        "warmup_epochs": "auto",
+        "weight_decay": 0.04,
+        "weight_decay_end": 0.4,
+        "teacher_momentum": 0.996,
+        "teacher_temp": 0.04,
+        "student_temp": 0.1,
+        "centre_momentum": 0.9,
+        "clip": 3.0,
+        "freeze_last_layer_epochs": 1,
+        "drop_path": 0.1,
+        "out_dim": 65536,
+        "hidden_dim": 2048,
+        "bottleneck_dim": 256,
+        "local_crops": 8,
+        "local_size": "auto",
+        "global_scale": [0.4, 1.0],
+        "local_scale": [0.05, 0.4],
+        "precision": "auto",
+    }
+    assert Pretrain(out_dim=65536, clip=3).identity() == Pretrain().identity()
+    assert Pretrain(out_dim=1024, local_crops=2).identity() == {
+        **Pretrain().identity(),
+        "out_dim": 1024,
+        "local_crops": 2,
+    }
+
+
+def test_identity_of_another_method_holds_what_it_uses():
+    plain = Pretrain(method="moby")
+    assert plain.identity()["clip"] == plain.identity()["lr"] == "auto"
+    assert not {"teacher_temp", "local_crops", "local_scale", "freeze_patch"} & set(plain.identity())
+    assert Pretrain(method="moby", queue=64).identity() == {**plain.identity(), "queue": 64}
+    assert Pretrain(method="moby", local_crops=0).identity() == plain.identity()
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value", "users"),
+    [
+        ("dino", "temperature", 0.2, "mocov3 and mocov2 and moby"),
+        ("dino", "queue", 4096, "mocov2 and moby"),
+        ("mocov3", "queue", 4096, "mocov2 and moby"),
+        ("mocov3", "local_crops", 8, "dino"),
+        ("mocov3", "clip", 3.0, "dino and moby"),
+        ("moby", "freeze_patch", True, "mocov3"),
+        ("mocov2", "weight_decay_end", 0.1, "dino"),
+    ],
+)
+def test_what_a_method_has_no_use_for_is_refused(method, key, value, users):
+    with pytest.raises(ValidationError, match=f"the method {method} has no use for it, only {users}; leave it out"):
+        Pretrain(method=method, **{key: value})
+
+
+def test_defaults_that_stand_in_a_resolved_file_are_not_refused():
+    for method in ("mocov3", "mocov2", "moby", "none"):
+        assert Pretrain(**Pretrain(method=method).model_dump()).method == method
+    assert Pretrain(method="none", queue=5).queue == 5  # what is not run is not judged
 
 
 def test_identity_follows_result_fields():
@@ -59,9 +126,9 @@ def test_identity_of_nested_sections_is_their_own():
 
 
 def test_auto_learning_rate_is_scaled_with_the_global_batch():
-    assert Pretrain(batch_size=256).peak_lr == 5e-4
-    assert Pretrain(batch_size=512).peak_lr == 1e-3
-    assert Pretrain(batch_size=512, lr=0.3).peak_lr == 0.3
+    assert Pretrain(batch_size=256).recipe(Backbone()).lr == 5e-4
+    assert Pretrain(batch_size=512).recipe(Backbone()).lr == 1e-3
+    assert Pretrain(batch_size=512, lr=0.3).recipe(Backbone()).lr == 0.3
 
 
 def test_probes_are_ten_over_the_run_unless_said_otherwise():
@@ -71,11 +138,11 @@ def test_probes_are_ten_over_the_run_unless_said_otherwise():
 
 
 def test_auto_warm_up_is_the_published_share_of_the_epochs():
-    assert [Pretrain(epochs=n).warmup for n in (100, 20, 8, 4, 1)] == [10, 2, 1, 1, 0]
+    assert [Pretrain(epochs=n).recipe(Backbone()).warmup_epochs for n in (100, 20, 8, 4, 1)] == [10, 2, 1, 1, 0]
     assert [Finetune(epochs=n).warmup for n in (120, 12, 2, 1)] == [20, 2, 1, 0]
-    assert Pretrain(warmup_epochs=0).warmup == 0
+    assert Pretrain(warmup_epochs=0).recipe(Backbone()).warmup_epochs == 0
     assert Finetune(warmup_epochs=7).warmup == 7
-    assert Pretrain(warmup_epochs=7, epochs=7).warmup == 7
+    assert Pretrain(warmup_epochs=7, epochs=7).recipe(Backbone()).warmup_epochs == 7
 
 
 def test_auto_local_crops_are_half_the_size_in_whole_patches():

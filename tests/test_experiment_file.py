@@ -175,6 +175,39 @@ def test_a_row_may_name_another_dataset_and_its_root_in_any_order(write, order):
     assert (target.dataset, target.root, target.options) == ("msmt17", "there", {})
 
 
+def test_a_row_may_name_another_method_and_leaves_the_old_one_s_own_keys_behind(write):
+    text = "pretrain: {epochs: 7, batch_size: 64, lr: 0.1, out_dim: 64, teacher_temp: 0.07, local_crops: 2}\n"
+    rest = "compare: [{pretrain.method: moby}, {pretrain: {method: mocov3, lr: 0.3}}, {pretrain.epochs: 8}]"
+    moby, mocov3, dino = (row.pretrain for row in rows(load_experiment(write(text + rest))).values())
+    assert (moby.epochs, moby.batch_size) == (mocov3.epochs, mocov3.batch_size) == (7, 64)
+    assert moby.lr == moby.out_dim == moby.local_crops == "auto"
+    assert (mocov3.lr, mocov3.out_dim, mocov3.teacher_temp) == (0.3, "auto", 0.04)
+    assert (dino.lr, dino.out_dim, dino.teacher_temp, dino.local_crops) == (0.1, 64, 0.07, 2)
+    again = load_experiment(
+        write("extends: experiment.yaml\npretrain: {method: mocov3, clip: auto}", "child.yaml", False)
+    )
+    assert again.pretrain.lr == "auto" and again.pretrain.epochs == 7
+    assert load_experiment(write(text), ["pretrain.method=moby", "pretrain.queue=128"]).pretrain.queue == 128
+
+
+def test_a_method_of_the_proxy_s_own_leaves_the_other_s_keys_behind(write):
+    experiment = load_experiment(
+        write("pretrain: {method: moby, queue: 64, epochs: 3}\nproxy: {pretrain: {method: dino}}")
+    )
+    assert experiment.proxy.pretrain.queue == "auto" and experiment.proxy.pretrain.epochs == 3
+
+
+def test_a_key_that_the_method_has_no_use_for_is_refused(write):
+    message = refused(write("pretrain: {method: mocov3, queue: 5}"))
+    assert "pretrain.queue: the method mocov3 has no use for it, only mocov2 and moby; leave it out" in message
+
+
+def test_a_dump_of_another_method_reads_back(write, tmp_path):
+    experiment = load_experiment(write("pretrain: {method: moby, queue: 64}"))
+    again = load_experiment(write(dump(experiment), "dump.yaml", sources=False))
+    assert again == experiment
+
+
 def test_describe():
     assert describe({"select.fraction": 0.5, "backbone.stem": "ics"}) == "select.fraction=0.5, backbone.stem=ics"
     assert describe({}) == "as in the file"

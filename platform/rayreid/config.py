@@ -7,9 +7,12 @@ Reading files, inheritance and overrides are in `rayreid.experiment_file`.
 """
 
 import math
+from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from rayreid import recipes
 
 _RUNTIME = "rayreid:runtime"
 """Marks a field that changes how a stage runs but not what it computes; such fields do not enter artifact ids."""
@@ -88,11 +91,6 @@ class Backbone(Section):
     """Whether the checkpoint must fit whole, or what fits of it is taken. Part of what is made from it, too."""
 
 
-def _warmup(epochs: int, share: int) -> int:
-    """1 / `share` of the epochs, rounded up; short runs need it most, and one epoch is left for the peak rate."""
-    return min(math.ceil(epochs / share), epochs - 1)
-
-
 def _within_epochs(warmup: int | Auto, info: ValidationInfo) -> int | Auto:
     epochs = info.data.get("epochs")  # absent where it is itself refused
     if warmup != "auto" and epochs is not None and warmup > epochs:
@@ -101,29 +99,40 @@ def _within_epochs(warmup: int | Auto, info: ValidationInfo) -> int | Auto:
 
 
 class Pretrain(Section):
-    """DINO pre-training (DESIGN: DINO with multi-crop, for ReID image shapes)."""
+    """Self-supervised pre-training.
 
-    method: Literal["dino", "none"] = "dino"
+    `auto` is the method's published number, or follows from one: see `rayreid.recipes`.
+    """
+
+    method: Literal["dino", "mocov3", "mocov2", "moby", "none"] = "dino"
     epochs: PositiveInt = 100
     batch_size: PositiveInt = 512
     accumulate: PositiveInt = 1
     lr: Annotated[float, Field(gt=0)] | Auto = "auto"
-    min_lr: NotNegative = 1e-6
+    min_lr: NotNegative | Auto = "auto"
     warmup_epochs: Annotated[int, Field(ge=0)] | Auto = "auto"
-    """`auto`: a tenth of the epochs (the published 10 of 100), but at least one where there are two."""
-    weight_decay: NotNegative = 0.04
+    """`auto`: the published share of the epochs, e.g. 10 of 100, but at least one where there are two."""
+    weight_decay: NotNegative | Auto = "auto"
     weight_decay_end: NotNegative = 0.4
-    teacher_momentum: Annotated[float, Field(ge=0, le=1)] = 0.996
+    teacher_momentum: Annotated[float, Field(ge=0, le=1)] | Auto = "auto"
+    """Of the network that follows the trained one; rises to 1, but for MoCo v2."""
     teacher_temp: Annotated[float, Field(gt=0)] = 0.04
     student_temp: Annotated[float, Field(gt=0)] = 0.1
     centre_momentum: Annotated[float, Field(ge=0, le=1)] = 0.9
-    clip: Annotated[float, Field(gt=0)] = 3.0
+    clip: Annotated[float, Field(gt=0)] | Auto = "auto"
     freeze_last_layer_epochs: Annotated[int, Field(ge=0)] = 1
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    out_dim: PositiveInt = 65536
-    hidden_dim: PositiveInt = 2048
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
+    """In the trained network only."""
+    out_dim: PositiveInt | Auto = "auto"
+    hidden_dim: PositiveInt | Auto = "auto"
     bottleneck_dim: PositiveInt = 256
-    local_crops: Annotated[int, Field(ge=0)] = 8
+    temperature: Annotated[Annotated[float, Field(gt=0)] | Auto, _ADDED] = "auto"
+    """Of a contrast."""
+    queue: Annotated[PositiveInt | Auto, _ADDED] = "auto"
+    """Keys of earlier batches to contrast with."""
+    freeze_patch: Annotated[bool | Auto, _ADDED] = "auto"
+    """Whether a ViT's patch projection keeps its weights; `auto`: that of the stem `patchify`."""
+    local_crops: Annotated[int, Field(ge=0)] | Auto = "auto"
     local_size: Size | Auto = "auto"
     global_scale: Shares = (0.4, 1.0)
     local_scale: Shares = (0.05, 0.4)
@@ -145,17 +154,41 @@ class Pretrain(Section):
         """`pretrain: none` is short for `pretrain: {method: none}`."""
         return {"method": value} if isinstance(value, str) else value
 
+    @field_validator(*recipes.USED_BY)
+    @classmethod
+    def _used(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what the method has no use for; a default says nothing, it stands in every resolved file."""
+        reason = recipes.misused(info.data.get("method", "none"), str(info.field_name), value)
+        if reason is not None and value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError(reason)
+        return value
+
     _warmup_fits = field_validator("warmup_epochs")(_within_epochs)
 
-    @property
-    def peak_lr(self) -> float:
-        """5e-4 × global batch / 256 unless given."""
-        return 5e-4 * self.batch_size / 256 if self.lr == "auto" else self.lr
+    def identity(self) -> dict[str, Any]:
+        """See `Section.identity`; without what the method has no use for.
 
-    @property
-    def warmup(self) -> int:
-        """Epochs of warm-up."""
-        return _warmup(self.epochs, 10) if self.warmup_epochs == "auto" else self.warmup_epochs
+        For DINO numbers stand where the file says `auto`, but for `lr`, `warmup_epochs` and `local_size`: there were
+        no other methods when the first artifacts were made.
+        """
+        fields = super().identity()
+        if self.method in ("dino", "none"):
+            return {
+                name: recipes.DINO.numbers[name] if value == "auto" and name in recipes.DINO.numbers else value
+                for name, value in fields.items()
+            }
+        return {name: value for name, value in fields.items() if recipes.uses(self.method, name)}
+
+    def recipe(self, backbone: Backbone) -> recipes.Recipe:
+        """The method's numbers on that backbone, `auto` resolved.
+
+        Raises:
+            UserError: the method and the backbone do not go together; says why.
+        """
+        given = {name: value for name in recipes.BY_METHOD if (value := getattr(self, name)) != "auto"}
+        if self.method == "mocov3" and backbone.name.startswith("vit"):
+            given.setdefault("freeze_patch", backbone.stem == "patchify")
+        return recipes.published(self.method, backbone.name).recipe(self.batch_size, self.epochs, given)
 
     @property
     def probe_epochs(self) -> int:
@@ -196,7 +229,7 @@ class Finetune(Section):
     @property
     def warmup(self) -> int:
         """Epochs of warm-up."""
-        return _warmup(self.epochs, 6) if self.warmup_epochs == "auto" else self.warmup_epochs
+        return recipes.warmup(self.epochs, Fraction(1, 6)) if self.warmup_epochs == "auto" else self.warmup_epochs
 
 
 class Checkpoint(Section):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from rayreid.config import Experiment
 from rayreid.errors import UserError
+from rayreid.recipes import OWN_KEYS, PUBLISHED
 
 _PROXY_INHERITS = ("seed", "backbone", "pretrain", "finetune")
 _BRANCH = re.compile(r"constrained-\w+|(literal|tuple)\[.*\]")
@@ -118,18 +119,27 @@ def _merge(base: Any, over: Any) -> Any:
     """Mappings are merged key by key; anything else in `over` replaces what stood there.
 
     A section given as a word (`pretrain: none`) keeps that method when further keys of it are changed. A section
-    that names another dataset starts afresh: the root and options that stood there were the old dataset's.
+    that names another dataset starts afresh: the root and options that stood there were the old dataset's. So do the
+    keys of `pretrain` that are the method's own where it names another method.
     """
     if base == "none" and isinstance(over, Mapping):
         base = {"method": base}
     if isinstance(base, Mapping) and isinstance(over, Mapping):
         if "dataset" in base and over.get("dataset", base["dataset"]) != base["dataset"]:
             return dict(over)
+        if _another_method(base, over):
+            base = {key: value for key, value in base.items() if key not in OWN_KEYS}
         merged = dict(base)
         for key, value in over.items():
             merged[key] = _merge(base[key], value) if key in base else value
         return merged
     return over
+
+
+def _another_method(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    """Whether `over` changes one pre-training method for another; `none` is no method, it has no keys of its own."""
+    old, new = base.get("method", "dino"), over.get("method")
+    return new in PUBLISHED and old in PUBLISHED and new != old
 
 
 def _nest(dotted: str, value: Any) -> dict[str, Any]:

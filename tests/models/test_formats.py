@@ -127,6 +127,13 @@ def own_pretraining(state):
     )
 
 
+def own_contrast(state):
+    """The same of a method with a momentum encoder."""
+    beside = under("momentum.backbone.", other(state)) | under("base.projector.0", {".weight": torch.zeros(3, 3)})
+    beside |= {"predictor.0.weight": torch.zeros(3, 3), "queue1.keys": torch.zeros(4, 3)}
+    return {"step": 20, "method": under("base.backbone.", state) | beside, "optimizer": {}, "scaler": {}}, list(beside)
+
+
 def own_finetuning(state):
     content, beside = fine_tuned(state)
     return {"step": 20, "method": content, "optimizer": {}, "scaler": {}}, beside
@@ -160,6 +167,7 @@ def square():
 
 CASES = [
     ("rayreid-state", ics, own_pretraining),
+    ("rayreid-state", resnet, own_contrast),
     ("reid", ics, own_finetuning),
     ("transreid-pretraining", ics, dino),
     ("transreid-pretraining", vit, dino),

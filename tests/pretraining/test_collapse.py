@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from rayreid.pretraining.collapse import PATIENCE, CollapseWatch
+from rayreid.pretraining.collapse import PATIENCE, CollapseWatch, SpreadWatch
 
 K = 65536
 TOP = math.log(K)
@@ -52,3 +52,18 @@ def test_the_epochs_in_which_the_last_layer_is_frozen_are_not_judged():
 
 def test_rows_without_an_entropy_are_passed_over():
     assert CollapseWatch(K)({"step": 9000, "epoch": 9.0, "probe": 0.5}) is None
+
+
+def spread_warnings(spreads: dict[int, float]) -> list[int]:
+    watch = SpreadWatch()
+    return [step for step, std in spreads.items() if watch({"step": step, "epoch": 1.0, "feature_std": std})]
+
+
+def test_features_that_stay_alike_are_told_once():
+    assert spread_warnings(rows(0.005)) == [1000 + PATIENCE]
+
+
+def test_features_that_differ_or_are_alike_for_a_while_are_not_told():
+    assert spread_warnings(rows(0.02)) == []
+    assert spread_warnings({**rows(0.005), **dict.fromkeys(range(1400, 3000, 400), 0.1)}) == []
+    assert SpreadWatch()({"step": 9000, "epoch": 9.0, "probe": 0.5}) is None

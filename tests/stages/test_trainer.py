@@ -23,6 +23,7 @@ from rayreid.data.sampling import ShufflePlan
 from rayreid.data.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.journal import Journal
+from rayreid.models.weights import load_backbone
 from rayreid.stages import pretrain, start, trainer
 from rayreid.stages.production import SCRATCH, Work
 from rayreid.stages.progress import Screen
@@ -359,8 +360,23 @@ def test_a_pre_training_is_probed_on_the_target_beside_it(work, workers, store, 
     assert facts["final_probe_mAP"] == probed[9] and facts["best_probe_mAP"] == max(probed.values())
     assert work.run.datasets == {"pool": {"images": IMAGES}, "target": {"queries": 2, "gallery": IMAGES - 2}}
     shown = work.screen.console.file.getvalue()
-    assert "lr 7.813e-06, warmup_epochs 1, local_size (32, 16), probe_every 2, probe_images 8\n" in shown
+    assert "    lr 7.813e-06, warmup_epochs 1, min_lr 1e-06, " in shown
+    assert "optimizer adamw, probe_every 2, probe_images 8\n" in shown
     assert work.run.tagged["resolved.probe_every"] == 2
+
+
+@pytest.mark.parametrize("method", ["mocov3", "moby"])
+def test_another_method_is_trained_logged_and_kept_in_the_same_way(work, workers, store, monkeypatch, method):
+    monkeypatch.setattr(Work, "input", lambda self, role: pool)
+    pool = store()
+    backbone = Backbone(name="vit_tiny", depth=1, img_size=(64, 32), stem="ics")
+    config = Pretrain(method=method, epochs=2, batch_size=4, out_dim=8, hidden_dim=8, precision="fp32")
+    facts = pretrain._pretrain(config, backbone, 0, Resources(), work)
+    assert facts["steps"] == 4 and facts["images_seen"] == 16
+    assert {"loss", "accuracy", "feature_std", "lr", "teacher_momentum", "grad_norm"} <= set(work.run.rows[-1])
+    assert "optimizer adamw" in work.screen.console.file.getvalue()
+    kept = load_backbone(work.folder / pretrain.WEIGHTS)[0]
+    assert kept(torch.randn(2, 3, 64, 32)).shape == (2, 192)
 
 
 def test_the_bar_tells_the_newest_figures(work):

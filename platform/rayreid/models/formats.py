@@ -151,6 +151,18 @@ FORMATS: tuple[Format, ...] = (
         "teacher.backbone.",
         {"student.": "student", "teacher.head.": "projection head", "loss.": "centre"},
     ),
+    Format(
+        "rayreid-state",
+        "a training state of rayreid (its trained encoder)",
+        lambda c: c.container == "method" and c.has("base.backbone."),
+        "base.backbone.",
+        {
+            "momentum.": "momentum encoder",
+            "base.projector.": "projection head",
+            "predictor.": "prediction head",
+            **QUEUES,
+        },
+    ),
     Format("pass", "a checkpoint of PASS", lambda c: c.mentions("part_token"), "backbone.", PROJECTION),
     Format("solider", "a checkpoint of SOLIDER", lambda c: c.mentions("semantic_embed_"), "backbone.", PROJECTION),
     Format(

@@ -1,4 +1,4 @@
-"""Noticing, from what a run logs, that its teacher says the same of every image."""
+"""Noticing, from what a run logs, that a network says the same of every image."""
 
 import math
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 UNIFORM = 0.99
 ONE_HOT = 0.01
 PATIENCE = 500
+ALIKE = 0.01
 
 
 class CollapseWatch:
@@ -52,6 +53,34 @@ class CollapseWatch:
             f"the pre-training looks collapsed: since step {self._since} the teacher's output has been {kind} "
             f"(entropy {entropy:.3g} of at most {self.most:.3g}, feature std {row['feature_std']:.2g}); "
             "a lower pretrain.lr or a longer warm-up may help"
+        )
+
+
+class SpreadWatch:
+    """Reads the logged rows of a method without prototypes, and says once that its features are all alike.
+
+    That is where `feature_std` stays below `ALIKE` = 0.01 for `PATIENCE` steps: then the mean cosine between two
+    images' features is above 0.9999. A network with fresh weights has some 0.1 and more.
+    """
+
+    def __init__(self) -> None:
+        self._since: int | None = None
+        self._told = False
+
+    def __call__(self, row: Mapping[str, float]) -> str | None:
+        """A sentence for the user where this row completes a collapse; of a run, the first one only."""
+        if self._told or "feature_std" not in row:
+            return None
+        if row["feature_std"] >= ALIKE:
+            self._since = None
+            return None
+        self._since = int(row["step"]) if self._since is None else self._since
+        if row["step"] - self._since < PATIENCE:
+            return None
+        self._told = True
+        return (
+            f"the pre-training looks collapsed: since step {self._since} the features of all images have been alike "
+            f"(feature std {row['feature_std']:.2g}); a lower pretrain.lr or a longer warm-up may help"
         )
 
 

@@ -1,17 +1,17 @@
 """DINO pre-training as a method of the training loop: student, teacher, schedules, update rules."""
 
-import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayreid.errors import UserError
 from rayreid.models.backbones import Backbone
 from rayreid.models.decay import split_decay
+from rayreid.pretraining.contrast import feature_std
 from rayreid.pretraining.dino_loss import DINOLoss
 from rayreid.pretraining.head import DINOHead
+from rayreid.pretraining.momentum import follow
 from rayreid.training.gradients import gradient_norms, norm_scalars
 from rayreid.training.schedules import Constant, LinearWarmup, Schedule, WarmupCosine
 
@@ -151,11 +151,9 @@ class DINO(nn.Module):
         """
         with torch.no_grad():
             features, teacher_logits = self.teacher(batch[:1])
-            unit = F.normalize(features.to(teacher_logits.dtype), dim=-1)
-            feature_std = unit.std(dim=0, correction=0).mean() * math.sqrt(unit.shape[1])
         _, student_logits = self.student(batch)
         terms = self.loss(student_logits, teacher_logits, self.current_teacher_temp)
-        return {**terms._asdict(), "feature_std": feature_std}
+        return {**terms._asdict(), "feature_std": feature_std(features)}
 
     @torch.no_grad()
     def before_update(self, step: int) -> dict[str, Tensor]:
@@ -177,7 +175,5 @@ class DINO(nn.Module):
     @torch.no_grad()
     def after_update(self, step: int) -> None:
         """Once per step: teacher ← m·teacher + (1 − m)·student over the parameters; then the centre."""
-        torch._foreach_lerp_(
-            list(self.teacher.parameters()), list(self.student.parameters()), 1 - self.teacher_momentum(step)
-        )
+        follow(self.teacher, self.student, self.teacher_momentum(step))
         self.loss.update_centre()

@@ -21,14 +21,15 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
         UserError: a dataset that is not there or empty, a target without one of its splits, a pool that holds test
             images, an unknown backbone or stem, an image size that the patch does not divide, weights of another
             architecture, a subset of no image, a batch that cannot be filled, or dealt to workers and micro-batches,
-            a file list that cannot be read, a proxy that is not pre-trained, or said in two ways, a probe that would
-            find nothing.
+            a file list that cannot be read, a proxy that is not pre-trained, or said in two ways, a method that is
+            not for the backbone, a probe that would find nothing.
     """
     experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
         start.check(backbone)
     for e in experiments:
         for key, (backbone, config) in _pretrainings(e).items():
+            _check_method(key, backbone, config)
             _check_local_size(key, backbone, config)
         _check_dealing(e, 1 if e.resources.workers == "auto" else e.resources.workers)
         if needs_source(e):
@@ -123,6 +124,16 @@ def _check_batch(key: str, config: Pretrain, images: int, source: str) -> None:
         raise UserError(
             f"{key}.batch_size={config.batch_size} is more than the {images} images to train on ({source}); lower it"
         )
+
+
+def _check_method(key: str, backbone: Backbone, config: Pretrain) -> None:
+    """A method that is not for this backbone, or a queue that does not hold a batch."""
+    try:
+        queue = config.recipe(backbone).queue
+    except UserError as error:
+        raise UserError(f"{key.removesuffix('pretrain')}{error}") from None
+    if queue and queue < config.batch_size:
+        raise UserError(f"{key}.queue={queue} does not hold {key}.batch_size={config.batch_size} keys; raise it")
 
 
 def _check_local_size(key: str, backbone: Backbone, config: Pretrain) -> None:

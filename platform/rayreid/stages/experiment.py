@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.markup import escape
 
+from rayreid import recipes
 from rayreid.artifacts import Artifact, make_folder, output_root, write_atomically
 from rayreid.cluster import connect
 from rayreid.config import Experiment
@@ -137,10 +138,16 @@ def experiment_run(desk: Desk, experiment: Experiment, label: str | None = None,
 
 
 def _params(experiment: Experiment) -> dict[str, Any]:
-    """The configuration as MLflow parameters; of a pre-training that does not take place nothing but that."""
+    """The configuration as MLflow parameters; of a pre-training that does not take place nothing but that.
+
+    Of one that does, without what its method has no use for.
+    """
     tree = experiment.model_dump(mode="json", exclude={"compare", "sweep"})
-    if experiment.pretrain.method == "none":
+    method = experiment.pretrain.method
+    if method == "none":
         tree["pretrain"] = {"method": "none"}
+    else:
+        tree["pretrain"] = {key: value for key, value in tree["pretrain"].items() if recipes.uses(method, key)}
     return flatten(tree)
 
 
@@ -158,6 +165,7 @@ def tags_of(experiment: Experiment) -> dict[str, Any]:
     return {
         "backbone": experiment.backbone.name,
         "stem": experiment.backbone.stem,
+        "method": experiment.pretrain.method,
         "strategy": experiment.select.strategy if trained and not experiment.select.whole else "none",
         "fraction": (experiment.select.fraction if experiment.select.count is None else "count") if trained else 0,
         "target": experiment.target.dataset,

@@ -1,4 +1,4 @@
-"""Stage *pretrain*: pool or subset → backbone weights, by DINO on Ray Train."""
+"""Stage *pretrain*: pool or subset → backbone weights, by a self-supervised method on Ray Train."""
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,8 @@ from rayreid.data.sampling import ShufflePlan
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.models.weights import save_backbone
-from rayreid.pretraining.collapse import CollapseWatch
-from rayreid.pretraining.dino import DINO
 from rayreid.stages import start
+from rayreid.stages.methods import METHODS, Pretraining, Run, crops_of, resolved
 from rayreid.stages.probe import on_target
 from rayreid.stages.production import Work, identity
 from rayreid.stages.start import Start, network
@@ -88,13 +87,11 @@ def _pretrain(config: Pretrain, backbone: Backbone, seed: int, resources: Resour
         probe=probe,
     )
     work.run.dataset("pool", store.fingerprint, str(store.directory), {"images": len(chosen)}, "pretrain")
-    _, local_size = config.crop_sizes(backbone.img_size)
-    resolved = {"lr": config.peak_lr, "warmup_epochs": config.warmup, "local_size": local_size}
     work.resolved(
-        resolved, {"probe_every": config.probe_epochs, "probe_images": len(probe.probe.rows)} if probe else {}
+        resolved(config, backbone),
+        {"probe_every": config.probe_epochs, "probe_images": len(probe.probe.rows)} if probe else {},
     )
-    watch = CollapseWatch(config.out_dim, config.freeze_last_layer_epochs)
-    facts = fit(work, training, resources, watch)
+    facts = fit(work, training, resources, METHODS[config.method].watch(config, config.recipe(backbone)))
     work.run.file(work.folder / WEIGHTS, "weights")
     return {"images": len(chosen), **facts, **started}
 
@@ -109,33 +106,14 @@ class _Build:
     steps_per_epoch: int
     weights: Start | None
 
-    def __call__(self, device: torch.device) -> tuple[DINO, Callable[..., Any]]:
-        c, b = self.config, self.backbone
-        student, teacher = network(b, c.drop_path), network(b)
+    def __call__(self, device: torch.device) -> tuple[Pretraining, Callable[..., Any]]:
+        recipe = self.config.recipe(self.backbone)
+        trained, follower = network(self.backbone, recipe.drop_path), network(self.backbone)
         if self.weights is not None:
-            self.weights.load(student)
-        method = DINO(
-            student,
-            teacher,
-            epochs=c.epochs,
-            steps_per_epoch=self.steps_per_epoch,
-            lr=c.peak_lr,
-            out_dim=c.out_dim,
-            hidden_dim=c.hidden_dim,
-            bottleneck_dim=c.bottleneck_dim,
-            min_lr=c.min_lr,
-            warmup_epochs=c.warmup,
-            weight_decay=c.weight_decay,
-            weight_decay_end=c.weight_decay_end,
-            teacher_momentum=c.teacher_momentum,
-            teacher_temp=c.teacher_temp,
-            student_temp=c.student_temp,
-            centre_momentum=c.centre_momentum,
-            clip=c.clip,
-            freeze_last_layer_epochs=c.freeze_last_layer_epochs,
-        )
-        global_size, local_size = c.crop_sizes(b.img_size)
-        crops = MultiCrop(global_size, local_size, c.local_crops, c.global_scale, c.local_scale)
+            self.weights.load(trained)
+        run = Run(self.config, recipe, self.steps_per_epoch, fresh=self.weights is None)
+        method = METHODS[self.config.method].build(trained, follower, run)
+        crops = crops_of(self.config, recipe, self.backbone.img_size)
         return method.to(device), partial(_prepare, crops, self.seed)
 
 
@@ -145,5 +123,5 @@ def _prepare(
     return crops(images, keys, epoch, seed)
 
 
-def _save(path: Path, header: dict[str, Any], method: DINO) -> None:
-    save_backbone(path, method.backbone, IMAGENET_MEAN, IMAGENET_STD, **header)  # type: ignore[arg-type]
+def _save(path: Path, header: dict[str, Any], method: Pretraining) -> None:
+    save_backbone(path, method.backbone, IMAGENET_MEAN, IMAGENET_STD, **header)

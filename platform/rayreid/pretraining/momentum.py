@@ -1,0 +1,152 @@
+"""The momentum encoder, and what the methods that contrast with one have in common."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from timm.optim.lars import Lars
+from torch import Tensor, nn
+
+from rayreid.models.backbones import Backbone
+from rayreid.models.decay import split_decay
+from rayreid.pretraining.contrast import Contrast, Queue, feature_std
+from rayreid.training.gradients import gradient_norms, norm_scalars
+from rayreid.training.schedules import Schedule
+
+OPTIMIZERS: dict[str, Any] = {
+    "adamw": partial(torch.optim.AdamW, weight_decay=0.0, fused=True),
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+    "lars": partial(Lars, momentum=0.9),  # trust coefficient 0.001 (You et al., arXiv 1708.03888)
+}
+
+
+@torch.no_grad()
+def follow(follower: nn.Module, leader: nn.Module, momentum: float) -> None:
+    """follower ← m·follower + (1 − m)·leader over the parameters.
+
+    Not over buffers: in all published codes of DINO, MoCo and MoBY either side's batch norm keeps its own running
+    statistics. Both are in train mode and normalise with the batch's.
+    """
+    torch._foreach_lerp_(list(follower.parameters()), list(leader.parameters()), 1 - momentum)
+
+
+class Encoder(nn.Module):
+    """Backbone and projector of one side."""
+
+    def __init__(self, backbone: Backbone, projector: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+
+    def forward(self, view: Tensor) -> tuple[Tensor, Tensor]:
+        """View (B, 3, H, W) → features (B, W) and projections (B, D)."""
+        features = self.backbone(view)
+        return features, self.projector(features)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How a method is optimised.
+
+    Attributes:
+        optimizer: AdamW, SGD with momentum 0.9, or LARS with the same.
+        lr: learning rate by step.
+        weight_decay: on the weights.
+        momentum: share of itself that the momentum encoder keeps, by the number of steps done.
+        clip: norm to which all gradients together are clipped; None: not at all.
+    """
+
+    optimizer: Literal["adamw", "sgd", "lars"]
+    lr: Schedule
+    weight_decay: float
+    momentum: Schedule
+    clip: float | None = None
+
+
+class MomentumMethod(nn.Module):
+    """A method whose `base` encoder is trained while its `momentum` encoder follows: MoCo v2, MoCo v3, MoBY.
+
+    Subclasses make the parts and say the losses of a batch. Both sides stay in train mode. The published codes move
+    the momentum encoder at the beginning of a step, here it moves at the end of the one before: the same, with the
+    momentum of the step to come.
+
+    Args:
+        base: trained; what is kept for ReID is its backbone (the authors of all three evaluate it).
+        momentum: the same parts; overwritten with the weights of `base`.
+        rates: optimizer and schedules.
+        decay_all: weight decay on biases and 1-D parameters, too.
+    """
+
+    def __init__(
+        self,
+        base: Encoder,
+        momentum: Encoder,
+        rates: Rates,
+        decay_all: bool = False,
+    ) -> None:
+        super().__init__()
+        self.base, self.momentum, self.rates = base, momentum, rates
+        self.momentum.load_state_dict(self.base.state_dict())
+        self.momentum.requires_grad_(False)
+        self.decay_all = decay_all
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone to keep for ReID: the trained one."""
+        return self.base.backbone
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer over all that is trained, in two groups: matrices, and biases with other 1-D parameters.
+
+        LARS scales the steps of the first group only (MoCo v3, its optimizer).
+        """
+        parameters = dict(self.named_parameters())
+        groups = [
+            {"params": [parameters[name] for name in names], "matrices": matrices, "always_adapt": matrices}
+            for names, matrices in zip(split_decay(self), (True, False), strict=True)
+        ]
+        optimizer: torch.optim.Optimizer = OPTIMIZERS[self.rates.optimizer](groups, lr=self.rates.lr(0))
+        return optimizer
+
+    def set_schedules(self, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
+        """Set the rates of optimizer step `step` (0-based); returns them to log."""
+        lr = self.rates.lr(step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+            group["weight_decay"] = self.rates.weight_decay if self.decay_all or group["matrices"] else 0.0
+        return {"lr": lr, "teacher_momentum": self.rates.momentum(step)}
+
+    @torch.no_grad()
+    def before_update(self, step: int) -> dict[str, Tensor]:
+        """Clip all gradients together to norm `clip`; returns the norms before that, see `norm_scalars`."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        scalars = norm_scalars(gradient_norms(self.parameters()))
+        if self.rates.clip is not None and scalars:
+            scale = (self.rates.clip / (scalars["grad_norm"] + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, scale)
+        return scalars
+
+    @torch.no_grad()
+    def after_update(self, step: int) -> None:
+        """Once per step: the momentum encoder follows, the queues take in the step's keys."""
+        follow(self.momentum, self.base, self.rates.momentum(step + 1))
+        for module in self.modules():
+            if isinstance(module, Queue):
+                module.advance()
+
+
+def logged(loss: Tensor, directions: Sequence[Contrast], features: Tensor) -> dict[str, Tensor]:
+    """What `losses` of such a method returns.
+
+    Args:
+        loss: to backpropagate.
+        directions: its parts.
+        features: (N, W) of the momentum encoder's backbone.
+
+    Returns:
+        `loss`; `accuracy`, the share of queries whose own key is the nearest; `feature_std`, see there.
+    """
+    accuracy = torch.stack([direction.accuracy for direction in directions]).mean()
+    return {"loss": loss, "accuracy": accuracy, "feature_std": feature_std(features)}

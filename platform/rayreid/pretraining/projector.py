@@ -1,0 +1,29 @@
+"""Projectors and predictors: the multi-layer perceptrons between a backbone's feature and what is contrasted."""
+
+from itertools import pairwise
+
+from torch import nn
+
+from rayreid.models.norms import SyncedBatchNorm
+
+
+def mlp(widths: tuple[int, ...], hidden_norm: bool, last_norm: bool) -> nn.Sequential:
+    """Linear maps with ReLU between them: (N, widths[0]) → (N, widths[-1]).
+
+    MoCo v3 has batch norm after every layer, that after the last one without scale and shift; MoBY after all but the
+    last; MoCo v2 none. Batch norm is synchronised over workers. A layer that it follows has no bias, whose part the
+    norm's shift plays.
+
+    Args:
+        widths: of the input, the hidden layers and the output.
+        hidden_norm: batch norm after hidden layers.
+        last_norm: batch norm, without scale and shift, after the last layer.
+    """
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths[:-1]):
+        layers.append(nn.Linear(before, after, bias=not hidden_norm))
+        layers += [SyncedBatchNorm(after)] if hidden_norm else []
+        layers.append(nn.ReLU(inplace=True))
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=not last_norm))
+    layers += [SyncedBatchNorm(widths[-1], affine=False)] if last_norm else []
+    return nn.Sequential(*layers)
