@@ -28,12 +28,12 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
         start.check(backbone)
     for e in experiments:
-        for key, (backbone, config) in _pretrainings(e).items():
-            _check_method(key, backbone, config)
-            _check_local_size(key, backbone, config)
         _check_dealing(e, 1 if e.resources.workers == "auto" else e.resources.workers)
         if needs_source(e):
             check_proxies(e)
+        for key, (backbone, config) in _pretrainings(e).items():
+            _check_method(key, backbone, config)
+            _check_local_size(key, backbone, config)
         if e.select.strategy == "list" and not e.select.whole and e.pretrain.method != "none":
             _check_batch("pretrain", e.pretrain, len(read_list(select.list_file(e.select))), "select.list")
     _check_sources(experiments, plans)
