@@ -187,6 +187,7 @@ class _Delivery:
         self._journal, self._offset = Journal(work.folder / _METRICS), 0
         self._work, self._bar, self._watch = work, bar, watch
         self._warning: str | None = None
+        self._read()  # an earlier process's rows: they are for the watch alone, and say nothing of this one's pace
         self._complained = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
@@ -219,13 +220,18 @@ class _Delivery:
             self._complained = True
 
     def _show(self) -> None:
+        rows = self._read()
+        if rows:
+            self._bar.to(int(rows[-1]["step"]) + 1, _note(rows[-1]))
+
+    def _read(self) -> list[dict[str, float]]:
+        """The training's rows since the last call, which the watch has seen."""
         written, self._offset = self._journal.read(self._offset)
         rows = [row for row in written if "loss" in row]
         for warning in filter(None, map(self._watch, rows)):
             self._warning = warning
             self._work.screen.say(f"  [yellow]warning:[/] {escape(warning)}")
-        if rows:
-            self._bar.to(int(rows[-1]["step"]) + 1, _note(rows[-1]))
+        return rows
 
 
 def _note(row: Mapping[str, float]) -> str:
