@@ -1,12 +1,12 @@
 """A process of its own that pre-trains the tiny experiment: what the tests of interruptions kill.
 
-Run as `python killed.py FILE [nodes]`; with `nodes` on a test cluster of two nodes, one of which is lost and replaced
-in the middle of an epoch.
+Run as `python killed.py FILE [STEP]`; with a step on a test cluster of two nodes, one of which is lost and replaced
+when the checkpoint of that step is there.
 """
 
 import os
+import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -28,31 +28,30 @@ def wait_for_step(root: Path, step: int, seconds: float = 240.0) -> None:
         time.sleep(0.02)
 
 
-def _on_nodes(file: str, lost_at: int) -> None:
-    """On a head with a CPU and a second node with another, which is taken away and replaced."""
+def _on_nodes(file: str, lost_at: int) -> int:
+    """On a head with a CPU and a second node with another; the status of the driver, which is another process.
+
+    A cluster's nodes must be started from the main thread, and the driver needs one, too.
+    """
     os.environ["RAY_AUTH_MODE"] = "disabled"
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     node = cluster.add_node(num_cpus=1)
-    os.environ["RAY_ADDRESS"] = cluster.address
-
-    def lose() -> None:
-        wait_for_step(output_root(), lost_at)
-        cluster.remove_node(node, allow_graceful=False)
-        print(f"node lost after step {newest_step(output_root())}", flush=True)
-        cluster.add_node(num_cpus=1)
-
-    thread = threading.Thread(target=lose, daemon=True)
-    thread.start()
-    try:
-        run_stage(load_experiment(Path(file)), "pretrain")
-    finally:
-        cluster.shutdown()
+    command = [sys.executable, __file__, file]
+    with subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster.address}) as driver:
+        try:
+            wait_for_step(output_root(), lost_at)
+            cluster.remove_node(node, allow_graceful=False)
+            print(f"node lost after step {newest_step(output_root())}", flush=True)
+            cluster.add_node(num_cpus=1)
+            return driver.wait()
+        finally:
+            driver.kill()
+            cluster.shutdown()
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 2:
-        _on_nodes(sys.argv[1], int(sys.argv[2]))
-    else:
-        run_stage(load_experiment(Path(sys.argv[1])), "pretrain")
+        sys.exit(_on_nodes(sys.argv[1], int(sys.argv[2])))
+    run_stage(load_experiment(Path(sys.argv[1])), "pretrain")

@@ -48,7 +48,7 @@ def start(file: Path, root: Path, *arguments: str) -> subprocess.Popen:
 def finish(process: subprocess.Popen, root: Path) -> Path:
     """Wait for its end; the artifact that it made."""
     try:
-        status = process.wait(240)
+        status = process.wait(400)
     except subprocess.TimeoutExpired:
         kill_tree(process)
         status = None

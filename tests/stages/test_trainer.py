@@ -306,6 +306,20 @@ def test_a_warning_is_shown_and_tagged_though_the_tracking_server_is_away(work, 
     assert work.run.tagged["warning"] == "it looks [collapsed]"
 
 
+def test_rows_of_an_earlier_process_reach_the_watch_but_not_the_bar_s_clock(work):
+    journal = Journal(work.folder / "metrics.jsonl")
+    row = {"epoch": 1.0, "loss": 2.0, "images_per_second": 8.0, "wait": 0.0}
+    journal.append({"step": 9, **row})
+    seen, shown = [], []
+    bar = type("Shown", (), {"to": lambda self, done, note: shown.append(done)})()
+    delivery = trainer._Delivery(work, bar, lambda row: seen.append(row["step"]))
+    delivery._try()
+    assert (seen, shown) == ([9], [])
+    journal.append({"step": 19, **row})
+    delivery._try()
+    assert (seen, shown) == ([9, 19], [20])
+
+
 def test_the_note_beside_the_bar_says_pace_and_waiting():
     row = {"epoch": 1.25, "loss": 2.0, "images_per_second": 812.4, "wait": 0.034}
     assert trainer._note(row) == "epoch 1.2  loss 2.000  812 images/s, 3 % waiting"

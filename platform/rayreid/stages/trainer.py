@@ -195,6 +195,7 @@ class _Delivery:
         self._work, self._bar, self._watch = work, bar, watch
         self._last: dict[str, float] = {}
         self._warning: str | None = None
+        self._read()  # an earlier process's rows: they are for the watch alone, and say nothing of this one's pace
         self._complained = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
@@ -227,14 +228,18 @@ class _Delivery:
             self._complained = True
 
     def _show(self) -> None:
+        if self._read() and "loss" in self._last:
+            self._bar.to(int(self._last["step"]) + 1, _note(self._last))
+
+    def _read(self) -> list[dict[str, float]]:
+        """The journal's rows since the last call; the watch has seen those of the training, and the last of each is kept."""
         written, self._offset = self._journal.read(self._offset)
         for warning in filter(None, map(self._watch, (row for row in written if "loss" in row))):
             self._warning = warning
             self._work.screen.say(f"  [yellow]warning:[/] {escape(warning)}")
         for row in written:
             self._last.update(row)
-        if written and "loss" in self._last:
-            self._bar.to(int(self._last["step"]) + 1, _note(self._last))
+        return written
 
 
 def _note(row: Mapping[str, float]) -> str:
