@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rayreid.config import Backbone, Pretrain
+from rayreid.config import Backbone, Experiment, Pretrain, Source
 from rayreid.models import backbones
 from rayreid.pretraining.collapse import CollapseWatch, SpreadWatch
 from rayreid.pretraining.dino import DINO
@@ -11,6 +11,7 @@ from rayreid.pretraining.moby import MoBY
 from rayreid.pretraining.mocov2 import MoCoV2
 from rayreid.pretraining.mocov3 import MoCoV3
 from rayreid.recipes import PUBLISHED
+from rayreid.stages.experiment import _params, tags_of
 from rayreid.stages.methods import METHODS, Run, crops_of, resolved
 from rayreid.stages.start import network
 
@@ -164,3 +165,12 @@ def test_what_auto_came_to_is_told_with_the_optimizer():
     }
     told = resolved(Pretrain(), Backbone())
     assert told["local_size"] == (128, 64) and "queue" not in told and "temperature" not in told
+
+
+def test_a_run_is_tagged_with_its_method_and_logs_what_that_uses():
+    source = Source(dataset="synthetic")
+    experiment = Experiment(pool=source, target=source, pretrain=Pretrain(method="moby"))
+    assert tags_of(experiment)["method"] == "moby"
+    keys = {key for key in _params(experiment) if key.startswith("pretrain.")}
+    assert {"pretrain.method", "pretrain.queue", "pretrain.epochs"} <= keys
+    assert not keys & {"pretrain.teacher_temp", "pretrain.local_crops", "pretrain.freeze_patch"}
