@@ -21,6 +21,7 @@ from rayreid.data.images import decode
 from rayreid.data.reid_transforms import ReIDTest
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.models.neck import load_neck
 from rayreid.models.weights import load_backbone
 from rayreid.training.loop import autocast, resolve_precision
 
@@ -29,7 +30,9 @@ _CHUNK = 1024
 
 
 class Embedder:
-    """A backbone that sees images its own way: the size, mean and std that its weights file states.
+    """A backbone that sees images its own way: the size, mean, std and resampling that its weights file states.
+
+    Where the file has a neck, features are those after it.
 
     Args:
         path: weights written by this project.
@@ -40,7 +43,9 @@ class Embedder:
     def __init__(self, path: Path, device: torch.device, precision: str):
         backbone, header = load_backbone(path, drop_path=0.0)
         self.backbone = backbone.eval().to(device)
-        self.transform = ReIDTest(tuple(backbone.spec["img_size"]), header["mean"], header["std"])
+        self.neck = load_neck(path).to(device)
+        size, how = tuple(backbone.spec["img_size"]), header.get("interpolation", "bilinear")
+        self.transform = ReIDTest(size, header["mean"], header["std"], how)
         self.device, self.precision = device, resolve_precision(precision, device)
 
     @torch.inference_mode()
@@ -48,7 +53,7 @@ class Embedder:
         """Global features, float32 (B, D), not normalised."""
         with autocast(self.precision, self.device):
             features = self.backbone(self.transform(images.to(self.device)))
-        return features.float()
+        return self.neck(features.float())
 
 
 class Head(Protocol):
