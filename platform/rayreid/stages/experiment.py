@@ -136,10 +136,12 @@ def experiment_run(desk: Desk, experiment: Experiment, label: str | None = None,
 
 
 def _params(experiment: Experiment) -> dict[str, Any]:
-    """The configuration as MLflow parameters; of a pre-training that does not take place nothing but that."""
+    """The configuration as MLflow parameters; of what does not take place nothing but that."""
     tree = experiment.model_dump(mode="json", exclude={"compare", "sweep"})
     if experiment.pretrain.method == "none":
         tree["pretrain"] = {"method": "none"}
+    if experiment.adapt.method == "none":
+        tree["adapt"] = {"method": "none"}
     return flatten(tree)
 
 
@@ -160,6 +162,7 @@ def tags_of(experiment: Experiment) -> dict[str, Any]:
         "strategy": experiment.select.strategy if trained and not experiment.select.whole else "none",
         "fraction": (experiment.select.fraction if experiment.select.count is None else "count") if trained else 0,
         "target": experiment.target.dataset,
+        "adapt": experiment.adapt.method,
         "seed": experiment.seed,
     }
 

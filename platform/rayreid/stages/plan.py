@@ -10,19 +10,32 @@ from rayreid.config import PATCH, Backbone, Experiment, Pretrain, Proxy
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import NOTHING_TO_FIND
 from rayreid.selection.filelist import read_list
-from rayreid.stages import evaluate, finetune, ingest, pretrain, score, select, start
+from rayreid.stages import adapt, evaluate, finetune, ingest, pretrain, score, select, start
 from rayreid.stages.contents import Contents, Datasets
 from rayreid.stages.provenance import provenance_of
 
-ROLES = ("pool", "target", "source_proxy", "target_proxy", "scores", "subset", "weights", "model", "metrics")
+ROLES = (
+    "pool",
+    "target",
+    "source",
+    "source_proxy",
+    "target_proxy",
+    "scores",
+    "subset",
+    "weights",
+    "model",
+    "adapted",
+    "metrics",
+)
 """The artifacts of an experiment, in the order in which they are made."""
 
 STAGE_ROLE = {
-    "ingest": ("pool", "target"),
+    "ingest": ("pool", "target", "source"),
     "pretrain": ("weights",),
     "score": ("scores",),
     "select": ("subset",),
     "finetune": ("model",),
+    "adapt": ("adapted",),
     "evaluate": ("metrics",),
 }
 """What a stage's own command makes."""
@@ -45,9 +58,33 @@ def plan(experiment: Experiment, root: Path) -> dict[str, Artifact]:
         graph["weights"] = pretrain.plan(
             graph["pool"], graph.get("subset"), e.pretrain, e.backbone, e.seed, e.resources, graph["target"]
         )
-    graph["model"] = finetune.plan(graph["target"], graph.get("weights"), e.finetune, e.backbone, e.seed, e.resources)
-    graph["metrics"] = evaluate.plan(graph["target"], graph["model"], e.evaluate)
+    graph.update(_models(e, graph["target"], graph.get("weights")))
+    graph["metrics"] = evaluate.plan(graph["target"], _last(graph), e.evaluate)
     return {role: graph[role] for role in ROLES if role in graph}
+
+
+def _models(e: Experiment, target: Artifact, weights: Artifact | None) -> dict[str, Artifact]:
+    """What is trained from the weights: on the target's labels, on a source's, or on the target without them."""
+    made: dict[str, Artifact] = {}
+    if e.adapt.method == "uda":
+        if e.source is None:
+            raise UserError("adapt: uda begins with a labelled dataset: say source: {dataset: …, root: …}")
+        made["source"] = ingest.plan(target.root, e.source)
+    if e.adapt.method != "usl":
+        made["model"] = finetune.plan(made.get("source", target), weights, e.finetune, e.backbone, e.seed, e.resources)
+    if e.adapt.method != "none" and e.adapt.epochs:
+        made["adapted"] = adapt.plan(target, made.get("model", weights), e.adapt, e.backbone, e.seed, e.resources)
+    return made
+
+
+def _last(graph: Mapping[str, Artifact]) -> Artifact:
+    """What is evaluated."""
+    found = next((graph[role] for role in ("adapted", "model", "weights") if role in graph), None)
+    if found is None:
+        raise UserError(
+            "adapt.epochs=0 evaluates the weights that adaptation would start from, and pretrain: none makes none"
+        )
+    return found
 
 
 def _subset(e: Experiment, pool: Artifact, target: Artifact) -> dict[str, Artifact]:
@@ -84,7 +121,8 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
         UserError: a dataset that is not there or empty, a target without one of its splits, a pool that holds test
             images, an unknown backbone or stem, an image size that the patch does not divide, weights of another
             architecture, a subset of no image, a batch that cannot be filled, or dealt to workers and micro-batches,
-            a file list that cannot be read, a proxy that is not pre-trained, a probe that would find nothing.
+            a file list that cannot be read, a proxy that is not pre-trained, a probe that would find nothing, a target
+            of fewer images than a neighbour list.
     """
     experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
@@ -116,7 +154,10 @@ def _check_sources(experiments: Sequence[Experiment], plans: Mapping[str, Mappin
     datasets = Datasets(root, max(map(_images_needed, experiments)))
     for e in experiments:
         target = datasets.look("target", e.target)
-        _check_identities(e, target)
+        adapted_from = datasets.look("source", e.source) if e.adapt.method == "uda" and e.source else None
+        _check_identities(e, target, adapted_from)
+        if e.adapt.method != "none":
+            adapt.check_images(e.adapt, (target.images or {})["train"])
         _check_probe(e, target)
         if e.pretrain.method != "none":
             _check_images(e, datasets.look("pool", e.pool))
@@ -127,13 +168,16 @@ def _trainings(e: Experiment) -> dict[str, Experiment | Proxy]:
     return {"": e, **({"proxy.": e.proxy} if _needs_scores(e) else {})}
 
 
-def _check_identities(e: Experiment, target: Contents) -> None:
-    """A batch of more identities than there are."""
+def _check_identities(e: Experiment, target: Contents, source: Contents | None) -> None:
+    """A batch of more identities than there are; `source` is what domain adaptation is fine-tuned on."""
     for prefix, part in _trainings(e).items():
-        if part.finetune.identities > target.identities:
+        if e.adapt.method == "usl" and not prefix:
+            continue  # nothing is fine-tuned
+        name, labelled = ("source", source) if source is not None and not prefix else ("target", target)
+        if part.finetune.identities > labelled.identities:
             raise UserError(
-                f"{prefix}finetune.identities={part.finetune.identities}, but the target's split train has only "
-                f"{target.identities} identities; lower it"
+                f"{prefix}finetune.identities={part.finetune.identities}, but the {name}'s split train has only "
+                f"{labelled.identities} identities; lower it"
             )
 
 
@@ -188,6 +232,8 @@ def _check_dealing(e: Experiment, workers: int) -> None:
     """Batches that cannot be dealt to the workers, and their shares to micro-batches."""
     found = f" ({workers})" if e.resources.workers == "auto" and workers > 1 else ""
     dealt = f"cannot be dealt evenly to resources.workers={e.resources.workers}{found}"
+    if e.adapt.method != "none" and e.adapt.clusters % workers:
+        raise UserError(f"adapt.clusters={e.adapt.clusters} {dealt}; make it a multiple of {workers}")
     for prefix, part in _trainings(e).items():
         config, identities = part.pretrain, part.finetune.identities
         parts = workers * config.accumulate
