@@ -73,7 +73,7 @@ def test_labels_that_are_not_there_torn_or_of_other_images(tmp_path):
 UNUSABLE = [
     (NONE, r"no cluster among 40 images; a larger adapt\.eps"),
     (ONE, r"one cluster alone, of 37 of 40 images; a smaller adapt\.eps"),
-    (TWO, r"2 clusters among 40 images, and a batch takes adapt\.clusters=3; lower that"),
+    (TWO, r"2 clusters among 40 images \(0 outliers\), and a batch takes adapt\.clusters=3; lower that"),
 ]
 
 

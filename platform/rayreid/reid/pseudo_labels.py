@@ -128,8 +128,8 @@ class PseudoLabels:
             return f"one cluster alone, of {found.sizes[0]} of {images} images; a smaller adapt.eps parts them"
         if many < self.needed:
             return (
-                f"{many} clusters among {images} images, and a batch takes adapt.clusters={self.needed}; lower that, "
-                "or change adapt.eps"
+                f"{many} clusters among {images} images ({images - found.sizes.sum()} outliers), and a batch takes "
+                f"adapt.clusters={self.needed}; lower that, or change adapt.eps"
             )
         return ""
 
