@@ -5,19 +5,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import ray.train.torch
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 
 from rayreid.artifacts import Artifact
-from rayreid.config import Adapt, Backbone, Experiment
+from rayreid.cluster import Share
+from rayreid.config import Adapt, Backbone, Experiment, Resources
 from rayreid.data.batch import ImageBatch
 from rayreid.data.datasets import open_dataset
 from rayreid.data.store import ImageStore, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval import evaluate_retrieval
 from rayreid.journal import Journal
-from rayreid.stages import adapt, finetune, pretrain, pseudo_report
+from rayreid.reid.pseudo_labels import Clustering
+from rayreid.stages import adapt, finetune, pretrain, pseudo_report, trainer
 from rayreid.stages.inference import Embedder
 from rayreid.stages.plan import STAGE_ROLE, plan
 from rayreid.stages.production import Work
@@ -228,3 +231,95 @@ def test_figures_and_facts_of_the_labels(store, tmp_path):
     sizes = np.bincount(labels[labels >= 0])
     assert len(sheet) == 4 * min(8, sizes.min())
     assert sheet[0].get_title().startswith(f"{sizes.max()}: ")
+
+
+# The whole stage
+
+
+class InProcess:
+    """In place of Ray Train: one worker, in this process."""
+
+    def __init__(self, loop, train_loop_config, **rest):
+        self.loop, self.config = loop, train_loop_config
+
+    def fit(self):
+        self.loop(self.config)
+
+
+class Recorder:
+    """A run that remembers what it was given."""
+
+    id = "r"
+
+    def __init__(self):
+        self.rows, self.figures, self.tagged = [], [], {}
+
+    def history(self, rows):
+        self.rows += rows
+
+    def figure(self, figure, name):
+        self.figures.append(name)
+
+    def tags(self, tags):
+        self.tagged |= tags
+
+    def dataset(self, *rest):
+        pass
+
+    def params(self, values):
+        pass
+
+    def file(self, path, folder):
+        assert path.is_file()
+
+
+@pytest.fixture
+def make(store, tmp_path, monkeypatch):
+    """Runs the stage on a start of its own with a changed configuration; returns facts, run and screen's text."""
+    monkeypatch.setattr(trainer, "training_share", lambda resources: Share(1, 1, False))
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: CPU)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", InProcess)
+    monkeypatch.setattr(trainer, "_POLL_SECONDS", 0.05)
+
+    def make(**changes):
+        target = Artifact(tmp_path, "ingest", 1, {})
+        target.path.parent.mkdir(exist_ok=True)
+        if not target.path.exists():
+            target.path.symlink_to(store.directory)
+        artifact = adapt.plan(target, None, CONFIG.model_copy(update=changes), BACKBONE, 0, Resources())
+        artifact.path.mkdir(parents=True, exist_ok=True)
+        screen = Screen(Console(file=io.StringIO(), width=200))
+        work = Work(artifact, artifact.path, Recorder(), screen)
+        return artifact.job(work), work
+
+    return make
+
+
+def test_the_stage_leaves_weights_labels_figures_and_facts(make):
+    facts, work = make(evaluate_every=2)
+    assert facts["steps"] == 4 and facts["images_seen"] == 16 and facts["images"] == 24
+    assert facts["clusters"] >= 2 and facts["epochs_with_kept_labels"] == 0 and "ari" in facts
+    assert (work.folder / adapt.WEIGHTS).is_file() and len(list((work.folder / "labels").iterdir())) == 2
+    assert work.run.figures == ["figures/loss.png", "figures/labels.png", "figures/clusters.png"]
+    assert {"clusters", "loss", "eval_mAP", "seconds_cluster"} <= {name for row in work.run.rows for name in row}
+    assert "decay_every 1" in work.screen.console.file.getvalue()
+
+
+def test_an_epoch_with_the_last_labels_is_told_on_the_screen_and_in_the_run(make, monkeypatch):
+    real, calls = Clustering.__call__, []
+
+    def lost(self, features):
+        calls.append(1)
+        return real(self if len(calls) != 2 else replace(self, min_samples=1000), features)
+
+    monkeypatch.setattr(Clustering, "__call__", lost)
+    facts, work = make()
+    assert facts["epochs_with_kept_labels"] == 1 and facts["clusters"] == 0
+    assert "epoch 2: 0 clusters, 24 outliers cannot be trained on" in work.screen.console.file.getvalue()
+    assert work.run.tagged["warning"].startswith("epoch 2")
+
+
+def test_a_first_epoch_without_clusters_ends_the_stage_with_the_remedy(make):
+    with pytest.raises(UserError, match=r"no cluster among 24 images.*adapt\.min_samples"):
+        make(min_samples=1000)
