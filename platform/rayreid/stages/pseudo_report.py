@@ -85,9 +85,9 @@ def draw(work: Work, store: ImageStore, labels: Path) -> dict[str, float]:
         work.run.figure(sheet(store, file["rows"], file["labels"]), "figures/clusters.png")
     kept = [name for name in ("clusters", "outliers", "images_used", "ari", "nmi", "pair_f") if name in rows[-1]]
     return {
-        **{name: rows[-1][name] for name in kept},
+        **{f"final_{name}": rows[-1][name] for name in kept},
         "epochs_with_kept_labels": sum(row["kept_labels"] for row in rows),
-        **{name: round(sum(row[name] for row in rows), 2) for name in _PHASES},
+        **{f"total_{name}": round(sum(row[name] for row in rows), 2) for name in _PHASES},
     }
 
 
