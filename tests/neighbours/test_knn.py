@@ -21,7 +21,7 @@ def assert_right(found, features, k):
     np.testing.assert_allclose(np.linalg.norm(found.features, axis=1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("tile", [1, 7, 100, 1024])
+@pytest.mark.parametrize("tile", [1, 7, 100, 2048])
 @pytest.mark.parametrize("case", [naive.clustered, naive.tied])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_exact_on_the_cpu(case, tile, threads, monkeypatch):

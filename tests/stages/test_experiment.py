@@ -125,9 +125,9 @@ def test_pre_trainings_are_probed_on_the_target_s_train_split(outcome, root):
         assert [given.dataset.name for given in training.inputs.dataset_inputs] == ["pool", "target"]
     for role in ("source_proxy", "weights"):
         facts = graph[role].facts
-        assert facts["probe_mAP"] == facts["best_probe_mAP"] and facts["best_probe_epoch"] == 1
+        assert facts["final_probe_mAP"] == facts["best_probe_mAP"] and facts["best_probe_epoch"] == 1
         rows = Journal(graph[role].path / "metrics.jsonl").history()
-        assert rows[-1]["probe_mAP"] == facts["probe_mAP"] and rows[-1]["loss"] == facts["final_loss"]
+        assert rows[-1]["probe_mAP"] == facts["final_probe_mAP"] and rows[-1]["loss"] == facts["final_loss"]
 
 
 def test_the_probe_is_what_the_kept_weights_give(outcome, root):
@@ -138,7 +138,7 @@ def test_the_probe_is_what_the_kept_weights_give(outcome, root):
     embed = Embedder(graph["weights"].path / pretrain.WEIGHTS, torch.device("cpu"), "fp32")
     features = embed(ImageBatch.collate([store.image(row) for row in probe.rows]))
     expected = probe.score(features)
-    assert expected == pytest.approx({name: graph["weights"].facts[name] for name in expected}, abs=1e-4)
+    assert expected == pytest.approx({name: graph["weights"].facts[f"final_{name}"] for name in expected}, abs=1e-4)
 
 
 def test_nothing_needed_only_on_the_way_is_left(outcome, root):

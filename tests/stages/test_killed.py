@@ -42,7 +42,7 @@ def start(file: Path, root: Path, *arguments: str) -> subprocess.Popen:
         environment.pop(name, None)
     log = (root.parent / f"{root.name}.log").open("a")
     command = [sys.executable, killed.__file__, str(file), *arguments]
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
 def finish(process: subprocess.Popen, root: Path) -> Path:

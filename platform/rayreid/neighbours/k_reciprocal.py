@@ -13,7 +13,7 @@ from scipy import sparse
 
 from rayreid.errors import UserError
 from rayreid.neighbours import kernels
-from rayreid.neighbours.kernels import over_rows, thread_pool
+from rayreid.neighbours.kernels import in_blocks, side_by_side, thread_pool
 from rayreid.neighbours.knn import Neighbours
 
 ENTRIES = 2**20  # upper bound of entries that a block of rows is encoded into
@@ -59,8 +59,9 @@ def encode(neighbours: Neighbours, full: int, half: int, k2: int, scale: np.ndar
     rows = partial(kernels.encode, neighbours.features, fulls, counts[0], halves, counts[1], scales)
     with thread_pool() as pool:
         for found, count in ((fulls, counts[0]), (halves, counts[1])):
-            over_rows(pool, partial(kernels.reciprocal, lists, found.shape[1], found, count), points, LISTS)
-        parts = over_rows(pool, rows, points, max(1, ENTRIES // (full * (1 + half))))
+            look = partial(kernels.reciprocal, lists, found.shape[1], found, count)
+            side_by_side(pool, in_blocks(look, points, LISTS))
+        parts = side_by_side(pool, in_blocks(rows, points, max(1, ENTRIES // (full * (1 + half)))))
     return _average(_join(parts, points), lists[:, :k2])
 
 
@@ -118,4 +119,4 @@ def jaccard_distances(
         return part
 
     with thread_pool() as pool:
-        return _join(over_rows(pool, distances, rows.shape[0], BLOCK), others.shape[0])
+        return _join(side_by_side(pool, in_blocks(distances, rows.shape[0], BLOCK)), others.shape[0])

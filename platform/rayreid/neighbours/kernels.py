@@ -1,11 +1,12 @@
 """Compiled loops over neighbour lists and sparse rows; each works on a range of rows and holds no lock while it does.
 
-Threads of Python run them side by side (`over_rows`), as many as torch may use: no second thread pool with its own
+Threads of Python run them side by side (`side_by_side`), as many as torch may use: no second thread pool with its own
 rules on forking. They are compiled at the first call and kept on disk (numba's cache).
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numba
@@ -19,10 +20,14 @@ compiled: Any = numba.njit(nogil=True, cache=True)
 compiled_sums: Any = numba.njit(nogil=True, cache=True, fastmath=REORDERED)
 
 
-def over_rows(pool: ThreadPoolExecutor, kernel: Callable[[int, int], Any], rows: int, block: int) -> list[Any]:
-    """Results of `kernel(low, high)` for all blocks of rows, in their order."""
-    starts = range(0, rows, block)
-    return list(pool.map(lambda low: kernel(low, min(low + block, rows)), starts))
+def in_blocks(kernel: Callable[[int, int], Any], rows: int, block: int) -> list[Callable[[], Any]]:
+    """`kernel(low, high)` for all blocks of rows, in their order, not yet called."""
+    return [partial(kernel, low, min(low + block, rows)) for low in range(0, rows, block)]
+
+
+def side_by_side(pool: ThreadPoolExecutor, tasks: list[Callable[[], Any]]) -> list[Any]:
+    """The results of all tasks, in their order."""
+    return list(pool.map(lambda task: task(), tasks))
 
 
 def thread_pool() -> ThreadPoolExecutor:

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayreid.errors import UserError
-from rayreid.neighbours.kernels import over_rows, take_columns, take_rows, thread_pool
+from rayreid.neighbours.kernels import in_blocks, side_by_side, take_columns, take_rows, thread_pool
 
 Engine = Literal["torch", "faiss", "approximate"]
 ENGINES: tuple[Engine, ...] = ("torch", "faiss", "approximate")
 
-TILE = 1024  # rows and columns of a tile
+TILE = 2048  # rows and columns of a tile
 BLOCK_ENTRIES = 2**27  # similarities held at once on a device
 SAMPLE = 64  # points whose neighbours are checked
 TOLERANCE = 1e-4  # of a similarity in float32
@@ -115,9 +115,10 @@ def _by_tiles(points: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     with thread_pool() as pool:
         share = -(-TILE // torch.get_num_threads())
         for top, left, tile in _tiles(points):
-            over_rows(pool, partial(take_rows, tile, top, left, *state), tile.shape[0], share)
+            tasks = in_blocks(partial(take_rows, tile, top, left, *state), tile.shape[0], share)
             if top != left:
-                over_rows(pool, partial(take_columns, tile, top, left, *state), tile.shape[1], share)
+                tasks += in_blocks(partial(take_columns, tile, top, left, *state), tile.shape[1], share)
+            side_by_side(pool, tasks)
     return similarities, rows, state[-1]
 
 

@@ -64,9 +64,9 @@ def _lines(
     return {
         "file": str(path),
         "format": TITLES[checkpoint.format],
-        "architecture": _architecture(shape, backbone, known),
+        "architecture": _architecture(shape, backbone, known or "num_heads" in facts),
         "stem": stem_of(state) if shape.spec["name"] in VITS else "",
-        "image size": _size(shape, backbone, known),
+        "image size": _size(shape, backbone, known or "img_size" in facts),
         "parameters": f"{count:,} ({count / 1e6:.1f} M)",
         "tensors": f"{len(state):,}: {', '.join(f'{number} {dtype}' for dtype, number in dtypes.items())}",
         "mean, std": f"{listed(facts['mean'])}, {listed(facts['std'])}" if "mean" in facts else "not in the file",

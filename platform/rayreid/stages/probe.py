@@ -78,7 +78,8 @@ def outcome(work: Work, history: Sequence[Mapping[str, float]]) -> dict[str, flo
     names = [name for name in rows[-1] if name.startswith(PREFIX)]
     work.run.figure(loss_curves(rows, names, x="epoch"), "figures/probe.png")
     best = max(rows, key=lambda row: row["probe_mAP"])
-    last = {name: rows[-1][name] for name in names}
+    # Not under the same names: facts are metrics of the run, too, and would add a point to the curves.
+    last = {f"final_{name}": rows[-1][name] for name in names}
     return {**last, **{f"best_{name}": best[name] for name in names}, "best_probe_epoch": round(best["epoch"])}
 
 

@@ -176,7 +176,7 @@ def _save_own(
         if origin not in NORMALISED:
             raise UserError(f"{source}: it does not say how images are normalised; say --mean R G B --std R G B")
         known = NORMALISED[origin]
-        screen.say(f"assumed, as all files of this origin are made: mean {listed(known[0])}, std {listed(known[1])}")
+        screen.say(f"assumed, as the published files of this form: mean {listed(known[0])}, std {listed(known[1])}")
     facts = {key: value for key, value in loaded.facts.items() if key not in OWN_FACTS}
     save_backbone(path, loaded.backbone, mean or known[0], std or known[1], **facts)  # type: ignore[arg-type]
 
