@@ -104,6 +104,10 @@ def test_an_unknown_key(refused, command):
         ("select.strategy=best", "select.strategy"),
         ("pretrain.warmup_epochs=101", "pretrain.warmup_epochs"),
         ("seed=-1", "seed"),
+        ("adapt.eps=1", "adapt.eps"),
+        ("adapt.k1=0", "adapt.k1"),
+        ("adapt={k1: 4, k2: 6}", "adapt.k2"),
+        ("adapt=ssl", "adapt.method"),
     ],
 )
 def test_a_wrong_type_or_value(refused, change, key):
@@ -139,10 +143,37 @@ def test_a_sweep_without_parameters(refused):
     assert "sweep.parameters.seed" in refused("sweep", {**GOOD, "sweep": {"parameters": {"seed": []}}})
 
 
+@pytest.mark.parametrize(
+    ("adapt", "message"),
+    [
+        ({"method": "usl", "k1": 1000}, "adapt.k1=1000, but the target's split train has only"),
+        (
+            {"method": "usl", "k1": 4, "k2": 2, "clusters": 33, "instances": 2},
+            "adapt.clusters=33 cannot be dealt evenly",
+        ),
+        ({"method": "uda", "k1": 4, "k2": 2}, "say source:"),
+    ],
+)
+def test_an_adaptation_that_could_only_fail(refused, adapt, message):
+    assert message in refused("run", {**GOOD, "adapt": adapt, "resources": {"workers": 2}})
+
+
+def test_a_source_that_is_not_there_or_too_small(refused, home):
+    adapt = {"method": "uda", "k1": 4, "k2": 2}
+    message = refused("run", {**GOOD, "adapt": adapt, "source": {"dataset": "market1501", "root": "nowhere"}})
+    assert str(home / "data" / "nowhere") in message
+    message = refused("adapt", {**GOOD, "adapt": adapt, "source": GOOD["target"], "finetune": {"identities": 3}})
+    assert "finetune.identities=3, but the source's split train has only 2" in message
+
+
+def test_a_stage_that_an_experiment_has_no_use_for(refused):
+    assert "stage adapt" in refused("adapt", GOOD)
+
+
 # What the file names
 
 
-@pytest.mark.parametrize("command", ["run", "ingest", "pretrain", "score", "select", "finetune", "evaluate"])
+@pytest.mark.parametrize("command", ["run", "ingest", "pretrain", "score", "select", "finetune", "adapt", "evaluate"])
 @pytest.mark.parametrize("source", ["pool", "target"])
 def test_a_missing_dataset_folder(refused, home, command, source):
     message = refused(command, {**GOOD, source: {"dataset": "market1501", "root": "nowhere"}})
@@ -542,5 +573,5 @@ def test_help_is_quick_and_names_the_commands():
     )
     done = python("-c", program)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "sweep", "ingest", "pretrain", "score", "select", "finetune", "evaluate", "config"):
+    for command in ("run", "sweep", "ingest", "pretrain", "score", "select", "finetune", "adapt", "evaluate", "config"):
         assert f" {command} " in done.stdout

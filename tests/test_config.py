@@ -3,7 +3,19 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from rayreid.config import Backbone, Evaluate, Experiment, Finetune, Pretrain, Proxy, Score, Select, Source, Sweep
+from rayreid.config import (
+    Adapt,
+    Backbone,
+    Evaluate,
+    Experiment,
+    Finetune,
+    Pretrain,
+    Proxy,
+    Score,
+    Select,
+    Source,
+    Sweep,
+)
 
 
 def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
@@ -14,6 +26,8 @@ def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
         (Finetune, "checkpoint_minutes", 3),
         (Pretrain, "keep_checkpoints", 5),
         (Finetune, "keep_every_epochs", 5),
+        (Adapt, "evaluate_every", 5),
+        (Adapt, "checkpoint_minutes", 5),
         (Score, "batch_size", 17),
         (Score, "max_bad_fraction", 0.5),
         (Evaluate, "batch_size", 17),
@@ -27,10 +41,10 @@ def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
     assert known.identity() == Source(dataset="folder", root="a").identity()
 
 
-@pytest.mark.parametrize("section", [Pretrain, Finetune, Score, Select, Evaluate, Backbone])
+@pytest.mark.parametrize("section", [Pretrain, Finetune, Adapt, Score, Select, Evaluate, Backbone])
 def test_identity_holds_everything_else(section):
     runtime = {"checkpoint_minutes", "keep_checkpoints", "keep_every_epochs", "probe_every", "probe_images"}
-    runtime |= {"weights", "strict", "list", "clusters", "max_bad_fraction"}
+    runtime |= {"evaluate_every", "weights", "strict", "list", "clusters", "max_bad_fraction"}
     runtime |= {"num_heads", "temperature", "queue", "freeze_patch"}  # added later: see below
     runtime |= {"batch_size", "targets"} if section in (Score, Evaluate) else set()
     assert set(section().identity()) == set(section.model_fields) - runtime
@@ -218,3 +232,18 @@ def test_an_experiment_needs_a_pool_and_a_target():
     assert Experiment(pool=source, target=source).seed == 0
     with pytest.raises(ValidationError):
         Experiment(pool=source)
+
+
+@pytest.mark.parametrize(("epochs", "falls"), [(50, 20), (8, 4), (1, 1), (0, 1)])
+def test_the_rate_of_an_adaptation_falls_after_two_fifths(epochs, falls):
+    assert Adapt(epochs=epochs).decay_epochs == falls
+    assert Adapt(epochs=epochs, decay_every=3).decay_epochs == 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"eps": 0}, {"eps": 1}, {"k1": 1}, {"k2": 0}, {"k1": 5}, {"clusters": 1}, {"instances": 1}, {"epochs": -1}],
+)
+def test_numbers_of_an_adaptation_out_of_range(wrong):
+    with pytest.raises(ValidationError):
+        Adapt(**wrong)

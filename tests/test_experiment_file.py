@@ -98,6 +98,21 @@ def test_pretrain_none_is_a_word(write):
 # The proxies
 
 
+def test_adapt_is_a_word_that_keeps_the_section_s_other_keys(write):
+    path = write(
+        "adapt: uda\nsource: {dataset: synthetic}\ncompare: [{}, {adapt: usl}, {adapt.epochs: 0}]", "short.yaml"
+    )
+    experiment = load_experiment(path, ["adapt.epochs=3"])
+    assert (experiment.adapt.method, experiment.adapt.epochs) == ("uda", 3)
+    assert [(row.adapt.method, row.adapt.epochs) for row in rows(experiment).values()] == [
+        ("uda", 3),
+        ("usl", 3),
+        ("uda", 0),
+    ]
+    long = load_experiment(write("extends: short.yaml\nadapt: {iterations: 7}", sources=False), ["adapt=usl"])
+    assert (long.adapt.method, long.adapt.iterations) == ("usl", 7)
+
+
 def test_proxies_take_what_the_file_says_elsewhere(write):
     text = "seed: 5\nbackbone: {stem: ics, depth: 2}\npretrain: {epochs: 9, clip: 1.0}\nproxy: {pretrain: {epochs: 4}}"
     proxy = load_experiment(write(text)).proxy
@@ -362,6 +377,6 @@ def test_the_visible_defaults_are_the_defaults():
     shown = yaml.safe_load((EXPERIMENTS / "defaults.yaml").read_text())
     source = {"dataset": "synthetic"}
     defaults = Experiment(pool=source, target=source).model_dump(mode="json")
-    assert set(shown) == set(defaults) - {"name", "pool", "target", "proxy", "compare", "sweep"}
+    assert set(shown) == set(defaults) - {"name", "pool", "target", "source", "proxy", "compare", "sweep"}
     for section, values in shown.items():
         assert values == defaults[section], section

@@ -30,6 +30,7 @@ _STAGES = {
     "score": "Compute the catastrophic-forgetting score of every pool image.",
     "select": "Cut the pool at a fraction by the strategy's priority.",
     "finetune": "Fine-tune the backbone on the labelled target.",
+    "adapt": "Adapt the backbone to the target without its labels (USL, or UDA from a labelled source).",
     "evaluate": "Evaluate retrieval on the target's query and gallery: mAP, CMC, mINP.",
 }
 

@@ -248,6 +248,62 @@ class Checkpoint(Section):
         return {"weights": value} if isinstance(value, str) else value
 
 
+class Adapt(Section):
+    """Cluster contrast on the target, without its labels: USL, or UDA from a labelled source."""
+
+    method: Literal["none", "usl", "uda"] = "none"
+    """`usl` starts from the pre-trained backbone, `uda` from that backbone fine-tuned on `source`; `none`: the target's
+    labels are used, by `finetune`."""
+    epochs: Annotated[int, Field(ge=0)] = 50
+    """0: what adaptation would start from is evaluated as it is."""
+    iterations: PositiveInt = 200
+    """Optimizer steps per epoch."""
+    clusters: Annotated[int, Field(ge=2)] = 32
+    instances: Annotated[int, Field(ge=2)] = 8
+    k1: Annotated[int, Field(ge=2)] = 30
+    """Entries of a neighbour list, the image itself included."""
+    k2: Annotated[int, Field(ge=1, validate_default=True)] = 6
+    eps: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    """DBSCAN's ε, a Jaccard distance; published 0.6 for Market-1501, 0.7 for MSMT17."""
+    min_samples: PositiveInt = 4
+    search: Literal["torch", "faiss", "approximate"] = "torch"
+    memory: Literal["hard", "mean"] = "hard"
+    memory_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    lr: Annotated[float, Field(gt=0)] = 3.5e-4
+    decay_every: PositiveInt | Auto = "auto"
+    """Epochs after which the rate falls to a tenth; `auto`: two fifths of them (the published 20 of 50)."""
+    weight_decay: NotNegative = 5e-4
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    erasing: Annotated[float, Field(ge=0, le=1)] = 0.5
+    padding: Annotated[int, Field(ge=0)] = 10
+    precision: Precision = "fp32"
+    checkpoint_minutes: Annotated[float, Field(gt=0), _RUNTIME] = 10
+    keep_checkpoints: Annotated[PositiveInt, _RUNTIME] = 2
+    keep_every_epochs: Annotated[PositiveInt | None, _RUNTIME] = None
+    evaluate_every: Annotated[int, Field(ge=0), _RUNTIME] = 0
+    """Epochs between two evaluations on query and gallery, for the record alone; 0: none but the stage `evaluate`'s."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        """`adapt: usl` is short for `adapt: {method: usl}`."""
+        return {"method": value} if isinstance(value, str) else value
+
+    @field_validator("k2")
+    @classmethod
+    def _within_lists(cls, k2: int, info: ValidationInfo) -> int:
+        k1 = info.data.get("k1")  # absent where it is itself refused
+        if k1 is not None and k2 > k1:
+            raise ValueError(f"it averages over entries of a list, and a list has {k1} (adapt.k1)")
+        return k2
+
+    @property
+    def decay_epochs(self) -> int:
+        """Epochs after which the rate falls."""
+        return max(1, math.ceil(2 * self.epochs / 5)) if self.decay_every == "auto" else self.decay_every
+
+
 class Proxy(Section):
     """The two proxies that score the pool: θs = backbone pre-trained on the pool, θt = θs fine-tuned on the target.
 
@@ -374,12 +430,15 @@ class Experiment(Section):
     seed: Seed = 0
     pool: Source
     target: Source
+    source: Source | None = None
+    """The labelled dataset that domain adaptation starts from (`adapt: uda`); its split train is used."""
     backbone: Backbone = Backbone()
     proxy: Proxy = Proxy()
     pretrain: Pretrain = Pretrain()
     score: Score = Score()
     select: Select = Select()
     finetune: Finetune = Finetune()
+    adapt: Adapt = Adapt()
     evaluate: Evaluate = Evaluate()
     resources: Resources = Resources()
     compare: list[dict[str, Any]] = []

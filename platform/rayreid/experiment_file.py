@@ -14,6 +14,9 @@ from rayreid.errors import UserError
 from rayreid.recipes import OWN_KEYS, PUBLISHED
 
 _PROXY_INHERITS = ("seed", "backbone", "pretrain", "finetune")
+_WAYS = ("usl", "uda")
+_METHODS = ("none", *_WAYS)
+"""Words that stand for a section with that method."""
 _BRANCH = re.compile(r"constrained-\w+|(literal|tuple)\[.*\]")
 """What pydantic adds to a location for the branch of a union that it tried; no key of the file."""
 
@@ -118,12 +121,15 @@ def _parse(text: str, source: str) -> Any:
 def _merge(base: Any, over: Any) -> Any:
     """Mappings are merged key by key; anything else in `over` replaces what stood there.
 
-    A section given as a word (`pretrain: none`) keeps that method when further keys of it are changed. A section
-    that names another dataset starts afresh: the root and options that stood there were the old dataset's. So do the
-    keys of `pretrain` that are the method's own where it names another method.
+    A section given as a word (`pretrain: none`) keeps that method when further keys of it are changed, and one that is
+    given a word that says how (`adapt: usl`) keeps its other keys. A section that names another dataset starts afresh:
+    the root and options that stood there were the old dataset's. So do the keys of `pretrain` that are the method's own
+    where it names another method.
     """
-    if base == "none" and isinstance(over, Mapping):
+    if base in _METHODS and isinstance(over, Mapping):
         base = {"method": base}
+    if over in _WAYS and isinstance(base, Mapping):
+        over = {"method": over}
     if isinstance(base, Mapping) and isinstance(over, Mapping):
         if "dataset" in base and over.get("dataset", base["dataset"]) != base["dataset"]:
             return dict(over)

@@ -37,3 +37,14 @@ def test_classifier_starts_small_and_without_bias():
     assert classifier.weight.shape == (200, 384)
     assert 0.00098 < classifier.weight.std().item() < 0.00102
     assert abs(classifier.weight.mean().item()) < 2e-5
+
+
+def test_neck_in_evaluation_is_a_scale_and_a_shift():
+    neck = BNNeck(3)
+    neck(torch.randn(32, 3, generator=torch.Generator().manual_seed(0)) + 4)
+    with torch.no_grad():
+        neck.weight.mul_(torch.tensor([1.0, 2.0, -3.0]))
+    neck.eval()
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    scale, shift = neck.scale_and_shift()
+    torch.testing.assert_close(x * scale + shift, neck(x))

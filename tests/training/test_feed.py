@@ -148,3 +148,15 @@ def test_an_image_that_breaks_later_ends_the_feed_with_its_error(store):
 def test_a_share_that_cannot_be_dealt_into_equal_micro_batches_is_refused(store):
     with pytest.raises(UserError, match="accumulate"):
         next(feed(store, accumulate=3)(0))
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 3), (1, 5), (2, 2)])
+def test_it_ends_where_it_is_told_and_asks_the_plan_for_nothing_beyond(store, start, end):
+    class Watched(ShufflePlan):
+        def batch(self, epoch, step, rank=0, world=1):
+            assert epoch * self.steps_per_epoch + step < end
+            return super().batch(epoch, step, rank, world)
+
+    plan = Watched(np.arange(IMAGES), BATCH, seed=3)
+    bounded = [batch.keys for batch in feed(store, plan, accumulate=2)(start, end)]
+    assert bounded == [batch.keys for batch in itertools.islice(feed(store, accumulate=2)(start), 2 * (end - start))]

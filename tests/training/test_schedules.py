@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rayreid.training.schedules import Constant, EpochCosine, LinearWarmup, WarmupCosine
+from rayreid.training.schedules import Constant, EpochCosine, EpochSteps, LinearWarmup, WarmupCosine
 
 
 def test_dino_schedules_equal_the_published_ones(golden):
@@ -76,3 +76,9 @@ def test_constant_does_not_move():
 def test_warmup_of_every_step_ends_in_final():
     schedule = WarmupCosine(1.0, 0.25, steps=4, warmup_steps=4)
     assert [schedule(step) for step in (0, 3, 4)] == [0.0, 1.0, 0.25]
+
+
+def test_epoch_steps_fall_between_epochs():
+    schedule = EpochSteps(1.0, 0.1, every=20, steps_per_epoch=3)
+    np.testing.assert_allclose([schedule(3 * epoch) for epoch in (0, 19, 20, 39, 40, 49)], [1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert schedule(59) == 1.0

@@ -29,6 +29,7 @@ class CameraPlan:
 
     Attributes:
         steps_per_epoch: number of batches in every epoch.
+        size: P·K.
 
     Raises:
         UserError: there are fewer than P identities, or the workers do not divide P.
@@ -51,6 +52,7 @@ class CameraPlan:
         if len(pids) and pids.min() < 0:
             raise ValueError("images of unknown identity (pid < 0) cannot be drawn by identity: leave them out")
         self.identities, self.instances, self.seed = identities, instances, seed
+        self.size = identities * instances
         order = np.argsort(pids, kind="stable")
         known, first = np.unique(pids[order], return_index=True)
         if len(known) < identities:

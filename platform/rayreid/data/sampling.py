@@ -19,6 +19,8 @@ class Plan(Protocol):
     """What the training loop asks of a plan."""
 
     steps_per_epoch: int
+    size: int
+    """Images in a global batch."""
 
     def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Rows:
         """Index rows for worker `rank` of `world` at a step (both counted from 0)."""
@@ -43,6 +45,7 @@ class ShufflePlan:
 
     Attributes:
         steps_per_epoch: N // batch.
+        size: the batch.
 
     Raises:
         UserError: there are fewer rows than one batch, or the workers do not divide the batch.
@@ -89,6 +92,7 @@ class IdentityPlan:
 
     Attributes:
         steps_per_epoch: number of batches in every epoch.
+        size: P·K.
 
     Raises:
         UserError: there are fewer than P identities, or the workers do not divide P.
@@ -109,6 +113,7 @@ class IdentityPlan:
         if len(pids) and pids.min() < 0:
             raise ValueError("images of unknown identity (pid < 0) cannot be drawn by identity: leave them out")
         self.identities, self.instances, self.seed = identities, instances, seed
+        self.size = identities * instances
         order = np.argsort(pids, kind="stable")
         known, first = np.unique(pids[order], return_index=True)
         if len(known) < identities:

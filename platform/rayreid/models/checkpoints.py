@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rayreid.errors import UserError
 from rayreid.models import hub
 from rayreid.models.formats import Checkpoint, Contents, adapt
+from rayreid.models.neck import part_neck
 
 HEADER_KEY = "rayreid"
 _SAVE_AGAIN = (
@@ -50,7 +51,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     with _open_safetensors(path) as file:
         header = (file.metadata() or {}).get(HEADER_KEY, "")
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    return Checkpoint("rayreid", state, header=header) if header else adapt(_take_apart(path, state))
+    if not header:
+        return adapt(_take_apart(path, state))
+    state, ignored = part_neck(state)
+    return Checkpoint("rayreid", state, ignored, header=header)
 
 
 def of_timm(model: nn.Module) -> Checkpoint:

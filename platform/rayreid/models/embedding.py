@@ -15,6 +15,7 @@ from rayreid.data.images import decode
 from rayreid.data.reid_transforms import ReIDTest
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.models.neck import load_neck
 from rayreid.models.weights import load_backbone
 from rayreid.training.loop import autocast, resolve_precision
 
@@ -31,7 +32,9 @@ _Decoded = tuple[np.ndarray, ImageBatch | None, list[tuple[int, str]]]
 
 
 class Embedder:
-    """A backbone that sees images its own way: the size, mean and std that its weights file states.
+    """A backbone that sees images its own way: the size, mean, std and resampling that its weights file states.
+
+    Where the file has a neck, features are those after it.
 
     Args:
         path: weights written by this project.
@@ -42,8 +45,10 @@ class Embedder:
     def __init__(self, path: Path, device: torch.device, precision: str):
         backbone, header = load_backbone(path, drop_path=0.0)
         self.backbone = backbone.eval().to(device)
+        self.neck = load_neck(path).to(device)
         height, width = backbone.spec["img_size"]
-        self.transform = ReIDTest((height, width), header["mean"], header["std"])
+        how = header.get("interpolation", "bilinear")
+        self.transform = ReIDTest((height, width), header["mean"], header["std"], how)
         self.device, self.precision = device, resolve_precision(precision, device)
 
     @torch.inference_mode()
@@ -51,7 +56,8 @@ class Embedder:
         """Global features, float32 (B, D), not normalised."""
         with autocast(self.precision, self.device):
             features: torch.Tensor = self.backbone(self.transform(images.to(self.device)))
-        return features.float()
+        out: torch.Tensor = self.neck(features.float())
+        return out
 
 
 class Head(Protocol):

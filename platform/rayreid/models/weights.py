@@ -16,6 +16,7 @@ from rayreid.models.architecture import guess_grid, patch_of
 from rayreid.models.backbones import VITS, Backbone, ViT, build_backbone
 from rayreid.models.checkpoints import HEADER_KEY, Checkpoint, describe, read_checkpoint, read_header_text
 from rayreid.models.formats import TITLES
+from rayreid.models.neck import Neck, named
 from rayreid.models.report import Grid, LoadReport
 from rayreid.models.stems import Stem
 
@@ -23,7 +24,12 @@ FORMAT = "rayreid-backbone/1"
 
 
 def save_backbone(
-    path: str | Path, backbone: Backbone, mean: Sequence[float], std: Sequence[float], **facts: Any
+    path: str | Path,
+    backbone: Backbone,
+    mean: Sequence[float],
+    std: Sequence[float],
+    neck: Neck | None = None,
+    **facts: Any,
 ) -> None:
     """Write a backbone as safetensors, atomically; dtypes are kept.
 
@@ -32,10 +38,12 @@ def save_backbone(
         backbone: made by `build_backbone`.
         mean: per channel, in [0, 1]: how images are normalised for these weights.
         std: likewise.
+        neck: what its feature goes through before it is compared, if anything.
         facts: anything else JSON-able worth knowing (method, epochs, data set).
     """
     header = {**facts, "format": FORMAT, "backbone": backbone.spec, "mean": list(mean), "std": list(std)}
     state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+    state |= named(neck) if neck is not None else {}
     # safetensors' own `save_file` shuts all other users out of the file
     write_atomically(Path(path), save(state, metadata={HEADER_KEY: json.dumps(header)}))
 

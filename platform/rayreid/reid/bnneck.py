@@ -5,7 +5,7 @@ without a trained shift stands between the two. The classifier has no bias for t
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rayreid.models.norms import SyncedBatchNorm
 
@@ -22,6 +22,13 @@ class BNNeck(SyncedBatchNorm):
     def __init__(self, features: int):
         super().__init__(features)
         self.bias.requires_grad_(False)
+
+    @torch.no_grad()
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """What it is in eval mode: (scale, shift), each (D,), of x · scale + shift."""
+        assert self.running_mean is not None and self.running_var is not None
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
 
 
 def identity_classifier(features: int, identities: int) -> nn.Linear:

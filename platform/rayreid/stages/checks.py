@@ -9,7 +9,7 @@ from rayreid.config import PATCH, Backbone, Experiment, Finetune, Pretrain, Sour
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import NOTHING_TO_FIND
 from rayreid.selection.filelist import read_list
-from rayreid.stages import select, start
+from rayreid.stages import adapt, select, start
 from rayreid.stages.contents import Contents, Datasets
 from rayreid.stages.ranking import check_proxies, finetunes_proxies, needs_source, pretrains_proxy
 
@@ -22,7 +22,7 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
             images, an unknown backbone or stem, an image size that the patch does not divide, weights of another
             architecture, a subset of no image, a batch that cannot be filled, or dealt to workers and micro-batches,
             a file list that cannot be read, a proxy that is not pre-trained, or said in two ways, a method that is
-            not for the backbone, a probe that would find nothing.
+            not for the backbone, a probe that would find nothing, a target of fewer images than a neighbour list.
     """
     experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
@@ -55,7 +55,12 @@ def _check_sources(experiments: Sequence[Experiment], plans: Mapping[str, Mappin
     datasets = Datasets(root, max(map(_images_needed, experiments)))
     for e in experiments:
         target = datasets.look("target", e.target)
-        _check_identities("finetune", e.finetune, "target", target)
+        if e.adapt.method == "uda" and e.source is not None:
+            _check_identities("finetune", e.finetune, "source", datasets.look("source", e.source))
+        elif e.adapt.method == "none":
+            _check_identities("finetune", e.finetune, "target", target)
+        if e.adapt.method != "none":
+            adapt.check_images(e.adapt, (target.images or {})["train"])
         for role, source in _proxy_targets(e).items():
             _check_identities("proxy.finetune", e.proxy.finetune, role, datasets.look(role, source))
         _check_probe(e, target)
@@ -71,7 +76,8 @@ def _pretrainings(e: Experiment) -> dict[str, tuple[Backbone, Pretrain]]:
 
 def _finetunings(e: Experiment) -> dict[str, Finetune]:
     """What is fine-tuned, by its key."""
-    return {"finetune": e.finetune, **({"proxy.finetune": e.proxy.finetune} if finetunes_proxies(e) else {})}
+    own = {} if e.adapt.method == "usl" else {"finetune": e.finetune}
+    return {**own, **({"proxy.finetune": e.proxy.finetune} if finetunes_proxies(e) else {})}
 
 
 def _proxy_targets(e: Experiment) -> dict[str, Source]:
@@ -156,3 +162,5 @@ def _check_dealing(e: Experiment, workers: int) -> None:
     for key, finetuning in _finetunings(e).items():
         if finetuning.identities % workers:
             raise UserError(f"{key}.identities={finetuning.identities} {dealt}; make it a multiple of {workers}")
+    if e.adapt.method != "none" and e.adapt.clusters % workers:
+        raise UserError(f"adapt.clusters={e.adapt.clusters} {dealt}; make it a multiple of {workers}")

@@ -19,8 +19,7 @@ from rayreid.errors import UserError
 from rayreid.evaluation.figures import cmc_curve, ranked_lists
 from rayreid.evaluation.retrieval import RetrievalReport, evaluate_retrieval, top_k
 from rayreid.models.embedding import Embedder
-from rayreid.stages import finetune
-from rayreid.stages.inference import stream
+from rayreid.stages.inference import stream, weights_of
 from rayreid.stages.production import Work, identity
 
 VERSION = 1
@@ -75,7 +74,7 @@ def _evaluate(config: Evaluate, work: Work) -> dict[str, Any]:
         if not len(rows):
             raise UserError(f"{store.directory}: the split {name!r} is empty; evaluation needs query and gallery")
     work.run.dataset("target", store.fingerprint, str(store.directory), store.manifest["counts"], "evaluate")
-    weights = work.input("model") / finetune.WEIGHTS
+    weights = weights_of(work.input("model"))
     features = extract(store, np.concatenate([query, gallery]), weights, config, work)
     query_features, gallery_features = features[: len(query)], features[len(query) :]
     report = evaluate_retrieval(

@@ -138,9 +138,9 @@ def experiment_run(desk: Desk, experiment: Experiment, label: str | None = None,
 
 
 def _params(experiment: Experiment) -> dict[str, Any]:
-    """The configuration as MLflow parameters; of a pre-training that does not take place nothing but that.
+    """The configuration as MLflow parameters; of what does not take place nothing but that.
 
-    Of one that does, without what its method has no use for.
+    Of a pre-training, without what its method has no use for.
     """
     tree = experiment.model_dump(mode="json", exclude={"compare", "sweep"})
     method = experiment.pretrain.method
@@ -148,6 +148,8 @@ def _params(experiment: Experiment) -> dict[str, Any]:
         tree["pretrain"] = {"method": "none"}
     else:
         tree["pretrain"] = {key: value for key, value in tree["pretrain"].items() if recipes.uses(method, key)}
+    if experiment.adapt.method == "none":
+        tree["adapt"] = {"method": "none"}
     return flatten(tree)
 
 
@@ -169,6 +171,7 @@ def tags_of(experiment: Experiment) -> dict[str, Any]:
         "strategy": experiment.select.strategy if trained and not experiment.select.whole else "none",
         "fraction": (experiment.select.fraction if experiment.select.count is None else "count") if trained else 0,
         "target": experiment.target.dataset,
+        "adapt": experiment.adapt.method,
         "seed": experiment.seed,
     }
 

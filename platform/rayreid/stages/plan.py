@@ -5,12 +5,14 @@ from pathlib import Path
 
 from rayreid.artifacts import Artifact, lineage
 from rayreid.config import Experiment
-from rayreid.stages import evaluate, finetune, ingest, pretrain
+from rayreid.errors import UserError
+from rayreid.stages import adapt, evaluate, finetune, ingest, pretrain
 from rayreid.stages.ranking import plan_subset
 
 ROLES = (
     "pool",
     "target",
+    "source",
     "source_proxy",
     "target_proxy",
     "features",
@@ -20,17 +22,19 @@ ROLES = (
     "subset",
     "weights",
     "model",
+    "adapted",
     "metrics",
 )
 """The artifacts of an experiment, in the order in which they are made. With `score.targets` each of these has a target
 and a target proxy of its own: `target.<name>`, `target_proxy.<name>`."""
 
 STAGE_ROLE = {
-    "ingest": ("pool", "target"),
+    "ingest": ("pool", "target", "source"),
     "pretrain": ("weights",),
     "score": ("scores", "priority"),
     "select": ("subset",),
     "finetune": ("model",),
+    "adapt": ("adapted",),
     "evaluate": ("metrics",),
 }
 """What a stage's own command makes."""
@@ -53,9 +57,33 @@ def plan(experiment: Experiment, root: Path) -> dict[str, Artifact]:
         graph["weights"] = pretrain.plan(
             graph["pool"], graph.get("subset"), e.pretrain, e.backbone, e.seed, e.resources, graph["target"]
         )
-    graph["model"] = finetune.plan(graph["target"], graph.get("weights"), e.finetune, e.backbone, e.seed, e.resources)
-    graph["metrics"] = evaluate.plan(graph["target"], graph["model"], e.evaluate)
+    graph.update(_models(e, graph["target"], graph.get("weights")))
+    graph["metrics"] = evaluate.plan(graph["target"], _last(graph), e.evaluate)
     return dict(sorted(graph.items(), key=lambda item: ROLES.index(item[0].partition(".")[0])))
+
+
+def _models(e: Experiment, target: Artifact, weights: Artifact | None) -> dict[str, Artifact]:
+    """What is trained from the weights: on the target's labels, on a source's, or on the target without them."""
+    made: dict[str, Artifact] = {}
+    if e.adapt.method == "uda":
+        if e.source is None:
+            raise UserError("adapt: uda begins with a labelled dataset: say source: {dataset: …, root: …}")
+        made["source"] = ingest.plan(target.root, e.source)
+    if e.adapt.method != "usl":
+        made["model"] = finetune.plan(made.get("source", target), weights, e.finetune, e.backbone, e.seed, e.resources)
+    if e.adapt.method != "none" and e.adapt.epochs:
+        made["adapted"] = adapt.plan(target, made.get("model", weights), e.adapt, e.backbone, e.seed, e.resources)
+    return made
+
+
+def _last(graph: Mapping[str, Artifact]) -> Artifact:
+    """What is evaluated."""
+    found = next((graph[role] for role in ("adapted", "model", "weights") if role in graph), None)
+    if found is None:
+        raise UserError(
+            "adapt.epochs=0 evaluates the weights that adaptation would start from, and pretrain: none makes none"
+        )
+    return found
 
 
 def shared(plans: Mapping[str, Mapping[str, Artifact]]) -> list[Artifact]:

@@ -23,7 +23,7 @@ class Row:
         label: its name in the table.
         target: what it was evaluated on, with its edition.
         images: images it was pre-trained on; steps: optimizer steps of that.
-        seconds: what its own pre-training, fine-tuning and evaluation took.
+        seconds: what its own pre-training, fine-tuning, adaptation and evaluation took.
         gpu_hours: of the same.
         scores: mAP, rank1, rank5, rank10, mINP in [0, 1].
         auc: of the CFS against the known origin of the pool's images, where it is known.
@@ -47,7 +47,7 @@ class Row:
 
 def row_of(label: str, graph: Mapping[str, Artifact], provenance: Provenance | None) -> Row:
     """The outcome of a finished experiment, from its artifacts' facts; the scores are judged by `provenance`."""
-    own = [graph[role].facts for role in ("weights", "model", "metrics") if role in graph]
+    own = [graph[role].facts for role in ("weights", "model", "adapted", "metrics") if role in graph]
     weights = graph["weights"].facts if "weights" in graph else {"images": 0, "steps": 0}
     metrics = graph["metrics"].facts
     return Row(

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,19 @@ from rayreid.training import parallel
 from rayreid.training.checkpoint import Checkpoints, Milestones
 from rayreid.training.feed import Feed
 from rayreid.training.guard import NonFiniteLossError
-from rayreid.training.loop import LoopSettings, Method, resolve_precision, train
+from rayreid.training.loop import Batch, LoopSettings, Method, resolve_precision, train
 
 _METRICS = "metrics.jsonl"
 _FAILURE = "failure-{}.json"
 _RESOLVED = "resolved.json"
 _NO_CURVE = ("step", "epoch", "time", "wait", "gpu_hours")
+_NO_CURVE_PREFIXES = (probe.PREFIX, "eval_", "seconds_")
 _POLL_SECONDS = 2.0
 
 Watch = Callable[[Mapping[str, float]], str | None]
 """Is shown every logged row in order, and answers with a warning for the user where there is one."""
+
+Log = Callable[[dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Training:
         keep_checkpoints: how many of the newest stay while it runs.
         keep_every_epochs: the checkpoint of every so many epochs stays for good in `epochs/`; None: none does.
         probe: (method, device, threads) → what `train` asks after each epoch.
+        feed: (method, prepare, device, threads, log) → what `train` draws from; None: the store's images by the plan.
     """
 
     folder: Path
@@ -70,6 +74,7 @@ class Training:
     keep_checkpoints: int
     keep_every_epochs: int | None
     probe: Callable[[Any, torch.device, int], Callable[[int], dict[str, float]]] | None = None
+    feed: Callable[[Any, Any, torch.device, int, Log], Callable[[int], Iterator[Batch]]] | None = None
 
     def settings(self, device: torch.device) -> LoopSettings:
         """The loop's settings on a worker."""
@@ -128,11 +133,11 @@ def fit(work: Work, training: Training, resources: Resources, watch: Watch = lam
             raise RuntimeError(f"{work.artifact}: training failed on its workers\n{error}") from error
     _raise_failure(work.folder)
     history = Journal(work.folder / _METRICS).history()
-    drawn = [name for name in history[-1] if name not in _NO_CURVE and not name.startswith(probe.PREFIX)]
+    drawn = [name for name in history[-1] if name not in _NO_CURVE and not name.startswith(_NO_CURVE_PREFIXES)]
     work.run.figure(loss_curves(history, drawn), "figures/loss.png")
     return {
         "steps": total,
-        "images_seen": total * len(training.plan.batch(0, 0)),
+        "images_seen": total * training.plan.size,
         "final_loss": history[-1]["loss"],
         **probe.outcome(work, history),
         "workers": share.workers,
@@ -163,8 +168,12 @@ def _train(training: Training, cpus: int) -> None:
     device = ray.train.torch.get_device()
     torch.manual_seed(training.seed)
     method, prepare = training.build(device)
-    feed = Feed(ImageStore(training.store), training.plan, prepare, device, training.accumulate, threads=cpus)
     journal = Journal(training.folder / _METRICS)
+    feed: Callable[[int], Iterator[Batch]] = (
+        training.feed(method, prepare, device, cpus, journal.append)
+        if training.feed
+        else Feed(ImageStore(training.store), training.plan, prepare, device, training.accumulate, threads=cpus)
+    )
     settings = training.settings(device)
     if parallel.rank() == 0:
         resolved = {"precision": settings.precision, "device": device.type}
@@ -232,9 +241,9 @@ class _Delivery:
             self._bar.to(int(self._last["step"]) + 1, _note(self._last))
 
     def _read(self) -> list[dict[str, float]]:
-        """The journal's rows since the last call; the watch has seen those of the training, and the last of each is kept."""
+        """The journal's rows since the last call; the watch has seen them, and the last of each figure is kept."""
         written, self._offset = self._journal.read(self._offset)
-        for warning in filter(None, map(self._watch, (row for row in written if "loss" in row))):
+        for warning in filter(None, map(self._watch, written)):
             self._warning = warning
             self._work.screen.say(f"  [yellow]warning:[/] {escape(warning)}")
         for row in written:

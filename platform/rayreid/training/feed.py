@@ -2,9 +2,10 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,10 @@ class Feed:
     threads: int = 2
     ahead: int | None = None
 
-    def __call__(self, start: int) -> Iterator[Batch]:
-        """Micro-batches from optimizer step `start` on, without end.
+    def __call__(self, start: int, end: int | None = None) -> Generator[Batch, None, None]:
+        """Micro-batches from optimizer step `start` on, to before step `end`; None: without end.
+
+        Nothing beyond `end` is read ahead, nor asked of the plan.
 
         Raises:
             UserError: the micro-batches would not be of one size, or an image cannot be read.
@@ -51,11 +54,12 @@ class Feed:
         # One torch thread each: they work beside one another and beside the step.
         with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             waiting: deque[tuple[int, np.ndarray, Future[Any]]] = deque()
-            work = self._work(start)
+            work = self._work(start, end)
             while True:
-                while len(waiting) < ahead:
-                    epoch, rows = next(work)
+                for epoch, rows in islice(work, ahead - len(waiting)):
                     waiting.append((epoch, rows, pool.submit(self._load, epoch, rows)))
+                if not waiting:
+                    return
                 epoch, rows, future = waiting.popleft()
                 began = time.monotonic()
                 data = future.result()
@@ -64,16 +68,14 @@ class Feed:
                     data = self._prepare(data.to(self.device), epoch, rows)
                 yield Batch(self._keys(rows), data, wait)
 
-    def _work(self, start: int) -> Iterator[tuple[int, np.ndarray]]:
-        step = start
-        while True:
+    def _work(self, start: int, end: int | None) -> Iterator[tuple[int, np.ndarray]]:
+        for step in count(start) if end is None else range(start, end):
             epoch, within = divmod(step, self.plan.steps_per_epoch)
             rows = self.plan.batch(epoch, within, parallel.rank(), parallel.world_size())
             if len(rows) % self.accumulate:
                 raise UserError(f"accumulate={self.accumulate} does not divide a worker's {len(rows)} images per step")
             for part in np.array_split(rows, self.accumulate):
                 yield epoch, part
-            step += 1
 
     def _load(self, epoch: int, rows: np.ndarray) -> Any:
         """Decoded images; on the CPU already prepared."""

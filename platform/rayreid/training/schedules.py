@@ -106,3 +106,20 @@ class EpochCosine:
             return self.start + (self.peak - self.start) * epoch / self.warmup_epochs
         done = min(epoch / self.epochs, 1.0)
         return self.floor + 0.5 * (self.peak - self.floor) * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class EpochSteps:
+    """A rate that is multiplied by `factor` after every `every` epochs; the same within an epoch.
+
+    The schedule of cluster contrast (Dai et al., arXiv 2103.11568): 0.1 × after every 20 of 50 epochs.
+    """
+
+    peak: float
+    factor: float
+    every: int
+    steps_per_epoch: int = 1
+
+    def __call__(self, step: int) -> float:
+        """The rate at optimizer step `step`."""
+        return self.peak * self.factor ** (step // self.steps_per_epoch // self.every)

@@ -1,0 +1,119 @@
+"""Cluster contrast: learning from pseudo labels that are found anew in every epoch.
+
+Dai et al., arXiv 2103.11568, as TransReID-SSL uses it for unsupervised learning (USL) and domain adaptation (UDA): a
+batch norm over the backbone's feature, and cross-entropy against a memory of one vector per cluster. Who belongs to
+which cluster is `reid.pseudo_labels`' part.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rayreid.models.backbones import Backbone
+from rayreid.reid.bnneck import BNNeck
+from rayreid.reid.memory import ClusterMemory, Variant
+from rayreid.training.gradients import gradient_norms, norm_scalars
+from rayreid.training.parallel import broadcast
+from rayreid.training.schedules import EpochSteps
+
+_MEMORY = "memory.features"
+_DECAY = 0.1
+
+
+class ClusterContrast(nn.Module):
+    """A training method: backbone, BNNeck and cluster memory with their loss, optimizer and schedule.
+
+    Its feature is one everywhere, in clustering, memory and evaluation: the neck's output, L2-normalised. Batch
+    statistics are those of all workers' batches together, so what is learned does not hang on their number.
+
+    Attributes:
+        num_features: D, the feature's width.
+        memory: (C, D) of the epoch's clusters; None before the first ones were given to `remember`.
+
+    Args:
+        base: the backbone.
+        steps_per_epoch: optimizer steps.
+        lr: rate of all parameters, biases too, in the first epochs.
+        decay_every: epochs after which it is multiplied by 0.1, again and again.
+        momentum: of SGD.
+        weight_decay: of every parameter.
+        temperature, memory_momentum, variant: see `ClusterMemory`.
+    """
+
+    memory: ClusterMemory | None
+
+    def __init__(
+        self,
+        base: Backbone,
+        *,
+        steps_per_epoch: int = 200,
+        lr: float = 3.5e-4,
+        decay_every: int = 20,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        temperature: float = 0.05,
+        memory_momentum: float = 0.2,
+        variant: Variant = "hard",
+    ):
+        super().__init__()
+        self.num_features = base.num_features
+        self.base = base
+        self.bottleneck = BNNeck(base.num_features)
+        self.register_module("memory", None)
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.temperature, self.memory_momentum, self.variant = temperature, memory_momentum, variant
+        self.schedule = EpochSteps(lr, _DECAY, decay_every, steps_per_epoch)
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The feature: (B, 3, H, W) → (B, D) of length 1."""
+        return F.normalize(self.bottleneck(self.base(images)), dim=1)
+
+    def remember(self, centres: Tensor) -> None:
+        """Begin an epoch's memory with the centres of its clusters, (C, D); all workers take those of worker 0."""
+        centres = broadcast(centres.clone())
+        self.memory = ClusterMemory(centres, self.temperature, self.memory_momentum, self.variant)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Take back what `state_dict` gave, whatever number of clusters it was of."""
+        if _MEMORY in state_dict:
+            held: Tensor = state_dict[_MEMORY]
+            self.memory = ClusterMemory(held, self.temperature, self.memory_momentum, self.variant)
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """The loss of images (B, 3, H, W) of clusters (B,) int64, and `accuracy` of the memory on them, in [0, 1].
+
+        The features are kept for `after_update`: that moves the memory by those that the loss was taken of.
+        """
+        assert self.memory is not None, "no clusters yet"
+        images, targets = batch
+        features = self(images)
+        self._seen.append((features.detach(), targets))
+        guess = (features.detach() @ self.memory.features.t()).argmax(dim=1)
+        return {"loss": self.memory(features, targets), "accuracy": (guess == targets).to(features.dtype).mean()}
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimizer over all trained parameters."""
+        trained = [value for value in self.parameters() if value.requires_grad]
+        return torch.optim.SGD(trained, lr=self.schedule(0), momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def set_schedules(self, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
+        """Set the rate of optimizer step `step` (from 0)."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.schedule(step)
+        return {"lr": self.schedule(step)}
+
+    def before_update(self, step: int) -> dict[str, Tensor]:
+        """Nothing to clip or freeze; the gradients' norms, see `norm_scalars`."""
+        return norm_scalars(gradient_norms(self.parameters()))
+
+    def after_update(self, step: int) -> None:
+        """Move the memory once, by the whole global batch."""
+        assert self.memory is not None
+        features, targets = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        self._seen.clear()
+        self.memory.update(features, targets)

@@ -1,0 +1,150 @@
+"""Pseudo labels of a target's training images, epoch by epoch: found once, the same on all workers, and on the disk."""
+
+import io
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayreid.artifacts import make_folder, write_atomically
+from rayreid.errors import UserError
+from rayreid.neighbours.knn import Engine, nearest
+from rayreid.reid.clustering import OUTLIER, Clusters, cluster, label_quality
+from rayreid.training import parallel
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """How images are clustered; see `reid.clustering.cluster` and `neighbours.knn.nearest`."""
+
+    k1: int = 30
+    k2: int = 6
+    eps: float = 0.6
+    min_samples: int = 4
+    engine: Engine = "torch"
+
+    def __call__(self, features: Tensor) -> tuple[Clusters, dict[str, float]]:
+        """Cluster features (N, D); with the search's recall and what each part took, in seconds."""
+        began = time.monotonic()
+        neighbours = nearest(features, self.k1, self.engine)
+        searched = time.monotonic()
+        clusters = cluster(neighbours, self.k1, self.k2, self.eps, self.min_samples)
+        ended = time.monotonic()
+        seconds = {"seconds_neighbours": searched - began, "seconds_cluster": ended - searched}
+        return clusters, {"neighbour_recall": neighbours.recall, **seconds}
+
+
+@dataclass
+class PseudoLabels:
+    """The labels in force. Worker 0 finds them; all have the same.
+
+    An epoch in which no clusters can be used, of which there are too few for a batch, is trained on with the labels of
+    the one before. The labels of every epoch, counted from 1, lie in `folder/NNNN.npz`: `rows` (of the store's index),
+    `labels` (−1: outlier) and `found_in`, the epoch that they were found in.
+
+    Attributes:
+        folder: where they are written, on storage that all workers see.
+        rows: index rows of the images, int64 (N,).
+        pids: their true identities, (N,), −1 unknown: for judging the labels, never for making them.
+        clustering: how clusters are found.
+        needed: clusters that a batch takes.
+        clusters: the labels in force; None before the first ones.
+        found_in: the epoch that they were found in.
+    """
+
+    folder: Path
+    rows: np.ndarray
+    pids: np.ndarray
+    clustering: Clustering
+    needed: int
+    clusters: Clusters | None = field(default=None, init=False)
+    found_in: int = field(default=0, init=False)
+
+    def find(self, epoch: int, features: Tensor) -> dict[str, float]:
+        """Cluster the images at the beginning of an epoch (from 1), and put the labels in force.
+
+        Args:
+            epoch: from 1.
+            features: (N, D), the same on all workers.
+
+        Returns:
+            Worker 0: what was found (`Clusters.statistics`, `label_quality`), how long that took, and `kept_labels`, 1
+            where the labels of an earlier epoch stay in force. The others: nothing.
+
+        Raises:
+            UserError: in the first epoch, no clusters that can be used; features that are broken or have collapsed.
+        """
+        figures: dict[str, float] = {}
+        labels = torch.empty(len(self.rows), dtype=torch.int64, device=features.device)
+        if parallel.rank() == 0:
+            clusters, figures = self.clustering(features)
+            labels.copy_(torch.from_numpy(clusters.labels))
+        found = clusters_of(parallel.broadcast(labels).cpu().numpy())
+        fault = self._fault(found)
+        if fault:
+            self._keep(epoch, fault)
+        else:
+            self.clusters, self.found_in = found, epoch
+        if parallel.rank():
+            return {}
+        self._write(epoch)
+        return {**found.statistics(), **label_quality(found, self.pids), **figures, "kept_labels": float(bool(fault))}
+
+    def take_up(self, epoch: int) -> None:
+        """Put the labels in force that an earlier process wrote for an epoch (from 1).
+
+        Raises:
+            UserError: they are not there, or are of other images.
+        """
+        path = self._path(epoch)
+        try:
+            with np.load(path) as file:
+                rows, labels, found_in = file["rows"], file["labels"], int(file["found_in"])
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise UserError(
+                f"{path}: the labels of an epoch that is to be gone on with are missing or damaged ({error}); remove "
+                f"{self.folder.parent / 'checkpoints'} to begin anew"
+            ) from None
+        if not np.array_equal(rows, self.rows):
+            raise UserError(f"{path}: labels of other images than the target's split train; remove it to begin anew")
+        self.clusters, self.found_in = clusters_of(labels.astype(np.int64)), found_in
+
+    def _keep(self, epoch: int, fault: str) -> None:
+        if self.clusters is None and epoch > 1:
+            self.take_up(epoch - 1)
+        if self.clusters is None:
+            raise UserError(f"no pseudo labels to begin with: {fault}")
+
+    def _fault(self, found: Clusters) -> str:
+        """Why clusters cannot be trained on, and the remedy; empty if they can."""
+        images, many = len(found.labels), len(found)
+        if not many:
+            return f"no cluster among {images} images; a larger adapt.eps or a smaller adapt.min_samples finds more"
+        if many == 1:
+            return f"one cluster alone, of {found.sizes[0]} of {images} images; a smaller adapt.eps parts them"
+        if many < self.needed:
+            return (
+                f"{many} clusters among {images} images ({images - found.sizes.sum()} outliers), and a batch takes "
+                f"adapt.clusters={self.needed}; lower that, or change adapt.eps"
+            )
+        return ""
+
+    def _write(self, epoch: int) -> None:
+        assert self.clusters is not None
+        sink = io.BytesIO()
+        labels = self.clusters.labels.astype(np.int32)
+        np.savez_compressed(sink, rows=self.rows, labels=labels, found_in=np.int64(self.found_in))
+        make_folder(self.folder)
+        write_atomically(self._path(epoch), sink.getvalue())
+
+    def _path(self, epoch: int) -> Path:
+        return self.folder / f"{epoch:04d}.npz"
+
+
+def clusters_of(labels: np.ndarray) -> Clusters:
+    """The clusters of labels (N,) int64 from 0, −1 for outliers."""
+    return Clusters(labels, np.bincount(labels[labels != OUTLIER]))

@@ -1,0 +1,191 @@
+"""Stage *adapt*: weights + target without its labels → ReID model, by cluster contrast on Ray Train (USL and UDA)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rayreid.artifacts import Artifact
+from rayreid.config import Adapt, Backbone, Resources
+from rayreid.data.batch import ImageBatch
+from rayreid.data.reid_transforms import Interpolation, ReIDTest, ReIDTrain
+from rayreid.data.store import ImageStore
+from rayreid.errors import UserError
+from rayreid.evaluation.probe import extract
+from rayreid.models.neck import Neck
+from rayreid.models.weights import save_backbone
+from rayreid.reid.cluster_contrast import ClusterContrast
+from rayreid.reid.pseudo_feed import PseudoLabelFeed, PseudoLabelPlan
+from rayreid.reid.pseudo_labels import Clustering, PseudoLabels
+from rayreid.stages import finetune, pretrain, pseudo_report, start
+from rayreid.stages.production import Work, identity
+from rayreid.stages.start import Start, network
+from rayreid.stages.trainer import Log, Training, fit
+from rayreid.training.loop import Batch, resolve_precision
+
+VERSION = 1
+WEIGHTS = finetune.WEIGHTS
+LABELS = "labels"
+MEAN = STD = (0.5, 0.5, 0.5)
+INTERPOLATION: Interpolation = "bicubic"
+ERASED_AREA = (0.02, 0.4)
+ERASED_FILL = (0.485, 0.456, 0.406)  # in the normalised range, as published
+
+
+def plan(
+    target: Artifact,
+    weights: Artifact | None,
+    config: Adapt,
+    backbone: Backbone,
+    seed: int,
+    resources: Resources,
+) -> Artifact:
+    """A ReID model: a backbone adapted to a target, from pre-trained or source-supervised weights, or a checkpoint."""
+    inputs = {"target": target, **({"weights": weights} if weights else {})}
+    begun = None if weights else start.identifier(backbone)
+    fields = identity(adapt=config, backbone=backbone, seed=seed, start=begun)
+    job = partial(_adapt, config, backbone, seed, resources)
+    return Artifact(target.root, "adapt", VERSION, fields, inputs, job)
+
+
+def check_images(config: Adapt, images: int) -> None:
+    """Whether neighbour lists of a target's training images can be told apart.
+
+    Raises:
+        UserError: there are fewer images than a list is long.
+    """
+    if images < config.k1:
+        raise UserError(
+            f"adapt.k1={config.k1}, but the target's split train has only {images} images, which would all be "
+            "neighbours of one another; lower it well below that"
+        )
+
+
+def _adapt(config: Adapt, backbone: Backbone, seed: int, resources: Resources, work: Work) -> dict[str, Any]:
+    store = ImageStore(work.input("target"))
+    rows = store.rows_of("train")
+    check_images(config, len(rows))
+    weights, started = start.prepare(work, backbone, _given(work))
+    header = {"method": f"cluster contrast, {config.method}", "epochs": config.epochs, "artifact": str(work.artifact)}
+    c = config
+    training = Training(
+        folder=work.folder,
+        store=store.directory,
+        plan=PseudoLabelPlan(rows, store.camids[rows], c.clusters, c.instances, c.iterations, seed),
+        build=_Build(c, backbone, seed, weights),
+        save=partial(_save, work.folder / WEIGHTS, header),
+        epochs=c.epochs,
+        accumulate=1,
+        precision=c.precision,
+        seed=seed,
+        checkpoint_minutes=c.checkpoint_minutes,
+        keep_checkpoints=c.keep_checkpoints,
+        keep_every_epochs=c.keep_every_epochs,
+        probe=pseudo_report.Look(store.directory, _test(backbone), c.evaluate_every, c.epochs, c.precision),
+        feed=_Feeding(c, backbone, store.directory, work.folder / LABELS, seed),
+    )
+    profile = {"images": len(rows)}
+    work.run.dataset("target", store.fingerprint, str(store.directory), profile, "adapt")
+    work.resolved({"decay_every": c.decay_epochs})
+    facts = fit(work, training, resources, pseudo_report.watch)
+    found = pseudo_report.draw(work, store, work.folder / LABELS / f"{c.epochs:04d}.npz")
+    work.run.file(work.folder / WEIGHTS, "weights")
+    return {**profile, **facts, **found, **started}
+
+
+def _given(work: Work) -> Path | None:
+    if "weights" not in work.artifact.inputs:
+        return None
+    names = {"pretrain": pretrain.WEIGHTS, "finetune": finetune.WEIGHTS}
+    return work.input("weights") / names[work.artifact.inputs["weights"].stage]
+
+
+def _test(backbone: Backbone) -> ReIDTest:
+    return ReIDTest(backbone.img_size, MEAN, STD, INTERPOLATION)
+
+
+@dataclass(frozen=True)
+class _Build:
+    """Builds the method on a worker."""
+
+    config: Adapt
+    backbone: Backbone
+    seed: int
+    weights: Start | None
+
+    def __call__(self, device: torch.device) -> tuple[ClusterContrast, Callable[..., Any]]:
+        c, b = self.config, self.backbone
+        backbone = network(b, c.drop_path)
+        if self.weights is not None:
+            self.weights.load(backbone)
+        method = ClusterContrast(
+            backbone,
+            steps_per_epoch=c.iterations,
+            lr=c.lr,
+            decay_every=c.decay_epochs,
+            weight_decay=c.weight_decay,
+            temperature=c.temperature,
+            memory_momentum=c.memory_momentum,
+            variant=c.memory,
+        )
+        transform = ReIDTrain(
+            b.img_size,
+            MEAN,
+            STD,
+            erasing=c.erasing,
+            padding=c.padding,
+            interpolation=INTERPOLATION,
+            erasing_area=ERASED_AREA,
+            erasing_fill=ERASED_FILL,
+        )
+        return method.to(device), partial(_prepare, transform, self.seed)
+
+
+def _prepare(
+    transform: ReIDTrain, seed: int, images: ImageBatch, keys: Sequence[str], epoch: int, rows: np.ndarray
+) -> torch.Tensor:
+    return transform(images, keys, epoch, seed)
+
+
+@dataclass(frozen=True)
+class _Feeding:
+    """Builds what the loop draws from, on a worker."""
+
+    config: Adapt
+    backbone: Backbone
+    store: Path
+    labels: Path
+    seed: int
+
+    def __call__(
+        self, method: ClusterContrast, prepare: Callable[..., Any], device: torch.device, threads: int, log: Log
+    ) -> Callable[[int], Iterator[Batch]]:
+        c, store = self.config, ImageStore(self.store)
+        rows = store.rows_of("train")
+        precision = resolve_precision(c.precision, device)
+        return PseudoLabelFeed(
+            method,
+            store,
+            PseudoLabelPlan(rows, store.camids[rows], c.clusters, c.instances, c.iterations, self.seed),
+            PseudoLabels(
+                self.labels,
+                rows,
+                store.pids[rows],
+                Clustering(c.k1, c.k2, c.eps, c.min_samples, c.search),
+                c.clusters,
+            ),
+            prepare,
+            partial(extract, method, store, rows, _test(self.backbone), device, precision, threads),
+            device,
+            log,
+            threads,
+        )
+
+
+def _save(path: Path, header: Mapping[str, Any], method: ClusterContrast) -> None:
+    neck = Neck(*method.bottleneck.scale_and_shift())
+    save_backbone(path, method.base, MEAN, STD, neck, interpolation=INTERPOLATION, **header)
