@@ -19,9 +19,9 @@ from rayreid.data.store import ImageStore, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval import evaluate_retrieval
 from rayreid.journal import Journal
+from rayreid.models.embedding import Embedder
 from rayreid.reid.pseudo_labels import Clustering
 from rayreid.stages import adapt, finetune, pretrain, pseudo_report, trainer
-from rayreid.stages.inference import Embedder
 from rayreid.stages.plan import STAGE_ROLE, plan
 from rayreid.stages.production import Work
 from rayreid.stages.progress import Screen
