@@ -425,8 +425,9 @@ def test_fp16_clips_gradients_without_the_loss_scale():
     """The loss is scaled by 65,536; what `before_update` sees must be what it sees in float32."""
 
     class Watching(Tiny):
-        def before_update(self, step: int) -> None:
+        def before_update(self, step: int) -> dict[str, Tensor]:
             self.seen = [p.grad.clone() for p in self.parameters()]
+            return super().before_update(step)
 
     half, exact = Watching(dropout=0), Watching(dropout=0)
     run(half, precision="fp16", epochs=1, steps_per_epoch=1)
