@@ -47,7 +47,8 @@ def test_broken_images_are_counted_and_stop_nothing(tmp_path, root):
     (images / "00" / "text.jpg").write_bytes(b"no image")
     (images / "00" / "cut.jpg").write_bytes((images / "01" / "00001.jpg").read_bytes()[:-40])
     path = tmp_path / "e.yaml"
-    path.write_text(yaml.safe_dump({**TINY, "pool": {"dataset": "folder", "root": str(images)}}))
+    small = {"pool": {"dataset": "folder", "root": str(images)}, "pretrain": {**TINY["pretrain"], "batch_size": 8}}
+    path.write_text(yaml.safe_dump({**TINY, **small}))
     with connect():
         pool, _ = run_stage(load_experiment(path), "ingest")
     manifest = json.loads((pool.path / "manifest.json").read_text())
