@@ -1,0 +1,51 @@
+"""What the sections of an experiment file are made of."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+RUNTIME = "rayreid:runtime"
+"""Marks a field that changes how a stage runs but not what it computes; such fields do not enter artifact ids."""
+
+ADDED = "rayreid:added"
+"""Marks a field that came after artifacts had been made: at its default it does not enter ids, which stay theirs."""
+
+PATCH = 16
+"""Pixels of a ViT's patch; image sizes are multiples of it."""
+
+Auto = Literal["auto"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PositiveInt = Annotated[int, Field(ge=1)]
+Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="height, width in pixels")]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+NotNegative = Annotated[float, Field(ge=0)]
+Part = Annotated[float, Field(gt=0, le=1)]
+
+
+def _ordered(share: tuple[float, float]) -> tuple[float, float]:
+    if share[0] > share[1]:
+        raise ValueError("write the smaller share first")
+    return share
+
+
+Channels = tuple[NotNegative, NotNegative, NotNegative]
+"""One number per colour channel, on images in [0, 1]."""
+
+Shares = Annotated[tuple[Part, Part], AfterValidator(_ordered)]
+"""From the smaller to the larger share of an image's area."""
+
+
+class Section(BaseModel):
+    """A part of an experiment file: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that change a stage's result, as plain JSON values."""
+        return {
+            name: value.identity() if isinstance(value := getattr(self, name), Section) else plain[name]
+            for plain in [self.model_dump(mode="json")]
+            for name, field in type(self).model_fields.items()
+            if RUNTIME not in field.metadata
+            if ADDED not in field.metadata or getattr(self, name) != field.default
+        }

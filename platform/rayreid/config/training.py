@@ -1,0 +1,219 @@
+"""Sections of what is trained: pre-training, fine-tuning, adaptation."""
+
+import math
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from rayreid import recipes
+from rayreid.config.inputs import Backbone
+from rayreid.config.section import (
+    ADDED,
+    PATCH,
+    RUNTIME,
+    Auto,
+    NotNegative,
+    PositiveInt,
+    Precision,
+    Section,
+    Shares,
+    Size,
+)
+
+
+def _within_epochs(warmup: int | Auto, info: ValidationInfo) -> int | Auto:
+    epochs = info.data.get("epochs")  # absent where it is itself refused
+    if warmup != "auto" and epochs is not None and warmup > epochs:
+        raise ValueError(f"a warm-up cannot be longer than the {epochs} epochs of the training")
+    return warmup
+
+
+class Pretrain(Section):
+    """Self-supervised pre-training.
+
+    `auto` is the method's published number, or follows from one: see `rayreid.recipes`.
+    """
+
+    method: Literal["dino", "mocov3", "mocov2", "moby", "none"] = "dino"
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 512
+    accumulate: PositiveInt = 1
+    lr: Annotated[float, Field(gt=0)] | Auto = "auto"
+    min_lr: NotNegative | Auto = "auto"
+    warmup_epochs: Annotated[int, Field(ge=0)] | Auto = "auto"
+    """`auto`: the published share of the epochs, e.g. 10 of 100, but at least one where there are two."""
+    weight_decay: NotNegative | Auto = "auto"
+    weight_decay_end: NotNegative = 0.4
+    teacher_momentum: Annotated[float, Field(ge=0, le=1)] | Auto = "auto"
+    """Of the network that follows the trained one; rises to 1, but for MoCo v2."""
+    teacher_temp: Annotated[float, Field(gt=0)] = 0.04
+    student_temp: Annotated[float, Field(gt=0)] = 0.1
+    centre_momentum: Annotated[float, Field(ge=0, le=1)] = 0.9
+    clip: Annotated[float, Field(gt=0)] | Auto = "auto"
+    freeze_last_layer_epochs: Annotated[int, Field(ge=0)] = 1
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
+    """In the trained network only."""
+    out_dim: PositiveInt | Auto = "auto"
+    hidden_dim: PositiveInt | Auto = "auto"
+    bottleneck_dim: PositiveInt = 256
+    temperature: Annotated[Annotated[float, Field(gt=0)] | Auto, ADDED] = "auto"
+    """Of a contrast."""
+    queue: Annotated[PositiveInt | Auto, ADDED] = "auto"
+    """Keys of earlier batches to contrast with."""
+    freeze_patch: Annotated[bool | Auto, ADDED] = "auto"
+    """Whether a ViT's patch projection keeps its weights; `auto`: that of the stem `patchify`."""
+    local_crops: Annotated[int, Field(ge=0)] | Auto = "auto"
+    local_size: Size | Auto = "auto"
+    global_scale: Shares = (0.4, 1.0)
+    local_scale: Shares = (0.05, 0.4)
+    precision: Precision = "auto"
+    checkpoint_minutes: Annotated[float, Field(gt=0), RUNTIME] = 10
+    """Longest time between two checkpoints; one is written after every epoch, too."""
+    keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
+    """How many of the newest stay."""
+    keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = 20
+    """The checkpoint of every so many epochs stays for good, in the artifact's `epochs/`; null: none."""
+    probe_every: Annotated[Annotated[int, Field(ge=0)] | Auto, RUNTIME] = "auto"
+    """Epochs between two probes of what is learned, on the target's train split; 0: none; `auto`: ten over the run."""
+    probe_images: Annotated[int, Field(ge=4), RUNTIME] = 12_000
+    """Images of the target that a probe takes at most; about a sixth of them are queries."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        """`pretrain: none` is short for `pretrain: {method: none}`."""
+        return {"method": value} if isinstance(value, str) else value
+
+    @field_validator(*recipes.USED_BY)
+    @classmethod
+    def _used(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what the method has no use for; a default says nothing, it stands in every resolved file."""
+        reason = recipes.misused(info.data.get("method", "none"), str(info.field_name), value)
+        if reason is not None and value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError(reason)
+        return value
+
+    _warmup_fits = field_validator("warmup_epochs")(_within_epochs)
+
+    def identity(self) -> dict[str, Any]:
+        """See `Section.identity`; without what the method has no use for.
+
+        For DINO numbers stand where the file says `auto`, but for `lr`, `warmup_epochs` and `local_size`: there were
+        no other methods when the first artifacts were made.
+        """
+        fields = super().identity()
+        if self.method in ("dino", "none"):
+            return {
+                name: recipes.DINO.numbers[name] if value == "auto" and name in recipes.DINO.numbers else value
+                for name, value in fields.items()
+            }
+        return {name: value for name, value in fields.items() if recipes.uses(self.method, name)}
+
+    def recipe(self, backbone: Backbone) -> recipes.Recipe:
+        """The method's numbers on that backbone, `auto` resolved.
+
+        Raises:
+            UserError: the method and the backbone do not go together; says why.
+        """
+        given = {name: value for name in recipes.BY_METHOD if (value := getattr(self, name)) != "auto"}
+        if self.method == "mocov3" and backbone.name.startswith("vit"):
+            given.setdefault("freeze_patch", backbone.stem == "patchify")
+        return recipes.published(self.method, backbone.name).recipe(self.batch_size, self.epochs, given)
+
+    @property
+    def probe_epochs(self) -> int:
+        """Epochs between two probes; 0: none."""
+        return math.ceil(self.epochs / 10) if self.probe_every == "auto" else self.probe_every
+
+    def crop_sizes(self, img_size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Sizes of global crops (the backbone's image size) and of local ones (`auto`: half of it, in patches)."""
+        if self.local_size != "auto":
+            return img_size, self.local_size
+        height, width = (max(1, round(side / 2 / PATCH)) * PATCH for side in img_size)
+        return img_size, (height, width)
+
+
+class Finetune(Section):
+    """Supervised fine-tuning (identity and triplet loss with BNNeck)."""
+
+    epochs: PositiveInt = 120
+    identities: PositiveInt = 16
+    instances: Annotated[int, Field(ge=2)] = 4
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 4e-4
+    weight_decay: NotNegative = 1e-4
+    bias_lr_factor: NotNegative = 2.0
+    warmup_epochs: Annotated[int, Field(ge=0)] | Auto = "auto"
+    """`auto`: a sixth of the epochs (the published 20 of 120), but at least one where there are two."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    erasing: Annotated[float, Field(ge=0, le=1)] = 0.5
+    padding: Annotated[int, Field(ge=0)] = 10
+    global_mining: bool = False
+    precision: Precision = "auto"
+    checkpoint_minutes: Annotated[float, Field(gt=0), RUNTIME] = 10
+    keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
+    keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = None
+
+    _warmup_fits = field_validator("warmup_epochs")(_within_epochs)
+
+    @property
+    def warmup(self) -> int:
+        """Epochs of warm-up."""
+        return recipes.warmup(self.epochs, Fraction(1, 6)) if self.warmup_epochs == "auto" else self.warmup_epochs
+
+
+class Adapt(Section):
+    """Cluster contrast on the target, without its labels: USL, or UDA from a labelled source."""
+
+    method: Literal["none", "usl", "uda"] = "none"
+    """`usl` starts from the pre-trained backbone, `uda` from that backbone fine-tuned on `source`; `none`: the target's
+    labels are used, by `finetune`."""
+    epochs: Annotated[int, Field(ge=0)] = 50
+    """0: what adaptation would start from is evaluated as it is."""
+    iterations: PositiveInt = 200
+    """Optimizer steps per epoch."""
+    clusters: Annotated[int, Field(ge=2)] = 32
+    instances: Annotated[int, Field(ge=2)] = 8
+    k1: Annotated[int, Field(ge=2)] = 30
+    """Entries of a neighbour list, the image itself included."""
+    k2: Annotated[int, Field(ge=1, validate_default=True)] = 6
+    eps: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    """DBSCAN's ε, a Jaccard distance; published 0.6 for Market-1501, 0.7 for MSMT17."""
+    min_samples: PositiveInt = 4
+    search: Literal["torch", "faiss", "approximate"] = "torch"
+    memory: Literal["hard", "mean"] = "hard"
+    memory_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    lr: Annotated[float, Field(gt=0)] = 3.5e-4
+    decay_every: PositiveInt | Auto = "auto"
+    """Epochs after which the rate falls to a tenth; `auto`: two fifths of them (the published 20 of 50)."""
+    weight_decay: NotNegative = 5e-4
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    erasing: Annotated[float, Field(ge=0, le=1)] = 0.5
+    padding: Annotated[int, Field(ge=0)] = 10
+    precision: Precision = "fp32"
+    checkpoint_minutes: Annotated[float, Field(gt=0), RUNTIME] = 10
+    keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
+    keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = None
+    evaluate_every: Annotated[int, Field(ge=0), RUNTIME] = 0
+    """Epochs between two evaluations on query and gallery, for the record alone; 0: none but the stage `evaluate`'s."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        """`adapt: usl` is short for `adapt: {method: usl}`."""
+        return {"method": value} if isinstance(value, str) else value
+
+    @field_validator("k2")
+    @classmethod
+    def _within_lists(cls, k2: int, info: ValidationInfo) -> int:
+        k1 = info.data.get("k1")  # absent where it is itself refused
+        if k1 is not None and k2 > k1:
+            raise ValueError(f"it averages over entries of a list, and a list has {k1} (adapt.k1)")
+        return k2
+
+    @property
+    def decay_epochs(self) -> int:
+        """Epochs after which the rate falls."""
+        return max(1, math.ceil(2 * self.epochs / 5)) if self.decay_every == "auto" else self.decay_every
