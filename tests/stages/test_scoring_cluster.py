@@ -119,6 +119,7 @@ def kill_when(ready, victims) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow
 def test_every_image_comes_once_though_actors_are_killed(cluster, pool, notes):
     store, *_ = pool
     killed: list[int] = []
@@ -147,6 +148,7 @@ def nodes(small_pieces):
     cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_every_image_comes_once_though_a_node_is_lost(nodes, pool, notes):
     store, *_ = pool
     lost: list[bool] = []
@@ -158,6 +160,7 @@ def test_every_image_comes_once_though_a_node_is_lost(nodes, pool, notes):
     assert lost and sum(node["Alive"] for node in ray.nodes()) == 1
 
 
+@pytest.mark.slow
 def test_a_driver_that_was_killed_leaves_only_unwritten_shards_to_do(tmp_path):
     root = tmp_path / "outputs"
     root.mkdir()
