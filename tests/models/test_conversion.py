@@ -74,7 +74,9 @@ def test_timm_takes_the_file_by_the_call_that_is_printed(tmp_path, name, options
     model.load_state_dict(torch.load(tmp_path / "w.pth", weights_only=True), strict=True)
     images = torch.randn(2, 3, *backbone.spec["img_size"])
     with torch.no_grad():
-        torch.testing.assert_close(model(images), backbone(images), rtol=0, atol=1e-6)
+        expected = backbone(images)
+        # the same sums in another order: the tolerance of the parity cases
+        torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-5 * float(expected.std()))
 
 
 def test_the_stem_that_timm_lacks_is_said(tmp_path):
