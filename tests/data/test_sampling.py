@@ -94,7 +94,7 @@ def test_every_epoch_has_the_announced_length():
     total = sum(max(1, n // 4) for n in Counter(pids.tolist()).values())
     assert max(own) <= total // 8
     for epoch in range(12):  # … and every epoch is cut or continued
-        assert plan._draw(epoch, plan.steps_per_epoch).shape == (plan.steps_per_epoch, 32)
+        assert plan._draw(epoch).shape == (plan.steps_per_epoch, 32)
 
 
 def test_large_and_equal_identities_are_all_used():

@@ -3,13 +3,12 @@
 import numpy as np
 import numpy.typing as npt
 
-from rayreid.data.sampling import Rows, worker_share
-from rayreid.errors import UserError
+from rayreid.data.sampling import IdentityBatches, Rows
 
 UNKNOWN_CAMERA = -1
 
 
-class CameraPlan:
+class CameraPlan(IdentityBatches):
     """P identities × K images per batch, an image and K − 1 of the same identity that other cameras saw.
 
     The sampling of cluster contrast (Dai et al., arXiv 2103.11568; "random multiple gallery" in the field's code), also
@@ -49,34 +48,9 @@ class CameraPlan:
         rows, pids, camids = np.asarray(rows, np.int64), np.asarray(pids), np.asarray(camids)
         if not rows.shape == pids.shape == camids.shape:
             raise ValueError(f"{rows.shape} rows but {pids.shape} identities and {camids.shape} cameras")
-        if len(pids) and pids.min() < 0:
-            raise ValueError("images of unknown identity (pid < 0) cannot be drawn by identity: leave them out")
-        self.identities, self.instances, self.seed = identities, instances, seed
-        self.size = identities * instances
-        order = np.argsort(pids, kind="stable")
-        known, first = np.unique(pids[order], return_index=True)
-        if len(known) < identities:
-            raise UserError(
-                f"{len(known)} identities are fewer than a batch's {identities}: lower the identities per batch"
-            )
-        self._members = np.split(rows[order], first[1:])
-        self._cameras = np.split(camids[order], first[1:])
-        self.steps_per_epoch = steps_per_epoch or max(1, len(rows) // (identities * instances))
-        self._epoch: int | None = None
-        self._batches = np.empty((0, 0), np.int64)
-
-    def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Rows:
-        """Rows (P·K / world,) for a worker at a step: whole identities, the K images of each side by side."""
-        if self.identities % world:
-            raise UserError(
-                f"{self.identities} identities per batch cannot be dealt to {world} workers: "
-                f"make them a multiple of {world}"
-            )
-        if not 0 <= step < self.steps_per_epoch:
-            raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
-        if epoch != self._epoch:
-            self._batches, self._epoch = self._draw(epoch), epoch
-        return worker_share(self._batches[step], rank, world)
+        super().__init__(pids, identities, instances, seed)
+        self._members, self._cameras = self._by_identity(rows), self._by_identity(camids)
+        self.steps_per_epoch = steps_per_epoch or max(1, len(rows) // self.size)
 
     def _draw(self, epoch: int) -> Rows:
         """All batches of an epoch, (steps, P·K)."""

@@ -4,7 +4,8 @@ A plan deals one global batch per step; each worker takes its contiguous share. 
 that of one, dealt out, and any step can be drawn again after a restart without the ones before it.
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +73,60 @@ class ShufflePlan:
         return worker_share(self._order[step * self.size : (step + 1) * self.size], rank, world)
 
 
-class IdentityPlan:
+class IdentityBatches(ABC):
+    """Batches of P identities × K images: what plans by identity share; `_draw` says which.
+
+    Args:
+        pids: the identity of each row, integers (N,), none negative.
+        identities: P, identities in a global batch.
+        instances: K, images per identity in a batch.
+        seed: the run's seed.
+
+    Raises:
+        UserError: there are fewer than P identities.
+        ValueError: a pid is negative (unknown or junk).
+    """
+
+    steps_per_epoch: int
+
+    def __init__(self, pids: npt.NDArray[Any], identities: int, instances: int, seed: int):
+        if len(pids) and pids.min() < 0:
+            raise ValueError("images of unknown identity (pid < 0) cannot be drawn by identity: leave them out")
+        self.identities, self.instances, self.seed = identities, instances, seed
+        self.size = identities * instances
+        self._order = np.argsort(pids, kind="stable")
+        known, first = np.unique(pids[self._order], return_index=True)
+        if len(known) < identities:
+            raise UserError(
+                f"{len(known)} identities are fewer than a batch's {identities}: lower the identities per batch"
+            )
+        self._bounds = first[1:]
+        self._epoch: int | None = None
+        self._batches: Rows = np.empty((0, self.size), np.int64)
+
+    def _by_identity(self, values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """Values (N,) of the rows, an array per identity."""
+        return np.split(values[self._order], self._bounds)
+
+    def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Rows:
+        """Rows (P·K / world,) for a worker at a step: whole identities, the K images of each side by side."""
+        if self.identities % world:
+            raise UserError(
+                f"{self.identities} identities per batch cannot be dealt to {world} workers: "
+                f"make them a multiple of {world}"
+            )
+        if not 0 <= step < self.steps_per_epoch:
+            raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
+        if epoch != self._epoch:
+            self._batches, self._epoch = self._draw(epoch), epoch
+        return worker_share(self._batches[step], rank, world)
+
+    @abstractmethod
+    def _draw(self, epoch: int) -> Rows:
+        """All batches of an epoch, (steps, P·K)."""
+
+
+class IdentityPlan(IdentityBatches):
     """P identities × K images per batch: the field's RandomIdentitySampler (TransReID, fast-reid).
 
     An epoch shuffles each identity's images and cuts them into chunks of K; the incomplete chunk is dropped,
@@ -110,39 +164,17 @@ class IdentityPlan:
         rows, pids = np.asarray(rows, np.int64), np.asarray(pids)
         if rows.shape != pids.shape:
             raise ValueError(f"{rows.shape} rows but {pids.shape} identities")
-        if len(pids) and pids.min() < 0:
-            raise ValueError("images of unknown identity (pid < 0) cannot be drawn by identity: leave them out")
-        self.identities, self.instances, self.seed = identities, instances, seed
-        self.size = identities * instances
-        order = np.argsort(pids, kind="stable")
-        known, first = np.unique(pids[order], return_index=True)
-        if len(known) < identities:
-            raise UserError(
-                f"{len(known)} identities are fewer than a batch's {identities}: lower the identities per batch"
-            )
-        self._members = np.split(rows[order], first[1:])
-        self._epoch = 0
-        self._batches = self._draw(0)
+        super().__init__(pids, identities, instances, seed)
+        self._members = self._by_identity(rows)
+        self.steps_per_epoch = 0  # not known before the first epoch is drawn
+        self._epoch, self._batches = 0, self._draw(0)
         self.steps_per_epoch = len(self._batches)
 
-    def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Rows:
-        """Rows (P·K / world,) for a worker at a step: whole identities, the K images of each side by side."""
-        if self.identities % world:
-            raise UserError(
-                f"{self.identities} identities per batch cannot be dealt to {world} workers: "
-                f"make them a multiple of {world}"
-            )
-        if not 0 <= step < self.steps_per_epoch:
-            raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
-        if epoch != self._epoch:
-            self._batches, self._epoch = self._draw(epoch, self.steps_per_epoch), epoch
-        return worker_share(self._batches[step], rank, world)
-
-    def _draw(self, epoch: int, steps: int | None = None) -> Rows:
-        """All batches of an epoch (steps, P·K); without `steps`, as many as one deal gives."""
+    def _draw(self, epoch: int) -> Rows:
+        """All batches of an epoch (steps, P·K); of the first, as many as one deal gives."""
         rng = np.random.default_rng([self.seed & (2**64 - 1), epoch])
         batches: list[Rows] = []
-        while not batches or (steps is not None and len(batches) < steps):
+        while not batches or len(batches) < self.steps_per_epoch:
             chunks = [self._deal(members, rng) for members in self._members]
             left = [len(c) for c in chunks]
             available = list(range(len(chunks)))
@@ -158,7 +190,7 @@ class IdentityPlan:
                     if not left[available[place]]:
                         available[place] = available[-1]
                         available.pop()
-        return np.stack(batches[:steps])
+        return np.stack(batches[: self.steps_per_epoch or None])
 
     def _deal(self, members: Rows, rng: np.random.Generator) -> Rows:
         """One identity's images in random order as chunks (n, K)."""
