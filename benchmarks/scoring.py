@@ -74,10 +74,13 @@ def timed(root: Path, precision: str, folder: Path, device: torch.device) -> Tim
 
 
 def steady(folder: Path) -> tuple[float, float]:
-    """Images/s while all processes were at work, and when the last of them had done its first batch."""
+    """Images/s while all processes were at work, and when the last of them had done its first batch.
+
+    Of a batch that was under way at either end of that time, the part that fell into it counts.
+    """
     notes = [np.loadtxt(path, ndmin=2) for path in folder.iterdir()]
     begin, end = max(ends[0, 0] for ends in notes), min(ends[-1, 0] for ends in notes)
-    images = sum(ends[(ends[:, 0] > begin) & (ends[:, 0] <= end), 1].sum() for ends in notes)
+    images = sum(np.ptp(np.interp((begin, end), ends[:, 0], ends[:, 1].cumsum())) for ends in notes)
     return images / (end - begin), begin
 
 
