@@ -56,10 +56,21 @@ def test_the_page_is_whole_and_takes_text_literally(page):
 
 def test_the_page_needs_no_other_file(page):
     html = page.html()
-    assert not re.search(r"""(src|href)=["'](?!data:)|url\(|@import|<link""", html)
+    assert not re.search(r"""(src|href)=["'](?!data:|#)|url\(|@import|<link""", html)
     found = re.findall(r'src="data:image/(\w+);base64,([^"]+)"', html)
     assert [kind for kind, _ in found] == ["png", "jpeg"]
     for kind, data in found:
         image = Image.open(io.BytesIO(base64.b64decode(data)))
         image.load()
         assert image.format.lower() == kind and min(image.size) > 100
+
+
+def test_links_lead_to_the_headings(page):
+    page.heading("Two <b>")
+    page.heading("smaller", level=3)
+    reader = Reader()
+    reader.feed(page.html())
+    places = {attributes["id"] for tag, attributes in reader.seen if "id" in attributes}
+    links = [attributes["href"] for tag, attributes in reader.seen if tag == "a"]
+    assert links == ["#part-1", "#part-2"] and places == {"part-1", "part-2"}
+    assert '<h2 id="part-2">Two &lt;b&gt;</h2>' in page.html()

@@ -86,7 +86,7 @@ def test_selections_are_compared_on_a_page_and_in_mlflow(experiment, root):
     path = compare(experiment)
     html = path.read_text()
     for name in ("cfs", "target_similarity", "cluster", "random"):
-        assert f"<h2>{name}</h2>" in html
+        assert f'">{name}</h2>' in html
     assert len(list((root / "features").iterdir())) == 2  # of the pool and of the target, once each
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
     tiny = client.get_experiment_by_name("tiny").experiment_id

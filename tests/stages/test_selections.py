@@ -73,15 +73,16 @@ def page(tmp_path):
     store = ImageStore(tmp_path / "store")
     rising = np.arange(IMAGES, dtype=float)
     rising[3] = np.nan
-    facts = {"images": 20, "of": IMAGES, "cut": 20.0}
-    artifact = SimpleNamespace(facts=facts)
+    proxies = {role: {"artifact": f"proxy/of-{role}", "weights": 16 * role} for role in ("source", "target")}
+    manifest = {"count": 20, "cut": 20.0, "proxies": proxies}
     found = [
-        Selection("cfs", "cfs", artifact, rising),
-        Selection("turned <over>", "target_similarity", artifact, -rising),
-        Selection("random", "random", artifact, np.random.default_rng(0).random(IMAGES)),
+        Selection("cfs", "cfs", "select/1", manifest, rising),
+        Selection("turned <over>", "target_similarity", "select/2", {**manifest, "count": 10}, -rising),
+        Selection("random", "random", "select/3", {**manifest, "proxies": {}}, np.random.default_rng(0).random(IMAGES)),
     ]
     origins = pa.table({"key": store.keys.tolist(), "origin": ["far"] * 30 + ["near"] * 10})
-    experiment = SimpleNamespace(name="mine")
+    sources = [SimpleNamespace(dataset=dataset, root=root) for dataset, root in [("folder", "crops"), ("mine", None)]]
+    experiment = SimpleNamespace(name="mine", pool=sources[0], target=sources[1])
     run = Run()
     page = selections._page(experiment, store, found, Provenance(lambda: origins, "near"), run)
     return page.html(), run
@@ -111,3 +112,13 @@ def test_the_page_says_what_is_kept_of_each_origin(page):
     assert "<tr><th>kept at 25%</th><th>far</th><th>near</th></tr>" in html
     assert "<tr><td>cfs</td><td>0.0%</td><td>100.0%</td></tr>" in html
     assert "<tr><td>cfs</td><td>33.3%</td><td>100.0%</td></tr>" in html  # half of 40: ten near, ten of thirty far
+
+
+def test_the_page_says_what_was_compared(page):
+    html, _ = page
+    assert "<tr><td>dataset</td><td>folder crops</td></tr>" in html and "<td>mine</td>" in html
+    assert (
+        "<td>turned &lt;over&gt;</td><td>target_similarity</td><td>10</td><td>25.0%</td><td>20</td><td>1</td>" in html
+    )
+    assert "<tr><td>cfs</td><td>target</td><td>proxy/of-target</td><td>targettarget</td></tr>" in html
+    assert "<tr><td>random</td><td>source</td>" not in html

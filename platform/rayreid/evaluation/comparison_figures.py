@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from rayreid.evaluation.figures import FAINT, INK, PALETTE, SMALL, TEXT, canvas, dress
+from rayreid.evaluation.figures import FAINT, INK, SMALL, TEXT, canvas, dress, group_colours
 
 
 def agreement_matrices(matrices: Mapping[str, np.ndarray], labels: Sequence[str]) -> Figure:
@@ -57,9 +57,8 @@ def keep_rates(fractions: Sequence[float], rates: Mapping[str, Mapping[str, Sequ
     for axes, (title, one) in zip(panels, rates.items(), strict=True):
         dress(axes, grid="both")
         axes.plot((0, 1), (0, 1), color=FAINT, linewidth=1.2)
-        for i, origin in enumerate(origins):
+        for colour, origin in zip(group_colours(len(origins)), origins, strict=True):
             shares = (0.0, *one[origin], 1.0)
-            colour = PALETTE[i % len(PALETTE)]
             axes.plot(
                 (0.0, *fractions, 1.0), shares, color=colour, linewidth=1.6, marker="o", markersize=3, label=origin
             )

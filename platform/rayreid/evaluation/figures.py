@@ -158,10 +158,11 @@ def score_histogram(
     kept = centres >= (-np.inf if cut is None else cut)
     for chosen, alpha in ((kept, 0.75), (~kept, 0.25)):
         axes.bar(centres[chosen], share[chosen], edges[1] - edges[0], color=PALETTE[0], alpha=alpha, linewidth=0)
-    for i, (name, members) in enumerate((groups or {}).items(), start=1):
+    groups = groups or {}
+    for colour, (name, members) in zip(group_colours(len(groups)), groups.items(), strict=True):
         part = scores[np.asarray(members)]
         height = np.histogram(part, edges)[0] / max(1, len(part))
-        axes.stairs(height, edges, color=PALETTE[i % len(PALETTE)], linewidth=1.6, label=f"{name} ({len(part):,})")
+        axes.stairs(height, edges, color=colour, linewidth=1.6, label=f"{name} ({len(part):,})")
     if cut is not None:
         axes.axvline(cut, color=INK, linewidth=1.2, linestyle="--")
         axes.annotate(
@@ -184,8 +185,20 @@ def score_histogram(
     return figure
 
 
-def image_sheet(images: Sequence[np.ndarray], titles: Sequence[str] | None = None, columns: int = 8) -> Figure:
-    """Contact sheet of images (H, W, 3) uint8 of various sizes, each fitted whole into a cell twice as high as wide."""
+def image_sheet(
+    images: Sequence[np.ndarray],
+    titles: Sequence[str] | None = None,
+    columns: int = 8,
+    frames: Sequence[str | None] | None = None,
+) -> Figure:
+    """Contact sheet of images of various sizes, each fitted whole into a cell twice as high as wide.
+
+    Args:
+        images: (H, W, 3) uint8 each.
+        titles: written above them.
+        columns: images in a row.
+        frames: a colour for the frame of each; None: it has none.
+    """
     columns = min(columns, len(images))
     lines = math.ceil(len(images) / columns)
     caption = 0.2 if titles is not None else 0.0
@@ -202,10 +215,15 @@ def image_sheet(images: Sequence[np.ndarray], titles: Sequence[str] | None = Non
         hspace=(0.08 + caption) / 1.7,
     )
     for i, image in enumerate(images):
-        axes = picture(figure.add_subplot(grid[i // columns, i % columns]), image)
+        axes = picture(figure.add_subplot(grid[i // columns, i % columns]), image, frames[i] if frames else None)
         if titles is not None:
             axes.set_title(titles[i], fontsize=SMALL, color=INK, pad=2.5)
     return figure
+
+
+def group_colours(count: int) -> list[str]:
+    """Colours of groups of images, the same in every figure; that of the whole is `PALETTE[0]`."""
+    return [PALETTE[1 + i % (len(PALETTE) - 1)] for i in range(count)]
 
 
 def canvas(width: float, height: float, constrained: bool = True) -> Figure:

@@ -1,8 +1,10 @@
 """What several strategies or proxies would choose from one pool, side by side: figures in MLflow, and one HTML page."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,7 +15,7 @@ from rayreid.config import Experiment
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.comparison_figures import agreement_matrices, keep_rates
-from rayreid.evaluation.figures import image_sheet, score_histogram
+from rayreid.evaluation.figures import group_colours, image_sheet, score_histogram
 from rayreid.evaluation.page import Page
 from rayreid.experiment_file import change, rows
 from rayreid.selection.overlap import jaccard, rank_correlation
@@ -24,12 +26,17 @@ from rayreid.stages.experiment import experiment_run, folder_of, open_desk, tags
 from rayreid.stages.plan import plan
 from rayreid.stages.production import produce
 from rayreid.stages.provenance import Provenance, provenance_of
-from rayreid.stages.score import LABELS, SHEET, extremes
+from rayreid.stages.score import LABELS, extremes
 from rayreid.tracking import Run
 
 STRATEGIES = ("cfs", "target_similarity", "cluster", "random")
 """What is compared unless the user says otherwise: all that need no file list."""
 FRACTIONS = (0.1, 0.25, 0.5, 0.75)
+_SHOWN = 36
+"""Images in a sheet on the page: three rows of twelve."""
+_COLUMNS = 12
+_DIGITS = 12
+"""Of a checksum, as many as tell it apart from others."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +47,25 @@ class Selection:
         label: its name on the page.
         strategy: of the configuration.
         artifact: the subset.
+        manifest: what the subset says of itself.
         priority: by index row of the pool, float64 (N,), NaN: never selected.
     """
 
     label: str
     strategy: str
     artifact: Artifact
+    manifest: Mapping[str, Any]
     priority: np.ndarray
 
     @property
     def cut(self) -> float:
         """The lowest priority that its subset holds."""
-        return float(self.artifact.facts["cut"])
+        return float(self.manifest["cut"])
+
+    @property
+    def unranked(self) -> int:
+        """Images that have no priority."""
+        return int(np.isnan(self.priority).sum())
 
 
 def compare(experiment: Experiment, strategies: Sequence[str] = STRATEGIES) -> Path:
@@ -110,15 +124,19 @@ def _selects(e: Experiment) -> bool:
 def _selection(label: str, e: Experiment, graph: Mapping[str, Artifact], store: ImageStore) -> Selection:
     ranked = graph.get("scores") or graph.get("priority")
     priority = select.ranking(e.select, e.seed, store, ranked.path if ranked else None)
-    return Selection(label, e.select.strategy, graph["subset"], priority)
+    manifest = json.loads((graph["subset"].path / select.MANIFEST).read_text(encoding="utf-8"))
+    return Selection(label, e.select.strategy, graph["subset"], manifest, priority)
 
 
 def _page(
     experiment: Experiment, store: ImageStore, found: Sequence[Selection], provenance: Provenance | None, run: Run
 ) -> Page:
-    page = Page(f"{experiment.name}: selections from {len(store):,} images")
-    page.text("A strategy gives every image of the pool a priority; a subset is the images of highest priority.")
-    page.table(["", "strategy", "subset", "images", "cut at", "cannot be decoded"], [_line(one) for one in found])
+    page = Page(f"{experiment.name}: which images each strategy chooses")
+    page.text(
+        "A strategy gives every image of the pool a priority, and a subset is the images of highest priority. "
+        "Subsets of one strategy are nested: a smaller one is a part of every larger one."
+    )
+    _add_facts(page, experiment, store, found, provenance)
     groups = provenance.groups(store.keys) if provenance else {}
     _add_overlap(page, store, found, run)
     if provenance:
@@ -129,11 +147,45 @@ def _page(
     return page
 
 
-def _line(one: Selection) -> list[str]:
-    facts = one.artifact.facts
-    images = f"{facts['images']:,} of {facts['of']:,}"
-    unranked = f"{int(np.isnan(one.priority).sum()):,}" if one.strategy in LABELS else ""
-    return [one.label, one.strategy, str(one.artifact), images, f"{one.cut:.4g}", unranked]
+def _add_facts(
+    page: Page, e: Experiment, store: ImageStore, found: Sequence[Selection], provenance: Provenance | None
+) -> None:
+    """What the selections are made from: pool, subsets, proxies."""
+    page.heading("What was compared")
+    origins = f"known; the target's own domain is {provenance.relevant!r}" if provenance else "not known"
+    page.table(
+        ["pool", ""],
+        [
+            ["dataset", " ".join(filter(None, [e.pool.dataset, e.pool.root]))],
+            ["images", f"{len(store):,}"],
+            ["fingerprint", store.fingerprint[:_DIGITS]],
+            ["origins of the images", origins],
+            ["target", " ".join(filter(None, [e.target.dataset, e.target.root]))],
+        ],
+        words=True,
+    )
+    page.table(
+        ["selection", "strategy", "images", "of the pool", "lowest priority kept", "without priority", "subset"],
+        [
+            [
+                one.label,
+                one.strategy,
+                f"{one.manifest['count']:,}",
+                f"{one.manifest['count'] / len(store):.1%}",
+                f"{one.cut:.4g}",
+                f"{one.unranked:,}",
+                str(one.artifact),
+            ]
+            for one in found
+        ],
+    )
+    proxies = [
+        [one.label, role, proxy["artifact"], proxy["weights"][:_DIGITS]]
+        for one in found
+        for role, proxy in one.manifest["proxies"].items()
+    ]
+    if proxies:
+        page.table(["selection", "its proxies", "made by", "checksum of the weights"], proxies, words=True)
 
 
 def _add_overlap(page: Page, store: ImageStore, found: Sequence[Selection], run: Run) -> None:
@@ -202,15 +254,23 @@ def _rates(
 
 
 def _add_pictures(page: Page, store: ImageStore, one: Selection, groups: Mapping[str, np.ndarray], run: Run) -> None:
-    """Histogram with the cut; sheets of the highest, median and lowest images."""
+    """Histogram with the cut; sheets of the highest, median and lowest images, framed by origin where it is known."""
+    colours = dict(zip(groups, group_colours(len(groups)), strict=True))
     ranked = np.isfinite(one.priority)
     if one.strategy in LABELS:
         shares = {name: members[ranked] for name, members in groups.items()}
         histogram = score_histogram(one.priority[ranked], one.cut, shares, LABELS[one.strategy])
         _show(page, run, histogram, f"{_slug(one.label)}_histogram", f"{one.label}: distribution, the cut marked")
-    for part, shown in extremes(one.priority, SHEET).items():
-        titles = [f"{value:.3f}" for value in one.priority[shown]]
-        sheet = image_sheet([store.image(row) for row in shown], titles, columns=12)
+    if colours:
+        page.key(colours)
+    for part, shown in extremes(one.priority, _SHOWN).items():
+        frames = [next(colours[name] for name, members in groups.items() if members[row]) for row in shown]
+        sheet = image_sheet(
+            [store.image(row) for row in shown],
+            [f"{value:.3f}" for value in one.priority[shown]],
+            columns=_COLUMNS,
+            frames=frames if colours else None,
+        )
         _show(page, run, sheet, f"{_slug(one.label)}_{part}", f"{one.label}: {part} priorities", photographs=True)
 
 
