@@ -73,7 +73,7 @@ def allowed(room: str) -> set[str]:
         return GROUND | BASE_ROOMS | {room}
     if room == "stages":
         return GROUND | STAGES_ONLY | DOMAIN | {"stages"}
-    return GROUND | {"stages"}  # the doors
+    return GROUND | DOORS | {"stages"}
 
 
 def test_every_module_stands_on_a_known_floor():

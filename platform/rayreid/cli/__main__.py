@@ -1,0 +1,5 @@
+"""`python -m rayreid.cli`."""
+
+from rayreid.cli import main
+
+main()

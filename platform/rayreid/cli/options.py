@@ -1,0 +1,18 @@
+"""Arguments and options that several commands have."""
+
+from typing import Annotated, Any
+
+import typer
+
+GROUP: dict[str, Any] = {
+    "no_args_is_help": True,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+"""Settings of a group of commands."""
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="Experiment file, e.g. experiments/demo.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, e.g. select.fraction=0.25", show_default=False),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
