@@ -12,27 +12,17 @@ from typing import Any
 
 import child
 import numpy as np
-from clustered import clustered_features
+from clustered import clustered_features, load_sides, save_sides
 from timing import Paired, number, show_table
 
 K1, K2, WEIGHT = 20, 6, 0.3
-CAMERAS = 6
 WARM = 500  # queries that everything is tried on before it is timed, and gallery images
 
 Case = dict[str, np.ndarray]
 
 
-def draw(folder: Path, queries: int, gallery: int, dimensions: int) -> None:
-    features, pids = clustered_features(queries + gallery, dimensions)
-    rng = np.random.default_rng(0)
-    order, camids = rng.permutation(len(features)), rng.integers(0, CAMERAS, len(features))
-    for side, rows in (("query", np.sort(order[:queries])), ("gallery", np.sort(order[queries:]))):
-        for name, values in (("features", features), ("pids", pids), ("camids", camids)):
-            np.save(folder / f"{side}_{name}.npy", values[rows])
-
-
 def prepare(kind: str, folder: Path) -> Callable[[], dict[str, Any]]:
-    case = {path.stem: np.load(path) for path in folder.glob("*.npy")}
+    case = load_sides(folder)
     work = CHILDREN[kind]
     work({name: values[:WARM] for name, values in case.items()})
     return lambda: {"mAP": work(case)}
@@ -86,7 +76,7 @@ def main() -> None:
         child.measure(lambda: prepare(kind, Path(folder)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        draw(Path(scratch), args.query, args.gallery, args.dimensions)
+        save_sides(Path(scratch), *clustered_features(args.query + args.gallery, args.dimensions), args.query)
         child.run(__file__, "compiled", Path(scratch), args.threads)
         results = [child.run(__file__, "sparse", Path(scratch), args.threads) for _ in range(args.repeats)]
         once = child.run(__file__, "usual", Path(scratch), args.threads)

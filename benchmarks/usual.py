@@ -71,6 +71,11 @@ def rerank(query: np.ndarray, gallery: np.ndarray, k1: int, k2: int, weight: flo
     return distances[:, len(query) :]
 
 
+def squared_distances(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """(Q, G) squared distances of unit features."""
+    return 2 - 2 * query @ gallery.T
+
+
 def mean_average_precision(
     distances: np.ndarray, pids: tuple[np.ndarray, ...], camids: tuple[np.ndarray, ...]
 ) -> float:

@@ -72,17 +72,6 @@ def test_matches_naive(ties, noise):
     assert report.mINP == pytest.approx(np.nanmean(penalty), rel=1e-12)
 
 
-@pytest.mark.parametrize("few", [0, 1])  # always counted, always sorted
-def test_true_ranks_with_ties_either_way(few, monkeypatch):
-    monkeypatch.setattr(ranking, "FEW_RIVALS", few)
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        row = rng.integers(0, 5, 40).astype(np.float32)
-        matches = np.sort(rng.choice(40, 6, replace=False))
-        expected = np.flatnonzero(np.isin(np.argsort(-row, kind="stable"), matches)) + 1
-        np.testing.assert_array_equal(ranking.true_ranks(row, matches), expected)
-
-
 def test_case_really_has_ties_junk_and_lonely_queries():
     qf, gf, qp, gp, _, _ = random_case(ties=True)
     scores = qf @ gf.T
@@ -148,16 +137,31 @@ def test_block_size_changes_no_bit(block, monkeypatch):
 def test_never_holds_more_than_a_block_of_similarities(monkeypatch):
     monkeypatch.setattr(ranking, "TILE", 8)
     sizes = []
-    original = ranking.true_ranks
-    monkeypatch.setattr(
-        "rayreid.evaluation.retrieval.true_ranks",
-        lambda row, matches: (
-            sizes.append(row.base.shape if row.base is not None else row.shape) or original(row, matches)
-        ),
-    )
-    evaluate_retrieval(*random_case(queries=40), block=8)
+
+    def watched(query, gallery, block):
+        for start, part in ranking.score_blocks(query, gallery, block):
+            sizes.append(part.shape if part.base is None else part.base.shape)
+            yield start, part
+
+    case = random_case(queries=40)
+    report = evaluate_retrieval(*case, block=8, scores=watched)
     assert sizes
     assert max(np.prod(size) for size in sizes) <= 8 * 600
+    assert report.metrics() == evaluate_retrieval(*case, block=8).metrics()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_number_of_threads_changes_no_bit(threads):
+    case = random_case(queries=300, gallery=3000, dim=96)
+    whole = evaluate_retrieval(*case)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        report = evaluate_retrieval(*case)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(report.average_precision, whole.average_precision)
+    assert report.metrics() == whole.metrics()
 
 
 def test_tensors_and_arrays_give_the_same():

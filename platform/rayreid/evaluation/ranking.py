@@ -1,8 +1,7 @@
-"""Ranks of true matches from cosine similarities, without forming the distance matrix or sorting a row.
+"""What is ranked, and by which similarities: never the whole distance matrix.
 
 The rank of a true match is one plus the number of valid gallery images that beat it: by a higher similarity, or by
-an equal one and an earlier place in the gallery. They are counted by comparison or, where few images beat a query's
-last match, found by sorting those few.
+an equal one and an earlier place in the gallery. They are counted (`ranks_cpu`); no row is sorted.
 
 Similarities come from products of one fixed shape, `TILE` queries (padded with zeros) by the gallery: products of other
 shapes round otherwise, and a near tie would then turn with a query's neighbours or the block size.
@@ -18,8 +17,8 @@ from rayreid.errors import UserError
 
 JUNK = -1  # pid of images that are nobody's: out of query and gallery
 UNKNOWN_CAMERA = -1  # camid that equals no camera, itself included
+NO_CAMERA = np.iinfo(np.int64).min
 TILE = 256  # queries in one matrix product
-FEW_RIVALS = 1 / 16  # of the gallery; up to here sorting is quicker than counting
 SMALLEST_NORM = 1e-12  # a zero feature stays zero
 
 Array = np.ndarray | torch.Tensor
@@ -73,39 +72,26 @@ def check_widths(query: ImageSet, gallery: ImageSet) -> None:
 
 
 class Relatives:
-    """Item i: the gallery's rows of query i's identity, ascending, as (true matches, seen by the same camera)."""
+    """The gallery's images of every query's identity.
+
+    Attributes:
+        rows: (G,) int64 gallery rows by identity, those of one ascending.
+        spans: (Q, 2) int64, a query's identity in `rows`.
+        seen: (G,) int64 camera of each of `rows`.
+        cameras: (Q,) int64 camera whose images are passed over; `NO_CAMERA` where the query's is unknown.
+    """
 
     def __init__(self, query: ImageSet, gallery: ImageSet):
         self.rows = np.argsort(gallery.pids, kind="stable")
         pids = gallery.pids[self.rows]
-        self.low = np.searchsorted(pids, query.pids, side="left")
-        self.high = np.searchsorted(pids, query.pids, side="right")
-        self.query_camids, self.gallery_camids = query.camids, gallery.camids[self.rows]
+        self.spans = np.stack([np.searchsorted(pids, query.pids, side=side) for side in ("left", "right")], axis=1)
+        self.seen = gallery.camids[self.rows].astype(np.int64)
+        self.cameras = np.where(query.camids == UNKNOWN_CAMERA, NO_CAMERA, query.camids).astype(np.int64)
 
-    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        span = slice(self.low[i], self.high[i])
-        rows, camid = self.rows[span], self.query_camids[i]
-        seen = (self.gallery_camids[span] == camid) & (camid != UNKNOWN_CAMERA)
-        return rows[~seen], rows[seen]
-
-
-def true_ranks(row: np.ndarray, matches: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ascending, of gallery rows `matches` (ascending) by the similarities `row` (G,)."""
-    if not len(matches):
-        return np.empty(0, np.int64)
-    rivals = row >= row[matches].min()  # nothing below the last match can beat any
-    if np.count_nonzero(rivals) <= FEW_RIVALS * len(row):
-        rows = rivals.nonzero()[0]
-        place = np.empty(len(rows), np.int64)
-        place[np.argsort(-row[rows], kind="stable")] = np.arange(1, len(rows) + 1)
-        ranks = place[np.searchsorted(rows, matches)]
-    else:
-        ranks = np.empty(len(matches), np.int64)
-        for j, (match, own) in enumerate(zip(matches.tolist(), row[matches], strict=True)):
-            earlier, later = row[:match] >= own, row[match + 1 :] > own
-            ranks[j] = 1 + np.count_nonzero(earlier) + np.count_nonzero(later)
-    ranks.sort()
-    return ranks
+    def passed_over(self, i: int) -> np.ndarray:
+        """Gallery rows, ascending, that are no matches of query i: its own camera has seen them."""
+        low, high = self.spans[i]
+        return self.rows[low:high][self.seen[low:high] == self.cameras[i]]
 
 
 def score_blocks(query: torch.Tensor, gallery: torch.Tensor, block: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -4,20 +4,25 @@ The protocol (Zheng et al., "Scalable Person Re-identification: A Benchmark", IC
 leaves query and gallery; for each query the gallery images of the same identity *and* the same camera are passed
 over; a query with no true match left is not counted. mINP is from Ye et al., arXiv 2001.04193, eq. 17.
 
-How the ranks are found, and how ties are broken, is in `ranking`.
+Equal scores rank in the gallery's order. How ranks are found is in `ranking` and `ranks_cpu`.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from rayreid.errors import UserError
-from rayreid.evaluation.ranking import TILE, Array, ImageSet, Relatives, check_widths, score_blocks, true_ranks
+from rayreid.evaluation.ranking import TILE, Array, ImageSet, Relatives, check_widths, score_blocks
+from rayreid.evaluation.ranks_cpu import judge
+from rayreid.neighbours.kernels import in_blocks, side_by_side, thread_pool
 
 Scores = Callable[[torch.Tensor, torch.Tensor, int], Iterator[tuple[int, np.ndarray]]]
 """Of unit query and gallery features and a number of queries: blocks (first query, scores (b, G), best highest)."""
+
+QUERIES = 16  # judged by a thread at a time
 
 
 @dataclass(frozen=True)
@@ -102,13 +107,13 @@ def evaluate_retrieval(
     query, gallery = query.without_junk(), gallery.without_junk()
 
     relatives = Relatives(query, gallery)
-    ranks: list[np.ndarray] = []
-    for start, part in scores(query.features, gallery.features, block):
-        for i, row in enumerate(part, start):
-            true, seen = relatives[i]
-            row[seen] = -np.inf
-            ranks.append(true_ranks(row, true))
-    return _report(ranks, counted, total, max_rank, junk_queries, len(gallery), junk_gallery)
+    labels = (relatives.rows, relatives.spans, relatives.seen, relatives.cameras)
+    judged = _Judged(len(query))
+    with thread_pool() as pool:
+        for start, part in scores(query.features, gallery.features, block):
+            work = partial(judge, part, start, *labels, *judged.columns)
+            side_by_side(pool, in_blocks(work, len(part), QUERIES))
+    return judged.report(counted, total, max_rank, junk_queries, len(gallery), junk_gallery)
 
 
 @torch.inference_mode()
@@ -147,7 +152,7 @@ def top_k(
     for start, scores in score_blocks(query.features, gallery.features, block):
         for i, row in enumerate(scores, start):
             if relatives is not None:
-                row[relatives[i][1]] = -np.inf
+                row[relatives.passed_over(i)] = -np.inf
                 row[gallery.junk] = -np.inf
             kth = np.partition(row, -k)[-k] if k < len(row) else -np.inf
             near = np.flatnonzero((row >= kth) & (row > -np.inf))
@@ -157,46 +162,44 @@ def top_k(
     return best_scores, best_rows
 
 
-def _report(
-    ranks: list[np.ndarray],
-    counted: np.ndarray,
-    total: int,
-    max_rank: int,
-    junk_queries: int,
-    gallery: int,
-    junk_gallery: int,
-) -> RetrievalReport:
-    """Metrics from the ascending ranks of every query's true matches; `counted` are the queries' rows in `total`."""
-    lengths = np.array([len(found) for found in ranks], np.int64)
-    rows, lengths_found = counted[lengths > 0], lengths[lengths > 0]
-    if not len(rows):
-        raise UserError(
-            f"none of the {total} queries has a true match in the gallery (same pid seen by another camera):"
-            " check that query and gallery come from the same dataset and that camera ids are set"
-        )
-    joined = np.concatenate(ranks)
-    ends = np.cumsum(lengths_found)
-    starts = ends - lengths_found
-    nth = np.arange(1, len(joined) + 1) - np.repeat(starts, lengths_found)  # a match's number among its query's
+class _Judged:
+    """Of each query without junk: average precision, inverse negative penalty, rank of the first match, matches."""
 
-    precision, penalty = np.full(total, np.nan), np.full(total, np.nan)
-    first, matches = np.zeros(total, np.int64), np.zeros(total, np.int64)
-    precision[rows] = np.add.reduceat(nth / joined, starts) / lengths_found
-    penalty[rows] = lengths_found / joined[ends - 1]
-    first[rows] = joined[starts]
-    matches[rows] = lengths_found
-    below = np.searchsorted(np.sort(first[rows]), np.arange(1, max_rank + 1), side="right")
-    return RetrievalReport(
-        mAP=float(precision[rows].mean()),
-        cmc=below / len(rows),
-        mINP=float(penalty[rows].mean()),
-        average_precision=precision,
-        inverse_negative_penalty=penalty,
-        first_match=first,
-        matches=matches,
-        queries=len(rows),
-        skipped=len(counted) - len(rows),
-        junk_queries=junk_queries,
-        gallery=gallery,
-        junk_gallery=junk_gallery,
-    )
+    def __init__(self, queries: int):
+        self.columns = (
+            np.full(queries, np.nan),
+            np.full(queries, np.nan),
+            np.zeros(queries, np.int64),
+            np.zeros(queries, np.int64),
+        )
+
+    def report(
+        self, counted: np.ndarray, total: int, max_rank: int, junk_queries: int, gallery: int, junk_gallery: int
+    ) -> RetrievalReport:
+        """The means, and the columns spread over all `total` queries given; `counted` are the rows of those judged."""
+        found = self.columns[-1] > 0
+        if not found.any():
+            raise UserError(
+                f"none of the {total} queries has a true match in the gallery (same pid seen by another camera):"
+                " check that query and gallery come from the same dataset and that camera ids are set"
+            )
+        precision, penalty = np.full(total, np.nan), np.full(total, np.nan)
+        first, matches = np.zeros(total, np.int64), np.zeros(total, np.int64)
+        for spread, column in zip((precision, penalty, first, matches), self.columns, strict=True):
+            spread[counted] = column
+        below = np.searchsorted(np.sort(self.columns[2][found]), np.arange(1, max_rank + 1), side="right")
+        queries = int(found.sum())
+        return RetrievalReport(
+            mAP=float(self.columns[0][found].mean()),
+            cmc=below / queries,
+            mINP=float(self.columns[1][found].mean()),
+            average_precision=precision,
+            inverse_negative_penalty=penalty,
+            first_match=first,
+            matches=matches,
+            queries=queries,
+            skipped=len(counted) - queries,
+            junk_queries=junk_queries,
+            gallery=gallery,
+            junk_gallery=junk_gallery,
+        )
