@@ -223,6 +223,20 @@ def test_more_identities_in_a_batch_than_the_target_has(refused):
     assert "proxy.finetune.identities=3" in refused("run", GOOD, "proxy.finetune.identities=3")
 
 
+def test_more_images_in_a_batch_than_the_target_has(refused):
+    message = refused("run", GOOD, "finetune.sampler=plain", "finetune.instances=100")
+    assert "finetune.identities=2 × finetune.instances=100 are more than the" in message
+
+
+def test_looks_at_a_query_and_gallery_that_are_not_there(refused, home):
+    listing = home / "source.csv"
+    listing.write_text("path,pid,camid,split\n" + "".join(f"{n}.jpg,{n % 2},{n},train\n" for n in range(8)))
+    source = {"dataset": "table", "root": str(listing)}
+    tree = {**GOOD, "adapt": {"method": "uda", "k1": 4, "k2": 2, "clusters": 2}, "source": source}
+    message = refused("run", tree, "finetune.evaluate_every=1", "proxy.finetune.evaluate_every=0")
+    assert "finetune.evaluate_every=1, but the source has no query and gallery" in message
+
+
 def stored(home: Path, images: int) -> None:
     """Make GOOD's pool a complete artifact of so many images."""
     artifact = ingest.plan(home / "outputs", Source(**GOOD["pool"]))
@@ -420,6 +434,7 @@ def test_a_method_that_does_not_suit_the_backbone_or_its_keys(refused, command, 
         ({"pretrain": {"batch_size": 8, "accumulate": 2}}, r"pretrain.batch_size=8 .*\(3\) × pretrain.accumulate=2"),
         ({"finetune": {"identities": 2}}, r"finetune.identities=2 .*resources.workers=auto \(3\)"),
         ({"proxy": {"pretrain": {"batch_size": 12}, "finetune": {"identities": 2}}}, "proxy.finetune.identities=2"),
+        ({"finetune": {"identities": 2, "sampler": "plain"}}, r"finetune.identities=2 × finetune.instances=4 .*\(3\)"),
         ({}, None),
     ],
 )

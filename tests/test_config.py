@@ -26,6 +26,7 @@ def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
         (Finetune, "checkpoint_minutes", 3),
         (Pretrain, "keep_checkpoints", 5),
         (Finetune, "keep_every_epochs", 5),
+        (Finetune, "evaluate_every", 5),
         (Adapt, "evaluate_every", 5),
         (Adapt, "checkpoint_minutes", 5),
         (Score, "batch_size", 17),
@@ -46,6 +47,7 @@ def test_identity_holds_everything_else(section):
     runtime = {"checkpoint_minutes", "keep_checkpoints", "keep_every_epochs", "probe_every", "probe_images"}
     runtime |= {"evaluate_every", "weights", "strict", "list", "max_bad_fraction"}
     runtime |= {"num_heads", "queue", "freeze_patch"}  # added later: see below
+    runtime |= {"sampler", "margin"}
     runtime |= {"temperature"} if section is Pretrain else set()
     runtime |= {"clusters"} if section is Select else set()
     runtime |= {"batch_size", "targets"} if section in (Score, Evaluate) else set()
@@ -57,6 +59,9 @@ def test_a_field_that_was_added_later_leaves_the_ids_of_what_was_made_before():
     assert set(Backbone().identity()) == {"name", "stem", "img_size", "depth"}
     assert Backbone(num_heads=None).identity() == Backbone().identity()
     assert Backbone(num_heads=12).identity() == {**Backbone().identity(), "num_heads": 12}
+    assert Finetune(sampler="identity", margin=None).identity() == Finetune().identity()
+    for changed in ({"sampler": "camera"}, {"margin": 0.3}, {"margin": 0.0}):
+        assert Finetune(**changed).identity() == {**Finetune().identity(), **changed}
 
 
 def test_dino_runs_keep_the_ids_they_had_when_there_was_no_other_method():
@@ -210,6 +215,9 @@ def test_sections_are_immutable_and_closed():
         (Pretrain, {"epochs": 4, "warmup_epochs": 5}),
         (Finetune, {"weight_decay": -0.01}),
         (Finetune, {"bias_lr_factor": -1}),
+        (Finetune, {"margin": -0.1}),
+        (Finetune, {"sampler": "random"}),
+        (Finetune, {"evaluate_every": -1}),
         (Finetune, {"epochs": 4, "warmup_epochs": 5}),
         (Proxy, {"seed": -1}),
         (Sweep, {"parameters": {"seed": []}}),

@@ -86,6 +86,22 @@ def test_first_epoch_is_the_fields_draw():
     assert chunks[small] == 1
 
 
+def test_images_left_over_are_dropped_for_an_epoch_only():
+    """Six images make one chunk of four; identities with fewer than four give one, with images repeated."""
+    pids = np.repeat([0, 1, 2], [6, 6, 3])
+    plan = IdentityPlan(np.arange(15), pids, identities=3, instances=4, seed=0)
+    assert plan.steps_per_epoch == 1
+    seen = Counter()
+    for epoch in range(12):
+        chunks = plan.batch(epoch, 0).reshape(3, 4)
+        large = chunks[pids[chunks[:, 0]] < 2]
+        assert all(len(set(chunk.tolist())) == 4 for chunk in large)
+        (small,) = chunks[pids[chunks[:, 0]] == 2]
+        assert len(set(small.tolist())) <= 3
+        seen.update(chunks.ravel().tolist())
+    assert set(seen) == set(range(15))
+
+
 def test_every_epoch_has_the_announced_length():
     rows, pids = labelled()
     plan = IdentityPlan(rows, pids, identities=8, instances=4, seed=3)

@@ -26,6 +26,26 @@ def test_margin_matches_published(case):
     assert triplet_loss(x, labels, margin=0.3).item() == pytest.approx(float(data["margin_0_3_loss"]), abs=1e-5)
 
 
+def test_gradient_with_a_margin_pulls_and_pushes_along_unit_vectors(case):
+    """The parity file has no gradient for it: d|a − b| / da = (a − b) / |a − b|, per costly triplet."""
+    data, x, labels = case
+    triplet_loss(x, labels, margin=0.3).backward()
+    points, names = data["x"].astype(float), data["y"]
+    vectors = points[:, None] - points[None]
+    dense = np.linalg.norm(vectors, axis=2)
+    same = names[:, None] == names[None]
+    pairs = np.where(same, dense, -1).argmax(1), np.where(same, np.inf, dense).argmin(1)
+    expected = np.zeros_like(points)
+    costly = data["hardest_positive"] - data["hardest_negative"] + 0.3 > 0
+    assert costly.any()
+    for anchor in np.flatnonzero(costly):
+        for other, sign in ((pairs[0][anchor], 1), (pairs[1][anchor], -1)):
+            pull = sign * vectors[anchor, other] / dense[anchor, other] / len(points)
+            expected[anchor] += pull
+            expected[other] -= pull
+    np.testing.assert_allclose(x.grad, expected, atol=1e-5)
+
+
 def test_hardest_distances_match_published(case):
     data, x, labels = case
     positive, negative = hardest_distances(x.detach(), labels)

@@ -1,6 +1,7 @@
-"""A process of its own that pre-trains the tiny experiment: what the tests of interruptions kill.
+"""A process of its own that trains the tiny experiment: what the tests of interruptions kill.
 
-Run as `python killed.py FILE [STEP]`; with a step on a test cluster of two nodes, one of which is lost and replaced
+It pre-trains, or fine-tunes where the file says `pretrain: none`. Run as `python killed.py FILE [STEP]`; with a step on
+a test cluster of two nodes, one of which is lost and replaced
 when the checkpoint of that step is there.
 """
 
@@ -17,7 +18,7 @@ from rayreid.stages.experiment import run_stage
 
 def newest_step(root: Path) -> int:
     """Optimizer steps done in the newest checkpoint that a run under this root has sealed."""
-    return max((int(path.stem) for path in root.glob("pretrain/*/checkpoints/*.json")), default=0)
+    return max((int(path.stem) for path in root.glob("*/*/checkpoints/*.json")), default=0)
 
 
 def wait_for_step(root: Path, step: int, seconds: float = 240.0) -> None:
@@ -54,4 +55,5 @@ def _on_nodes(file: str, lost_at: int) -> int:
 if __name__ == "__main__":
     if len(sys.argv) > 2:
         sys.exit(_on_nodes(sys.argv[1], int(sys.argv[2])))
-    run_stage(load_experiment(Path(sys.argv[1])), "pretrain")
+    experiment = load_experiment(Path(sys.argv[1]))
+    run_stage(experiment, "finetune" if experiment.pretrain.method == "none" else "pretrain")

@@ -3,15 +3,14 @@
 import io
 from dataclasses import replace
 
+import in_process
 import numpy as np
 import pytest
-import ray.train.torch
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 
 from rayreid.artifacts import Artifact
-from rayreid.cluster import Share
 from rayreid.config import Adapt, Backbone, Experiment, Resources
 from rayreid.data.batch import ImageBatch
 from rayreid.data.datasets import open_dataset
@@ -21,7 +20,8 @@ from rayreid.evaluation.retrieval import evaluate_retrieval
 from rayreid.journal import Journal
 from rayreid.models.embedding import Embedder
 from rayreid.reid.pseudo_labels import Clustering
-from rayreid.stages import adapt, finetune, pretrain, pseudo_report, trainer
+from rayreid.stages import adapt, finetune, pretrain, pseudo_report
+from rayreid.stages.look import Look
 from rayreid.stages.plan import STAGE_ROLE, plan
 from rayreid.stages.production import Work
 from rayreid.stages.progress import Screen
@@ -172,7 +172,7 @@ def test_an_epoch_on_a_worker(store, method, tmp_path):
 
 def test_a_look_at_query_and_gallery(store, method):
     made, _ = method
-    look = pseudo_report.Look(store.directory, adapt._test(BACKBONE), 2, 5, "fp32")(made, CPU, 1)
+    look = Look(store.directory, adapt._test(BACKBONE), 2, 5, "fp32")(made, CPU, 1)
     assert [bool(look(epoch)) for epoch in range(1, 6)] == [False, True, False, True, True]
     query, gallery = store.rows_of("query"), store.rows_of("gallery")
     with torch.no_grad():
@@ -191,9 +191,7 @@ def test_a_look_at_query_and_gallery(store, method):
 
 
 def test_by_default_it_does_not_look(store, method):
-    look = pseudo_report.Look(store.directory, adapt._test(BACKBONE), CONFIG.evaluate_every, 1, "fp32")(
-        method[0], CPU, 1
-    )
+    look = Look(store.directory, adapt._test(BACKBONE), CONFIG.evaluate_every, 1, "fp32")(method[0], CPU, 1)
     assert look(1) == {}
 
 
@@ -236,51 +234,10 @@ def test_figures_and_facts_of_the_labels(store, tmp_path):
 # The whole stage
 
 
-class InProcess:
-    """In place of Ray Train: one worker, in this process."""
-
-    def __init__(self, loop, train_loop_config, **rest):
-        self.loop, self.config = loop, train_loop_config
-
-    def fit(self):
-        self.loop(self.config)
-
-
-class Recorder:
-    """A run that remembers what it was given."""
-
-    id = "r"
-
-    def __init__(self):
-        self.rows, self.figures, self.tagged = [], [], {}
-
-    def history(self, rows):
-        self.rows += rows
-
-    def figure(self, figure, name):
-        self.figures.append(name)
-
-    def tags(self, tags):
-        self.tagged |= tags
-
-    def dataset(self, *rest):
-        pass
-
-    def params(self, values):
-        pass
-
-    def file(self, path, folder):
-        assert path.is_file()
-
-
 @pytest.fixture
 def make(store, tmp_path, monkeypatch):
     """Runs the stage on a start of its own with a changed configuration; returns facts, run and screen's text."""
-    monkeypatch.setattr(trainer, "training_share", lambda resources: Share(1, 1, False))
-    monkeypatch.setattr(ray.train.torch, "get_device", lambda: CPU)
-    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", InProcess)
-    monkeypatch.setattr(trainer, "_POLL_SECONDS", 0.05)
+    in_process.train_here(monkeypatch)
 
     def make(**changes):
         target = Artifact(tmp_path, "ingest", 1, {})
@@ -289,8 +246,7 @@ def make(store, tmp_path, monkeypatch):
             target.path.symlink_to(store.directory)
         artifact = adapt.plan(target, None, CONFIG.model_copy(update=changes), BACKBONE, 0, Resources())
         artifact.path.mkdir(parents=True, exist_ok=True)
-        screen = Screen(Console(file=io.StringIO(), width=200))
-        work = Work(artifact, artifact.path, Recorder(), screen)
+        work = in_process.work_on(artifact)
         return artifact.job(work), work
 
     return make
@@ -301,7 +257,8 @@ def test_the_stage_leaves_weights_labels_figures_and_facts(make):
     assert facts["steps"] == 4 and facts["images_seen"] == 16 and facts["images"] == 24
     assert facts["final_clusters"] >= 2 and facts["epochs_with_kept_labels"] == 0 and "final_ari" in facts
     assert (work.folder / adapt.WEIGHTS).is_file() and len(list((work.folder / "labels").iterdir())) == 2
-    assert work.run.figures == ["figures/loss.png", "figures/labels.png", "figures/clusters.png"]
+    assert work.run.figures == [f"figures/{name}.png" for name in ("loss", "eval", "labels", "clusters")]
+    assert facts["final_eval_mAP"] == facts["best_eval_mAP"] and facts["best_eval_epoch"] == 2
     logged = {name for row in work.run.rows for name in row}
     assert {"clusters", "loss", "eval_mAP", "seconds_cluster"} <= logged
     assert logged & set(facts) <= {"gpu_hours"}  # facts are metrics, too: under names of their own they spoil no curve

@@ -24,7 +24,11 @@ ADAPT = {
     "min_samples": 2,
     "evaluate_every": 1,
 }
-ROWS = [{"label": "raw", "adapt": {"method": "usl", "epochs": 0}}, {"adapt": "usl"}, {"adapt": "uda"}]
+ROWS = [
+    {"label": "raw", "adapt": {"method": "usl", "epochs": 0}},
+    {"adapt": "usl"},
+    {"label": "adapt=uda", "adapt": "uda", "finetune.evaluate_every": 1},
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,7 @@ def test_labels_and_figures_of_every_epoch(outcome, root, label):
     assert [metric.step for metric in client.get_metric_history(one.info.run_id, "ari")] == [0, 2]
     assert [metric.step for metric in client.get_metric_history(one.info.run_id, "eval_mAP")] == [1, 3]
     figures = {file.path for file in client.list_artifacts(one.info.run_id, "figures")}
-    assert figures == {f"figures/{name}.png" for name in ("loss", "labels", "clusters")}
+    assert figures == {f"figures/{name}.png" for name in ("loss", "eval", "labels", "clusters")}
     assert one.data.tags["adapt"] == label.removeprefix("adapt=")
 
 
@@ -72,3 +76,10 @@ def test_what_was_seen_last_is_what_is_evaluated(outcome):
         last = Journal(graphs[label]["adapted"].path / "metrics.jsonl").history()[-1]
         assert last["eval_mAP"] == pytest.approx(results[label].scores["mAP"], abs=1e-4)
         assert last["eval_rank1"] == pytest.approx(results[label].scores["rank1"], abs=1e-4)
+
+
+def test_fine_tuning_on_the_source_was_looked_at_by_both_workers(outcome):
+    model = outcome[1]["adapt=uda"]["model"]
+    assert model.facts["workers"] == 2 and 0 < model.facts["final_eval_mAP"] <= 1
+    assert {path.name for path in model.path.glob("*.safetensors")} == {"model.safetensors", "best.safetensors"}
+    assert outcome[1]["adapt=uda"]["adapted"].inputs["weights"].id == model.id

@@ -1,4 +1,4 @@
-"""Pre-training is really killed, in the middle of an epoch: what the same command then makes is what it would have.
+"""Training is really killed, in the middle of an epoch: what the same command then makes is what it would have.
 
 Workers, the driver with all of its Ray, and a node of a cluster. Two workers of one CPU each, float32.
 """
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import in_process
 import killed
 import psutil
 import pytest
@@ -19,6 +20,10 @@ import yaml
 from killed import newest_step, wait_for_step
 from safetensors.torch import load_file
 from tiny_experiment import TINY
+
+from rayreid.experiment_file import load_experiment
+from rayreid.journal import Journal
+from rayreid.stages.plan import plan
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -45,7 +50,7 @@ def start(file: Path, root: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
-def finish(process: subprocess.Popen, root: Path) -> Path:
+def finish(process: subprocess.Popen, root: Path, stage: str = "pretrain") -> Path:
     """Wait for its end; the artifact that it made."""
     try:
         status = process.wait(400)
@@ -53,7 +58,7 @@ def finish(process: subprocess.Popen, root: Path) -> Path:
         kill_tree(process)
         status = None
     assert status == 0, (root.parent / f"{root.name}.log").read_text()[-3000:]
-    (artifact,) = root.glob("pretrain/*/artifact.json")
+    (artifact,) = root.glob(f"{stage}/*/artifact.json")
     return artifact.parent
 
 
@@ -151,3 +156,33 @@ def test_the_loss_of_a_node_costs_no_more(file, whole, tmp_path):
     (lost,) = re.findall(r"node lost after step (\d+)", (tmp_path / "root.log").read_text())
     assert KILLED_AT <= int(lost) < EPOCHS * STEPS_PER_EPOCH
     assert_same(artifact, whole)
+
+
+def test_a_fine_tuning_whose_driver_was_killed_ends_like_one_in_a_single_process(tmp_path, monkeypatch):
+    """With the weights of its last epoch and of its best, and the same rows."""
+    root, steps = tmp_path / "root", 15
+    finetune = {"epochs": EPOCHS, "identities": 2, "instances": 2, "precision": "fp32", "evaluate_every": 1}
+    finetune |= {"checkpoint_minutes": 1e-6, "lr": 0.01}
+    resources = {"workers": 1, "cpus_per_worker": 1, "gpu": False}
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump({**TINY, "pretrain": "none", "finetune": finetune, "resources": resources}))
+    process = start(file, root)
+    wait_for_step(root, steps + 4)
+    kill_tree(process)
+    assert newest_step(root) < 2 * steps and not list(root.glob("finetune/*/artifact.json"))
+    artifact = finish(start(file, root), root, "finetune")
+    assert json.loads((artifact / "artifact.json").read_text())["facts"]["resumed"] is True
+
+    in_process.train_here(monkeypatch)
+    graph = plan(load_experiment(file), tmp_path / "single")
+    graph["target"].path.parent.mkdir(parents=True)
+    graph["target"].path.symlink_to(next(root.glob("ingest/*")))
+    work = in_process.work_on(graph["model"])
+    assert graph["model"].job(work)["steps"] == EPOCHS * steps
+    for name in ("model.safetensors", "best.safetensors"):
+        torch.testing.assert_close(load_file(artifact / name), load_file(work.folder / name), rtol=0, atol=1e-6)
+    found, expected = (
+        {row["step"]: (row["loss"], row.get("eval_mAP")) for row in Journal(folder / "metrics.jsonl").history()}
+        for folder in (artifact, work.folder)
+    )
+    assert found == {step: pytest.approx(values, abs=1e-5) for step, values in expected.items()}

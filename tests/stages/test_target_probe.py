@@ -12,8 +12,9 @@ from rayreid.data.sampling import ShufflePlan
 from rayreid.data.store import ImageStore, finish_store, write_shard
 from rayreid.evaluation.probe import choose_probe
 from rayreid.stages import pretrain
+from rayreid.stages.interim import note, outcome
 from rayreid.stages.plan import plan
-from rayreid.stages.probe import TargetProbe, note, outcome
+from rayreid.stages.probe import TargetProbe
 from rayreid.training.checkpoint import Checkpoints
 from rayreid.training.feed import Feed
 from rayreid.training.loop import LoopSettings, train

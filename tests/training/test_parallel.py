@@ -25,6 +25,12 @@ def _worker(rank: int, folder: str) -> None:
 
     results["broadcast"] = parallel.broadcast(torch.full((2,), float(rank)), source=1)
 
+    norm = torch.nn.BatchNorm1d(2)
+    norm(torch.randn(4, 2) + 5 * (rank + 1))
+    before = norm.running_mean.clone()
+    parallel.broadcast_buffers(norm)
+    results["buffers"] = before, norm.running_mean, norm.num_batches_tracked
+
     parallel.BUCKET_BYTES = 64  # the gradients below then need several buckets
     parameters = [torch.nn.Parameter(torch.zeros(s)) for s in ((3, 4), (5,), (), (40,))]
     parameters.append(torch.nn.Parameter(torch.zeros(2, dtype=torch.float64)))
@@ -73,6 +79,12 @@ def test_all_reduce_sums_in_place(workers):
 def test_broadcast_takes_the_source(workers):
     for worker in workers:
         assert worker["broadcast"].tolist() == [1.0, 1.0]
+
+
+def test_running_statistics_become_those_of_the_source(workers):
+    (own, found, _), (other, also, counted) = (worker["buffers"] for worker in workers)
+    assert torch.equal(found, own) and torch.equal(also, own) and not torch.equal(other, own)
+    assert counted == 1
 
 
 def test_broadcast_text_takes_the_source_of_any_length(workers):

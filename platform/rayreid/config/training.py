@@ -140,6 +140,9 @@ class Finetune(Section):
     epochs: PositiveInt = 120
     identities: PositiveInt = 16
     instances: Annotated[int, Field(ge=2)] = 4
+    sampler: Annotated[Literal["identity", "camera", "plain", "balanced"], ADDED] = "identity"
+    """How a batch of P × K images is drawn: `identity` and `camera` take P identities and K images of each, `camera`
+    those of different cameras; `plain` shuffles all images, `balanced` takes every identity equally often."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 4e-4
     weight_decay: NotNegative = 1e-4
@@ -149,13 +152,27 @@ class Finetune(Section):
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     erasing: Annotated[float, Field(ge=0, le=1)] = 0.5
     padding: Annotated[int, Field(ge=0)] = 10
+    margin: Annotated[NotNegative | None, ADDED] = None
+    """Of the triplet loss, in the feature's unit; null: the soft margin."""
     global_mining: bool = False
     precision: Precision = "auto"
     checkpoint_minutes: Annotated[float, Field(gt=0), RUNTIME] = 10
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
     keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = None
+    evaluate_every: Annotated[int, Field(ge=0), RUNTIME] = 0
+    """Epochs between two evaluations on query and gallery, for the record alone; 0: none but the stage `evaluate`'s."""
 
     _warmup_fits = field_validator("warmup_epochs")(_within_epochs)
+
+    @property
+    def by_identity(self) -> bool:
+        """Whether batches hold whole identities."""
+        return self.sampler in ("identity", "camera")
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch, over all workers."""
+        return self.identities * self.instances
 
     @property
     def warmup(self) -> int:

@@ -68,9 +68,12 @@ class ShufflePlan:
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
         if epoch != self._epoch:
-            self._order = self.rows[permutation(self.seed, epoch, len(self.rows))]
-            self._epoch = epoch
+            self._order, self._epoch = self._draw(epoch), epoch
         return worker_share(self._order[step * self.size : (step + 1) * self.size], rank, world)
+
+    def _draw(self, epoch: int) -> Rows:
+        """The rows in the order of an epoch."""
+        return self.rows[permutation(self.seed, epoch, len(self.rows))]
 
 
 class IdentityBatches(ABC):
@@ -129,13 +132,14 @@ class IdentityBatches(ABC):
 class IdentityPlan(IdentityBatches):
     """P identities × K images per batch: the field's RandomIdentitySampler (TransReID, fast-reid).
 
-    An epoch shuffles each identity's images and cuts them into chunks of K; the incomplete chunk is dropped,
-    and an identity with fewer than K images gives one chunk drawn with replacement. While at least P identities
-    have chunks left, a batch takes one chunk from each of P of them, drawn at random.
+    An epoch shuffles each identity's images and cuts them into chunks of K; the incomplete chunk is dropped, to be
+    shuffled anew in the next epoch, and an identity with fewer than K images gives one chunk drawn with replacement.
+    While at least P identities have chunks left, a batch takes one chunk from each of P of them, drawn at random.
 
-    That draw's length differs a little from epoch to epoch, while schedules need it beforehand. So every epoch
-    has as many steps as the draw of epoch 0: a longer one is cut there, a shorter one goes on with freshly dealt
-    chunks of all identities.
+    An epoch's length: with n images each, the identities have C = Σ max(1, n // K) chunks, so there are at most C // P
+    steps; fewer where a few identities have most of the images, for the draw ends when fewer than P have chunks left.
+    It differs a little from epoch to epoch, while schedules need it beforehand. So every epoch has as many steps as the
+    draw of epoch 0: a longer one is cut there, a shorter one goes on with freshly dealt chunks of all identities.
 
     Args:
         rows: index rows, integers (N,).

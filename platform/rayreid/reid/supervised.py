@@ -60,6 +60,7 @@ class SupervisedReID(nn.Module):
     ):
         super().__init__()
         self.base = base
+        self.num_features = base.num_features
         self.bottleneck = BNNeck(base.num_features)
         self.classifier = identity_classifier(base.num_features, identities)
         self.optimizer, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
@@ -76,7 +77,9 @@ class SupervisedReID(nn.Module):
         return feature
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Losses of images (B, 3, H, W) with labels (B,) int64 in [0, identities), four images or so of each.
+        """Losses of images (B, 3, H, W) with labels (B,) int64 in [0, identities).
+
+        Where a label stands alone in the batch its hardest positive is itself, and only its negatives teach.
 
         Returns:
             Scalars `loss` = `id_loss` + `triplet_loss`, and `accuracy` of the classifier on this batch, in [0, 1].

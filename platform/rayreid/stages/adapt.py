@@ -22,6 +22,7 @@ from rayreid.reid.cluster_contrast import ClusterContrast
 from rayreid.reid.pseudo_feed import PseudoLabelFeed, PseudoLabelPlan
 from rayreid.reid.pseudo_labels import Clustering, PseudoLabels
 from rayreid.stages import finetune, pretrain, pseudo_report, start
+from rayreid.stages.look import Look
 from rayreid.stages.production import Work, identity
 from rayreid.stages.start import Start, network
 from rayreid.stages.trainer import Log, Training, fit
@@ -85,7 +86,7 @@ def _adapt(config: Adapt, backbone: Backbone, seed: int, resources: Resources, w
         checkpoint_minutes=c.checkpoint_minutes,
         keep_checkpoints=c.keep_checkpoints,
         keep_every_epochs=c.keep_every_epochs,
-        probe=pseudo_report.Look(store.directory, _test(backbone), c.evaluate_every, c.epochs, c.precision),
+        probe=Look(store.directory, _test(backbone), c.evaluate_every, c.epochs, c.precision),
         feed=_Feeding(c, backbone, store.directory, work.folder / LABELS, seed),
     )
     profile = {"images": len(rows)}

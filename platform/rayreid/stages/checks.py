@@ -22,7 +22,8 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
             images, an unknown backbone or stem, an image size that the patch does not divide, weights of another
             architecture, a subset of no image, a batch that cannot be filled, or dealt to workers and micro-batches,
             a file list that cannot be read, a proxy that is not pre-trained, or said in two ways, a method that is
-            not for the backbone, a probe that would find nothing, a target of fewer images than a neighbour list.
+            not for the backbone, a probe that would find nothing, a target of fewer images than a neighbour list,
+            looks at a query and gallery that are not there.
     """
     experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
@@ -56,13 +57,13 @@ def _check_sources(experiments: Sequence[Experiment], plans: Mapping[str, Mappin
     for e in experiments:
         target = datasets.look("target", e.target)
         if e.adapt.method == "uda" and e.source is not None:
-            _check_identities("finetune", e.finetune, "source", datasets.look("source", e.source))
+            _check_finetuning("finetune", e.finetune, "source", datasets.look("source", e.source))
         elif e.adapt.method == "none":
-            _check_identities("finetune", e.finetune, "target", target)
+            _check_finetuning("finetune", e.finetune, "target", target)
         if e.adapt.method != "none":
             adapt.check_images(e.adapt, (target.images or {})["train"])
         for role, source in _proxy_targets(e).items():
-            _check_identities("proxy.finetune", e.proxy.finetune, role, datasets.look(role, source))
+            _check_finetuning("proxy.finetune", e.proxy.finetune, role, datasets.look(role, source))
         _check_probe(e, target)
         if e.pretrain.method != "none":
             _check_images(e, datasets.look("pool", e.pool))
@@ -88,12 +89,23 @@ def _proxy_targets(e: Experiment) -> dict[str, Source]:
     return {role: source for role, source in named.items() if source is not None} or {"target": e.target}
 
 
-def _check_identities(key: str, config: Finetune, role: str, target: Contents) -> None:
-    """A batch of more identities than there are."""
-    if config.identities > target.identities:
+def _check_finetuning(key: str, config: Finetune, role: str, target: Contents) -> None:
+    """A batch of more identities, or images, than there are; looks at a query and gallery that are not there."""
+    if config.by_identity and config.identities > target.identities:
         raise UserError(
             f"{key}.identities={config.identities}, but the {role}'s split train has only {target.identities} "
             "identities; lower it"
+        )
+    images = target.images or {}
+    if not config.by_identity and config.batch_size > images.get("train", 0):
+        raise UserError(
+            f"{key}.identities={config.identities} × {key}.instances={config.instances} are more than the "
+            f"{images.get('train', 0)} images of the {role}'s split train; lower one"
+        )
+    if config.evaluate_every and not (images.get("query") and images.get("gallery")):
+        raise UserError(
+            f"{key}.evaluate_every={config.evaluate_every}, but the {role} has no query and gallery to look at; set it "
+            "to 0"
         )
 
 
@@ -160,7 +172,12 @@ def _check_dealing(e: Experiment, workers: int) -> None:
                 f"multiple of {parts}"
             )
     for key, finetuning in _finetunings(e).items():
-        if finetuning.identities % workers:
+        if finetuning.by_identity and finetuning.identities % workers:
             raise UserError(f"{key}.identities={finetuning.identities} {dealt}; make it a multiple of {workers}")
+        if finetuning.batch_size % workers:
+            raise UserError(
+                f"{key}.identities={finetuning.identities} × {key}.instances={finetuning.instances} {dealt}; make them "
+                f"a multiple of {workers}"
+            )
     if e.adapt.method != "none" and e.adapt.clusters % workers:
         raise UserError(f"adapt.clusters={e.adapt.clusters} {dealt}; make it a multiple of {workers}")

@@ -1,6 +1,6 @@
 """Stage *finetune*: backbone weights + labelled target → ReID model, supervised, on Ray Train."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,14 +11,17 @@ import torch
 
 from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Finetune, Resources
+from rayreid.data.balanced_sampling import BalancedPlan
 from rayreid.data.batch import ImageBatch
-from rayreid.data.reid_transforms import ReIDTrain
-from rayreid.data.sampling import IdentityPlan
+from rayreid.data.camera_sampling import CameraPlan
+from rayreid.data.reid_transforms import ReIDTest, ReIDTrain
+from rayreid.data.sampling import IdentityPlan, Plan, ShufflePlan
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.models.weights import save_backbone
 from rayreid.reid.supervised import SupervisedReID
 from rayreid.stages import pretrain, start
+from rayreid.stages.look import BEST, Best, Look
 from rayreid.stages.production import Work, identity
 from rayreid.stages.start import Start, network
 from rayreid.stages.trainer import Training, fit
@@ -50,7 +53,7 @@ def _finetune(config: Finetune, backbone: Backbone, seed: int, resources: Resour
     classes, labels = np.unique(store.pids[rows], return_inverse=True)
     given = work.input("weights") / pretrain.WEIGHTS if "weights" in work.artifact.inputs else None
     weights, started = start.prepare(work, backbone, given)
-    steps = IdentityPlan(rows, store.pids[rows], config.identities, config.instances, seed)
+    steps = sampling(config, rows, store.pids[rows], store.camids[rows], seed)
     label_of_row = np.full(len(store), -1)
     label_of_row[rows] = labels
     header = {"method": "supervised", "epochs": config.epochs, "artifact": str(work.artifact)}
@@ -59,7 +62,7 @@ def _finetune(config: Finetune, backbone: Backbone, seed: int, resources: Resour
         store=store.directory,
         plan=steps,
         build=_Build(config, backbone, seed, steps.steps_per_epoch, len(classes), weights, label_of_row),
-        save=partial(_save, work.folder / WEIGHTS, header),
+        save=partial(_save, header, work.folder / WEIGHTS),
         epochs=config.epochs,
         accumulate=1,
         precision=config.precision,
@@ -67,10 +70,13 @@ def _finetune(config: Finetune, backbone: Backbone, seed: int, resources: Resour
         checkpoint_minutes=config.checkpoint_minutes,
         keep_checkpoints=config.keep_checkpoints,
         keep_every_epochs=config.keep_every_epochs,
+        probe=_look(config, backbone, store, Best(work.folder / BEST, partial(_save, header))),
     )
     profile = {"images": len(rows), "identities": len(classes)}
     work.run.dataset("target", store.fingerprint, str(store.directory), profile, "finetune")
-    work.resolved({"warmup_epochs": config.warmup})
+    work.resolved(
+        {"warmup_epochs": config.warmup, "steps_per_epoch": steps.steps_per_epoch, "images_per_step": steps.size}
+    )
     facts = fit(work, training, resources)
     work.run.file(work.folder / WEIGHTS, "weights")
     return {**profile, **facts, **started}
@@ -87,6 +93,37 @@ def labelled_rows(store: ImageStore) -> np.ndarray:
     if not len(rows):
         raise UserError(f"{store.directory}: the split 'train' holds no labelled image; a target needs one")
     return rows
+
+
+def sampling(config: Finetune, rows: np.ndarray, pids: np.ndarray, camids: np.ndarray, seed: int) -> Plan:
+    """Which images a step takes, by the configured sampler.
+
+    Args:
+        config: the sampler and P × K.
+        rows: index rows of labelled images, int (N,).
+        pids: their identities, (N,).
+        camids: their cameras, (N,), −1 unknown.
+        seed: the run's seed.
+
+    Raises:
+        UserError: there are not enough identities, or images, for a batch.
+    """
+    P, K = config.identities, config.instances
+    if config.sampler == "identity":
+        return IdentityPlan(rows, pids, P, K, seed)
+    if config.sampler == "camera":
+        return CameraPlan(rows, pids, camids, P, K, seed)
+    if config.sampler == "plain":
+        return ShufflePlan(rows, P * K, seed)
+    return BalancedPlan(rows, pids, camids, P * K, seed)
+
+
+def _look(config: Finetune, backbone: Backbone, store: ImageStore, best: Best) -> Look | None:
+    """Looks as the stage `evaluate` would, but in the training's precision; None where none are wanted."""
+    if not config.evaluate_every:
+        return None
+    transform = ReIDTest(backbone.img_size, MEAN, STD)
+    return Look(store.directory, transform, config.evaluate_every, config.epochs, config.precision, best)
 
 
 @dataclass(frozen=True)
@@ -116,6 +153,7 @@ class _Build:
             weight_decay=c.weight_decay,
             bias_lr_factor=c.bias_lr_factor,
             optimizer=c.optimizer,
+            margin=c.margin,
             global_mining=c.global_mining,
         )
         transform = ReIDTrain(b.img_size, MEAN, STD, erasing=c.erasing, padding=c.padding)
@@ -135,5 +173,5 @@ def _prepare(
     return transform(images, keys, epoch, seed), torch.as_tensor(labels[rows], device=device)
 
 
-def _save(path: Path, header: dict[str, Any], method: SupervisedReID) -> None:
-    save_backbone(path, method.base, MEAN, STD, **header)
+def _save(header: Mapping[str, Any], path: Path, method: SupervisedReID, **facts: Any) -> None:
+    save_backbone(path, method.base, MEAN, STD, **{**header, **facts})

@@ -22,6 +22,7 @@ from rayreid.config import Auto
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.models.embedding import Head, Pass
+from rayreid.stages.look import BEST
 
 _CHUNK = {"cpu": (128, 1024), "cuda": (1024, 4096)}
 """Rows per work item, at least and at most: enough to pay for its scheduling, few enough to keep all actors busy to the
@@ -35,8 +36,11 @@ _TRIES = 3
 
 
 def weights_of(folder: Path) -> Path:
-    """The weights file of an artifact of pre-training, fine-tuning, or of a user's checkpoint."""
-    [path] = folder.glob("*.safetensors")
+    """The weights file of an artifact of pre-training, fine-tuning, adaptation, or of a user's checkpoint.
+
+    It is the last epoch's; those of the epoch that looked best on query and gallery are for the record.
+    """
+    [path] = (path for path in folder.glob("*.safetensors") if path.name != BEST)
     return path
 
 

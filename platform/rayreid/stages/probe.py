@@ -1,6 +1,6 @@
-"""The probe of a pre-training: how it is bound to a target's store, and what is made of its figures."""
+"""The probe of a pre-training: how it is bound to a target's store."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,10 @@ from rayreid.config import Backbone, Pretrain
 from rayreid.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from rayreid.data.reid_transforms import ReIDTest
 from rayreid.data.store import ImageStore
-from rayreid.evaluation.figures import loss_curves
 from rayreid.evaluation.probe import Probe, choose_probe, extract
+from rayreid.stages import interim
 from rayreid.stages.production import Work
 from rayreid.training.loop import resolve_precision
-
-PREFIX = "probe_"
-"""What the names of its figures in the journal begin with."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class TargetProbe:
         precision = resolve_precision(self.precision, device)
 
         def look(epochs: int) -> dict[str, float]:
-            if epochs % self.every and epochs != self.epochs:
+            if not interim.due(epochs, self.every, self.epochs):
                 return {}
             features = extract(method.backbone, store, self.probe.rows, transform, device, precision, threads)
             return self.probe.score(features)
@@ -68,23 +65,3 @@ def on_target(work: Work, config: Pretrain, backbone: Backbone) -> TargetProbe |
     profile = {"queries": probe.queries, "gallery": len(probe.rows) - probe.queries}
     work.run.dataset("target", store.fingerprint, str(store.directory), profile, "probe")
     return TargetProbe(store.directory, probe, backbone.img_size, config.probe_epochs, config.epochs, config.precision)
-
-
-def outcome(work: Work, history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The last and the best figures of a training's rows, as facts; draws their curves."""
-    rows = [row for row in history if "probe_mAP" in row]
-    if not rows:
-        return {}
-    names = [name for name in rows[-1] if name.startswith(PREFIX)]
-    work.run.figure(loss_curves(rows, names, x="epoch"), "figures/probe.png")
-    best = max(rows, key=lambda row: row["probe_mAP"])
-    # Not under the same names: facts are metrics of the run, too, and would add a point to the curves.
-    last = {f"final_{name}": rows[-1][name] for name in names}
-    return {**last, **{f"best_{name}": best[name] for name in names}, "best_probe_epoch": round(best["epoch"])}
-
-
-def note(row: Mapping[str, float]) -> str:
-    """The newest figures, for the bar; empty where there are none."""
-    if "probe_mAP" not in row:
-        return ""
-    return f"  probe mAP {100 * row['probe_mAP']:.1f}  Rank-1 {100 * row['probe_rank1']:.1f}"

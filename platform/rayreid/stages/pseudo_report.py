@@ -1,71 +1,21 @@
-"""What is told of an adaptation while it runs and afterwards: its pseudo labels, and what it is worth so far."""
+"""What is told of an adaptation's pseudo labels, while it runs and afterwards."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
-from rayreid.data.reid_transforms import ReIDTest
 from rayreid.data.store import ImageStore
 from rayreid.evaluation.figures import image_sheet, loss_curves
-from rayreid.evaluation.probe import extract
-from rayreid.evaluation.retrieval import evaluate_retrieval
 from rayreid.journal import Journal
 from rayreid.reid.clustering import OUTLIER
 from rayreid.stages.production import Work
-from rayreid.training import parallel
-from rayreid.training.loop import resolve_precision
 
 _CLUSTERS, _IMAGES = 6, 8
 """Of a sheet: one line per cluster."""
 _CURVES = ("clusters", "outliers", "cluster_size_max", "ari", "nmi", "pair_f")
 _PHASES = ("seconds_extract", "seconds_neighbours", "seconds_cluster")
-
-
-@dataclass(frozen=True)
-class Look:
-    """Looks at query and gallery in passing, on every worker together; travels to them pickled.
-
-    The published code does so, too. Nothing hangs on it: no weights are chosen, the last ones are kept.
-
-    Attributes:
-        store: the target's image store.
-        transform: of the images.
-        every: epochs between two looks, the last epoch is then always looked at; 0: none.
-        epochs: length of the training.
-        precision: of the forward pass.
-    """
-
-    store: Path
-    transform: ReIDTest
-    every: int
-    epochs: int
-    precision: str
-
-    def __call__(self, method: Any, device: torch.device, threads: int) -> Callable[[int], dict[str, float]]:
-        """(epochs done) → `eval_mAP` and `eval_rank1`, on worker 0; or nothing where no look is due."""
-        store = ImageStore(self.store)
-        query, gallery = store.rows_of("query"), store.rows_of("gallery")
-        rows, n = np.concatenate([query, gallery]), len(query)
-        precision = resolve_precision(self.precision, device)
-
-        def look(epochs: int) -> dict[str, float]:
-            if not self.every or (epochs % self.every and epochs != self.epochs):
-                return {}
-            features = extract(method, store, rows, self.transform, device, precision, threads)
-            if parallel.rank():
-                return {}
-            pids, camids = store.pids[rows], store.camids[rows]
-            report = evaluate_retrieval(
-                features[:n], features[n:], pids[:n], pids[n:], camids[:n], camids[n:], max_rank=1
-            )
-            return {"eval_mAP": report.mAP, "eval_rank1": report.rank(1)}
-
-        return look
 
 
 def watch(row: Mapping[str, float]) -> str | None:

@@ -21,7 +21,7 @@ from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import loss_curves
 from rayreid.journal import Journal
-from rayreid.stages import probe
+from rayreid.stages import interim
 from rayreid.stages.production import Work
 from rayreid.stages.progress import Bar
 from rayreid.tracking import MetricsFeed
@@ -35,7 +35,7 @@ _METRICS = "metrics.jsonl"
 _FAILURE = "failure-{}.json"
 _RESOLVED = "resolved.json"
 _NO_CURVE = ("step", "epoch", "time", "wait", "gpu_hours")
-_NO_CURVE_PREFIXES = (probe.PREFIX, "eval_", "seconds_")
+_NO_CURVE_PREFIXES = (*(f"{kind}_" for kind in interim.KINDS), "seconds_")
 _POLL_SECONDS = 2.0
 
 Watch = Callable[[Mapping[str, float]], str | None]
@@ -139,7 +139,7 @@ def fit(work: Work, training: Training, resources: Resources, watch: Watch = lam
         "steps": total,
         "images_seen": total * training.plan.size,
         "final_loss": history[-1]["loss"],
-        **probe.outcome(work, history),
+        **interim.outcome(work, history),
         "workers": share.workers,
         "gpu_hours": history[-1]["gpu_hours"],
         **json.loads((work.folder / _RESOLVED).read_text()),
@@ -253,4 +253,4 @@ class _Delivery:
 
 def _note(row: Mapping[str, float]) -> str:
     pace = f"{row['images_per_second']:.0f} images/s, {100 * row['wait']:.0f} % waiting"
-    return f"epoch {row['epoch']:.1f}  loss {row['loss']:.3f}  {pace}{probe.note(row)}"
+    return f"epoch {row['epoch']:.1f}  loss {row['loss']:.3f}  {pace}{interim.note(row)}"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 BUCKET_BYTES = 64 * 2**20
 """Gradients travel in flat buffers of about this size: few messages, and a bounded extra amount of memory."""
@@ -44,6 +44,13 @@ def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
     if world_size() > 1:
         dist.broadcast(tensor, source)
     return tensor
+
+
+def broadcast_buffers(module: nn.Module, source: int = 0) -> None:
+    """Overwrite a module's floating-point buffers (running statistics) on every worker with worker `source`'s."""
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            broadcast(buffer, source)
 
 
 def broadcast_text(text: str, source: int, device: torch.device) -> str:
