@@ -53,6 +53,8 @@ def run(
     killed_at=None,
     poison=None,
     epochs=EPOCHS,
+    lr=4e-4,
+    warmup_epochs=1,
     **changes,
 ):
     """The trained method and its rows; `killed_at`: before that step; `poison`: a step with a NaN in an image."""
@@ -78,7 +80,9 @@ def run(
     name, stem = backbone
     options = {"depth": 1} if name.startswith("vit") else {"depths": (1, 1, 1, 1)} if name.startswith("swin") else {}
     base = build_backbone(name, stem, size, drop_path=0.1 if options else 0.0, **options)
-    method = SupervisedReID(base, len(names), epochs=epochs, warmup_epochs=1, steps_per_epoch=plan.steps_per_epoch)
+    method = SupervisedReID(
+        base, len(names), epochs=epochs, warmup_epochs=warmup_epochs, lr=lr, steps_per_epoch=plan.steps_per_epoch
+    )
     before = {name: value.clone() for name, value in method.state_dict().items()}
     logged: list[dict[str, float]] = []
     settings = LoopSettings(plan.steps_per_epoch, epochs, log_every=1, checkpoint_seconds=-1.0, **changes)
@@ -98,14 +102,13 @@ def test_what_is_killed_within_an_epoch_ends_with_the_same_weights(store, tmp_pa
     whole, expected, _ = run(store)
     steps = len(expected) // EPOCHS
     assert steps > 1
-    for killed_at in (1, steps + 1, 2 * steps):
-        checkpoints = Checkpoints(tmp_path / str(killed_at))
-        with pytest.raises(KilledError):
-            run(store, checkpoints=checkpoints, killed_at=killed_at)
-        resumed, rows, _ = run(store, checkpoints=checkpoints)
-        assert same(resumed, whole)
-        assert [row["loss"] for row in rows] == [row["loss"] for row in expected[killed_at:]]
-        assert [row["lr"] for row in rows] == [row["lr"] for row in expected[killed_at:]]
+    killed_at, checkpoints = steps + 1, Checkpoints(tmp_path)
+    with pytest.raises(KilledError):
+        run(store, checkpoints=checkpoints, killed_at=killed_at)
+    resumed, rows, _ = run(store, checkpoints=checkpoints)
+    assert same(resumed, whole)
+    for name in ("loss", "lr"):
+        assert [row[name] for row in rows] == [row[name] for row in expected[killed_at:]]
 
 
 def test_a_loss_that_is_not_finite_ends_it_with_the_images(store):
@@ -159,11 +162,11 @@ def test_mixed_precision_stays_near_single(store, precision):
         (("resnet50", "patchify"), (64, 32)),
     ],
 )
-def test_a_step_moves_every_parameter_of_every_backbone(store, backbone, size):
+def test_two_steps_move_every_parameter_of_every_backbone(store, backbone, size):
     plan = IdentityPlan(*labelled(store)[:2], P, K, seed=0)
-    plan.steps_per_epoch = 1
-    method, rows, before = run(store, plan, backbone, size, epochs=1)
-    assert len(rows) == 1 and np.isfinite(rows[0]["loss"])
+    plan.steps_per_epoch = 2  # of a fresh ResNet-50 the first moves only the scales that its residuals begin with, at 0
+    method, rows, before = run(store, plan, backbone, size, epochs=1, lr=0.05, warmup_epochs=0)
+    assert len(rows) == 2 and all(np.isfinite(row["loss"]) for row in rows)
     still = [name for name, value in method.named_parameters() if torch.equal(value, before[name])]
     assert set(still) - {"bottleneck.bias"} == set(), still
 
