@@ -98,6 +98,7 @@ def same(one, other):
 # Checkpoints, faults, precision: the loop's, not a second copy
 
 
+@pytest.mark.slow
 def test_what_is_killed_within_an_epoch_ends_with_the_same_weights(store, tmp_path):
     whole, expected, _ = run(store)
     steps = len(expected) // EPOCHS
