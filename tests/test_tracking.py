@@ -10,8 +10,8 @@ from mlflow import MlflowClient
 from sqlalchemy.exc import OperationalError
 
 from rayreid.errors import UserError
-from rayreid.journal import Journal
-from rayreid.tracking import MetricsFeed, Run, Tracker, git_sha, tracking_uri
+from rayreid.journal import Journal, MetricsFeed
+from rayreid.tracking import Run, Tracker, git_sha, tracking_uri
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,11 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rayreid.artifacts import data_path, inside_job, output_root
 from rayreid.config import Resources
@@ -40,6 +42,9 @@ def connect() -> Iterator[None]:
     The package reaches the workers of a submitted job through the job's runtime environment
     (`jobs/runtime_env.yaml`), those of `RAY_ADDRESS` through `py_modules`. Ray gives workers other current folders
     than this process's; so the places of outputs and data are told to them as absolute paths.
+
+    Raises:
+        UserError: there is no such cluster, or it refuses this process.
     """
     import ray
 
@@ -51,7 +56,7 @@ def connect() -> Iterator[None]:
     if inside_job():
         ray.init(log_to_driver=False)
     elif address and address != "local":
-        ray.init(address, runtime_env={"py_modules": [str(_PACKAGE)], "env_vars": _places()}, log_to_driver=False)
+        _attach(address)
     else:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
@@ -68,6 +73,24 @@ def connect() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _attach(address: str) -> None:
+    import ray
+
+    if address.startswith("http"):
+        raise UserError(
+            f"RAY_ADDRESS={address} is for ray job submit; a run from here needs the head's own port, as in "
+            "RAY_ADDRESS=10.0.0.1:6379, or none to start Ray on this machine"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if port.isdigit():  # Ray itself tries for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        ray.init(address, runtime_env={"py_modules": [str(_PACKAGE)], "env_vars": _places()}, log_to_driver=False)
+    except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"Ray at RAY_ADDRESS={address} cannot be used ({reason}); unset it to start Ray here") from None
 
 
 def _places() -> dict[str, str]:
@@ -121,3 +144,69 @@ def scoring_actors() -> Share:
         return Share(max(1, int(sum(node.get("CPU", 0) for node in nodes))), 1, False)
     gpus = int(sum(node["GPU"] for node in fitting))
     return Share(gpus, max(1, min(int(node.get("CPU", 1) // node["GPU"]) for node in fitting)), True)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of asking one node.
+
+    Attributes:
+        node: its name: the address, and whether it is the head.
+        resources: what Ray counts there.
+        value: what the question returned; None where it did not.
+        error: why it did not, in one line; "" where it did.
+    """
+
+    node: str
+    resources: dict[str, float]
+    value: Any
+    error: str = ""
+
+
+def ask_every_node(question: Callable[[], Any], seconds: float = 120.0) -> list[Answer]:
+    """Run a function in a process of its own on every living node, whatever else runs there; none is waited for long.
+
+    It asks for no CPU and no GPU, and sees all GPUs of its node.
+
+    Args:
+        question: what to run; it and its result can be pickled.
+        seconds: after which a node that has not answered is given up.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def asked() -> Any:
+        return question()
+
+    nodes = sorted((node for node in ray.nodes() if node["Alive"]), key=_name)
+    task = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(asked)
+    refs = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+        for node in nodes
+    ]
+    done, late = ray.wait(refs, num_returns=len(refs), timeout=seconds)
+    for ref in late:
+        ray.cancel(ref, force=True)
+    answers = []
+    for node, ref in zip(nodes, refs, strict=True):
+        value, error = None, f"no answer within {seconds:.0f} s"
+        if ref in done:
+            try:
+                value, error = ray.get(ref), ""
+            except Exception as caught:  # whatever it is, it is that node's answer
+                error = str(getattr(caught, "cause", None) or caught).strip().splitlines()[-1][:300]
+        answers.append(Answer(_name(node), node["Resources"], value, error))
+    return answers
+
+
+def alone() -> bool:
+    """Whether the only node is the one on which this process runs."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]] == [here]
+
+
+def _name(node: dict[str, Any]) -> str:
+    head = " (head)" if "node:__internal_head__" in node["Resources"] else ""
+    return f"{node['NodeManagerAddress']}{head}"

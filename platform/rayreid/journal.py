@@ -1,10 +1,13 @@
-"""The journal of a training run: one JSON row a line, appended by a worker, read by whoever wants to know."""
+"""The journal of a training run: a JSON row a line, appended by workers, read and delivered by the driver."""
 
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from rayreid.artifacts import write_atomically
 
 
 class Journal:
@@ -48,6 +51,55 @@ class Journal:
         with self.path.open("rb") as stream:
             stream.seek(-1, os.SEEK_END)
             return stream.read(1) == b"\n"
+
+
+class Receiver(Protocol):
+    """A run that rows are delivered to."""
+
+    id: str
+
+    def history(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Take rows with `step`, `time` and metrics, all of them, or raise."""
+        ...
+
+
+class MetricsFeed:
+    """Delivers the rows that workers append to `metrics.jsonl`, wherever an earlier process stopped.
+
+    Each metric of each step is delivered once: steps that were run again after a restart are passed over, and several
+    rows of one step complete one another.
+
+    A run that is not the one an earlier process delivered to receives all of them. Rows that could not be delivered
+    are delivered by the next call.
+
+    Args:
+        path: the journal's file (may not exist yet).
+        run: the MLflow run that receives them.
+    """
+
+    def __init__(self, path: Path, run: Receiver):
+        self.run = run
+        self._journal = Journal(path)
+        self._mark = path.with_name("delivered.json")
+        mark = json.loads(self._mark.read_text()) if self._mark.exists() else {}
+        self._last: dict[str, int] = mark["steps"] if mark.get("run") == run.id else {}
+        self._offset = 0
+
+    def deliver(self) -> list[dict[str, float]]:
+        """Forward what is new in the rows written since the last call; returns it."""
+        written, offset = self._journal.read(self._offset)
+        rows, last = [], dict(self._last)
+        for row in written:
+            new = [name for name in row if name not in ("step", "time") and row["step"] > last.get(name, -1)]
+            if new:
+                rows.append({name: row[name] for name in row if name in ("step", "time", *new)})
+                last.update(dict.fromkeys(new, row["step"]))
+        if rows:
+            self.run.history(rows)
+            write_atomically(self._mark, json.dumps({"run": self.run.id, "steps": last}))
+        self._last = last
+        self._offset = offset
+        return rows
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

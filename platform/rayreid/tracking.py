@@ -1,22 +1,27 @@
-"""All of MLflow: runs that nest, and the delivery of workers' metrics from the driver.
+"""All of MLflow: runs that nest, and lose nothing while the store is away.
 
 Default store: SQLite in the output root, no server needed; `MLFLOW_TRACKING_URI` overrides. Runs are handled by id
 through the client, never through MLflow's global active run, so several can be open at once and one can be continued
 by a later process.
 """
 
+import io
 import json
 import logging
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rayreid import __version__
-from rayreid.artifacts import make_folder, write_atomically
+from rayreid.artifacts import make_folder
 from rayreid.errors import UserError
-from rayreid.journal import Journal
+from rayreid.journal import MetricsFeed
+from rayreid.outage import Outage, reason
+from rayreid.outbox import Outbox
 
 _PARENT = "mlflow.parentRunId"
 _PARAM_LIMIT = 6000
@@ -30,15 +35,25 @@ def tracking_uri(root: Path) -> str:
 class Tracker:
     """The experiment under which runs are kept; opening it creates the database and the experiment.
 
+    It also delivers what earlier processes on this root could not.
+
     Args:
         root: the outputs' root; artifacts of the default store go to `<root>/mlartifacts`.
         experiment: MLflow experiment name.
+        tell: is given a line for the user where the store is away, or back.
+        patience: seconds to wait for a store that is away now; later, to begin a run, it is waited for ten minutes.
 
     Raises:
         UserError: the tracking store cannot be used, or the experiment was deleted there.
     """
 
-    def __init__(self, root: Path, experiment: str = "rayreid"):
+    def __init__(
+        self,
+        root: Path,
+        experiment: str = "rayreid",
+        tell: Callable[[str], None] = lambda line: None,
+        patience: float = 0.0,
+    ):
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -50,50 +65,66 @@ class Tracker:
 
         make_folder(root)
         self.uri = tracking_uri(root)
+        self.outboxes = root / "undelivered"
+        self.outage = Outage(self.uri, tell)
         try:
             self.client = MlflowClient(self.uri)
-            found = self.client.get_experiment_by_name(experiment)
+            found = self.outage.wait(lambda: self.client.get_experiment_by_name(experiment), patience)
             location = (root / "mlartifacts").as_uri() if self.uri.startswith("sqlite") else None
             self.experiment_id = (
                 found.experiment_id if found else self.client.create_experiment(experiment, artifact_location=location)
             )
         except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: of a database's driver
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise UserError(f"MLflow at {self.uri} cannot be used ({reason}); see MLFLOW_TRACKING_URI") from None
+            raise UserError(f"MLflow at {self.uri} cannot be used ({reason(error)}); see MLFLOW_TRACKING_URI") from None
         if found and found.lifecycle_stage != "active":
             raise UserError(
                 f"the MLflow experiment {experiment!r} at {self.uri} was deleted; restore it by mlflow experiments "
                 f"restore --experiment-id {found.experiment_id} (with MLFLOW_TRACKING_URI), or choose another name"
             )
+        for folder in sorted(self.outboxes.glob("*")):
+            Run(self, folder.name).deliver()
 
     def run(self, name: str, tags: Mapping[str, Any] | None = None, parent: "Run | None" = None) -> "Run":
-        """Start a run, under `parent` if given."""
+        """Start a run, under `parent` if given.
+
+        Raises:
+            UserError: the store stayed away.
+        """
         # A submitted job carries no checkout: there the version alone tells the code.
         code = {"rayreid": __version__, "git_sha": git_sha()}
         tags = {key: str(value) for key, value in {**code, **(tags or {})}.items() if value is not None}
         if parent is not None:
             tags[_PARENT] = parent.id
-        created = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
+        created = self.outage.wait(lambda: self.client.create_run(self.experiment_id, run_name=name, tags=tags))
         return Run(self, created.info.run_id)
 
     def resume(self, run_id: str) -> "Run | None":
-        """Continue a run of an earlier process; None where this store does not know it."""
+        """Continue a run of an earlier process; None where this store does not know it.
+
+        Raises:
+            UserError: the store stayed away.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
-            self.client.set_terminated(run_id, "RUNNING")
+            self.outage.wait(lambda: self.client.set_terminated(run_id, "RUNNING"))
         except MlflowException:
             return None
         return Run(self, run_id)
 
 
 class Run:
-    """One MLflow run; as a context manager it ends FINISHED or FAILED."""
+    """One MLflow run; as a context manager it ends FINISHED or FAILED.
+
+    What it is given while the store is away is kept in the output root and delivered, in order, when the store is back:
+    before the next thing that is logged, or when the next process opens a tracker there.
+    """
 
     def __init__(self, tracker: Tracker, run_id: str):
         self.tracker = tracker
         self.client = tracker.client
         self.id = run_id
+        self._outbox = Outbox(tracker.outboxes / run_id)
 
     def child(self, name: str, tags: Mapping[str, Any] | None = None) -> "Run":
         """Start a run nested under this one."""
@@ -101,29 +132,51 @@ class Run:
 
     def params(self, flat: Mapping[str, Any]) -> None:
         """Log parameters (dotted keys)."""
-        from mlflow.entities import Param
-
-        params = [Param(key, str(value)[:_PARAM_LIMIT]) for key, value in flat.items()]
-        for start in range(0, len(params), 100):
-            self.client.log_batch(self.id, params=params[start : start + 100])
+        self._log("params", {key: str(value)[:_PARAM_LIMIT] for key, value in flat.items()})
 
     def tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags."""
-        for key, value in tags.items():
-            self.client.set_tag(self.id, key, str(value))
+        self._log("tags", {key: str(value) for key, value in tags.items()})
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of one step."""
-        self.history([{"step": step, **values}])
+        self._log("rows", [{"step": step, "time": time.time(), **{key: float(value) for key, value in values.items()}}])
+
+    def dataset(self, name: str, fingerprint: str, source: str, profile: Mapping[str, Any], context: str) -> None:
+        """Log an input dataset with its fingerprint."""
+        described = {"name": name, "digest": fingerprint[:36], "source": source, "profile": dict(profile)}
+        self._log("dataset", {**described, "context": context})
+
+    def figure(self, figure: Any, name: str) -> None:
+        """Log a matplotlib figure, e.g. as `figures/cmc.png`."""
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=PurePosixPath(name).suffix[1:])
+        self._log("artifact", {"name": name}, drawn.getvalue())
+
+    def file(self, path: Path, folder: str | None = None) -> None:
+        """Log a file as an artifact; it must stay where it is."""
+        self._log("file", {"path": str(path.absolute()), "folder": folder})
+
+    def text(self, text: str, name: str) -> None:
+        """Log a text as an artifact."""
+        self._log("artifact", {"name": name}, text.encode())
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run."""
+        self._log("end", {"status": status, "time": time.time()})
 
     def history(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Log many steps in one go; each row holds `step`, optionally `time` (seconds), and metrics."""
-        import time
+        """Log many steps now; each row holds `step`, `time` (seconds), and metrics.
 
+        Rows that come again are no duplicates: their times are the same.
+
+        Raises:
+            Exception: the store is away.
+        """
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(key, float(value), int(row.get("time", time.time()) * 1000), int(row["step"]))
+            Metric(key, float(value), int(row["time"] * 1000), int(row["step"]))
             for row in rows
             for key, value in row.items()
             if key not in ("step", "time")
@@ -131,34 +184,78 @@ class Run:
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(self.id, metrics=metrics[start : start + 1000])
 
-    def dataset(self, name: str, fingerprint: str, source: str, profile: Mapping[str, Any], context: str) -> None:
-        """Log an input dataset with its fingerprint."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
+    def owe(self, journal: Path) -> None:
+        """Have the rows of a journal that `MetricsFeed` could not deliver delivered when the store is back."""
+        self._outbox.put({"uri": self.tracker.uri, "kind": "journal", "what": str(journal.absolute())})
 
-        entity = Dataset(
-            name=name,
-            digest=fingerprint[:36],
-            source_type="local",
-            source=json.dumps({"uri": source}),
-            profile=json.dumps(dict(profile)),
-        )
-        self.client.log_inputs(self.id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+    def deliver(self) -> None:
+        """Deliver what could not be delivered earlier, while the store answers."""
+        from mlflow.exceptions import MlflowException
 
-    def figure(self, figure: Any, name: str) -> None:
-        """Log a matplotlib figure, e.g. as `figures/cmc.png`."""
-        self.client.log_figure(self.id, figure, name)
+        for entry in self._outbox.entries():
+            if entry.content["uri"] != self.tracker.uri:
+                return
+            try:
+                self._send(entry.content["kind"], entry.content["what"], entry.payload)
+            except Exception as error:
+                if self.tracker.outage.began(error):
+                    return
+                if not isinstance(error, MlflowException | OSError):
+                    raise
+                self.tracker.outage.tell(
+                    f"cannot be delivered to MLflow run {self.id}, and is dropped: {reason(error)}"
+                )
+            else:
+                self.tracker.outage.ended()
+            entry.drop()
+        self._outbox.clear_away()
 
-    def file(self, path: Path, folder: str | None = None) -> None:
-        """Log a file as an artifact."""
-        self.client.log_artifact(self.id, str(path), folder)
+    def _log(self, kind: str, what: Any, payload: bytes | None = None) -> None:
+        """Send it now, after what is still owed; where the store is away, owe it."""
+        name = PurePosixPath(what["name"]).name if payload is not None else ""
+        if not self.tracker.outage.lasts():
+            self.deliver()
+        if not self.tracker.outage.lasts():
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder) / name
+                    if payload is not None:
+                        path.write_bytes(payload)
+                    self._send(kind, what, path)
+                self.tracker.outage.ended()
+                return
+            except Exception as error:
+                if not self.tracker.outage.began(error):
+                    raise
+        self._outbox.put({"uri": self.tracker.uri, "kind": kind, "what": what}, name, payload)
 
-    def text(self, text: str, name: str) -> None:
-        """Log a text as an artifact."""
-        self.client.log_text(self.id, text, name)
+    def _send(self, kind: str, what: Any, payload: Path | None) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-    def finish(self, status: str = "FINISHED") -> None:
-        """End the run."""
-        self.client.set_terminated(self.id, status)
+        match kind:
+            case "params":
+                params = [Param(key, value) for key, value in what.items()]
+                for start in range(0, len(params), 100):
+                    self.client.log_batch(self.id, params=params[start : start + 100])
+            case "tags":
+                for key, value in what.items():
+                    self.client.set_tag(self.id, key, value)
+            case "rows":
+                self.history(what)
+            case "journal":
+                MetricsFeed(Path(what), self).deliver()
+            case "dataset":
+                source, profile = json.dumps({"uri": what["source"]}), json.dumps(what["profile"])
+                entity = Dataset(what["name"], what["digest"], "local", source, profile=profile)
+                inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", what["context"])])]
+                self.client.log_inputs(self.id, inputs)
+            case "artifact":
+                folder = str(PurePosixPath(what["name"]).parent)
+                self.client.log_artifact(self.id, str(payload), None if folder == "." else folder)
+            case "file":
+                self.client.log_artifact(self.id, what["path"], what["folder"])
+            case "end":
+                self.client.set_terminated(self.id, what["status"], int(what["time"] * 1000))
 
     def __enter__(self) -> "Run":
         return self
@@ -167,45 +264,6 @@ class Run:
         if error is not None and str(error):
             self.tags({"error": str(error)[:500]})
         self.finish("FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED")
-
-
-class MetricsFeed:
-    """Delivers the rows that workers append to `metrics.jsonl`, wherever an earlier process stopped.
-
-    Each metric of each step is delivered once: steps that were run again after a restart are passed over, and several
-    rows of one step complete one another.
-
-    A run that is not the one an earlier process delivered to receives all of them. Rows that could not be delivered
-    are delivered by the next call.
-
-    Args:
-        path: the journal's file (may not exist yet).
-        run: the MLflow run that receives them.
-    """
-
-    def __init__(self, path: Path, run: Run):
-        self.run = run
-        self._journal = Journal(path)
-        self._mark = path.with_name("delivered.json")
-        mark = json.loads(self._mark.read_text()) if self._mark.exists() else {}
-        self._last: dict[str, int] = mark["steps"] if mark.get("run") == run.id else {}
-        self._offset = 0
-
-    def deliver(self) -> list[dict[str, float]]:
-        """Forward what is new in the rows written since the last call; returns it."""
-        written, offset = self._journal.read(self._offset)
-        rows, last = [], dict(self._last)
-        for row in written:
-            new = [name for name in row if name not in ("step", "time") and row["step"] > last.get(name, -1)]
-            if new:
-                rows.append({name: row[name] for name in row if name in ("step", "time", *new)})
-                last.update(dict.fromkeys(new, row["step"]))
-        if rows:
-            self.run.history(rows)
-            write_atomically(self._mark, json.dumps({"run": self.run.id, "steps": last}))
-        self._last = last
-        self._offset = offset
-        return rows
 
 
 def git_sha() -> str | None:

@@ -83,9 +83,13 @@ class Run:
         self.rows, self.figures, self.away = [], [], False
         self.tagged: dict[str, str] = {}
         self.datasets: dict[str, dict[str, int]] = {}
+        self.owed: list[Path] = []
 
     def tags(self, tags):
         self.tagged |= tags
+
+    def owe(self, journal):
+        self.owed.append(journal)
 
     def history(self, rows):
         if self.away:
@@ -272,9 +276,10 @@ def test_a_tracking_server_that_is_away_costs_no_training(work, training, worker
     work.run.away = True
     assert fit(work, training, Resources())["steps"] == STEPS
     assert work.screen.console.file.getvalue().count("metrics cannot be logged for now") == 1
+    assert work.run.owed == [work.folder / "metrics.jsonl"]
     work.run.away = False
     fit(work, training, Resources())
-    assert work.run.rows[-1]["step"] == STEPS - 1
+    assert work.run.rows[-1]["step"] == STEPS - 1 and len(work.run.owed) == 1
 
 
 def test_a_tracking_server_that_is_away_hides_no_fault(work, training, workers):

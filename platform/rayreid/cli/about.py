@@ -1,10 +1,19 @@
-"""Commands on the installation: `version`."""
+"""Commands on the installation: `doctor`, `version`."""
 
 import typer
 
 from rayreid import __version__
+from rayreid.cli.options import Debug
 
 app = typer.Typer()
+
+
+@app.command()
+def doctor(debug: Debug = False) -> None:
+    """Look at versions, storage, MLflow, Ray and its nodes; say what is well and what to do; exit status 0 or 1."""
+    from rayreid.stages.doctor import doctor as look
+
+    raise typer.Exit(0 if look() else 1)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from rayreid.stages.plan import STAGE_ROLE, plan, shared
 from rayreid.stages.production import produce
 from rayreid.stages.progress import Screen
 from rayreid.stages.provenance import provenance_of
+from rayreid.stages.storage import check_storage
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
 from rayreid.tracking import Run, Tracker
 
@@ -41,7 +42,8 @@ def open_desk(experiment: Experiment, screen: Screen | None = None) -> Desk:
     """
     root = output_root()
     make_folder(root)
-    return Desk(root, Tracker(root, experiment.name), screen or Screen())
+    screen = screen or Screen()
+    return Desk(root, Tracker(root, experiment.name, lambda line: screen.say(escape(line))), screen)
 
 
 def run(experiment: Experiment) -> list[Row]:
@@ -56,6 +58,7 @@ def run(experiment: Experiment) -> list[Row]:
     check(table.values(), plans)
     desk = open_desk(experiment)
     with connect(), experiment_run(desk, experiment) as parent:
+        check_storage()
         check_workers(table.values())
         if experiment.compare:
             results = _run_rows(table, plans, desk, parent)
@@ -82,6 +85,7 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
         raise UserError(f"stage {stage}: experiment {experiment.name!r} has no use for it as configured")
     desk = open_desk(experiment)
     with connect(), experiment_run(desk, row) as parent:
+        check_storage()
         check_workers([row])
         made = [produce(artifact, parent, desk.screen, tags_of(row)) for artifact in wanted]
     for artifact in made:

@@ -27,6 +27,7 @@ from rayreid.stages.plan import plan
 from rayreid.stages.production import produce
 from rayreid.stages.provenance import Provenance, provenance_of
 from rayreid.stages.score import LABELS, extremes
+from rayreid.stages.storage import check_storage
 from rayreid.tracking import Run
 
 STRATEGIES = ("cfs", "target_similarity", "cluster", "random")
@@ -90,6 +91,7 @@ def compare(experiment: Experiment, strategies: Sequence[str] = STRATEGIES) -> P
     desk = open_desk(experiment)
     path = folder_of(root, experiment) / "selections.html"
     with connect(), experiment_run(desk, experiment) as run:
+        check_storage()
         for label, graph in plans.items():
             produce(graph["subset"], run, desk.screen, {**tags_of(wanted[label]), "row": label})
         store = ImageStore(next(iter(plans.values()))["pool"].path)

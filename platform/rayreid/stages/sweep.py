@@ -29,6 +29,7 @@ from rayreid.stages.plan import plan, shared
 from rayreid.stages.production import produce
 from rayreid.stages.progress import Screen
 from rayreid.stages.provenance import provenance_of
+from rayreid.stages.storage import check_storage
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
 from rayreid.tracking import Run
 
@@ -63,6 +64,7 @@ def sweep(experiment: Experiment) -> list[Row]:
     check(todo.values(), plans)
     desk = open_desk(experiment)
     with connect(), experiment_run(desk, experiment) as parent:
+        check_storage()
         check_workers(todo.values())
         for artifact in shared(plans):
             produce(artifact, parent, desk.screen, shared_tags(experiment))

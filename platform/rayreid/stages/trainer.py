@@ -20,11 +20,10 @@ from rayreid.data.sampling import Plan
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import loss_curves
-from rayreid.journal import Journal
+from rayreid.journal import Journal, MetricsFeed
 from rayreid.stages import interim
 from rayreid.stages.production import Work
 from rayreid.stages.progress import Bar
-from rayreid.tracking import MetricsFeed
 from rayreid.training import parallel
 from rayreid.training.checkpoint import Checkpoints, Milestones
 from rayreid.training.feed import Feed
@@ -216,13 +215,15 @@ class _Delivery:
     def __exit__(self, *error: object) -> None:
         self._done.set()
         self._thread.join()
-        self._try()
+        if not self._try():
+            self._work.run.owe(self._work.folder / _METRICS)
 
     def _keep(self) -> None:
         while not self._done.wait(_POLL_SECONDS):
             self._try()
 
-    def _try(self) -> None:
+    def _try(self) -> bool:
+        """Whether all that was written so far is delivered."""
         try:
             self._show()
             self._feed.deliver()
@@ -235,6 +236,8 @@ class _Delivery:
                 reason = escape(f"{type(error).__name__}: {error}")
                 self._work.screen.say(f"  metrics cannot be logged for now ({reason})")
             self._complained = True
+            return False
+        return True
 
     def _show(self) -> None:
         if self._read() and "loss" in self._last:

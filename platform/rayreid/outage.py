@@ -1,0 +1,96 @@
+"""A tracking store that is away for a while: telling that from other errors, waiting for it, not asking it in vain."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from rayreid.errors import UserError
+
+PATIENCE_SECONDS = 600.0
+_POLL_SECONDS = 5.0
+_SILENT_SECONDS = 30.0  # after a failure nothing is tried for that long: every attempt takes seconds
+_AWAY = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
+
+T = TypeVar("T")
+
+
+def reason(error: BaseException) -> str:
+    """An error in one short line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+class Outage:
+    """Whether the store is away, and what the user was told of it.
+
+    Args:
+        uri: of the store.
+        tell: is given a line for the user.
+    """
+
+    def __init__(self, uri: str, tell: Callable[[str], None]):
+        self.uri = uri
+        self.tell = tell
+        self._silent_until = 0.0
+        self._told = False
+
+    def is_one(self, error: BaseException) -> bool:
+        """Whether an error means that the store cannot be reached, and not that it refuses what it is asked."""
+        from mlflow.exceptions import MlflowException
+        from requests import HTTPError, RequestException
+
+        if isinstance(error, MlflowException):
+            # Of a server that cannot be reached, or whose database cannot; a database of one's own says otherwise.
+            return error.error_code in _AWAY or (error.error_code == "INTERNAL_ERROR" and self.uri.startswith("http"))
+        if isinstance(error, HTTPError) and error.response is not None:
+            return error.response.status_code == 429 or error.response.status_code >= 500
+        return isinstance(error, RequestException | ConnectionError)
+
+    def began(self, error: BaseException) -> bool:
+        """Whether an error is an outage; if so it is told once, and lasts for a while."""
+        if not self.is_one(error):
+            return False
+        self._silent_until = time.monotonic() + _SILENT_SECONDS
+        if not self._told:
+            self.tell(
+                f"MLflow at {self.uri} does not answer ({reason(error)}): runs go on, and what they log is kept and "
+                "delivered when it is back, by the next command at the latest"
+            )
+        self._told = True
+        return True
+
+    def lasts(self) -> bool:
+        """Whether it is too early to try again."""
+        return time.monotonic() < self._silent_until
+
+    def ended(self) -> None:
+        """Note that the store answers."""
+        if self._told:
+            self.tell(f"MLflow at {self.uri} answers again")
+        self._silent_until, self._told = 0.0, False
+
+    def wait(self, call: Callable[[], T], patience: float = PATIENCE_SECONDS) -> T:
+        """The result of a call that the store must answer, tried again while it is away.
+
+        Raises:
+            UserError: it stayed away.
+        """
+        until = time.monotonic() + patience
+        while True:
+            try:
+                result = call()
+            except Exception as error:
+                if not self.is_one(error):
+                    raise
+                if time.monotonic() >= until:
+                    waited = f" for {patience / 60:.0f} min" if patience else ""
+                    raise UserError(
+                        f"MLflow at {self.uri} does not answer{waited} ({reason(error)}); start it, or see "
+                        "MLFLOW_TRACKING_URI, and run the same command again"
+                    ) from None
+                if not self._told:
+                    self.tell(f"waiting for MLflow at {self.uri}, up to {patience / 60:.0f} min ({reason(error)})")
+                self._told = True
+                time.sleep(_POLL_SECONDS)
+            else:
+                self.ended()
+                return result
