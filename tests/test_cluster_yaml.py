@@ -9,6 +9,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 RAY_START = re.compile(r"\bray start\b")
+TOKEN = "~/.ray/auth_token"
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +60,27 @@ def test_nodes_install_the_tested_versions_from_files_that_travel(cluster):
     (install,) = [command for command in cluster["setup_commands"] if "pip install" in command]
     assert "-c constraints.txt -e ." in install
     for remote, local in cluster["file_mounts"].items():
-        assert remote == f"~/rayreid/{local}"
-        assert (ROOT / local).exists(), local
+        if remote != TOKEN:
+            assert remote == f"~/rayreid/{local}"
+            assert (ROOT / local).exists(), local
     assert {"pyproject.toml", "constraints.txt", "platform"} <= set(cluster["file_mounts"].values())
+
+
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_every_node_has_the_token_of_this_machine_and_asks_for_it(cluster, kind):
+    assert cluster["file_mounts"][TOKEN] == TOKEN
+    assert all(re.search(r"\bexport RAY_AUTH_MODE=token\b", command) for command in starts(cluster, kind))
+
+
+def test_a_job_that_is_stopped_has_time_to_say_so(cluster):
+    (command,) = starts(cluster, "head")
+    assert int(re.search(r"\bRAY_JOB_STOP_WAIT_TIME_S=(\d+)", command)[1]) >= 10
+
+
+def test_the_mlflow_server_keeps_runs_and_files_on_the_shared_storage(cluster):
+    (server,) = [command for command in cluster["head_start_ray_commands"] if "mlflow server" in command]
+    assert "--backend-store-uri sqlite:////mnt/rayreid/" in server
+    assert "--artifacts-destination /mnt/rayreid/" in server
 
 
 def test_the_workers_are_spot_nodes_of_which_one_stays(cluster):

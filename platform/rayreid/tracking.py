@@ -261,9 +261,10 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if error is not None and str(error):
+        stopped = kind in (KeyboardInterrupt, SystemExit)  # the latter by `ray job stop`
+        if error is not None and str(error) and not stopped:
             self.tags({"error": str(error)[:500]})
-        self.finish("FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED")
+        self.finish("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
 
 
 def git_sha() -> str | None:

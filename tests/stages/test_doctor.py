@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from rayreid.cli import app
 from rayreid.cluster import Answer
-from rayreid.stages.doctor import compared, doctor, node, python, room, tested_versions
+from rayreid.stages.doctor import compared, doctor, node, pins, python, room
 from rayreid.stages.host import Examination, Host
 from rayreid.stages.progress import Screen
 from rayreid.stages.storage import token
@@ -30,7 +30,7 @@ def said_of(value=None, error="", gpus=0):
 
 
 def test_the_tested_versions_are_the_repository_s_pins():
-    tested = tested_versions(Path(__file__).parents[2] / "constraints.txt")
+    tested = pins(Path(__file__).parents[2] / "constraints.txt")
     assert {"torch", "ray", "mlflow", "faiss-gpu"} <= set(tested)
     assert tested["ray"] == "2.60.0"
     assert module._TESTED.exists()
@@ -41,7 +41,7 @@ def test_versions_are_compared_without_a_build_s_suffix(tmp_path):
     other = compared({"torch": "2.13.1", "ray": "2.60.0"}, HERE)
     assert other.mark == "note" and "torch 2.13.1 (tested: 2.12.1)" in other.text and "constraints.txt" in other.text
     assert "ray" not in other.text
-    assert tested_versions(tmp_path / "none") == {} and compared(HERE, {}).mark == "note"
+    assert pins(tmp_path / "none") == {} and compared(HERE, {}).mark == "note"
 
 
 def test_python_is_new_enough_or_not():

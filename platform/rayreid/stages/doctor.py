@@ -53,7 +53,7 @@ def doctor(screen: Screen | None = None) -> bool:
 
 def _findings() -> Iterator[Finding]:
     yield python(sys.version_info[:3])
-    tested = tested_versions(_TESTED)
+    tested = pins(_TESTED)
     here = versions(list(tested))
     yield compared(here, tested)
     try:
@@ -74,7 +74,7 @@ def python(version: Sequence[int]) -> Finding:
     return Finding("bad", "Python", f"{shown}: install {'.'.join(map(str, _OLDEST))} or newer")
 
 
-def tested_versions(path: Path) -> dict[str, str]:
+def pins(path: Path) -> dict[str, str]:
     """The pins of a constraints file; none where there is no such file, as in an installation without a checkout."""
     if not path.exists():
         return {}
