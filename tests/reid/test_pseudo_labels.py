@@ -115,7 +115,7 @@ def test_outliers_stay_outliers(tmp_path):
 def test_features_that_are_broken_are_no_matter_of_labels(tmp_path):
     made = labels_in(tmp_path)
     made.find(1, features())
-    with pytest.raises(UserError, match="NaN"):
+    with pytest.raises(UserError, match=r"pseudo labels of epoch 2: .*NaN"):
         made.find(2, features() * torch.nan)
 
 

@@ -155,6 +155,11 @@ def test_fewer_images_than_a_neighbour_list(images, refused):
     return None
 
 
+def test_fewer_images_than_a_batch_takes_clusters():
+    with pytest.raises(UserError, match=r"adapt\.clusters=25, but .* only 24 images"):
+        adapt.check_images(CONFIG.model_copy(update={"clusters": 25}), 24)
+
+
 def test_an_epoch_on_a_worker(store, method, tmp_path):
     made, prepare = method
     rows = []
@@ -205,7 +210,10 @@ def test_it_says_that_labels_were_kept():
 def test_figures_and_facts_of_the_labels(store, tmp_path):
     train = store.rows_of("train")
     labels = np.where(np.arange(len(train)) < 3, -1, np.arange(len(train)) % 4)
-    np.savez(tmp_path / "0002.npz", rows=train, labels=labels)
+    sizes = np.bincount(labels[labels >= 0])
+    labels[np.flatnonzero(labels == sizes.argmin())[2:]] = -1  # a cluster of two
+    for epoch in (1, 2):
+        np.savez(tmp_path / f"{epoch:04d}.npz", rows=train, labels=labels)
     seconds = {"seconds_extract": 1.0, "seconds_neighbours": 0.25, "seconds_cluster": 0.5}
     for epoch, found in enumerate((9.0, 4.0)):
         figures = {"clusters": found, "outliers": 3.0, "images_used": 21.0, "ari": 0.5, "kept_labels": float(epoch)}
@@ -217,7 +225,7 @@ def test_figures_and_facts_of_the_labels(store, tmp_path):
             figures[name] = figure
 
     work = Work(Artifact(tmp_path, "adapt", 1, {}), tmp_path, Run(), Screen(Console(file=io.StringIO())))
-    facts = pseudo_report.draw(work, store, tmp_path / "0002.npz")
+    facts = pseudo_report.draw(work, store, tmp_path, 2)
     assert facts["final_clusters"] == 4 and facts["final_ari"] == 0.5 and facts["epochs_with_kept_labels"] == 1
     assert facts["total_seconds_extract"] == 2 and facts["total_seconds_cluster"] == 1
     assert {axes.get_title(loc="left") for axes in figures["figures/labels.png"].axes} == {
@@ -225,10 +233,34 @@ def test_figures_and_facts_of_the_labels(store, tmp_path):
         "outliers",
         "ari",
     }
-    sheet = figures["figures/clusters.png"].axes
+    assert [name for name in figures if "clusters/" in name] == [f"figures/clusters/000{n}.png" for n in (1, 2)]
+    sheet = figures["figures/clusters/0002.png"].axes
     sizes = np.bincount(labels[labels >= 0])
-    assert len(sheet) == 4 * min(8, sizes.min())
-    assert sheet[0].get_title().startswith(f"{sizes.max()}: ")
+    captions = [axes.get_title() for axes in sheet]
+    assert len(sheet) == 4 * 8 and captions[0].startswith(f"{sizes.max()}: ")
+    assert [caption != "" for caption in captions[-8:]] == [True] * 2 + [False] * 6
+
+
+def test_of_a_long_run_ten_sheets_are_drawn(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(pseudo_report, "sheet", lambda *rest: None)
+    train = store.rows_of("train")
+    figures = []
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 0, "clusters": 2, "outliers": 0, "images_used": 24, "kept_labels": 0, "epoch": 0,'
+        ' "seconds_extract": 1, "seconds_neighbours": 1, "seconds_cluster": 1}\n'
+    )
+    for epoch in range(1, 51):
+        np.savez(tmp_path / f"{epoch:04d}.npz", rows=train, labels=np.arange(len(train)) % 2)
+
+    class Run:
+        def figure(self, figure, name):
+            figures.append(name)
+
+    work = Work(Artifact(tmp_path, "adapt", 1, {}), tmp_path, Run(), Screen(Console(file=io.StringIO())))
+    pseudo_report.draw(work, store, tmp_path, 50)
+    assert (
+        len(figures) == 11 and figures[1] == "figures/clusters/0001.png" and figures[-1] == "figures/clusters/0050.png"
+    )
 
 
 # The whole stage
@@ -257,7 +289,9 @@ def test_the_stage_leaves_weights_labels_figures_and_facts(make):
     assert facts["steps"] == 4 and facts["images_seen"] == 16 and facts["images"] == 24
     assert facts["final_clusters"] >= 2 and facts["epochs_with_kept_labels"] == 0 and "final_ari" in facts
     assert (work.folder / adapt.WEIGHTS).is_file() and len(list((work.folder / "labels").iterdir())) == 2
-    assert work.run.figures == [f"figures/{name}.png" for name in ("loss", "eval", "labels", "clusters")]
+    assert work.run.figures == [
+        f"figures/{name}.png" for name in ("loss", "eval", "labels", "clusters/0001", "clusters/0002")
+    ]
     assert facts["final_eval_mAP"] == facts["best_eval_mAP"] and facts["best_eval_epoch"] == 2
     logged = {name for row in work.run.rows for name in row}
     assert {"clusters", "loss", "eval_mAP", "seconds_cluster"} <= logged

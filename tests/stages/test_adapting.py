@@ -66,7 +66,9 @@ def test_labels_and_figures_of_every_epoch(outcome, root, label):
     assert [metric.step for metric in client.get_metric_history(one.info.run_id, "ari")] == [0, 2]
     assert [metric.step for metric in client.get_metric_history(one.info.run_id, "eval_mAP")] == [1, 3]
     figures = {file.path for file in client.list_artifacts(one.info.run_id, "figures")}
-    assert figures == {f"figures/{name}.png" for name in ("loss", "eval", "labels", "clusters")}
+    assert figures == {"figures/loss.png", "figures/eval.png", "figures/labels.png", "figures/clusters"}
+    sheets = {file.path for file in client.list_artifacts(one.info.run_id, "figures/clusters")}
+    assert sheets == {"figures/clusters/0001.png", "figures/clusters/0002.png"}
     assert one.data.tags["adapt"] == label.removeprefix("adapt=")
 
 

@@ -244,8 +244,9 @@ def test_logged_rows():
     fresh = Tiny(dropout=0).losses(content(0))
     assert rows[0]["loss"] == pytest.approx(fresh["loss"].item())
     assert rows[0]["spread"] == pytest.approx(fresh["spread"].item())
+    names = {"step", "epoch", "loss", "spread", "lr", *NORMS, "images_per_second", "wait", "gpu_hours"}
     for row in rows:
-        assert set(row) == {"step", "epoch", "loss", "spread", "lr", *NORMS, "images_per_second", "wait", "gpu_hours"}
+        assert set(row) == names | ({"seconds_epoch"} if row["epoch"] in (1, 2) else set())
         assert row["images_per_second"] > 0
         assert row["wait"] == 0
 
@@ -266,6 +267,19 @@ def test_the_share_of_waiting_and_the_pace_are_of_the_time_since_the_last_row(mo
     for row in rows:
         # Three steps of two images and a quarter of a second's wait each.
         assert row["images_per_second"] / row["wait"] == pytest.approx(6 / 0.75)
+
+
+def test_at_its_end_an_epoch_says_how_long_it_took(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("rayreid.training.loop.time.monotonic", lambda: clock[0])
+
+    def source(start):
+        for step in range(start, STEPS):
+            clock[0] += 1 + step
+            yield Batch(["a", "b"], content(step))
+
+    durations = [row["seconds_epoch"] for row in run(Tiny(), source=source) if "seconds_epoch" in row]
+    assert durations == [1 + 2 + 3, 4 + 5 + 6]
 
 
 # After an epoch
@@ -302,7 +316,7 @@ def test_a_run_killed_after_an_epoch_asks_again(tmp_path, killed_at, asked_again
     assert asked == asked_again
 
 
-def test_its_time_counts_in_no_throughput(monkeypatch):
+def test_its_time_counts_in_no_throughput_and_in_no_epoch(monkeypatch):
     clock = [0.0]
 
     def tick():
@@ -317,6 +331,7 @@ def test_its_time_counts_in_no_throughput(monkeypatch):
     rows: list[dict[str, float]] = []
     train(Tiny(), batches(), settings(), CPU, log=rows.append, after_epoch=probe)
     assert all(row["images_per_second"] > BATCH / 100 for row in rows)
+    assert all(0 < row["seconds_epoch"] < 1000 for row in rows if row["epoch"] in (1, 2))
 
 
 # Losses that are not finite

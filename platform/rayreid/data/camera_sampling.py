@@ -15,7 +15,8 @@ class CameraPlan(IdentityBatches):
     fit for supervised training. Identities follow one another in random order, each once before any comes again, and
     P at a time make a batch; a rest of fewer than P is dropped. Of an identity one image is drawn, then K − 1 among
     those of other cameras, or among its remaining ones where a single camera saw it; with replacement where these are
-    too few.
+    too few. (The field's code repeats images already where exactly K − 1 are left, and takes the one image of an
+    identity that has no other just once, so that its batches shift.)
 
     Args:
         rows: index rows, integers (N,).

@@ -81,7 +81,7 @@ class PseudoLabels:
         figures: dict[str, float] = {}
         labels = torch.empty(len(self.rows), dtype=torch.int64, device=features.device)
         if parallel.rank() == 0:
-            clusters, figures = self.clustering(features)
+            clusters, figures = self._cluster(epoch, features)
             labels.copy_(torch.from_numpy(clusters.labels))
         found = clusters_of(parallel.broadcast(labels).cpu().numpy())
         fault = self._fault(found)
@@ -112,6 +112,12 @@ class PseudoLabels:
         if not np.array_equal(rows, self.rows):
             raise UserError(f"{path}: labels of other images than the target's split train; remove it to begin anew")
         self.clusters, self.found_in = clusters_of(labels.astype(np.int64)), found_in
+
+    def _cluster(self, epoch: int, features: Tensor) -> tuple[Clusters, dict[str, float]]:
+        try:
+            return self.clustering(features)
+        except UserError as error:
+            raise UserError(f"pseudo labels of epoch {epoch}: {error}") from None
 
     def _keep(self, epoch: int, fault: str) -> None:
         if self.clusters is None and epoch > 1:

@@ -54,15 +54,20 @@ def plan(
 
 
 def check_images(config: Adapt, images: int) -> None:
-    """Whether neighbour lists of a target's training images can be told apart.
+    """Whether a target's training images can be clustered, and as many clusters found as a batch takes.
 
     Raises:
-        UserError: there are fewer images than a list is long.
+        UserError: there are fewer images than a neighbour list is long, or than clusters in a batch.
     """
     if images < config.k1:
         raise UserError(
             f"adapt.k1={config.k1}, but the target's split train has only {images} images, which would all be "
             "neighbours of one another; lower it well below that"
+        )
+    if images < config.clusters:
+        raise UserError(
+            f"adapt.clusters={config.clusters}, but the target's split train has only {images} images to find a "
+            "batch's clusters among; lower it well below that"
         )
 
 
@@ -93,7 +98,7 @@ def _adapt(config: Adapt, backbone: Backbone, seed: int, resources: Resources, w
     work.run.dataset("target", store.fingerprint, str(store.directory), profile, "adapt")
     work.resolved({"decay_every": c.decay_epochs})
     facts = fit(work, training, resources, pseudo_report.watch)
-    found = pseudo_report.draw(work, store, work.folder / LABELS / f"{c.epochs:04d}.npz")
+    found = pseudo_report.draw(work, store, work.folder / LABELS, c.epochs)
     work.run.file(work.folder / WEIGHTS, "weights")
     return {**profile, **facts, **found, **started}
 

@@ -14,6 +14,9 @@ from rayreid.stages.production import Work
 
 _CLUSTERS, _IMAGES = 6, 8
 """Of a sheet: one line per cluster."""
+_SHEETS = 10
+"""Over the run; one after every epoch of a shorter one."""
+_BLANK = np.full((2, 1, 3), 255, np.uint8)
 _CURVES = ("clusters", "outliers", "cluster_size_max", "ari", "nmi", "pair_f")
 _PHASES = ("seconds_extract", "seconds_neighbours", "seconds_cluster")
 
@@ -26,13 +29,24 @@ def watch(row: Mapping[str, float]) -> str | None:
     return f"epoch {round(row['epoch']) + 1}: {found} cannot be trained on; the labels of the epoch before stay"
 
 
-def draw(work: Work, store: ImageStore, labels: Path) -> dict[str, float]:
-    """Draw the labels' curves and some of the last clusters; what was found last, and all phases' seconds, as facts."""
+def draw(work: Work, store: ImageStore, labels: Path, epochs: int) -> dict[str, float]:
+    """Draw the labels' curves and some clusters of the epochs.
+
+    Args:
+        work: what is being made.
+        store: the images.
+        labels: the folder of the epochs' labels, `NNNN.npz` from 1.
+        epochs: length of the training.
+
+    Returns:
+        What was found last, and the seconds of all epochs by phase.
+    """
     rows = [row for row in Journal(work.folder / "metrics.jsonl").history() if "clusters" in row]
     names = [name for name in _CURVES if name in rows[-1]]
     work.run.figure(loss_curves(rows, names, x="epoch"), "figures/labels.png")
-    with np.load(labels) as file:
-        work.run.figure(sheet(store, file["rows"], file["labels"]), "figures/clusters.png")
+    for epoch in np.linspace(1, epochs, min(_SHEETS, epochs)).round().astype(int):
+        with np.load(labels / f"{epoch:04d}.npz") as file:
+            work.run.figure(sheet(store, file["rows"], file["labels"]), f"figures/clusters/{epoch:04d}.png")
     kept = [name for name in ("clusters", "outliers", "images_used", "ari", "nmi", "pair_f") if name in rows[-1]]
     return {
         **{f"final_{name}": rows[-1][name] for name in kept},
@@ -52,9 +66,12 @@ def sheet(store: ImageStore, rows: np.ndarray, labels: np.ndarray) -> Figure:
     sizes = np.bincount(labels[labels != OUTLIER])
     order = np.argsort(-sizes, kind="stable")
     shown = order[np.linspace(0, len(order) - 1, min(_CLUSTERS, len(order))).astype(int)]
-    width = min(_IMAGES, int(sizes[shown].min()))
-    members = [rows[labels == cluster] for cluster in shown]
-    chosen = [group[np.linspace(0, len(group) - 1, width).astype(int)] for group in members]
-    titles = [f"{len(group)}: {store.pids[row]}" for group, line in zip(members, chosen, strict=True) for row in line]
-    images = [store.image(int(row)) for line in chosen for row in line]
-    return image_sheet(images, titles, columns=width)
+    images: list[np.ndarray] = []
+    titles: list[str] = []
+    for cluster in shown:
+        members = rows[labels == cluster]
+        width = min(_IMAGES, len(members))
+        line = members[np.linspace(0, len(members) - 1, width).astype(int)]
+        images += [store.image(int(row)) for row in line] + [_BLANK] * (_IMAGES - width)
+        titles += [f"{len(members)}: {store.pids[row]}" for row in line] + [""] * (_IMAGES - width)
+    return image_sheet(images, titles, columns=_IMAGES)

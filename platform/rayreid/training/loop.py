@@ -123,7 +123,8 @@ def train(
         checkpoints: where to save and resume; only worker 0 writes.
         log: receives rows with `step` (0-based, of the last step in it), `epoch` (fractional, done), `loss`, the
             method's scalars and rates, `images_per_second` (all workers), `wait` (share of time without data),
-            `gpu_hours` (since the start, of all workers; 0 on CPUs) and, in fp16, `loss_scale`.
+            `gpu_hours` (since the start, of all workers; 0 on CPUs), in fp16 `loss_scale` and, at an epoch's last
+            step, `seconds_epoch`: since it began or was gone on with, waits included.
         after_epoch: called on every worker after each epoch's last step and its checkpoint, with the number of epochs
             done; what it returns is logged as a row of its own (`step`, `epoch` and those scalars). Its time counts
             in no throughput. A run resumed at an epoch's end calls it again for that epoch: it may have been cut off.
@@ -163,7 +164,7 @@ class _Run:
         self.log, self.after_epoch = log, after_epoch
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.meter = Meter(parallel.world_size() if device.type == "cuda" else 0)
-        self.saved_at = time.monotonic()
+        self.saved_at = self.epoch_began = time.monotonic()
 
     def resume(self) -> int:
         """Take up the newest checkpoint that worker 0 sees whole: workers that each chose might not agree."""
@@ -203,12 +204,14 @@ class _Run:
     def end_epoch(self, done: int) -> None:
         """After `done` steps, where they end an epoch: what the caller wants to see of it."""
         epoch, within = divmod(done, self.settings.steps_per_epoch)
-        if self.after_epoch is None or within or not epoch:
+        if within or not epoch:
             return
-        scalars = self.after_epoch(epoch)
-        if scalars and parallel.rank() == 0:
-            self.log({"step": done - 1, "epoch": float(epoch), **scalars})
-        self.meter.restart()
+        if self.after_epoch is not None:
+            scalars = self.after_epoch(epoch)
+            if scalars and parallel.rank() == 0:
+                self.log({"step": done - 1, "epoch": float(epoch), **scalars})
+            self.meter.restart()
+        self.epoch_began = time.monotonic()
 
     def _differentiate(self, batch: Batch) -> dict[str, Tensor]:
         with autocast(self.settings.precision, self.device):
@@ -238,7 +241,8 @@ class _Run:
         # In fp16 a gradient may have overflowed: the scaler passed over that step, and there is no norm to show.
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         progress = {"step": step, "epoch": done / self.settings.steps_per_epoch}
-        self.log({**progress, **finite, **rates, **self.meter.read()})
+        duration = {"seconds_epoch": time.monotonic() - self.epoch_began} if epoch_end else {}
+        self.log({**progress, **finite, **rates, **self.meter.read(), **duration})
 
     def _save(self, done: int) -> None:
         epoch, within = divmod(done, self.settings.steps_per_epoch)
