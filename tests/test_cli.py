@@ -25,6 +25,7 @@ from rayreid.stages.checks import check_workers
 PLATFORM = Path(__file__).parent.parent / "platform"
 
 SPLITS = ("train", "query", "gallery")
+LOOKING = ("predict", "search", "compare", "matrix")
 
 GOOD = {
     "name": "small",
@@ -84,7 +85,7 @@ def test_strategies_to_compare_are_those_there_are(refused):
 # What the file says
 
 
-@pytest.mark.parametrize("command", ["run", "sweep", "config", "pretrain", "evaluate", "selections"])
+@pytest.mark.parametrize("command", ["run", "sweep", "config", "pretrain", "evaluate", "selections", "matrix"])
 def test_an_unknown_key(refused, command):
     message = refused(command, {**GOOD, "pretrain": {"epoch": 3}})
     assert "experiment.yaml" in message and "'pretrain.epoch'" in message and "'epochs'" in message
@@ -105,6 +106,9 @@ def test_an_unknown_key(refused, command):
         ("pretrain.warmup_epochs=101", "pretrain.warmup_epochs"),
         ("seed=-1", "seed"),
         ("adapt.eps=1", "adapt.eps"),
+        ("evaluate.rerank.k1=2", "evaluate.rerank"),
+        ("evaluate.rerank=often", "evaluate.rerank"),
+        ("evaluate.rerank.weight=2", "evaluate.rerank.weight"),
         ("adapt.k1=0", "adapt.k1"),
         ("adapt={k1: 4, k2: 6}", "adapt.k2"),
         ("adapt=ssl", "adapt.method"),
@@ -335,15 +339,26 @@ def test_a_target_with_an_empty_split(refused, home):
     assert str(root) in message and "'query'" in message
 
 
-def one_camera(home: Path) -> dict:
-    """A target of which nobody is seen by two cameras."""
+def one_camera(home: Path, query: str = "3") -> dict:
+    """A target whose train split has nobody who is seen by two cameras; its queries are by another one, or not."""
     root = home / "market"
     for folder in ("bounding_box_train", "query", "bounding_box_test"):
         (root / folder).mkdir(parents=True)
         for pid in (1, 2):
+            camera = query if folder == "query" and query else pid
             for shot in (1, 2):
-                (root / folder / f"{pid:04d}_c{pid}s1_{shot:06d}_00.jpg").write_bytes(b"")
+                (root / folder / f"{pid:04d}_c{camera}s1_{shot:06d}_00.jpg").write_bytes(b"")
     return {"dataset": "market1501", "root": str(root)}
+
+
+@pytest.mark.parametrize("command", ["run", "evaluate", "matrix"])
+def test_a_target_in_which_no_query_can_be_found(refused, home, command):
+    tree = {**GOOD, "target": one_camera(home, query=""), "pretrain": "none"}
+    message = refused(command, tree)
+    assert "target" in message and "none of the 4 queries has a true match" in message
+    for path in sorted((home / "market").glob("*/*_c2s1*")):
+        path.rename(path.with_name(path.name.replace("_c2", "_c1")))
+    assert "by camera 0, and only a match by another camera counts" in refused(command, tree)
 
 
 def test_a_target_in_which_a_probe_finds_nobody(refused, home):
@@ -360,7 +375,11 @@ def test_a_target_in_which_a_probe_finds_nobody(refused, home):
 def test_a_stored_target_in_which_a_probe_finds_nobody(home, capfd):
     target = one_camera(home)
     artifact = ingest.plan(home / "outputs", Source(**target))
-    records = [Record(f"{split}/{n}.jpg", n % 2, n % 2, split, "") for n in range(4) for split in SPLITS]
+    records = [
+        Record(f"{split}/{n}.jpg", n % 2, 5 if split == "query" else n % 2, split, "")
+        for n in range(4)
+        for split in SPLITS
+    ]
     image = io.BytesIO()
     Image.new("RGB", (8, 16)).save(image, "JPEG")
     write_shard(artifact.path, 0, records, lambda record: image.getvalue(), "header")
@@ -588,5 +607,17 @@ def test_help_is_quick_and_names_the_commands():
     )
     done = python("-c", program)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "sweep", "ingest", "pretrain", "score", "select", "finetune", "adapt", "evaluate", "config"):
+    for command in (
+        "run",
+        "sweep",
+        "ingest",
+        "pretrain",
+        "score",
+        "select",
+        "finetune",
+        "adapt",
+        "evaluate",
+        "config",
+        *LOOKING,
+    ):
         assert f" {command} " in done.stdout

@@ -47,7 +47,7 @@ def test_identity_holds_everything_else(section):
     runtime = {"checkpoint_minutes", "keep_checkpoints", "keep_every_epochs", "probe_every", "probe_images"}
     runtime |= {"evaluate_every", "weights", "strict", "list", "max_bad_fraction"}
     runtime |= {"num_heads", "queue", "freeze_patch"}  # added later: see below
-    runtime |= {"sampler", "margin"}
+    runtime |= {"sampler", "margin", "rerank"}
     runtime |= {"temperature"} if section is Pretrain else set()
     runtime |= {"clusters"} if section is Select else set()
     runtime |= {"batch_size", "targets"} if section in (Score, Evaluate) else set()
@@ -58,6 +58,8 @@ def test_identity_holds_everything_else(section):
 def test_a_field_that_was_added_later_leaves_the_ids_of_what_was_made_before():
     assert set(Backbone().identity()) == {"name", "stem", "img_size", "depth"}
     assert Backbone(num_heads=None).identity() == Backbone().identity()
+    assert Evaluate(rerank=False).identity() == Evaluate().identity() == {"max_rank": 50}
+    assert Evaluate(rerank=True).identity()["rerank"] == {"k1": 20, "k2": 6, "weight": 0.3}
     assert Backbone(num_heads=12).identity() == {**Backbone().identity(), "num_heads": 12}
     assert Finetune(sampler="identity", margin=None).identity() == Finetune().identity()
     for changed in ({"sampler": "camera"}, {"margin": 0.3}, {"margin": 0.0}):

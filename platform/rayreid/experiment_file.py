@@ -17,7 +17,7 @@ _PROXY_INHERITS = ("seed", "backbone", "pretrain", "finetune")
 _WAYS = ("usl", "uda")
 _METHODS = ("none", *_WAYS)
 """Words that stand for a section with that method."""
-_BRANCH = re.compile(r"constrained-\w+|(literal|tuple)\[.*\]")
+_BRANCH = re.compile(r"constrained-\w+|(function-after|literal|tuple)\[.*\]")
 """What pydantic adds to a location for the branch of a union that it tried; no key of the file."""
 
 
@@ -180,7 +180,7 @@ def _key(location: Sequence[int | str]) -> str:
 
 
 def _explain(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
+    location = [str(part) for part in problem["loc"] if not _BRANCH.fullmatch(str(part))]
     key = _key(location)
     if problem["type"] == "extra_forbidden":
         names = _keys_at(location[:-1])

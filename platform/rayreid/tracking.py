@@ -267,6 +267,11 @@ class Run:
         self.finish("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
 
 
+def slug(label: str) -> str:
+    """A label as part of a metric's or file's name."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in label)
+
+
 def git_sha() -> str | None:
     """The commit of the code's checkout; None outside one."""
     folder = Path(__file__).parent

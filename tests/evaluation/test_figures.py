@@ -7,17 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from rayreid.evaluation.figures import (
-    QUERY,
-    RIGHT,
-    SMOOTH_FROM,
-    WRONG,
-    cmc_curve,
-    image_sheet,
-    loss_curves,
-    ranked_lists,
-    score_histogram,
-)
+from rayreid.evaluation.figures import SMOOTH_FROM, image_sheet, loss_curves, score_histogram
+from rayreid.evaluation.retrieval_figures import QUERY, RIGHT, WRONG, cmc_curve, ranked_lists
 
 
 def image(height=40, width=20, value=100):

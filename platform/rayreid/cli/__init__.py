@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from rayreid.cli import about, experiments, stores, weights
+from rayreid.cli import about, experiments, retrieval, stores, weights
 from rayreid.cli.options import GROUP
 from rayreid.errors import UserError
 
@@ -18,6 +18,7 @@ app = typer.Typer(
     **GROUP,
 )
 app.add_typer(experiments.app)
+app.add_typer(retrieval.app)
 app.add_typer(stores.app)
 app.add_typer(weights.app, name="weights")
 app.add_typer(about.app)

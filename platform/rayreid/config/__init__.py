@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from rayreid.config.evaluation import Evaluate, Matrix, MatrixTarget, Rerank
 from rayreid.config.inputs import Backbone, Checkpoint, Source
-from rayreid.config.section import PATCH, RUNTIME, Auto, PositiveInt, Section, Seed
+from rayreid.config.section import PATCH, Auto, PositiveInt, Section, Seed
 from rayreid.config.selection import Proxy, Score, ScoreTarget, Select
 from rayreid.config.training import Adapt, Finetune, Pretrain
 
@@ -24,8 +25,11 @@ __all__ = [
     "Evaluate",
     "Experiment",
     "Finetune",
+    "Matrix",
+    "MatrixTarget",
     "Pretrain",
     "Proxy",
+    "Rerank",
     "Resources",
     "Score",
     "ScoreTarget",
@@ -34,13 +38,6 @@ __all__ = [
     "Source",
     "Sweep",
 ]
-
-
-class Evaluate(Section):
-    """Retrieval evaluation on the target's query and gallery."""
-
-    batch_size: Annotated[PositiveInt, RUNTIME] = 256
-    max_rank: PositiveInt = 50
 
 
 class Resources(Section):
@@ -87,4 +84,5 @@ class Experiment(Section):
     resources: Resources = Resources()
     compare: list[dict[str, Any]] = Field(default_factory=list)
     """Rows to run beside one another: each a set of changes to this file, with an optional `label`."""
+    matrix: Matrix = Matrix()
     sweep: Sweep | None = None

@@ -69,6 +69,11 @@ _OF_ONE_IMAGE = (MissingImageError, FileNotFoundError, PermissionError, IsADirec
 _ERRNO_OF_ONE_IMAGE = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
+def is_of_one_image(error: OSError) -> bool:
+    """Return whether a fault of reading concerns this image alone, or is trouble with the storage."""
+    return isinstance(error, _OF_ONE_IMAGE) or error.errno in _ERRNO_OF_ONE_IMAGE
+
+
 def shard_file(directory: Path, shard: int) -> Path:
     """Return the path of a shard's Arrow file."""
     return directory / "shards" / f"{shard:05d}.arrow"
@@ -221,10 +226,8 @@ def _store(writer: _ShardWriter, record: Record, read: Callable[[Record], bytes]
     """Read, check and add one image; returns the reason if it was rejected."""
     try:
         data = read(record)
-    except _OF_ONE_IMAGE:
-        return "unreadable"
     except OSError as error:
-        if error.errno in _ERRNO_OF_ONE_IMAGE:
+        if is_of_one_image(error):
             return "unreadable"
         raise UserError(
             f"{record.path}: the storage does not answer ({error.strerror or error}); once it does, run the ingest "

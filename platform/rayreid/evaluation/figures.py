@@ -1,4 +1,4 @@
-"""Figures of a run: training curves, CMC, ranked lists, score histograms, contact sheets.
+"""Figures of a run: training curves, score histograms, contact sheets.
 
 All are made with matplotlib's object interface (no pyplot, hence no global state and no display) and share the style
 at the top of this module. Save one with `figure.savefig(path)`.
@@ -16,7 +16,6 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 PALETTE = ("#2a5fa5", "#d9822b", "#3c8d5a", "#8a4f9e", "#b5433c", "#5f7a8a")  # told apart by colour-blind eyes too
 INK, FAINT, MAT = "#2b2f36", "#d9dce1", "#f1f2f4"
-RIGHT, WRONG, QUERY = "#2e9e57", "#d23b3b", INK
 DPI = 150
 TEXT, SMALL = 9, 7.5  # points
 SMOOTH_FROM = 120  # points in a curve from which on it is also drawn smoothed
@@ -55,79 +54,6 @@ def loss_curves(
         if np.ptp(values) <= 1e-9 * np.abs(values).max(initial=0):  # a constant, not its rounding errors
             half = 0.1 * abs(float(values[0])) or 1.0
             axes.set_ylim(values[0] - half, values[0] + half)
-    return figure
-
-
-def cmc_curve(reports: Mapping[str, np.ndarray], max_rank: int = 20) -> Figure:
-    """Cumulative match characteristics of one or more models.
-
-    Args:
-        reports: name → `RetrievalReport.cmc`, (ranks,) in [0, 1]. Rank-1 is written into the legend.
-        max_rank: last rank drawn.
-    """
-    figure = canvas(5, 3.6)
-    axes = dress(figure.add_subplot(), grid="both")
-    for i, (name, cmc) in enumerate(reports.items()):
-        shown = np.asarray(cmc)[:max_rank]
-        axes.plot(
-            np.arange(1, len(shown) + 1),
-            shown,
-            color=PALETTE[i % len(PALETTE)],
-            linewidth=1.8,
-            marker="o",
-            markersize=3.5,
-            label=f"{name}  ({100 * shown[0]:.1f} at rank 1)",
-        )
-    axes.set_xlabel("rank")
-    axes.set_ylabel("queries with a true match")
-    axes.set_xlim(0.5, max_rank + 0.5)
-    axes.set_xticks([1, *range(5, max_rank + 1, 5)])
-    axes.set_ylim(top=1.01)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.legend(loc="lower right", frameon=False, fontsize=SMALL)
-    return figure
-
-
-def ranked_lists(
-    queries: Sequence[np.ndarray],
-    results: Sequence[Sequence[np.ndarray]],
-    right: Sequence[Sequence[bool]],
-    names: Sequence[str] | None = None,
-    scores: Sequence[Sequence[float]] | None = None,
-) -> Figure:
-    """One row per query: the query, then the best gallery images, framed green (right) or red (wrong).
-
-    Args:
-        queries: images (H, W, 3) uint8, sizes may differ.
-        results: for each query its images in order of rank; rows may be of different lengths.
-        right: whether each shows the query's identity.
-        names: captions of the queries.
-        scores: similarities, written below the images.
-    """
-    widest = max(len(row) for row in results)
-    gap = 0.35  # of a column, between query and results
-    step = 1.5 + 0.14 * (scores is not None)  # inches from row to row
-    figure = canvas(0.8 * (1 + gap + widest) + 0.2, step * len(queries) + 0.3, constrained=False)
-    grid = figure.add_gridspec(
-        len(queries),
-        2 + widest,
-        width_ratios=[1, gap, *[1] * widest],
-        left=0.01,
-        right=0.99,
-        bottom=0.02 + 0.14 * (scores is not None) / (step * len(queries) + 0.3),
-        top=1 - 0.3 / (step * len(queries) + 0.3),
-        wspace=0.12,
-        hspace=0.18 + 0.1 * (scores is not None),
-    )
-    for i, query in enumerate(queries):
-        axes = picture(figure.add_subplot(grid[i, 0]), query, QUERY)
-        axes.set_title("query" if names is None else names[i], fontsize=SMALL, color=INK, pad=3)
-        for j, (image, hit) in enumerate(zip(results[i], right[i], strict=True)):
-            colour = RIGHT if hit else WRONG
-            axes = picture(figure.add_subplot(grid[i, j + 2]), image, colour)
-            axes.set_title(f"{j + 1} {'✓' if hit else '✗'}", fontsize=SMALL, color=colour, pad=3)
-            if scores is not None:
-                axes.set_xlabel(f"{scores[i][j]:.2f}", fontsize=SMALL, color=INK, labelpad=2)
     return figure
 
 

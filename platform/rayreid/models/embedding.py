@@ -1,4 +1,4 @@
-"""Forward passes over rows of an image store: images decoded ahead by threads, batches as large as memory allows."""
+"""Forward passes over images of a store or a folder: decoded ahead by threads, batches as large as memory allows."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ import torch
 from rayreid.config import Auto
 from rayreid.data.batch import ImageBatch
 from rayreid.data.images import decode
+from rayreid.data.listed import Images
 from rayreid.data.reid_transforms import ReIDTest
-from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.models.neck import load_neck
 from rayreid.models.weights import load_backbone
@@ -68,7 +68,7 @@ class Head(Protocol):
 
 
 class Pass:
-    """A head over images of a store.
+    """A head over images.
 
     While one batch is in the head the next ones are decoded. Where the device's memory does not suffice for a batch, it
     is halved, and the smaller one is kept for all that follow.
@@ -81,7 +81,7 @@ class Pass:
         threads: for decoding.
     """
 
-    def __init__(self, store: ImageStore, head: Head, batch_size: int | Auto, device: torch.device, threads: int):
+    def __init__(self, store: Images, head: Head, batch_size: int | Auto, device: torch.device, threads: int):
         self.store, self.head = store, head
         self.batch_size = AUTO_BATCH[device.type] if batch_size == "auto" else batch_size
         self._decoders = ThreadPoolExecutor(threads)

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,11 @@ from rayreid.data.datasets import Dataset
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import findable_identities
+from rayreid.evaluation.protocol import check_findable
 from rayreid.stages import ingest, pretrain
+
+SPLITS = ("train", "query", "gallery")
+"""Of a target."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,13 @@ class Contents:
             files only to count them would take minutes.
         identities: number in the split train.
         findable: whether a probe can find one of them.
+        fault: why an evaluation would find nobody; "" where it does.
     """
 
     images: Mapping[str, int] | None = None
     identities: int = 0
     findable: bool = False
+    fault: str = ""
 
 
 class Datasets:
@@ -72,8 +78,10 @@ def _stored(role: str, folder: Path) -> Contents:
     if role == "pool":
         return Contents(manifest["counts"])
     store = ImageStore(folder)
-    train = store.rows_of("train")
-    return _labelled(manifest["counts"], store.pids[train], store.camids[train])
+    rows = {split: store.rows_of(split) for split in SPLITS}
+    return _labelled(
+        manifest["counts"], {split: (store.pids[mine], store.camids[mine]) for split, mine in rows.items()}
+    )
 
 
 def _listed(role: str, dataset: Dataset, enough: int) -> Contents:
@@ -85,24 +93,47 @@ def _listed(role: str, dataset: Dataset, enough: int) -> Contents:
     if role == "pool" and first.split == "pool":
         listed = 1 + sum(1 for _ in islice(records, enough - 1))
         return Contents({"pool": listed} if listed < enough else None)
-    images, train = Counter([first.split]), [(first.pid, first.camid)] if first.split == "train" else []
-    for record in records:
+    images: Counter[str] = Counter()
+    labels: dict[str, list[tuple[int, int]]] = {split: [] for split in SPLITS}
+    for record in chain([first], records):
         images[record.split] += 1
-        if record.split == "train":
-            train.append((record.pid, record.camid))
-    labels = np.array(train, np.int64).reshape(-1, 2)
-    return _labelled(images, labels[:, 0], labels[:, 1])
+        if record.split in labels:
+            labels[record.split].append((record.pid, record.camid))
+    columns = {split: np.array(found, np.int64).reshape(-1, 2).T for split, found in labels.items()}
+    return _labelled(images, {split: (pids, camids) for split, (pids, camids) in columns.items()})
 
 
-def _labelled(images: Mapping[str, int], pids: np.ndarray, camids: np.ndarray) -> Contents:
-    """From the counts of all splits and the labels of the split train."""
-    return Contents(images, len(np.unique(pids[pids >= 0])), len(findable_identities(pids, camids)) > 0)
+def _labelled(images: Mapping[str, int], labels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Contents:
+    """From the counts of all splits, and identities and cameras of those that have labels."""
+    (pids, camids), (query, query_camids), (gallery, gallery_camids) = (labels[split] for split in SPLITS)
+    fault = ""
+    if len(query) and len(gallery):
+        try:
+            check_findable(query, gallery, query_camids, gallery_camids)
+        except UserError as error:
+            fault = str(error)
+    identities = len(np.unique(pids[pids >= 0]))
+    return Contents(images, identities, len(findable_identities(pids, camids)) > 0, fault)
 
 
 def _check_splits(name: str, target: Contents) -> None:
-    """Without one of its splits a target would fail only after everything has been trained."""
-    for split in ("train", "query", "gallery"):
+    """Without one of its splits, or anybody to find, a target would fail only after everything has been trained."""
+    for split in SPLITS:
         if not (target.images or {}).get(split):
             raise UserError(
                 f"target: dataset {name} has no image of split {split!r}; it needs train, query and gallery"
             )
+    check_answers("target", name, target)
+
+
+def check_answers(role: str, name: str, target: Contents) -> None:
+    """Refuse a dataset that nothing can be evaluated on.
+
+    Raises:
+        UserError: no query, no gallery, or no query that can be found.
+    """
+    for split in SPLITS[1:]:
+        if not (target.images or {}).get(split):
+            raise UserError(f"{role}: dataset {name} has no image of split {split!r}; evaluation needs it")
+    if target.fault:
+        raise UserError(f"{role}: dataset {name}: {target.fault}")

@@ -1,6 +1,7 @@
-"""Stage *evaluate*: ReID model + target's query and gallery → mAP, CMC, mINP and ranked lists."""
+"""Stage *evaluate*: ReID model + target's query and gallery → mAP, CMC, mINP, per-query results and figures."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,22 +9,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from matplotlib.figure import Figure
 
 from rayreid.artifacts import Artifact, write_atomically
-from rayreid.config import Evaluate
-from rayreid.data.batch import ImageBatch
+from rayreid.config import Evaluate, Rerank
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.evaluation.figures import cmc_curve, ranked_lists
-from rayreid.evaluation.retrieval import RetrievalReport, evaluate_retrieval, top_k
-from rayreid.models.embedding import Embedder
-from rayreid.stages.inference import stream, weights_of
+from rayreid.evaluation.protocol import check_findable
+from rayreid.evaluation.rerank import Reranking
+from rayreid.evaluation.retrieval import RetrievalReport, evaluate_retrieval
+from rayreid.stages.evaluation_figures import Rankings, draw
+from rayreid.stages.extraction import extract
+from rayreid.stages.inference import weights_of
 from rayreid.stages.production import Work, identity
 
 VERSION = 1
-_LISTS = 8
+RERANKED = "_rerank"
+"""Ends the names of what is of the re-ranked lists."""
 
 
 def plan(target: Artifact, model: Artifact, config: Evaluate) -> Artifact:
@@ -32,109 +33,89 @@ def plan(target: Artifact, model: Artifact, config: Evaluate) -> Artifact:
     return Artifact(target.root, "evaluate", VERSION, identity(evaluate=config), inputs, partial(_evaluate, config))
 
 
-class _Head:
-    """Global features, as numbers."""
-
-    def __init__(self, path: Path, device: torch.device):
-        # bf16 rounds enough to swap close ranks; published numbers are of float32.
-        self.embed = Embedder(path, device, "fp32")
-
-    def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
-        return self.embed(images).cpu().numpy()
-
-
-def extract(store: ImageStore, rows: np.ndarray, weights: Path, config: Evaluate, work: Work) -> np.ndarray:
-    """Features of some images of a store, float32 (n, D), in the order of `rows`.
-
-    Raises:
-        UserError: an image cannot be decoded.
-    """
-    order = np.argsort(rows)
-    ascending = rows[order]
-    features: np.ndarray | None = None
-    with work.screen.bar("features", len(rows)) as bar:
-        done = 0
-        for part, values, broken in stream(store.directory, [ascending], partial(_Head, weights), config.batch_size):
-            if broken:
-                row, reason = next(iter(broken.items()))
-                raise UserError(f"{store.directory}: image {store.keys[row]!r} cannot be decoded ({reason})")
-            if features is None:
-                features = np.empty((len(rows), values.shape[1]), np.float32)
-            features[order[np.searchsorted(ascending, part)]] = values
-            done += len(part)
-            bar.to(done)
-    assert features is not None
-    return features
-
-
 def _evaluate(config: Evaluate, work: Work) -> dict[str, Any]:
     store = ImageStore(work.input("target"))
     query, gallery = store.rows_of("query"), store.rows_of("gallery")
     for name, rows in (("query", query), ("gallery", gallery)):
         if not len(rows):
             raise UserError(f"{store.directory}: the split {name!r} is empty; evaluation needs query and gallery")
+    labels = (store.pids[query], store.pids[gallery], store.camids[query], store.camids[gallery])
+    check_findable(*labels)  # said now, not after the features
+    copies = _copies(store, query, gallery)
+    if copies:
+        work.screen.say(
+            f"    [yellow]{copies} queries have their very bytes in the gallery, where the protocol counts them[/]"
+        )
     work.run.dataset("target", store.fingerprint, str(store.directory), store.manifest["counts"], "evaluate")
     weights = weights_of(work.input("model"))
-    features = extract(store, np.concatenate([query, gallery]), weights, config, work)
-    query_features, gallery_features = features[: len(query)], features[len(query) :]
-    report = evaluate_retrieval(
-        query_features,
-        gallery_features,
-        store.pids[query],
-        store.pids[gallery],
-        store.camids[query],
-        store.camids[gallery],
-        max_rank=config.max_rank,
-    )
-    _write_queries(work.folder / "queries.parquet", store, query, report)
+    features, broken = extract(store, np.concatenate([query, gallery]), weights, config.batch_size, work.screen)
+    if broken:
+        row, reason = next(iter(broken.items()))
+        raise UserError(f"{store.directory}: image {store.keys[row]!r} cannot be decoded ({reason})")
+    sides = (features[: len(query)], features[len(query) :])
+    report = evaluate_retrieval(*sides, *labels, max_rank=config.max_rank)
+    reranked = _reranked(config.rerank, sides, labels, config.max_rank, work) if config.rerank else None
+    _write_queries(work.folder / "queries.parquet", store, query, report, reranked)
     np.save(work.folder / "cmc.npy", report.cmc)
-    work.run.figure(cmc_curve({"model": report.cmc}), "figures/cmc.png")
-    work.run.figure(_lists(store, query, gallery, query_features, gallery_features), "figures/ranked_lists.png")
+    if reranked:
+        np.save(work.folder / f"cmc{RERANKED}.npy", reranked.cmc)
+    draw(work, Rankings(store, query, gallery, *sides), report, reranked, weights)
     work.run.file(work.folder / "queries.parquet")
     return {
         **report.metrics(),
+        **({f"{name}{RERANKED}": value for name, value in reranked.metrics().items()} if reranked else {}),
         "queries": report.queries,
         "skipped_queries": report.skipped,
+        "junk_queries": report.junk_queries,
         "gallery": report.gallery,
         "junk_gallery": report.junk_gallery,
+        "copies_in_gallery": copies,
     }
 
 
-def _write_queries(path: Path, store: ImageStore, query: np.ndarray, report: RetrievalReport) -> None:
+def _reranked(
+    config: Rerank,
+    sides: tuple[np.ndarray, np.ndarray],
+    labels: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    max_rank: int,
+    work: Work,
+) -> RetrievalReport:
+    work.screen.say(f"    re-ranking with k1 {config.k1}, k2 {config.k2}, λ {config.weight:g}")
+    scores = Reranking(config.k1, config.k2, config.weight)
+    return evaluate_retrieval(*sides, *labels, max_rank=max_rank, scores=scores)
+
+
+def _copies(store: ImageStore, query: np.ndarray, gallery: np.ndarray) -> int:
+    """Queries whose very bytes stand in the gallery, and are neither junk there nor of the same identity and camera.
+
+    Such a copy has similarity 1 with its query: as a true match it flatters, under another identity it accuses.
+    """
+    of: dict[bytes, list[int]] = {}
+    for row in gallery[store.pids[gallery] >= 0].tolist():
+        of.setdefault(_digest(store, row), []).append(row)
+    count = 0
+    for row in query[store.pids[query] >= 0].tolist():
+        pid, camid = store.pids[row], store.camids[row]
+        copies = of.get(_digest(store, row), ())
+        count += any(store.pids[copy] != pid or camid < 0 or store.camids[copy] != camid for copy in copies)
+    return count
+
+
+def _digest(store: ImageStore, row: int) -> bytes:
+    return hashlib.blake2b(store.encoded(row), digest_size=16).digest()
+
+
+def _write_queries(
+    path: Path, store: ImageStore, query: np.ndarray, report: RetrievalReport, reranked: RetrievalReport | None
+) -> None:
     """Per-query results, so that two models can be compared query by query."""
-    table = pa.table(
-        {
-            "key": pa.array(store.keys[query].tolist(), pa.string()),
-            "average_precision": pa.array(report.average_precision),
-            "first_match": pa.array(report.first_match),
-        }
-    )
+    columns = {"key": pa.array(store.keys[query].tolist(), pa.string()), **_columns(report)}
+    if reranked:
+        columns |= {f"{name}{RERANKED}": values for name, values in _columns(reranked).items()}
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
+    pq.write_table(pa.table(columns), sink)
     write_atomically(path, sink.getvalue().to_pybytes())
 
 
-def _lists(
-    store: ImageStore,
-    query: np.ndarray,
-    gallery: np.ndarray,
-    query_features: np.ndarray,
-    gallery_features: np.ndarray,
-) -> Figure:
-    """Ranked lists of some queries, evenly spread over the query set."""
-    shown = np.linspace(0, len(query) - 1, min(_LISTS, len(query))).astype(int)
-    _, ranked = top_k(
-        query_features[shown],
-        gallery_features,
-        10,
-        store.pids[query[shown]],
-        store.pids[gallery],
-        store.camids[query[shown]],
-        store.camids[gallery],
-    )
-    lists = [[store.image(gallery[place]) for place in places if place >= 0] for places in ranked]
-    right = [
-        [bool(store.pids[gallery[place]] == store.pids[query[i]]) for place in places if place >= 0]
-        for i, places in zip(shown, ranked, strict=True)
-    ]
-    return ranked_lists([store.image(query[i]) for i in shown], lists, right)
+def _columns(report: RetrievalReport) -> Mapping[str, pa.Array]:
+    return {"average_precision": pa.array(report.average_precision), "first_match": pa.array(report.first_match)}

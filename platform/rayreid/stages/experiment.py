@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.markup import escape
 
 from rayreid import recipes
@@ -14,6 +15,7 @@ from rayreid.artifacts import Artifact, make_folder, output_root, write_atomical
 from rayreid.cluster import connect
 from rayreid.config import Experiment
 from rayreid.errors import UserError
+from rayreid.evaluation.retrieval_figures import cmc_curve
 from rayreid.experiment_file import dump, flatten, rows
 from rayreid.stages.checks import check, check_workers
 from rayreid.stages.plan import STAGE_ROLE, plan, shared
@@ -65,6 +67,8 @@ def run(experiment: Experiment) -> list[Row]:
         else:
             results = [run_row(experiment.name, table[experiment.name], desk, parent)]
         write_results(desk, experiment, results)
+        if experiment.compare:
+            draw_curves(plans, folder_of(root, experiment) / "cmc.png", parent)
         show_table(desk.screen, results)
         show_times(desk.screen, plans.values())
         show_hint(desk.screen, desk.tracker.uri)
@@ -146,7 +150,7 @@ def _params(experiment: Experiment) -> dict[str, Any]:
 
     Of a pre-training, without what its method has no use for.
     """
-    tree = experiment.model_dump(mode="json", exclude={"compare", "sweep"})
+    tree = experiment.model_dump(mode="json", exclude={"compare", "sweep", "matrix"})
     method = experiment.pretrain.method
     if method == "none":
         tree["pretrain"] = {"method": "none"}
@@ -190,3 +194,10 @@ def write_results(desk: Desk, experiment: Experiment, results: list[Row]) -> Non
     """The table as JSON beside the configuration."""
     content = [{"label": row.label, **row.metrics()} for row in results]
     write_atomically(folder_of(desk.root, experiment) / "results.json", json.dumps(content, indent=1))
+
+
+def draw_curves(plans: Mapping[str, Mapping[str, Artifact]], path: Path, run: Run) -> None:
+    """The CMC curves of all rows in one plot, beside the configuration and in MLflow."""
+    curves = {label: np.load(graph["metrics"].path / "cmc.npy") for label, graph in plans.items()}
+    cmc_curve(curves).savefig(path)
+    run.file(path, "figures")

@@ -19,6 +19,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from rayreid.cluster import scoring_actors
 from rayreid.config import Auto
+from rayreid.data.listed import Images
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.models.embedding import Head, Pass
@@ -51,12 +52,13 @@ class _Actor:
     one of its own and leave nothing of it but the text of a traceback.
     """
 
-    def __init__(self, store: Path, build: Callable[[torch.device], Head], batch_size: int | Auto, cpus: int):
+    def __init__(self, store: Path | Images, build: Callable[[torch.device], Head], batch_size: int | Auto, cpus: int):
         torch.set_num_threads(cpus)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.fault = ""
         try:
-            self.run = Pass(ImageStore(store), build(device), batch_size, device, cpus)
+            images = ImageStore(store) if isinstance(store, Path) else store
+            self.run = Pass(images, build(device), batch_size, device, cpus)
         except UserError as error:
             self.fault = str(error)
 
@@ -80,12 +82,12 @@ class _Actor:
 
 
 def stream(
-    store: Path, rows: Sequence[np.ndarray], build: Callable[[torch.device], Head], batch_size: int | Auto
+    store: Path | Images, rows: Sequence[np.ndarray], build: Callable[[torch.device], Head], batch_size: int | Auto
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
     """Compute a head over images, on all GPUs or CPUs of the cluster.
 
     Args:
-        store: the image store's folder, on storage that all nodes see.
+        store: the image store's folder, or images where they lie; on storage that all nodes see.
         rows: index rows in pieces that belong together (a shard's, say); larger pieces are cut.
         build: (device) → head; pickled to the actors.
         batch_size: images per forward pass; "auto": see `rayreid.models.embedding`.
@@ -119,7 +121,7 @@ def stream(
 
 
 def _execute(
-    store: Path, left: Mapping[int, np.ndarray], build: Callable[[torch.device], Head], batch_size: int | Auto
+    store: Path | Images, left: Mapping[int, np.ndarray], build: Callable[[torch.device], Head], batch_size: int | Auto
 ) -> Iterator[dict[str, Any]]:
     """One execution of Ray Data over numbered pieces of rows.
 

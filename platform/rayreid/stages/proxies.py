@@ -20,7 +20,7 @@ VERSION = 1
 def plan_source(pool: Artifact, config: Proxy, resources: Resources, target: Artifact | None = None) -> Artifact:
     """θs: pre-trained on the pool (and probed on a target, where one is given), or the user's own."""
     if config.source is not None:
-        return _plan_adoption(pool.root, "source", config.source, config.backbone)
+        return plan_adoption(pool.root, "source", config.source, config.backbone)
     return pretrain.plan(pool, None, config.pretrain, config.backbone, config.seed, resources, target)
 
 
@@ -29,21 +29,20 @@ def plan_target(
 ) -> Artifact:
     """θt: θs fine-tuned on a target, or the user's own."""
     if checkpoint is not None:
-        return _plan_adoption(source.root, "target", checkpoint, config.backbone)
+        return plan_adoption(source.root, "target", checkpoint, config.backbone)
     if target is None:
         raise ValueError("a target proxy needs a target or a checkpoint")
     return finetune.plan(target, source, config.finetune, config.backbone, config.seed, resources)
 
 
-def check(config: Proxy, checkpoints: Mapping[str, Checkpoint]) -> None:
-    """Refuse checkpoints that are not there or of another architecture than `proxy.backbone`; by their keys.
+def check(backbone: Backbone, checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Refuse checkpoints that are not there or of another architecture than this backbone; by their keys.
 
     Raises:
         UserError: one of them.
     """
     for key, checkpoint in checkpoints.items():
-        started = _started(checkpoint, config.backbone)
-        start.check(started)
+        start.check(_started(checkpoint, backbone))
         same = [other for other in checkpoints if other != key and checkpoints[other].weights == checkpoint.weights]
         if same and "proxy.source" in (key, *same):
             raise UserError(f"{key} and {same[0]} are the same file: every image's score would be 1")
@@ -54,7 +53,8 @@ def _started(checkpoint: Checkpoint, backbone: Backbone) -> Backbone:
     return backbone.model_copy(update={"weights": checkpoint.weights, "strict": True})
 
 
-def _plan_adoption(root: Path, role: str, checkpoint: Checkpoint, backbone: Backbone) -> Artifact:
+def plan_adoption(root: Path, role: str, checkpoint: Checkpoint, backbone: Backbone) -> Artifact:
+    """The user's checkpoint as weights of ours, of a pre-trained source or of a fine-tuned target."""
     content = start.identifier(_started(checkpoint, backbone))
     fields = identity(backbone=backbone, checksum=content, mean=checkpoint.mean, std=checkpoint.std)
     name = pretrain.WEIGHTS if role == "source" else finetune.WEIGHTS

@@ -99,4 +99,4 @@ def check_proxies(e: Experiment) -> None:
         raise UserError("proxy.target and score.targets both say what to score for; leave one out")
     named = {"proxy.source": e.proxy.source, "proxy.target": e.proxy.target}
     named |= {f"score.targets, {one.label}": one.proxy for one in e.score.targets}
-    proxies.check(e.proxy, {key: checkpoint for key, checkpoint in named.items() if checkpoint is not None})
+    proxies.check(e.proxy.backbone, {key: checkpoint for key, checkpoint in named.items() if checkpoint is not None})

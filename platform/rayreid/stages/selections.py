@@ -28,7 +28,7 @@ from rayreid.stages.production import produce
 from rayreid.stages.provenance import Provenance, provenance_of
 from rayreid.stages.score import LABELS, extremes
 from rayreid.stages.storage import check_storage
-from rayreid.tracking import Run
+from rayreid.tracking import Run, slug
 
 STRATEGIES = ("cfs", "target_similarity", "cluster", "random")
 """What is compared unless the user says otherwise: all that need no file list."""
@@ -205,7 +205,7 @@ def _add_overlap(page: Page, store: ImageStore, found: Sequence[Selection], run:
         for j in range(i + 1, len(found)):
             value = matrices["rank correlation"][i, j]
             if np.isfinite(value):
-                run.metrics({f"rank_correlation.{_slug(first.label)}.{_slug(found[j].label)}": float(value)})
+                run.metrics({f"rank_correlation.{slug(first.label)}.{slug(found[j].label)}": float(value)})
 
 
 def _add_origins(
@@ -231,7 +231,7 @@ def _add_origins(
         ],
     )
     for label, aucs in separation.items():
-        run.metrics({f"auc.{_slug(label)}.{_slug(name)}": value for name, value in aucs.items()})
+        run.metrics({f"auc.{slug(label)}.{slug(name)}": value for name, value in aucs.items()})
     fractions = [fraction for fraction in FRACTIONS if _cuts(fraction, store)]
     rates = {one.label: _rates(store, one, groups, fractions) for one in found}
     for fraction_number, fraction in enumerate(fractions):
@@ -262,7 +262,7 @@ def _add_pictures(page: Page, store: ImageStore, one: Selection, groups: Mapping
     if one.strategy in LABELS:
         shares = {name: members[ranked] for name, members in groups.items()}
         histogram = score_histogram(one.priority[ranked], one.cut, shares, LABELS[one.strategy])
-        _show(page, run, histogram, f"{_slug(one.label)}_histogram", f"{one.label}: distribution, the cut marked")
+        _show(page, run, histogram, f"{slug(one.label)}_histogram", f"{one.label}: distribution, the cut marked")
     if colours:
         page.key(colours)
     for part, shown in extremes(one.priority, _SHOWN).items():
@@ -273,7 +273,7 @@ def _add_pictures(page: Page, store: ImageStore, one: Selection, groups: Mapping
             columns=_COLUMNS,
             frames=frames if colours else None,
         )
-        _show(page, run, sheet, f"{_slug(one.label)}_{part}", f"{one.label}: {part} priorities", photographs=True)
+        _show(page, run, sheet, f"{slug(one.label)}_{part}", f"{one.label}: {part} priorities", photographs=True)
 
 
 def _show(page: Page, run: Run, figure: Figure, name: str, caption: str, photographs: bool = False) -> None:
@@ -287,8 +287,3 @@ def _matrix(items: Sequence[np.ndarray], measure) -> np.ndarray:
 
 def _cuts(fraction: float, store: ImageStore) -> bool:
     return round(fraction * len(store)) > 0
-
-
-def _slug(label: str) -> str:
-    """A label as part of a metric's or file's name."""
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in label)

@@ -14,6 +14,8 @@ from rayreid.stages.progress import Screen, clock
 from rayreid.stages.provenance import Provenance
 from rayreid.stages.score import auc_of
 
+SCORES = ("mAP", "rank1", "rank5", "rank10", "mINP")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -25,7 +27,7 @@ class Row:
         images: images it was pre-trained on; steps: optimizer steps of that.
         seconds: what its own pre-training, fine-tuning, adaptation and evaluation took.
         gpu_hours: of the same.
-        scores: mAP, rank1, rank5, rank10, mINP in [0, 1].
+        scores: mAP, rank1, rank5, rank10, mINP in [0, 1]; where lists were re-ranked, these too, with `_rerank`.
         auc: of the CFS against the known origin of the pool's images, where it is known.
     """
 
@@ -57,7 +59,7 @@ def row_of(label: str, graph: Mapping[str, Artifact], provenance: Provenance | N
         steps=weights["steps"],
         seconds=sum(facts["seconds"] for facts in own),
         gpu_hours=sum(facts.get("gpu_hours", 0.0) for facts in own),
-        scores={name: metrics[name] for name in ("mAP", "rank1", "rank5", "rank10", "mINP")},
+        scores={name: metrics[name] for name in (*SCORES, *(f"{score}_rerank" for score in SCORES)) if name in metrics},
         auc=auc_of(graph["scores"], provenance) if "scores" in graph else None,
     )
 
@@ -66,10 +68,13 @@ def show_table(screen: Screen, rows: list[Row]) -> None:
     """Print the rows side by side."""
     table = Table(title=None, header_style="bold", pad_edge=False)
     table.add_column("")
-    for name in ("mAP %", "Rank-1 %", "mINP %", "images", "steps", "time"):
+    shown = {"mAP": "mAP %", "rank1": "Rank-1 %", "mINP": "mINP %"}
+    if any("mAP_rerank" in row.scores for row in rows):
+        shown |= {"mAP_rerank": "re-ranked mAP %", "rank1_rerank": "Rank-1 %"}
+    for name in (*shown.values(), "images", "steps", "time"):
         table.add_column(name, justify="right")
     for row in rows:
-        quality = [f"{100 * row.scores[name]:.1f}" for name in ("mAP", "rank1", "mINP")]
+        quality = [f"{100 * row.scores[name]:.1f}" if name in row.scores else "" for name in shown]
         table.add_row(escape(row.label), *quality, f"{row.images:,}", f"{row.steps:,}", clock(row.seconds))
     screen.console.print(table)
     if rows:

@@ -1,0 +1,127 @@
+"""Figures of retrieval: CMC curves, ranked lists, the table of models by targets."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from rayreid.evaluation.figures import FAINT, INK, PALETTE, SMALL, TEXT, canvas, dress, picture
+
+RIGHT, WRONG, QUERY = "#2e9e57", "#d23b3b", INK
+CAPTION = 12  # letters above a picture of a ranked list
+LINES = ("-", "--", ":")  # of curves beyond the palette
+
+
+def cmc_curve(reports: Mapping[str, np.ndarray], max_rank: int = 20) -> Figure:
+    """Cumulative match characteristics of one or more models.
+
+    Args:
+        reports: name → `RetrievalReport.cmc`, (ranks,) in [0, 1]. Rank-1 is written into the legend.
+        max_rank: last rank drawn.
+    """
+    figure = canvas(5, 3.6)
+    axes = dress(figure.add_subplot(), grid="both")
+    for i, (name, cmc) in enumerate(reports.items()):
+        shown = np.asarray(cmc)[:max_rank]
+        axes.plot(
+            np.arange(1, len(shown) + 1),
+            shown,
+            color=PALETTE[i % len(PALETTE)],
+            linestyle=LINES[i // len(PALETTE) % len(LINES)],
+            linewidth=1.8,
+            marker="o",
+            markersize=3.5,
+            label=f"{name}  ({100 * shown[0]:.1f} at rank 1)",
+        )
+    axes.set_xlabel("rank")
+    axes.set_ylabel("queries with a true match")
+    axes.set_xlim(0.5, max_rank + 0.5)
+    axes.set_xticks([1, *range(5, max_rank + 1, 5)])
+    axes.set_ylim(top=1.01)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(loc="lower right", frameon=False, fontsize=SMALL)
+    return figure
+
+
+def ranked_lists(
+    queries: Sequence[np.ndarray],
+    results: Sequence[Sequence[np.ndarray]],
+    right: Sequence[Sequence[bool]] | None,
+    names: Sequence[str] | None = None,
+    scores: Sequence[Sequence[float]] | None = None,
+) -> Figure:
+    """One row per query: the query, then the best gallery images, framed green (right) or red (wrong) where known.
+
+    Args:
+        queries: images (H, W, 3) uint8, sizes may differ.
+        results: for each query its images in order of rank; rows may be of different lengths.
+        right: whether each shows the query's identity; None: not known.
+        names: captions of the queries, cut short where they are longer than the picture is wide.
+        scores: similarities, written below the images.
+    """
+    widest = max(len(row) for row in results)
+    gap = 0.35  # of a column, between query and results
+    step = 1.5 + 0.14 * (scores is not None)  # inches from row to row
+    figure = canvas(0.8 * (1 + gap + widest) + 0.2, step * len(queries) + 0.3, constrained=False)
+    grid = figure.add_gridspec(
+        len(queries),
+        2 + widest,
+        width_ratios=[1, gap, *[1] * widest],
+        left=0.01,
+        right=0.99,
+        bottom=0.02 + 0.14 * (scores is not None) / (step * len(queries) + 0.3),
+        top=1 - 0.3 / (step * len(queries) + 0.3),
+        wspace=0.12,
+        hspace=0.18 + 0.1 * (scores is not None),
+    )
+    for i, query in enumerate(queries):
+        axes = picture(figure.add_subplot(grid[i, 0]), query, QUERY)
+        axes.set_title("query" if names is None else _shortened(names[i]), fontsize=SMALL, color=INK, pad=3)
+        marks = [None] * len(results[i]) if right is None else right[i]
+        for j, (image, hit) in enumerate(zip(results[i], marks, strict=True)):
+            colour, mark = {None: (INK, ""), True: (RIGHT, " ✓"), False: (WRONG, " ✗")}[hit]
+            axes = picture(figure.add_subplot(grid[i, j + 2]), image, None if hit is None else colour)
+            axes.set_title(f"{j + 1}{mark}", fontsize=SMALL, color=colour, pad=3)
+            if scores is not None:
+                axes.set_xlabel(f"{scores[i][j]:.2f}", fontsize=SMALL, color=INK, labelpad=2)
+    return figure
+
+
+def score_matrix(
+    values: np.ndarray, notes: Sequence[Sequence[str]], models: Sequence[str], targets: Sequence[str], title: str
+) -> Figure:
+    """Models by targets, the numbers written in; the best of each target is bold.
+
+    Args:
+        values: (models, targets) in [0, 1]; each target has a scale of its own, from its worst to its best.
+        notes: a smaller second line in each cell.
+        models: names of the rows.
+        targets: names of the columns.
+        title: what the values are.
+    """
+    across = max(1.1, 0.085 * max(map(len, targets)))
+    longest = 0.085 * max(map(len, models))
+    figure = canvas(longest + across * len(targets) + 0.3, 0.46 * len(models) + 0.75)
+    axes = figure.add_subplot()
+    low, high = values.min(axis=0), values.max(axis=0)
+    spread = np.where(high > low, high - low, 1)
+    axes.imshow(0.08 + 0.37 * (values - low) / spread, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_title(title, fontsize=TEXT, color=INK, loc="left", fontweight="bold")
+    axes.set_xticks(range(len(targets)), targets, fontsize=SMALL, color=INK)
+    axes.set_yticks(range(len(models)), models, fontsize=SMALL, color=INK)
+    axes.tick_params(length=0)
+    axes.spines[:].set_color(FAINT)
+    for row in range(len(models)):
+        for column in range(len(targets)):
+            best = values[row, column] == high[column] and len(models) > 1
+            weight = "bold" if best else "normal"
+            text = f"{100 * values[row, column]:.1f}"
+            axes.text(column, row - 0.14, text, ha="center", va="center", color=INK, fontsize=TEXT, fontweight=weight)
+            axes.text(column, row + 0.24, notes[row][column], ha="center", va="center", color=INK, fontsize=SMALL - 1)
+    return figure
+
+
+def _shortened(name: str) -> str:
+    """The end of a caption too long for its picture: of file names the end tells them apart."""
+    return name if len(name) <= CAPTION else "…" + name[1 - CAPTION :]

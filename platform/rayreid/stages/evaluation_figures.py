@@ -1,0 +1,102 @@
+"""What an evaluation shows: CMC curves, the best, worst and some random queries, and where a ViT looks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from rayreid.artifacts import make_folder
+from rayreid.data.batch import ImageBatch
+from rayreid.data.store import ImageStore
+from rayreid.evaluation.attention import attention_sheet
+from rayreid.evaluation.retrieval import RetrievalReport, top_k
+from rayreid.evaluation.retrieval_figures import cmc_curve, ranked_lists
+from rayreid.models.backbones import ViT
+from rayreid.models.embedding import Embedder
+from rayreid.stages.production import Work
+
+FOLDER = "figures"
+LISTS = 8
+"""Queries in one figure."""
+RANKS = 10
+LOOKS = 6
+"""Queries whose attention is drawn."""
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """Query and gallery of a store: index rows, and features (Q, D) and (G, D)."""
+
+    store: ImageStore
+    query: np.ndarray
+    gallery: np.ndarray
+    query_features: np.ndarray
+    gallery_features: np.ndarray
+
+
+def draw(
+    work: Work, rankings: Rankings, report: RetrievalReport, reranked: RetrievalReport | None, weights: Path
+) -> None:
+    """Draw all figures into the artifact's folder `figures/`, and into MLflow."""
+    curves = {"model": report.cmc} | ({"re-ranked": reranked.cmc} if reranked else {})
+    figures = {"cmc": cmc_curve(curves)}
+    chosen = choose(report)
+    figures |= {f"ranked_{name}": _lists(rankings, shown, report) for name, shown in chosen.items()}
+    looked_at = rankings.query[chosen["random"][:LOOKS]]
+    figures |= _attention(rankings.store, looked_at, weights)
+    folder = work.folder / FOLDER
+    make_folder(folder)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png")
+        work.run.file(folder / f"{name}.png", FOLDER)
+
+
+def choose(report: RetrievalReport) -> dict[str, np.ndarray]:
+    """Queries to show, as places in the query set: the best, the worst, and some drawn at random, always the same.
+
+    Of equally good ones those with more true matches, of equally bad ones those with fewer, then the first.
+    """
+    counted = np.flatnonzero(report.first_match > 0)
+    precision, matches = report.average_precision[counted], report.matches[counted]
+    random = np.random.default_rng(0).choice(len(counted), min(LISTS, len(counted)), replace=False)
+    return {
+        "best": counted[np.lexsort((-matches, -precision))[:LISTS]],
+        "worst": counted[np.lexsort((matches, precision))[:LISTS]],
+        "random": counted[np.sort(random)],
+    }
+
+
+def _lists(rankings: Rankings, shown: np.ndarray, report: RetrievalReport) -> Figure:
+    """Ranked lists of some queries."""
+    store, gallery = rankings.store, rankings.gallery
+    rows = rankings.query[shown]
+    scores, ranked = top_k(
+        rankings.query_features[shown],
+        rankings.gallery_features,
+        RANKS,
+        store.pids[rows],
+        store.pids[gallery],
+        store.camids[rows],
+        store.camids[gallery],
+    )
+    found = [gallery[places[places >= 0]] for places in ranked]
+    return ranked_lists(
+        [store.image(row) for row in rows],
+        [[store.image(row) for row in places] for places in found],
+        [(store.pids[places] == store.pids[row]).tolist() for row, places in zip(rows, found, strict=True)],
+        [f"AP {100 * report.average_precision[i]:.1f} %" for i in shown],
+        [values[: len(places)].tolist() for values, places in zip(scores, found, strict=True)],
+    )
+
+
+@torch.inference_mode()
+def _attention(store: ImageStore, rows: np.ndarray, weights: Path) -> dict[str, Figure]:
+    """Attention maps of a ViT; nothing of another network."""
+    embed = Embedder(weights, torch.device("cpu"), "fp32")
+    if not isinstance(embed.backbone, ViT):
+        return {}
+    images = [store.image(row) for row in rows]
+    maps = embed.backbone.attention_maps(embed.transform(ImageBatch.collate(images)))
+    return {"attention": attention_sheet(images, maps.numpy(), embed.backbone.patch_embed.grid_size)}
