@@ -25,6 +25,7 @@ from rayreid.stages.experiment import experiment_run, folder_of, open_desk, tags
 from rayreid.stages.plan import plan
 from rayreid.stages.production import produce
 from rayreid.stages.progress import Screen
+from rayreid.stages.storage import check_storage
 from rayreid.tracking import Run, slug
 
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
@@ -77,6 +78,7 @@ def matrix(experiment: Experiment) -> list[Cell]:
         check_answers(f"target {label}", source.dataset, datasets.look(f"target {label}", source))
     desk = open_desk(experiment)
     with connect(), experiment_run(desk, experiment) as run:
+        check_storage()
         check_workers(own.values())
         cells = []
         for model, network in models.items():
