@@ -183,6 +183,7 @@ class Run:
         ]
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(self.id, metrics=metrics[start : start + 1000])
+        self.tracker.outage.ended()
 
     def owe(self, journal: Path) -> None:
         """Have the rows of a journal that `MetricsFeed` could not deliver delivered when the store is back."""
