@@ -56,9 +56,16 @@ def in_turns(folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def serve(kind: str, folder: Path, repeats: int) -> None:
-    """In a child: the imports, which are no part of the measured memory, then the work."""
+    """In a child: the imports, which are no part of the measured memory, then the work.
+
+    Numba starts its compiler at the first call of anything compiled: 62 MiB whatever the size, counted as an import.
+    """
     if kind != "usual":
+        import numba
+
         import rayreid.evaluation.retrieval  # noqa: F401
+
+        numba.njit(lambda: 0)()
     ways: dict[str, Callable[[], Callable[[], dict[str, Any]]]] = {
         "evaluation": lambda: once(evaluate, folder),
         "usual": lambda: once(usual, folder),
