@@ -14,7 +14,7 @@ from rayreid.errors import UserError
 from rayreid.models.weights import read_header
 from rayreid.stages.inference import weights_of
 
-MODELS = ("finetune", "adapt", "pretrain", "proxy")
+MODELS = ("finetune", "adapt", "pretrain", "proxy", "given")
 """Stages whose artifacts hold a network."""
 
 
