@@ -180,7 +180,8 @@ def test_a_fine_tuning_whose_driver_was_killed_ends_like_one_in_a_single_process
     work = in_process.work_on(graph["model"])
     assert graph["model"].job(work)["steps"] == EPOCHS * steps
     for name in ("model.safetensors", "best.safetensors"):
-        torch.testing.assert_close(load_file(artifact / name), load_file(work.folder / name), rtol=0, atol=1e-6)
+        # Other numbers of threads round otherwise; at this rate a step moves weights by far more than 1e-5.
+        torch.testing.assert_close(load_file(artifact / name), load_file(work.folder / name), rtol=0, atol=1e-5)
     found, expected = (
         {row["step"]: (row["loss"], row.get("eval_mAP")) for row in Journal(folder / "metrics.jsonl").history()}
         for folder in (artifact, work.folder)
