@@ -186,4 +186,4 @@ def test_a_fine_tuning_whose_driver_was_killed_ends_like_one_in_a_single_process
         {row["step"]: (row["loss"], row.get("eval_mAP")) for row in Journal(folder / "metrics.jsonl").history()}
         for folder in (artifact, work.folder)
     )
-    assert found == {step: pytest.approx(values, abs=1e-5) for step, values in expected.items()}
+    assert found == {step: pytest.approx(values, abs=2e-4) for step, values in expected.items()}
