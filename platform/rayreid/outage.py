@@ -35,12 +35,12 @@ class Outage:
 
     def is_one(self, error: BaseException) -> bool:
         """Whether an error means that the store cannot be reached, and not that it refuses what it is asked."""
-        from mlflow.exceptions import MlflowException
         from requests import HTTPError, RequestException
 
-        if isinstance(error, MlflowException):
+        code = getattr(error, "error_code", None)  # MLflow's own errors carry one; only `tracking` knows their class
+        if code is not None:
             # Of a server that cannot be reached, or whose database cannot; a database of one's own says otherwise.
-            return error.error_code in _AWAY or (error.error_code == "INTERNAL_ERROR" and self.uri.startswith("http"))
+            return code in _AWAY or (code == "INTERNAL_ERROR" and self.uri.startswith("http"))
         if isinstance(error, HTTPError) and error.response is not None:
             return error.response.status_code == 429 or error.response.status_code >= 500
         return isinstance(error, RequestException | ConnectionError)
