@@ -224,11 +224,28 @@ def test_sections_are_immutable_and_closed():
         (Proxy, {"seed": -1}),
         (Sweep, {"parameters": {"seed": []}}),
         (Sweep, {"parameters": {}}),
+        (Sweep, {"parameters": {"finetune.lr": {"uniform": [0.1, 1]}}}),
+        (Sweep, {"parameters": {"seed": [0, 1]}, "trials": 2}),
+        (Sweep, {"parameters": {"seed": [0, 1]}, "search": "random"}),
+        (Sweep, {"parameters": {"finetune.lr": {"loguniform": [0, 1]}}, "search": "random", "trials": 2}),
+        (Sweep, {"parameters": {"finetune.lr": {"uniform": [1, 0.1]}}, "search": "optuna", "trials": 2}),
+        (Sweep, {"parameters": {"seed": {"choice": []}}}),
     ],
 )
 def test_values_out_of_range_are_refused(section, values):
     with pytest.raises(ValidationError):
         section(**values)
+
+
+def test_a_choice_is_a_list_and_a_range_stays_one():
+    sweep = Sweep(
+        search="random",
+        trials=3,
+        parameters={"backbone.stem": {"choice": ["ics", "conv"]}, "finetune.lr": {"loguniform": [1e-4, 1e-2]}},
+    )
+    assert sweep.parameters["backbone.stem"] == ["ics", "conv"]
+    assert sweep.parameters["finetune.lr"].loguniform == (1e-4, 1e-2)
+    assert Sweep(**sweep.model_dump(mode="json")) == sweep
 
 
 @pytest.mark.parametrize("seed", [-1, 2**31, 0.5])

@@ -38,8 +38,11 @@ def refused(path, *overrides) -> str:
 
 
 def combinations(experiment: Experiment) -> list[Experiment]:
-    """A sweep's trials, as `rayreid.stages.sweep.trials` makes them, without importing Ray."""
-    parameters = experiment.sweep.parameters
+    """A grid's trials, as `rayreid.stages.trials` makes them, without importing Ray; of a range both its bounds."""
+    parameters = {
+        key: values if isinstance(values, list) else [*(values.uniform or values.loguniform)]
+        for key, values in experiment.sweep.parameters.items()
+    }
     alone = experiment.model_copy(update={"compare": [], "sweep": None})
     return [
         change(alone, dict(zip(parameters, values, strict=True))) for values in itertools.product(*parameters.values())
@@ -370,7 +373,19 @@ def test_every_experiment_of_the_repository_loads(path):
 
 
 def test_there_are_experiments():
-    assert {"demo", "market1501_resplit", "subset_sweep", "stem_sweep"} <= {path.stem for path in FILES}
+    names = {str(path.relative_to(EXPERIMENTS).with_suffix("")) for path in FILES}
+    assert {"demo", "market1501_resplit", "subset_sweep", "stem_sweep", "sweeps/subset_fraction"} <= names
+    assert {f"paper/{name}" for name in ("supervised", "usl", "uda", "stems", "fraction_curve", "table_4")} <= names
+
+
+def test_the_range_of_a_grid_is_refused_in_a_line_that_says_what_to_do(write):
+    message = refused(write("sweep: {parameters: {finetune.lr: {uniform: [0.1, 1]}}}"))
+    assert "finetune.lr" in message and "search: random" in message
+
+
+def test_a_misspelt_range_is_refused_in_one_line(write):
+    message = refused(write("sweep: {search: random, trials: 2, parameters: {finetune.lr: {unifrom: [0.1, 1]}}}"))
+    assert "finetune.lr" in message and "uniform, loguniform, choice" in message
 
 
 def test_the_visible_defaults_are_the_defaults():

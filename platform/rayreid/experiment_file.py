@@ -17,7 +17,7 @@ _PROXY_INHERITS = ("seed", "backbone", "pretrain", "finetune")
 _WAYS = ("usl", "uda")
 _METHODS = ("none", *_WAYS)
 """Words that stand for a section with that method."""
-_BRANCH = re.compile(r"constrained-\w+|(function-after|literal|tuple)\[.*\]")
+_BRANCH = re.compile(r"constrained-\w+|(literal|tuple|list)\[.*\]|function-.*|Range")
 """What pydantic adds to a location for the branch of a union that it tried; no key of the file."""
 
 

@@ -12,7 +12,8 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,7 +24,8 @@ from rayreid.journal import MetricsFeed
 from rayreid.outage import Outage, reason
 from rayreid.outbox import Outbox
 
-_PARENT = "mlflow.parentRunId"
+PARENT = "mlflow.parentRunId"
+"""The tag that nests a run under another."""
 _PARAM_LIMIT = 6000
 
 
@@ -94,7 +96,7 @@ class Tracker:
         code = {"rayreid": __version__, "git_sha": git_sha()}
         tags = {key: str(value) for key, value in {**code, **(tags or {})}.items() if value is not None}
         if parent is not None:
-            tags[_PARENT] = parent.id
+            tags[PARENT] = parent.id
         created = self.outage.wait(lambda: self.client.create_run(self.experiment_id, run_name=name, tags=tags))
         return Run(self, created.info.run_id)
 
@@ -108,9 +110,24 @@ class Tracker:
 
         try:
             self.outage.wait(lambda: self.client.set_terminated(run_id, "RUNNING"))
+            if "error" in self.outage.wait(lambda: self.client.get_run(run_id)).data.tags:
+                self.client.delete_tag(run_id, "error")  # of the attempt that this one makes good
         except MlflowException:
             return None
         return Run(self, run_id)
+
+    def status(self, run_id: str) -> str | None:
+        """RUNNING, FINISHED, FAILED or KILLED; None where this store does not know the run.
+
+        Raises:
+            UserError: the store stayed away.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.outage.wait(lambda: self.client.get_run(run_id)).info.status)
+        except MlflowException:
+            return None
 
 
 class Run:
@@ -125,6 +142,7 @@ class Run:
         self.client = tracker.client
         self.id = run_id
         self._outbox = Outbox(tracker.outboxes / run_id)
+        self._failed = False
 
     def child(self, name: str, tags: Mapping[str, Any] | None = None) -> "Run":
         """Start a run nested under this one."""
@@ -231,7 +249,7 @@ class Run:
         self._outbox.put({"uri": self.tracker.uri, "kind": kind, "what": what}, name, payload)
 
     def _send(self, kind: str, what: Any, payload: Path | None) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
         match kind:
             case "params":
@@ -239,8 +257,7 @@ class Run:
                 for start in range(0, len(params), 100):
                     self.client.log_batch(self.id, params=params[start : start + 100])
             case "tags":
-                for key, value in what.items():
-                    self.client.set_tag(self.id, key, value)
+                self.client.log_batch(self.id, tags=[RunTag(key, value) for key, value in what.items()])
             case "rows":
                 self.history(what)
             case "journal":
@@ -258,14 +275,35 @@ class Run:
             case "end":
                 self.client.set_terminated(self.id, what["status"], int(what["time"] * 1000))
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Log this process's machine every ten seconds as `system/…`: CPU, memory, disk, network, GPUs where it can.
+
+        It ends where the store goes away: what is lost then is no result.
+        """
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(self.id, resume_logging=True, tracking_uri=self.tracker.uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
+
+    def fail(self, why: str) -> None:
+        """Say why there will be no result; the run ends FAILED."""
+        self.tags({"error": why[:500]})
+        self._failed = True
+
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         stopped = kind in (KeyboardInterrupt, SystemExit)  # the latter by `ray job stop`
         if error is not None and str(error) and not stopped:
-            self.tags({"error": str(error)[:500]})
-        self.finish("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
+            self.fail(str(error))
+        failed = self._failed or kind is not None
+        self.finish("KILLED" if stopped else "FAILED" if failed else "FINISHED")
 
 
 def slug(label: str) -> str:

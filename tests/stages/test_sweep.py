@@ -4,25 +4,10 @@ import pytest
 from mlflow import MlflowClient
 
 from rayreid.cluster import connect
-from rayreid.errors import UserError
 from rayreid.experiment_file import load_experiment
-from rayreid.stages.sweep import sweep, trials
+from rayreid.stages.sweep import sweep
 
 pytestmark = pytest.mark.ray
-
-
-def test_trials_are_all_combinations(tiny):
-    parameters = {"select.fraction": [0.25, 1.0], "backbone.stem": ["patchify", "ics"]}
-    made = trials(load_experiment(tiny(sweep={"parameters": parameters})))
-    assert {(e.select.fraction, e.backbone.stem) for e in made.values()} == {
-        (fraction, stem) for fraction in (0.25, 1.0) for stem in ("patchify", "ics")
-    }
-    assert {e.proxy.backbone.stem for e in made.values()} == {"patchify"}
-
-
-def test_without_parameters_there_is_nothing_to_sweep(tiny):
-    with pytest.raises(UserError, match=r"sweep\.parameters"):
-        trials(load_experiment(tiny()))
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def run(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
 
 @app.command()
 def sweep(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Run every combination of the values under `sweep.parameters` with Ray Tune; shared stages run once."""
+    """Run the combinations of values under `sweep.parameters` with Ray Tune; shared stages run once."""
     from rayreid.experiment_file import load_experiment
     from rayreid.stages.sweep import sweep as run_sweep
 
@@ -82,3 +82,22 @@ def selections(
     from rayreid.stages.selections import STRATEGIES, compare
 
     compare(load_experiment(file, overrides or ()), strategy or STRATEGIES)
+
+
+@app.command()
+def report(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Experiment file, or the name in it.")],
+    overrides: Overrides = None,
+    register: Annotated[
+        bool, typer.Option("--register", help="Put the best model into MLflow's registry, loadable by mlflow.pytorch.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Report on a sweep, from MLflow alone: curves, stems, costs and published results on one HTML page, and PNGs."""
+    from rayreid.stages.report import report as make_report
+
+    make_report(sweep, overrides or ())
+    if register:
+        from rayreid.stages.register import register_best
+
+        register_best(sweep, overrides or ())

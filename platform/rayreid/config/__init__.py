@@ -14,6 +14,7 @@ from rayreid.config.evaluation import Evaluate, Matrix, MatrixTarget, Rerank
 from rayreid.config.inputs import Backbone, Checkpoint, Source
 from rayreid.config.section import PATCH, Auto, PositiveInt, Section, Seed
 from rayreid.config.selection import Proxy, Score, ScoreTarget, Select
+from rayreid.config.sweep import Range, Sweep
 from rayreid.config.training import Adapt, Finetune, Pretrain
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "MatrixTarget",
     "Pretrain",
     "Proxy",
+    "Range",
     "Rerank",
     "Resources",
     "Score",
@@ -55,13 +57,6 @@ class Resources(Section):
     """Whether training workers take a GPU each; `auto`: if Ray sees one. `true`: an autoscaling cluster starts them."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """Restarts of a training stage after a lost worker; -1: without limit."""
-
-
-class Sweep(Section):
-    """Tune over dotted keys: every combination (`grid`) of the values in `parameters`."""
-
-    parameters: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(min_length=1)
-    max_concurrent: PositiveInt | Auto = "auto"
 
 
 class Experiment(Section):

@@ -26,6 +26,12 @@ from rayreid.stages.storage import check_storage
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
 from rayreid.tracking import Run, Tracker
 
+COLUMNS = ("strategy", "fraction", "stem", "backbone", "method", "adapt", "seed")
+"""By what runs are compared: tags and parameters of these names, the same in every experiment's run."""
+
+INPUTS = {"pool": "pretrain", "source": "finetune", "target": "evaluate"}
+"""The datasets of an experiment by role, and what MLflow is told they are for."""
+
 
 @dataclass(frozen=True)
 class Desk:
@@ -59,7 +65,7 @@ def run(experiment: Experiment) -> list[Row]:
     plans = {label: plan(row, root) for label, row in table.items()}
     check(table.values(), plans)
     desk = open_desk(experiment)
-    with connect(), experiment_run(desk, experiment) as parent:
+    with connect(), experiment_run(desk, experiment) as parent, parent.watched():
         check_storage()
         check_workers(table.values())
         if experiment.compare:
@@ -88,7 +94,7 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
     if not wanted:
         raise UserError(f"stage {stage}: experiment {experiment.name!r} has no use for it as configured")
     desk = open_desk(experiment)
-    with connect(), experiment_run(desk, row) as parent:
+    with connect(), experiment_run(desk, row) as parent, parent.watched():
         check_storage()
         check_workers([row])
         made = [produce(artifact, parent, desk.screen, tags_of(row)) for artifact in wanted]
@@ -105,6 +111,10 @@ def run_row(label: str, experiment: Experiment, desk: Desk, run: Run) -> Row:
     produce(graph["metrics"], run, desk.screen, tags)
     for role, artifact in graph.items():
         run.tags({f"artifact.{role}": artifact, f"run.{role}": artifact.facts["run"]})
+    for role, context in INPUTS.items():
+        if role in graph:
+            facts = graph[role].facts
+            run.dataset(role, facts["fingerprint"], str(graph[role].path), {"images": facts["images"]}, context)
     row = row_of(label, graph, provenance_of(experiment.pool))
     run.tags({"target": row.target})
     run.metrics(row.metrics())
@@ -130,19 +140,33 @@ def experiment_run(desk: Desk, experiment: Experiment, label: str | None = None,
     The resolved configuration is written beside it, in `<root>/experiments/`, and logged.
     """
     folder = folder_of(desk.root, experiment)
-    note = folder / f"run{'-' + parent.id if parent else ''}.json"
+    note = _note(folder, parent)
     if note.exists():
         continued = desk.tracker.resume(json.loads(note.read_text())["run"])
         if continued is not None:
             return continued
     name = label or experiment.name
-    tags = {**tags_of(experiment), "experiment": experiment.name}
+    several = experiment.compare or experiment.sweep
+    tags = common_tags(experiment) if several else tags_of(experiment)
+    tags |= {"experiment": experiment.name, "config": digest_of(experiment)}
+    tags["level"] = "sweep" if experiment.sweep else "comparison" if experiment.compare else "experiment"
     run = parent.child(name, tags) if parent else desk.tracker.run(name, tags)
     write_atomically(folder / "config.yaml", dump(experiment))
     write_atomically(note, json.dumps({"run": run.id}))
     run.text(dump(experiment), "config.yaml")
-    run.params(_params(experiment))
+    run.params({**_params(experiment), **({} if several else {name: tags[name] for name in COLUMNS})})
     return run
+
+
+def is_recorded(desk: Desk, experiment: Experiment, parent: Run) -> bool:
+    """Whether MLflow holds a finished run of it under this parent."""
+    note = _note(folder_of(desk.root, experiment), parent)
+    return note.exists() and desk.tracker.status(json.loads(note.read_text())["run"]) == "FINISHED"
+
+
+def _note(folder: Path, parent: Run | None) -> Path:
+    """The file that names the MLflow run."""
+    return folder / f"run{'-' + parent.id if parent else ''}.json"
 
 
 def _params(experiment: Experiment) -> dict[str, Any]:
@@ -163,10 +187,14 @@ def _params(experiment: Experiment) -> dict[str, Any]:
 
 def folder_of(root: Path, experiment: Experiment) -> Path:
     """Where an experiment's configuration and table lie: `<root>/experiments/<name>-<hash of the configuration>`."""
-    digest = hashlib.blake2b(dump(experiment).encode(), digest_size=4).hexdigest()
-    folder = root / "experiments" / f"{experiment.name}-{digest}"
+    folder = root / "experiments" / f"{experiment.name}-{digest_of(experiment)}"
     make_folder(folder)
     return folder
+
+
+def digest_of(experiment: Experiment) -> str:
+    """A hash of the whole configuration, by which runs of exactly this file are found."""
+    return hashlib.blake2b(dump(experiment).encode(), digest_size=4).hexdigest()
 
 
 def tags_of(experiment: Experiment) -> dict[str, Any]:
@@ -184,10 +212,15 @@ def tags_of(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def shared_tags(experiment: Experiment) -> dict[str, Any]:
-    """The tags of stages that several experiments share: without what these differ in."""
+def common_tags(experiment: Experiment) -> dict[str, Any]:
+    """The tags of what stands for several experiments: without what these differ in."""
     tags = tags_of(experiment)
-    return {name: tags[name] for name in ("backbone", "target")} | {"shared": "true"}
+    return {name: tags[name] for name in ("backbone", "target")}
+
+
+def shared_tags(experiment: Experiment) -> dict[str, Any]:
+    """The tags of stages that several experiments share."""
+    return common_tags(experiment) | {"shared": "true"}
 
 
 def write_results(desk: Desk, experiment: Experiment, results: list[Row]) -> None:

@@ -86,12 +86,12 @@ def _last(graph: Mapping[str, Artifact]) -> Artifact:
     return found
 
 
-def shared(plans: Mapping[str, Mapping[str, Artifact]]) -> list[Artifact]:
-    """Artifacts that several experiments stand on, inputs first: they run once, ahead of them."""
+def shared(plans: Mapping[str, Mapping[str, Artifact]], least: int = 2) -> list[Artifact]:
+    """Artifacts that at least so many experiments stand on, inputs first: they run once, ahead of them."""
     users: dict[str, int] = {}
     found: dict[str, Artifact] = {}
     for graph in plans.values():
         for identifier, artifact in lineage(graph).items():
             users[identifier] = users.get(identifier, 0) + 1
             found.setdefault(identifier, artifact)
-    return [artifact for identifier, artifact in found.items() if users[identifier] > 1]
+    return [artifact for identifier, artifact in found.items() if users[identifier] >= least]

@@ -118,7 +118,7 @@ def _stage_run(artifact: Artifact, folder: Path, parent: Run, tags: Mapping[str,
         continued = parent.tracker.resume(json.loads(note.read_text())["run"])
         if continued is not None:
             return continued
-    run = parent.child(artifact.stage, {**tags, "stage": artifact.stage, "artifact": str(artifact)})
+    run = parent.child(artifact.stage, {**tags, "level": "stage", "stage": artifact.stage, "artifact": str(artifact)})
     write_atomically(note, json.dumps({"run": run.id}))
     run.params(flatten(artifact.fields))
     return run

@@ -1,6 +1,6 @@
 """Stage *sweep*: Ray Tune over dotted config keys; a trial is an experiment, what trials share runs before them."""
 
-import itertools
+import json
 import logging
 from collections.abc import Mapping
 from functools import partial
@@ -10,44 +10,33 @@ import ray
 from ray import tune
 from rich.markup import escape
 
-from rayreid.artifacts import output_root
+from rayreid.artifacts import Artifact, output_root
 from rayreid.cluster import connect, training_share
 from rayreid.config import Experiment
 from rayreid.errors import UserError
-from rayreid.experiment_file import change, describe
+from rayreid.experiment_file import describe
 from rayreid.stages.checks import check, check_workers
 from rayreid.stages.experiment import (
     Desk,
     experiment_run,
     folder_of,
+    is_recorded,
     open_desk,
     run_row,
     shared_tags,
     write_results,
 )
 from rayreid.stages.plan import plan, shared
-from rayreid.stages.production import produce
 from rayreid.stages.progress import Screen
 from rayreid.stages.provenance import provenance_of
+from rayreid.stages.searchers import OptunaSearcher, require_optuna
+from rayreid.stages.side_by_side import blocked, produce_all, reason_of
 from rayreid.stages.storage import check_storage
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
+from rayreid.stages.trials import corners, sweep_of, trial, trials
 from rayreid.tracking import Run
 
-
-def trials(experiment: Experiment) -> dict[str, Experiment]:
-    """The experiments of a sweep by label: every combination of the values of `sweep.parameters`.
-
-    Raises:
-        UserError: there is no `sweep` section, or a key or value that an experiment may not have.
-    """
-    if experiment.sweep is None:
-        raise UserError(f"experiment {experiment.name!r} has no section sweep: name keys under sweep.parameters")
-    alone = experiment.model_copy(update={"compare": [], "sweep": None})
-    keys = list(experiment.sweep.parameters)
-    combinations = [
-        dict(zip(keys, values, strict=True)) for values in itertools.product(*experiment.sweep.parameters.values())
-    ]
-    return {describe(changes): change(alone, changes, "sweep.parameters") for changes in combinations}
+Plans = Mapping[str, Mapping[str, Artifact]]
 
 
 def sweep(experiment: Experiment) -> list[Row]:
@@ -58,19 +47,31 @@ def sweep(experiment: Experiment) -> list[Row]:
     Raises:
         UserError: what the user can mend, checked before anything starts; or every trial failed.
     """
-    todo = trials(experiment)
+    searched = sweep_of(experiment).search == "optuna"
+    if searched:
+        require_optuna()
     root = output_root()
-    plans = {label: plan(trial, root) for label, trial in todo.items()}
-    check(todo.values(), plans)
+    known = trials(experiment)
+    checked = dict(enumerate(corners(experiment))) if searched else known
+    plans = {str(label): plan(one, root) for label, one in checked.items()}
+    check(checked.values(), plans)
     desk = open_desk(experiment)
-    with connect(), experiment_run(desk, experiment) as parent:
+    with connect(), experiment_run(desk, experiment) as parent, parent.watched():
         check_storage()
-        check_workers(todo.values())
-        for artifact in shared(plans):
-            produce(artifact, parent, desk.screen, shared_tags(experiment))
-        failures = _tune(experiment, todo, desk, parent)
+        check_workers(checked.values())
+        ahead = shared(plans, least=len(plans)) if searched else shared(_distinct(plans))
+        failed = produce_all(ahead, _slots(experiment), experiment, desk, parent, shared_tags(experiment))
+        if searched:
+            if failed:
+                raise UserError(next(iter(failed.values())))
+            searcher = OptunaSearcher(sweep_of(experiment), folder_of(root, experiment))
+            failures = _tune(experiment, {}, searcher, desk, parent) if searcher.left else {}
+            known = {describe(changes): trial(experiment, changes) for changes in searcher.done()}
+            plans = {label: plan(one, root) for label, one in known.items()}
+        else:
+            failures = _run_known(experiment, known, plans, failed, desk, parent)
         rows = [
-            row_of(label, graph, provenance_of(todo[label].pool))
+            row_of(label, graph, provenance_of(known[label].pool))
             for label, graph in plans.items()
             if graph["metrics"].complete
         ]
@@ -85,40 +86,90 @@ def sweep(experiment: Experiment) -> list[Row]:
     return rows
 
 
-def _tune(experiment: Experiment, todo: Mapping[str, Experiment], desk: Desk, parent: Run) -> dict[str, str]:
-    """Run the trials; returns the errors of those that failed."""
-    assert experiment.sweep is not None
+def _distinct(plans: Plans) -> dict[str, Mapping[str, Artifact]]:
+    """The plans without those that come to the same result as an earlier one, as all fractions of 1 do."""
+    return {
+        label: graph
+        for label, graph in plans.items()
+        if next(first for first, other in plans.items() if other["metrics"].id == graph["metrics"].id) == label
+    }
+
+
+def _run_known(
+    experiment: Experiment,
+    known: Mapping[str, Experiment],
+    plans: Plans,
+    failed: Mapping[str, str],
+    desk: Desk,
+    parent: Run,
+) -> dict[str, str]:
+    """Run the trials of a grid or of drawn ones; returns the errors of those that failed.
+
+    Tune is given those alone that are yet to be run. What is complete already, or stands on a stage that failed, is put
+    down here.
+    """
+    open_ones = {label: graph for label, graph in _distinct(plans).items() if not graph["metrics"].complete}
+    reasons = {label: blocked(graph["metrics"], failed) for label, graph in open_ones.items()}
+    failures = {label: reason for label, reason in reasons.items() if reason is not None}
+    todo = {label: known[label] for label in open_ones if label not in failures}
+    if todo:
+        failures |= _tune(experiment, todo, None, desk, parent)
+    causes = {plans[label]["metrics"].id: error for label, error in failures.items()}
+    for label, one in known.items():
+        metrics = plans[label]["metrics"]
+        if label in todo or (metrics.complete and is_recorded(desk, one, parent)):
+            continue
+        with experiment_run(desk, one, label, parent) as run:
+            if metrics.complete:
+                run_row(label, one, desk, run)
+            else:
+                failures[label] = causes[metrics.id]
+                run.fail(failures[label])
+    return failures
+
+
+def _tune(
+    experiment: Experiment,
+    todo: Mapping[str, Experiment],
+    searcher: OptunaSearcher | None,
+    desk: Desk,
+    parent: Run,
+) -> dict[str, str]:
+    """Run trials, those of `todo` or those of a searcher; returns the errors of those that failed."""
     folder = folder_of(desk.root, experiment)
+    total = searcher.left if searcher else len(todo)
     # A trial's own process only waits for its Train workers. With a CPU for it, trials and workers could hold all
     # CPUs between them and wait for ever; zero CPUs is refused; so it takes a token amount of memory.
-    trainable = tune.with_resources(
-        partial(_trial, trials=dict(todo), experiment=experiment, parent=parent.id),
-        {"memory": 2**20},
-    )
+    run_trial = partial(_trial, todo=dict(todo), experiment=experiment, parent=parent.id)
+    trainable = tune.with_resources(run_trial, {"memory": 2**20})
     tuner = tune.Tuner(
         trainable,
-        param_space={"label": tune.grid_search(list(todo))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=_concurrent(experiment)),
+        param_space={} if searcher else {"label": tune.grid_search(list(todo))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=_concurrent(experiment),
+            search_alg=searcher,
+            num_samples=total if searcher else 1,
+        ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(folder), verbose=0, callbacks=[_Teller(desk.screen, len(todo))]
+            name="tune", storage_path=str(folder), verbose=0, callbacks=[_Teller(desk.screen, total)]
         ),
     )
     # Tune prints the traceback of a failed trial; its one line is told at the end, the rest is in Tune's own files.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     results = tuner.fit()
     return {
-        str((result.config or {}).get("label", "?")): str(result.error).strip().splitlines()[-1]
+        str((result.config or {}).get("label", "?")): reason_of(result.error)
         for result in results
         if result.error is not None
     }
 
 
-def _trial(config: dict[str, Any], trials: Mapping[str, Experiment], experiment: Experiment, parent: str) -> None:
+def _trial(config: dict[str, Any], todo: Mapping[str, Experiment], experiment: Experiment, parent: str) -> None:
     label = config["label"]
+    one = todo[label] if label in todo else trial(experiment, json.loads(config["changes"]))
     desk = open_desk(experiment, Screen())
-    owner = Run(desk.tracker, parent)
-    with experiment_run(desk, trials[label], label, owner) as run:
-        row = run_row(label, trials[label], desk, run)
+    with experiment_run(desk, one, label, Run(desk.tracker, parent)) as run:
+        row = run_row(label, one, desk, run)
     tune.report(row.metrics())
 
 
@@ -143,11 +194,17 @@ class _Teller(tune.Callback):
 
 
 def _concurrent(experiment: Experiment) -> int:
-    """As many trials at a time as the cluster can train side by side."""
-    assert experiment.sweep is not None
-    if experiment.sweep.max_concurrent != "auto":
-        return experiment.sweep.max_concurrent
+    """Trials at a time: as many as the cluster can train side by side, unless the file says how many."""
+    most = sweep_of(experiment).max_concurrent
+    return _slots(experiment) if most == "auto" else most
+
+
+def _slots(experiment: Experiment) -> int:
+    """Trainings that fit the cluster side by side; what a node has left over after whole workers fits none."""
     share = training_share(experiment.resources)
-    total = ray.cluster_resources()
-    slots = total.get("GPU", 0) / share.workers if share.gpu else total["CPU"] / (share.workers * share.cpus)
-    return max(1, int(slots))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fitting = [
+        int(min(node.get("CPU", 0) // share.cpus, node.get("GPU", 0) if share.gpu else node.get("CPU", 0)))
+        for node in nodes
+    ]
+    return max(1, sum(fitting) // share.workers)

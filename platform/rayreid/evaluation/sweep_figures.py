@@ -1,0 +1,137 @@
+"""Figures of a sweep: a score over the fraction of the pool, and over what it cost."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from rayreid.evaluation.figures import FAINT, INK, PALETTE, SMALL, TEXT, canvas, dress
+from rayreid.evaluation.outcomes import Curve, Group, names_of, pareto
+from rayreid.evaluation.published import CLAIMED, HALF_CLAIM
+
+TITLES = {"mAP": "mAP", "rank1": "Rank-1"}
+MARKERS = "osD^vPX*"
+
+
+def fraction_curves(curves: Sequence[Curve], baseline: Mapping[str, Group]) -> Figure:
+    """mAP and Rank-1 over the fraction of the pool, a line per strategy, one standard deviation over seeds shaded.
+
+    What is published of the fraction is marked as a claim about these curves: a bar at the fraction, and from it on
+    the level of the whole pool, below which they should not lie.
+
+    Args:
+        curves: one or more.
+        baseline: name → group without pre-training, drawn as a level.
+    """
+    figure = canvas(9.2, 3.9)
+    panels = figure.subplots(1, 2)
+    for axes, measure in zip(panels, TITLES, strict=True):
+        dress(axes, grid="both")
+        _claim(axes, curves, measure)
+        for i, curve in enumerate(curves):
+            _line(axes, curve, measure, PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)])
+        for i, (name, group) in enumerate(baseline.items()):
+            dashes = (0, (1 + i, 2))
+            axes.axhline(group.mean(measure), color=INK, linewidth=1.1, linestyle=dashes, label=name)
+        axes.set_title(TITLES[measure], fontsize=TEXT, color=INK, loc="left", fontweight="bold", pad=14)
+        axes.set_xlabel("fraction of the pool")
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axes.set_xlim(0, 1.03)
+    _legend(figure, panels[0])
+    return figure
+
+
+def _line(axes: Axes, curve: Curve, measure: str, colour: str, marker: str) -> None:
+    x = np.array(curve.fractions)
+    mean = np.array([group.mean(measure) for group in curve.points])
+    std = np.nan_to_num([group.std(measure) for group in curve.points])
+    axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+    axes.errorbar(
+        x, mean, std, fmt=f"{marker}-", color=colour, ms=4, lw=1.7, elinewidth=0.9, capsize=2, label=curve.name
+    )
+
+
+def _claim(axes: Axes, curves: Sequence[Curve], measure: str) -> None:
+    axes.axvline(CLAIMED, color=FAINT, linewidth=5, zorder=0)
+    axes.annotate(
+        HALF_CLAIM,
+        (CLAIMED, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=SMALL,
+        color=INK,
+    )
+    for level in {group.mean(measure) for curve in curves if (group := curve.at(1.0))}:
+        axes.plot((CLAIMED, 1), (level, level), color=INK, linewidth=1, linestyle="--", zorder=1)
+
+
+def cost_figure(groups: Sequence[Group], cost: str, measure: str = "mAP") -> Figure:
+    """A score over training cost and over images, the Pareto front drawn: what nothing cheaper reaches.
+
+    Args:
+        groups: one or more.
+        cost: `gpu_hours` or `hours`, the left panel's axis; the right one's is `images`.
+        measure: the score.
+    """
+    figure = canvas(9.2, 4.2)
+    names = names_of(groups)
+    kinds = list(dict.fromkeys(_kind(group) for group in groups))
+    labels = {"gpu_hours": "GPU-hours", "hours": "hours (no GPU was used)", "images": "images pre-trained on"}
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, axis in zip(panels, (cost, "images"), strict=True):
+        dress(axes, grid="both")
+        x, y = [group.mean(axis) for group in groups], [group.mean(measure) for group in groups]
+        front = pareto(x, y)
+        steps = [x[i] for i in front], [y[i] for i in front]
+        axes.step(*steps, where="post", color=INK, linewidth=1, label="Pareto front")
+        for i, kind in enumerate(kinds):
+            chosen = [j for j, group in enumerate(groups) if _kind(group) == kind]
+            axes.errorbar(
+                [x[j] for j in chosen],
+                [y[j] for j in chosen],
+                np.nan_to_num([groups[j].std(measure) for j in chosen]),
+                color=PALETTE[i % len(PALETTE)],
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=5,
+                linestyle="none",
+                elinewidth=0.9,
+                capsize=2,
+                label=kind,
+            )
+        for i in front:
+            axes.annotate(
+                names[i],
+                (x[i], y[i]),
+                xytext=(4, 5),
+                textcoords="offset points",
+                fontsize=SMALL - 1,
+                color=INK,
+                rotation=12,
+            )
+        axes.set_xlabel(labels[axis])
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=axis == "images"))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axes.margins(x=0.12, y=0.14)
+    panels[0].set_ylabel(TITLES[measure])
+    panels[1].xaxis.set_major_formatter(FuncFormatter(lambda count, place: f"{count:,.0f}"))
+    _legend(figure, panels[0])
+    return figure
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """One for all panels, below them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=SMALL)
+
+
+def _kind(group: Group) -> str:
+    """What its points share a colour by: strategy, and the stem where it is not the plain one."""
+    one = group.first
+    what = one.strategy if one.strategy != "none" else one.part
+    return what if one.stem == "patchify" else f"{what}, {one.stem}"
