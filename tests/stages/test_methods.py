@@ -2,27 +2,19 @@
 
 import pytest
 import torch
+from pairs import PAIRS, SIZE, SMALL, shrink
 
 from rayreid.config import Backbone, Experiment, Pretrain, Source
-from rayreid.models import backbones
 from rayreid.pretraining.collapse import CollapseWatch, SpreadWatch
 from rayreid.pretraining.dino import DINO
 from rayreid.pretraining.moby import MoBY
 from rayreid.pretraining.mocov2 import MoCoV2
 from rayreid.pretraining.mocov3 import MoCoV3
-from rayreid.recipes import PUBLISHED
 from rayreid.stages.experiment import _params, tags_of
 from rayreid.stages.methods import METHODS, Run, crops_of, resolved
 from rayreid.stages.start import network
 
-SIZE = (64, 32)
 IMAGES = 6
-SMALL = {
-    "vit": {"name": "vit_tiny", "depth": 2},
-    "ics": {"name": "vit_tiny", "depth": 2, "stem": "ics"},
-    "swin": {"name": "swin_tiny"},
-    "resnet50": {"name": "resnet50"},
-}
 HEADS = {"out_dim": 32, "hidden_dim": 64, "warmup_epochs": 0}
 SETTINGS = {
     "dino": {**HEADS, "bottleneck_dim": 16, "local_crops": 2, "freeze_last_layer_epochs": 0, "lr": 1e-3},
@@ -30,20 +22,11 @@ SETTINGS = {
     "mocov2": {**HEADS, "queue": 32, "lr": 0.03},
     "moby": {**HEADS, "queue": 32, "lr": 1e-3},
 }
-PAIRS = [
-    (method, kind)
-    for method, families in PUBLISHED.items()
-    for kind, backbone in SMALL.items()
-    if backbone["name"].partition("_")[0] in families
-]
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    """Networks of the real ones' kinds, and a fraction of their size."""
-    monkeypatch.setitem(backbones.VITS, "vit_tiny", {"embed_dim": 48, "depth": 2, "num_heads": 3})
-    swin = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4)}
-    monkeypatch.setitem(backbones.SWINS, "swin_tiny", swin)
+    shrink(monkeypatch)
 
 
 def build(method: str, kind: str, **changes):
