@@ -23,13 +23,3 @@ def shrink(monkeypatch, width: int = 48) -> None:
     monkeypatch.setitem(backbones.VITS, "vit_tiny", {"embed_dim": width, "depth": 2, "num_heads": 3})
     swin = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4)}
     monkeypatch.setitem(backbones.SWINS, "swin_tiny", swin)
-
-
-def shrink_resnet(monkeypatch) -> None:
-    """Have it make a ResNet of one block a stage, a quarter as wide."""
-
-    class Small(backbones.ResNet50):
-        def __init__(self, block, layers, **options):
-            super().__init__(block, (1, 1, 1, 1), channels=(16, 32, 64, 128), stem_width=16, **options)
-
-    monkeypatch.setattr(backbones, "ResNet50", Small)
