@@ -1,11 +1,11 @@
-"""Every method on ViT, with ICS, and on Swin, where it is for these, learns something: the probe metric rises.
+"""Methods on ViT and on Swin, and MoBY with ICS, learn something: the probe metric rises above that of fresh weights.
 
 The persons are drawn: stripes of a direction, a width and two colours. Where they begin and the light differ from image
 to image, so that pixels say little; what stays is what the crops of a pre-training have in common, too. Neither Ray
 nor MLflow is started.
 
 ResNet-50 is left out: with fresh weights and the pool's batch statistics it has an mAP of 0.50 here already, and so few
-steps were seen to move it by -0.02 (MoCo v2), -0.01 (DINO) and 0.05 (MoCo v3).
+steps were seen to move it by -0.02 (MoCo v2), -0.01 (DINO) and 0.05 (MoCo v3). DINO and MoCo v3 with ICS were not tried.
 """
 
 import numpy as np
@@ -23,6 +23,8 @@ from rayreid.stages.methods import METHODS, Run, crops_of
 from rayreid.stages.start import network
 
 MARGIN = 0.05
+UNTRIED = {("dino", "ics"), ("mocov3", "ics")}
+LEARNING = [pair for pair in PAIRS if pair[1] != "resnet50" and pair not in UNTRIED]
 PERSONS, CAMERAS, POOL, BATCH, EPOCHS = 40, 6, 256, 32, 20
 HEAD = {"hidden_dim": 128, "out_dim": 64}
 SETTINGS = {
@@ -109,7 +111,7 @@ def _small(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "kind"), [pair for pair in PAIRS if pair[1] != "resnet50"])
+@pytest.mark.parametrize(("method", "kind"), LEARNING)
 def test_the_probe_rises(method, kind, pool, look):
     before, after = pre_train(method, kind, pool, look, seed=0)
     assert after > before + MARGIN
