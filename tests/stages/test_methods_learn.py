@@ -5,7 +5,7 @@ to image, so that pixels say little; what stays is what the crops of a pre-train
 nor MLflow is started.
 
 ResNet-50 is left out: with fresh weights and the pool's batch statistics it has an mAP of 0.50 here already, and so few
-steps were seen to move it by -0.02 (MoCo v2), -0.01 (DINO) and 0.05 (MoCo v3). DINO and MoCo v3 with ICS were not tried.
+steps were seen to move it by -0.02 (MoCo v2), -0.01 (DINO) and 0.05 (MoCo v3). DINO and MoCo v3 with ICS: not tried.
 """
 
 import numpy as np
