@@ -110,8 +110,9 @@ class Tracker:
 
         try:
             self.outage.wait(lambda: self.client.set_terminated(run_id, "RUNNING"))
-            if "error" in self.outage.wait(lambda: self.client.get_run(run_id)).data.tags:
-                self.client.delete_tag(run_id, "error")  # of the attempt that this one makes good
+            tags = self.outage.wait(lambda: self.client.get_run(run_id)).data.tags
+            for name in {"error", "stopped"} & tags.keys():  # of the attempt that this one makes good
+                self.client.delete_tag(run_id, name)
         except MlflowException:
             return None
         return Run(self, run_id)
@@ -142,7 +143,7 @@ class Run:
         self.client = tracker.client
         self.id = run_id
         self._outbox = Outbox(tracker.outboxes / run_id)
-        self._failed = False
+        self._failed = self._given_up = False
 
     def child(self, name: str, tags: Mapping[str, Any] | None = None) -> "Run":
         """Start a run nested under this one."""
@@ -295,11 +296,19 @@ class Run:
         self.tags({"error": why[:500]})
         self._failed = True
 
+    def give_up(self, why: str) -> None:
+        """Say why there will be no result although nothing went wrong; the run ends FINISHED, whatever is raised."""
+        self.tags({"stopped": why[:500]})
+        self._given_up = True
+
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         stopped = kind in (KeyboardInterrupt, SystemExit)  # the latter by `ray job stop`
+        if self._given_up:
+            self.finish()
+            return
         if error is not None and str(error) and not stopped:
             self.fail(str(error))
         failed = self._failed or kind is not None

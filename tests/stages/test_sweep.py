@@ -1,10 +1,14 @@
 """A sweep: trials share what they can, a failing one ends nothing, and nothing runs twice."""
 
+import shutil
+
 import pytest
 from mlflow import MlflowClient
 
 from rayreid.cluster import connect
 from rayreid.experiment_file import load_experiment
+from rayreid.stages.register import register_best
+from rayreid.stages.report import report
 from rayreid.stages.sweep import sweep
 
 pytestmark = pytest.mark.ray
@@ -17,15 +21,16 @@ def test_a_sweep_runs_its_trials_and_tells_of_the_one_that_failed(tiny, root, ca
     monkeypatch.setenv("RAYREID_ROOT", root.name)
     # At this rate the loss is soon no number: only the trial itself finds that out.
     parameters = {"finetune.lr": [1e-3, 1e30]}
-    experiment = load_experiment(tiny(pretrain="none", sweep={"parameters": parameters}))
+    file = tiny(select={"fraction": 1.0}, sweep={"parameters": parameters})
+    experiment = load_experiment(file)
     with connect():
         rows = sweep(experiment)
         again = sweep(experiment)
     assert [row.label for row in rows] == ["finetune.lr=0.001"]
     assert again == rows
     assert "failed" in capsys.readouterr().out
-    assert len(list((root / "ingest").iterdir())) == 1
-    assert len(list((root / "evaluate").iterdir())) == 1
+    counts = {stage: len(list((root / stage).iterdir())) for stage in ("ingest", "pretrain", "finetune", "evaluate")}
+    assert counts == {"ingest": 2, "pretrain": 1, "finetune": 2, "evaluate": 1}
 
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
     found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
@@ -35,5 +40,14 @@ def test_a_sweep_runs_its_trials_and_tells_of_the_one_that_failed(tiny, root, ca
     assert good.data.tags["mlflow.parentRunId"] == bad.data.tags["mlflow.parentRunId"] == top.info.run_id
     assert good.info.status == "FINISHED" and "mAP" in good.data.metrics
     assert bad.info.status == "FAILED" and "loss" in bad.data.tags["error"]
-    ingest = [run for run in found if run.data.tags.get("stage") == "ingest"]
-    assert [run.data.tags["mlflow.parentRunId"] for run in ingest] == [top.info.run_id]
+    once = [run for run in found if run.data.tags.get("stage") in ("ingest", "pretrain")]
+    assert [run.data.tags["mlflow.parentRunId"] for run in once] == 3 * [top.info.run_id]
+    assert good.data.tags["run.weights"] in {run.info.run_id for run in once}
+    assert any(name.startswith("system/") for name in top.data.metrics)
+
+    page = report(str(file)).read_text()
+    assert "finetune.lr=1e+30" in page and bad.data.tags["error"].split()[0] in page
+    assert register_best("tiny") == "models:/tiny/1"
+    for stage in (*counts, "experiments", "reports"):
+        shutil.rmtree(root / stage)
+    assert report("tiny").read_text() == page

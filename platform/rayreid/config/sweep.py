@@ -46,6 +46,9 @@ class Sweep(Section):
     seed: Seed = 0
     """Of `random` and `optuna`; no part of the trials."""
     max_concurrent: PositiveInt | Auto = "auto"
+    stop_below_median: PositiveInt | None = None
+    """Epochs after which a trial ends whose pre-training's probe finds less than the median of the others'; null: none
+    does. What is left is no fair comparison of all values. Not with `optuna`."""
 
     @field_validator("parameters", mode="before")
     @classmethod
@@ -56,6 +59,8 @@ class Sweep(Section):
 
     @model_validator(mode="after")
     def _searches(self) -> Self:
+        if self.search == "optuna" and self.stop_below_median is not None:
+            raise ValueError("stop_below_median: optuna needs what every trial reached; it is for grid and random")
         open_ended = [key for key, values in self.parameters.items() if isinstance(values, Range)]
         if self.search == "grid":
             if open_ended:

@@ -18,6 +18,7 @@ from rayreid.errors import UserError
 from rayreid.evaluation.retrieval_figures import cmc_curve
 from rayreid.experiment_file import dump, flatten, rows
 from rayreid.stages.checks import check, check_workers
+from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.plan import STAGE_ROLE, plan, shared
 from rayreid.stages.production import produce
 from rayreid.stages.progress import Screen
@@ -103,9 +104,13 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
     return made
 
 
-def run_row(label: str, experiment: Experiment, desk: Desk, run: Run) -> Row:
-    """Produce one experiment's metrics under its own MLflow run."""
-    graph = plan(experiment, desk.root)
+def run_row(label: str, experiment: Experiment, desk: Desk, run: Run, rivals: Rivals | None = None) -> Row:
+    """Produce one experiment's metrics under its own MLflow run.
+
+    Raises:
+        HopelessError: its pre-training was ended, held against rivals.
+    """
+    graph = plan(experiment, desk.root, rivals)
     tags = {**tags_of(experiment), "row": label}
     run.tags(tags)
     produce(graph["metrics"], run, desk.screen, tags)

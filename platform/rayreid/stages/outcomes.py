@@ -32,11 +32,13 @@ class Trial:
         record: its run.
         outcome: what it reached; None where it has no metrics.
         error: why not, as far as its run tells.
+        stopped: whether it was ended early, by a rule of the sweep.
     """
 
     record: Record
     outcome: Outcome | None
     error: str
+    stopped: bool = False
 
 
 def latest(history: History, name: str, digest: str | None) -> tuple[Record, list[Record]]:
@@ -66,6 +68,8 @@ def trials_of(members: Sequence[Record]) -> list[Trial]:
     for member in members:
         if "mAP" in member.metrics:
             made.append(Trial(member, _outcome(member, extras[member.id]), ""))
+        elif "stopped" in member.tags:
+            made.append(Trial(member, None, member.tags["stopped"], stopped=True))
         else:
             error = member.tags.get("error", "no error is told")
             state = "" if member.status == "FAILED" else f"{member.status.lower()}: "

@@ -7,6 +7,7 @@ from rayreid.artifacts import Artifact, lineage
 from rayreid.config import Experiment
 from rayreid.errors import UserError
 from rayreid.stages import adapt, evaluate, finetune, ingest, pretrain
+from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.ranking import plan_subset
 
 ROLES = (
@@ -40,10 +41,15 @@ STAGE_ROLE = {
 """What a stage's own command makes."""
 
 
-def plan(experiment: Experiment, root: Path) -> dict[str, Artifact]:
+def plan(experiment: Experiment, root: Path, rivals: Rivals | None = None) -> dict[str, Artifact]:
     """The artifacts of one experiment by role; those that it has no use for are absent.
 
     A fraction of 1 needs no subset, no scores and no proxies; `pretrain.method: none` needs no pool.
+
+    Args:
+        experiment: whose.
+        root: of the outputs.
+        rivals: what its pre-training is held against, and may be ended by.
 
     Raises:
         UserError: a file that the configuration names does not exist.
@@ -55,7 +61,7 @@ def plan(experiment: Experiment, root: Path) -> dict[str, Artifact]:
         if not e.select.whole:
             graph.update(plan_subset(e, graph["pool"], graph["target"]))
         graph["weights"] = pretrain.plan(
-            graph["pool"], graph.get("subset"), e.pretrain, e.backbone, e.seed, e.resources, graph["target"]
+            graph["pool"], graph.get("subset"), e.pretrain, e.backbone, e.seed, e.resources, graph["target"], rivals
         )
     graph.update(_models(e, graph["target"], graph.get("weights")))
     graph["metrics"] = evaluate.plan(graph["target"], _last(graph), e.evaluate)

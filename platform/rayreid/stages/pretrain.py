@@ -18,12 +18,13 @@ from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.models.weights import save_backbone
 from rayreid.stages import start
+from rayreid.stages.early_stopping import Judged, Rivals
 from rayreid.stages.methods import METHODS, Pretraining, Run, crops_of, resolved
 from rayreid.stages.probe import on_target
 from rayreid.stages.production import Work, identity
 from rayreid.stages.start import Start, network
 from rayreid.stages.subset import subset_rows
-from rayreid.stages.trainer import Training, fit
+from rayreid.stages.trainer import METRICS, Training, fit
 
 VERSION = 2
 WEIGHTS = "backbone.safetensors"
@@ -37,15 +38,16 @@ def plan(
     seed: int,
     resources: Resources,
     target: Artifact | None = None,
+    rivals: Rivals | None = None,
 ) -> Artifact:
     """Weights of a backbone pre-trained on a pool, or on a subset of it.
 
     Whether they get better is watched on a target, where one is given and the configuration wants it. The target
-    changes nothing in the weights, and stands beside them.
+    changes nothing in the weights, and stands beside them. Held against rivals, it may be ended: then there are none.
     """
     inputs = {"pool": pool, **({"subset": subset} if subset else {})}
     fields = identity(pretrain=config, backbone=backbone, seed=seed, start=start.identifier(backbone))
-    job = partial(_pretrain, config, backbone, seed, resources)
+    job = partial(_pretrain, config, backbone, seed, resources, rivals)
     beside = {"target": target} if target and config.probe_epochs else {}
     return Artifact(pool.root, "pretrain", VERSION, fields, inputs, job, beside=beside)
 
@@ -63,7 +65,9 @@ def refuse_test_images(dataset: str, splits: Container[str]) -> None:
         )
 
 
-def _pretrain(config: Pretrain, backbone: Backbone, seed: int, resources: Resources, work: Work) -> dict[str, Any]:
+def _pretrain(
+    config: Pretrain, backbone: Backbone, seed: int, resources: Resources, rivals: Rivals | None, work: Work
+) -> dict[str, Any]:
     store = ImageStore(work.input("pool"))
     refuse_test_images(store.manifest["dataset"], store.manifest["counts"])
     chosen = subset_rows(store, work.input("subset")) if "subset" in work.artifact.inputs else np.arange(len(store))
@@ -84,7 +88,7 @@ def _pretrain(config: Pretrain, backbone: Backbone, seed: int, resources: Resour
         checkpoint_minutes=config.checkpoint_minutes,
         keep_checkpoints=config.keep_checkpoints,
         keep_every_epochs=config.keep_every_epochs,
-        probe=probe,
+        probe=Judged(probe, rivals, work.folder / METRICS) if probe and rivals else probe,
     )
     work.run.dataset("pool", store.fingerprint, str(store.directory), {"images": len(chosen)}, "pretrain")
     work.resolved(

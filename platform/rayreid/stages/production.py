@@ -14,6 +14,7 @@ from rayreid.artifacts import Artifact, write_atomically
 from rayreid.config import Section
 from rayreid.errors import UserError
 from rayreid.experiment_file import flatten
+from rayreid.stages.early_stopping import HopelessError
 from rayreid.stages.progress import Screen, clock
 from rayreid.tracking import Run
 
@@ -93,7 +94,11 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
     screen.say(f"[bold]▸ {artifact}[/]")
     try:
         with _stage_run(artifact, folder, parent, tags) as run:
-            facts = artifact.job(Work(artifact, folder, run, screen))
+            try:
+                facts = artifact.job(Work(artifact, folder, run, screen))
+            except HopelessError as ended:
+                run.give_up(str(ended))
+                raise
             seconds = time.monotonic() - began
             run.metrics({name: value for name, value in facts.items() if isinstance(value, int | float)})
             run.metrics({"seconds": seconds})

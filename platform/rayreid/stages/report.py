@@ -74,9 +74,11 @@ def _page(history: History, top: Record, trials: Sequence[Trial], drawn: dict[st
     cost = "gpu_hours" if any(one.gpu_hours for one in done) else "hours"
     targets = ", ".join(dict.fromkeys(one.record.tags["target"] for one in trials if one.outcome))
     page = Page(f"{top.name}: what the sweep says")
+    stopped = sum(one.stopped for one in trials)
+    ended = f", {stopped} more were ended early by the median rule, so that not all values are seen" if stopped else ""
     page.text(
-        f"{len(done)} of {len(trials)} trials came to an end, on {targets}. Figures are of the target's query and "
-        f"gallery images; ± is one standard deviation over seeds, of as many as n says. MLflow run {top.id}."
+        f"{len(done)} of {len(trials)} trials have a result, on {targets}{ended}. Figures are of the target's query "
+        f"and gallery images; ± is one standard deviation over seeds, of as many as n says. MLflow run {top.id}."
     )
     lines = curves(groups)
     if 0 < len(lines) <= _MOST_CURVES:

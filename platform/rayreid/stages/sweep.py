@@ -4,20 +4,23 @@ import json
 import logging
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 from rich.markup import escape
 
-from rayreid.artifacts import Artifact, output_root
+from rayreid.artifacts import Artifact, make_folder, output_root, write_atomically
 from rayreid.cluster import connect, training_share
 from rayreid.config import Experiment
 from rayreid.errors import UserError
 from rayreid.experiment_file import describe
 from rayreid.stages.checks import check, check_workers
+from rayreid.stages.early_stopping import HopelessError, Rivals
 from rayreid.stages.experiment import (
     Desk,
+    digest_of,
     experiment_run,
     folder_of,
     is_recorded,
@@ -33,6 +36,7 @@ from rayreid.stages.searchers import OptunaSearcher, require_optuna
 from rayreid.stages.side_by_side import blocked, produce_all, reason_of
 from rayreid.stages.storage import check_storage
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
+from rayreid.stages.trainer import METRICS
 from rayreid.stages.trials import corners, sweep_of, trial, trials
 from rayreid.tracking import Run
 
@@ -70,6 +74,7 @@ def sweep(experiment: Experiment) -> list[Row]:
             plans = {label: plan(one, root) for label, one in known.items()}
         else:
             failures = _run_known(experiment, known, plans, failed, desk, parent)
+        stops = _stops(desk, experiment)
         rows = [
             row_of(label, graph, provenance_of(known[label].pool))
             for label, graph in plans.items()
@@ -80,19 +85,22 @@ def sweep(experiment: Experiment) -> list[Row]:
         show_times(desk.screen, plans.values())
         for label, error in failures.items():
             desk.screen.say(f"[red]failed[/] {escape(label)}: {escape(error)}")
+        for label, why in stops.items():
+            desk.screen.say(f"[yellow]ended early[/] {escape(label)}: {escape(why)}")
         show_hint(desk.screen, desk.tracker.uri)
     if not rows:
         raise UserError(f"every trial of the sweep {experiment.name!r} failed; see the errors above")
     return rows
 
 
+def _first_like(plans: Plans, label: str) -> str:
+    """The first trial that comes to the same result."""
+    return next(first for first, graph in plans.items() if graph["metrics"].id == plans[label]["metrics"].id)
+
+
 def _distinct(plans: Plans) -> dict[str, Mapping[str, Artifact]]:
     """The plans without those that come to the same result as an earlier one, as all fractions of 1 do."""
-    return {
-        label: graph
-        for label, graph in plans.items()
-        if next(first for first, other in plans.items() if other["metrics"].id == graph["metrics"].id) == label
-    }
+    return {label: graph for label, graph in plans.items() if _first_like(plans, label) == label}
 
 
 def _run_known(
@@ -108,23 +116,28 @@ def _run_known(
     Tune is given those alone that are yet to be run. What is complete already, or stands on a stage that failed, is put
     down here.
     """
-    open_ones = {label: graph for label, graph in _distinct(plans).items() if not graph["metrics"].complete}
+    ended = _stops(desk, experiment)
+    unfinished = {label: graph for label, graph in _distinct(plans).items() if label not in ended}
+    open_ones = {label: graph for label, graph in unfinished.items() if not graph["metrics"].complete}
     reasons = {label: blocked(graph["metrics"], failed) for label, graph in open_ones.items()}
     failures = {label: reason for label, reason in reasons.items() if reason is not None}
     todo = {label: known[label] for label in open_ones if label not in failures}
     if todo:
-        failures |= _tune(experiment, todo, None, desk, parent)
+        rivals = _rivals(experiment, plans)
+        failures |= _tune(experiment, todo, None, desk, parent, rivals)
     causes = {plans[label]["metrics"].id: error for label, error in failures.items()}
     for label, one in known.items():
         metrics = plans[label]["metrics"]
-        if label in todo or (metrics.complete and is_recorded(desk, one, parent)):
+        if label in todo or label in ended or (metrics.complete and is_recorded(desk, one, parent)):
             continue
         with experiment_run(desk, one, label, parent) as run:
             if metrics.complete:
                 run_row(label, one, desk, run)
-            else:
+            elif metrics.id in causes:
                 failures[label] = causes[metrics.id]
                 run.fail(failures[label])
+            else:  # it is the same as one that was ended early
+                run.give_up(_stops(desk, experiment)[_first_like(plans, label)])
     return failures
 
 
@@ -134,13 +147,14 @@ def _tune(
     searcher: OptunaSearcher | None,
     desk: Desk,
     parent: Run,
+    rivals: Rivals | None = None,
 ) -> dict[str, str]:
     """Run trials, those of `todo` or those of a searcher; returns the errors of those that failed."""
     folder = folder_of(desk.root, experiment)
     total = searcher.left if searcher else len(todo)
     # A trial's own process only waits for its Train workers. With a CPU for it, trials and workers could hold all
     # CPUs between them and wait for ever; zero CPUs is refused; so it takes a token amount of memory.
-    run_trial = partial(_trial, todo=dict(todo), experiment=experiment, parent=parent.id)
+    run_trial = partial(_trial, todo=dict(todo), experiment=experiment, parent=parent.id, rivals=rivals)
     trainable = tune.with_resources(run_trial, {"memory": 2**20})
     tuner = tune.Tuner(
         trainable,
@@ -164,13 +178,46 @@ def _tune(
     }
 
 
-def _trial(config: dict[str, Any], todo: Mapping[str, Experiment], experiment: Experiment, parent: str) -> None:
+def _trial(
+    config: dict[str, Any],
+    todo: Mapping[str, Experiment],
+    experiment: Experiment,
+    parent: str,
+    rivals: Rivals | None = None,
+) -> None:
     label = config["label"]
     one = todo[label] if label in todo else trial(experiment, json.loads(config["changes"]))
     desk = open_desk(experiment, Screen())
     with experiment_run(desk, one, label, Run(desk.tracker, parent)) as run:
-        row = run_row(label, one, desk, run)
-    tune.report(row.metrics())
+        try:
+            reached = run_row(label, one, desk, run, rivals).metrics()
+        except HopelessError as ended:
+            run.give_up(str(ended))
+            note = {"label": label, "why": str(ended)}
+            write_atomically(_stop_folder(desk, experiment) / f"{digest_of(one)}.json", json.dumps(note))
+            reached = {"stopped": 1.0}
+    tune.report(reached)
+
+
+def _rivals(experiment: Experiment, plans: Plans) -> Rivals | None:
+    """What the trials' pre-trainings are held against: one another. Those that several share ran before, unjudged."""
+    grace = sweep_of(experiment).stop_below_median
+    if grace is None:
+        return None
+    journals = {graph["weights"].path / METRICS: None for graph in plans.values() if "weights" in graph}
+    return Rivals(tuple(journals), grace)
+
+
+def _stops(desk: Desk, experiment: Experiment) -> dict[str, str]:
+    """The trials that were ended early, now or by an earlier command: label → why."""
+    notes = [json.loads(path.read_text()) for path in sorted(_stop_folder(desk, experiment).glob("*.json"))]
+    return {note["label"]: note["why"] for note in notes}
+
+
+def _stop_folder(desk: Desk, experiment: Experiment) -> Path:
+    folder = folder_of(desk.root, experiment) / "stopped"
+    make_folder(folder)
+    return folder
 
 
 class _Teller(tune.Callback):

@@ -22,6 +22,7 @@ from rayreid.errors import UserError
 from rayreid.evaluation.figures import loss_curves
 from rayreid.journal import Journal, MetricsFeed
 from rayreid.stages import interim
+from rayreid.stages.early_stopping import HopelessError
 from rayreid.stages.production import Work
 from rayreid.stages.progress import Bar
 from rayreid.training import parallel
@@ -30,7 +31,8 @@ from rayreid.training.feed import Feed
 from rayreid.training.guard import NonFiniteLossError
 from rayreid.training.loop import Batch, LoopSettings, Method, resolve_precision, train
 
-_METRICS = "metrics.jsonl"
+METRICS = "metrics.jsonl"
+"""A training's journal, in its artifact's folder."""
 _FAILURE = "failure-{}.json"
 _RESOLVED = "resolved.json"
 _NO_CURVE = ("step", "epoch", "time", "wait", "gpu_hours")
@@ -131,7 +133,7 @@ def fit(work: Work, training: Training, resources: Resources, watch: Watch = lam
             _raise_failure(work.folder)
             raise RuntimeError(f"{work.artifact}: training failed on its workers\n{error}") from error
     _raise_failure(work.folder)
-    history = Journal(work.folder / _METRICS).history()
+    history = Journal(work.folder / METRICS).history()
     drawn = [name for name in history[-1] if name not in _NO_CURVE and not name.startswith(_NO_CURVE_PREFIXES)]
     work.run.figure(loss_curves(history, drawn), "figures/loss.png")
     return {
@@ -158,7 +160,9 @@ def _worker(config: dict[str, Any]) -> None:
         # raised makes Ray stop them, and the message must be on the disk by then.
         path = training.folder / _FAILURE.format(parallel.rank())
         where = f"; all {len(error.keys)} keys: {path}" if isinstance(error, NonFiniteLossError) else ""
-        write_atomically(path, json.dumps({"message": f"{error}{where}", "keys": getattr(error, "keys", [])}))
+        content = {"message": f"{error}{where}", "keys": getattr(error, "keys", [])}
+        content["hopeless"] = isinstance(error, HopelessError)
+        write_atomically(path, json.dumps(content))
         raise
 
 
@@ -167,7 +171,7 @@ def _train(training: Training, cpus: int) -> None:
     device = ray.train.torch.get_device()
     torch.manual_seed(training.seed)
     method, prepare = training.build(device)
-    journal = Journal(training.folder / _METRICS)
+    journal = Journal(training.folder / METRICS)
     feed: Callable[[int], Iterator[Batch]] = (
         training.feed(method, prepare, device, cpus, journal.append)
         if training.feed
@@ -190,16 +194,17 @@ def _failures(folder: Path) -> list[Path]:
 
 def _raise_failure(folder: Path) -> None:
     for path in _failures(folder):
-        raise UserError(json.loads(path.read_text())["message"])
+        content = json.loads(path.read_text())
+        raise (HopelessError if content["hopeless"] else UserError)(content["message"])
 
 
 class _Delivery:
     """While workers train: their rows go to MLflow, onto the bar and past the watch, from a thread of the driver."""
 
     def __init__(self, work: Work, bar: Bar, watch: Watch):
-        self._feed = MetricsFeed(work.folder / _METRICS, work.run)
+        self._feed = MetricsFeed(work.folder / METRICS, work.run)
         # Read beside the feed: a tracking server that is away hides nothing from the user.
-        self._journal, self._offset = Journal(work.folder / _METRICS), 0
+        self._journal, self._offset = Journal(work.folder / METRICS), 0
         self._work, self._bar, self._watch = work, bar, watch
         self._last: dict[str, float] = {}
         self._warning: str | None = None
@@ -216,7 +221,7 @@ class _Delivery:
         self._done.set()
         self._thread.join()
         if not self._try():
-            self._work.run.owe(self._work.folder / _METRICS)
+            self._work.run.owe(self._work.folder / METRICS)
 
     def _keep(self) -> None:
         while not self._done.wait(_POLL_SECONDS):
