@@ -83,7 +83,11 @@ def test_stems_stand_side_by_side(page):
 
 def test_costs_have_a_front_and_what_selecting_took(page):
     front = cells(page, "on the Pareto front")
-    assert [row[0] for row in front] == ["patchify, no pre-training", "ics, dino, cfs 25 %", "ics, dino, cfs 50 %"]
+    assert [row[0] for row in front] == [
+        "1. patchify, no pre-training",
+        "2. ics, dino, cfs 25 %",
+        "3. ics, dino, cfs 50 %",
+    ]
     assert front[-1][1:] == ["47.5 ± 0.7", "3", "500"]
     assert cells(page, "stage") == [["score", "1", "0.5", "0.5"]]
 

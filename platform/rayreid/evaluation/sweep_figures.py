@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from rayreid.evaluation.figures import FAINT, INK, PALETTE, SMALL, TEXT, canvas, dress
-from rayreid.evaluation.outcomes import Curve, Group, names_of, pareto
+from rayreid.evaluation.outcomes import Curve, Group, pareto
 from rayreid.evaluation.published import CLAIMED, HALF_CLAIM
 
 TITLES = {"mAP": "mAP", "rank1": "Rank-1"}
@@ -72,7 +72,9 @@ def _claim(axes: Axes, curves: Sequence[Curve], measure: str) -> None:
 
 
 def cost_figure(groups: Sequence[Group], cost: str, measure: str = "mAP") -> Figure:
-    """A score over training cost and over images, the Pareto front drawn: what nothing cheaper reaches.
+    """A score over training cost and over images, the Pareto fronts drawn: what nothing cheaper reaches.
+
+    The settings on the front over cost are numbered by rising cost, in both panels.
 
     Args:
         groups: one or more.
@@ -80,13 +82,14 @@ def cost_figure(groups: Sequence[Group], cost: str, measure: str = "mAP") -> Fig
         measure: the score.
     """
     figure = canvas(9.2, 4.2)
-    names = names_of(groups)
     kinds = list(dict.fromkeys(_kind(group) for group in groups))
     labels = {"gpu_hours": "GPU-hours", "hours": "hours (no GPU was used)", "images": "images pre-trained on"}
     panels = figure.subplots(1, 2, sharey=True)
+    y = [group.mean(measure) for group in groups]
+    numbers = dict(enumerate(pareto([group.mean(cost) for group in groups], y), 1))
     for axes, axis in zip(panels, (cost, "images"), strict=True):
         dress(axes, grid="both")
-        x, y = [group.mean(axis) for group in groups], [group.mean(measure) for group in groups]
+        x = [group.mean(axis) for group in groups]
         front = pareto(x, y)
         steps = [x[i] for i in front], [y[i] for i in front]
         axes.step(*steps, where="post", color=INK, linewidth=1, label="Pareto front")
@@ -104,16 +107,10 @@ def cost_figure(groups: Sequence[Group], cost: str, measure: str = "mAP") -> Fig
                 capsize=2,
                 label=kind,
             )
-        for i in front:
-            axes.annotate(
-                names[i],
-                (x[i], y[i]),
-                xytext=(4, 5),
-                textcoords="offset points",
-                fontsize=SMALL - 1,
-                color=INK,
-                rotation=12,
-            )
+        for number, i in numbers.items():
+            above = (x[i], y[i] + np.nan_to_num(groups[i].std(measure)))
+            place = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+            axes.annotate(str(number), above, fontsize=SMALL, color=INK, fontweight="bold", **place)
         axes.set_xlabel(labels[axis])
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=axis == "images"))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))

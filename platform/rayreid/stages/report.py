@@ -164,13 +164,20 @@ def _add_costs(
         f"{unit} of a setting are those of its own pre-training, fine-tuning, adaptation and evaluation. On the Pareto "
         "front lies what nothing cheaper reaches."
     )
-    page.figure(drawn["cost"], "mAP over cost and over images; the Pareto front is drawn and named.")
+    page.figure(
+        drawn["cost"], "mAP over cost and over images, each with its Pareto front; the numbers are those of the table."
+    )
     front = pareto([group.mean(cost) for group in groups], [group.mean("mAP") for group in groups])
     page.table(
         ["on the Pareto front", "mAP %", "GPU-hours" if cost == "gpu_hours" else "hours", "images"],
         [
-            [names[i], _score(groups[i], "mAP"), f"{groups[i].mean(cost):.3g}", f"{groups[i].mean('images'):,.0f}"]
-            for i in front
+            [
+                f"{number}. {names[i]}",
+                _score(groups[i], "mAP"),
+                f"{groups[i].mean(cost):.3g}",
+                f"{groups[i].mean('images'):,.0f}",
+            ]
+            for number, i in enumerate(front, 1)
         ],
     )
     spent = selection_costs(history, [one.record for one in trials if one.outcome])
