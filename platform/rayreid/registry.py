@@ -1,6 +1,7 @@
 """The model registry of MLflow: a model of a finished run, with a signature, loadable without this project."""
 
 import logging
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ def fetch_weights(client: Any, run_id: str, folder: Path) -> Path:
     """
     from mlflow.exceptions import MlflowException
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         listed = [file.path for file in client.list_artifacts(run_id, "weights")]
         found = [path for path in listed if path.endswith(".safetensors")]

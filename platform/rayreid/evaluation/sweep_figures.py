@@ -13,6 +13,8 @@ from rayreid.evaluation.published import CLAIMED, HALF_CLAIM
 
 TITLES = {"mAP": "mAP", "rank1": "Rank-1"}
 MARKERS = "osD^vPX*"
+LEAST_SPAN = 0.02
+"""Of a score's axis."""
 
 
 def fraction_curves(curves: Sequence[Curve], baseline: Mapping[str, Group]) -> Figure:
@@ -40,6 +42,7 @@ def fraction_curves(curves: Sequence[Curve], baseline: Mapping[str, Group]) -> F
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         axes.set_xlim(0, 1.03)
+        _open(axes)
     _legend(figure, panels[0])
     return figure
 
@@ -115,10 +118,19 @@ def cost_figure(groups: Sequence[Group], cost: str, measure: str = "mAP") -> Fig
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=axis == "images"))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         axes.margins(x=0.12, y=0.14)
+    _open(panels[0])
     panels[0].set_ylabel(TITLES[measure])
     panels[1].xaxis.set_major_formatter(FuncFormatter(lambda count, place: f"{count:,.0f}"))
     _legend(figure, panels[0])
     return figure
+
+
+def _open(axes: Axes) -> None:
+    """Show two points at least: what differs by a tenth must not look like a difference."""
+    low, high = axes.get_ylim()
+    short = (LEAST_SPAN - (high - low)) / 2
+    if short > 0:
+        axes.set_ylim(low - short, high + short)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
