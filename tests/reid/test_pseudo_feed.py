@@ -64,7 +64,7 @@ def feed_of(method, store, folder, log=lambda row: None, watched=lambda images: 
         PseudoLabelPlan(train_rows, store.camids[train_rows], CLUSTERS, INSTANCES, STEPS, seed=5),
         PseudoLabels(folder, train_rows, store.pids[train_rows], clustering, CLUSTERS),
         prepare=lambda images, keys, epoch, rows: watched(transform(images, keys, epoch, 5)),
-        extract=lambda: extract(method, store, train_rows, ReIDTest(SIZE, HALF, HALF, "bicubic"), CPU),
+        extract=lambda backbone: extract(backbone, store, train_rows, ReIDTest(SIZE, HALF, HALF, "bicubic"), CPU),
         device=CPU,
         log=log,
     )
@@ -152,7 +152,10 @@ def test_batches_are_of_the_epoch_s_clusters(store, tmp_path):
         assert images.shape == (CLUSTERS * INSTANCES, 3, *SIZE)
         assert len(targets.unique()) == CLUSTERS and (targets >= 0).all()
         assert "00query.png" not in batch.keys
-        features, found = feed.extract(), torch.from_numpy(feed.labels.clusters.labels)
+        features, found = (
+            extract(method, store, store.rows_of("train"), ReIDTest(SIZE, HALF, HALF, "bicubic"), CPU),
+            torch.from_numpy(feed.labels.clusters.labels),
+        )
         means = torch.stack([features[found == cluster].mean(0) for cluster in range(len(feed.labels.clusters))])
         torch.testing.assert_close(method.memory.features, torch.nn.functional.normalize(means), atol=1e-5, rtol=1e-5)
         assert feed.labels.found_in == step // STEPS + 1
@@ -194,3 +197,21 @@ def test_a_plan_knows_no_epoch_but_the_one_begun():
     assert not set(np.concatenate([plan.batch(1, step) for step in range(3)])) & {6, 7}
     with pytest.raises(ValueError, match="no labels"):
         plan.batch(0, 0)
+
+
+def test_the_first_clusters_are_found_behind_a_neck_with_the_images_statistics(store, tmp_path):
+    method = build()
+    before = extract(method.base, store, store.rows_of("train"), ReIDTest(SIZE, HALF, HALF, "bicubic"), CPU)
+    method.base.norm.bias.data += 3.0  # what all features have in common
+    next(feed_of(method, store, tmp_path)(0))
+    torch.testing.assert_close(method.bottleneck.running_mean, before.mean(0) + 3, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(method.bottleneck.running_var, before.var(0), atol=1e-4, rtol=1e-4)
+    assert method.memory.features.mean(0).norm() < 0.5, "the clusters share a direction"
+
+
+def test_a_run_that_goes_on_keeps_its_neck(store, tmp_path):
+    method = build()
+    method.bottleneck.running_mean.fill_(7.0)
+    feed = feed_of(method, store, tmp_path)
+    next(feed(STEPS))
+    assert (method.bottleneck.running_mean == 7.0).all()

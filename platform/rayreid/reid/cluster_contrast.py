@@ -72,6 +72,24 @@ class ClusterContrast(nn.Module):
         """The feature: (B, 3, H, W) → (B, D) of length 1."""
         return F.normalize(self.bottleneck(self.base(images)), dim=1)
 
+    @torch.no_grad()
+    def after_neck(self, features: Tensor) -> Tensor:
+        """What `forward` makes of the backbone's features (N, D) in eval mode: float32 (N, D) of length 1."""
+        scale, shift = self.bottleneck.scale_and_shift()
+        return F.normalize(features * scale + shift, dim=1)
+
+    @torch.no_grad()
+    def settle(self, features: Tensor) -> None:
+        """Give the neck the statistics of the backbone's features (N, D) of all images, before the first clusters.
+
+        Deviation: the published code clusters the first epoch behind a neck of mean 0 and variance 1, and trains it
+        behind one that takes each batch's statistics. What all features have in common is then in the memory but not
+        in what is compared with it, and a backbone whose features share much unlearns what it had (docs/results.md).
+        """
+        variance, mean = torch.var_mean(features, dim=0)
+        self.bottleneck.running_mean.copy_(mean)  # type: ignore[union-attr]
+        self.bottleneck.running_var.copy_(variance)  # type: ignore[union-attr]
+
     def remember(self, centres: Tensor) -> None:
         """Begin an epoch's memory with the centres of its clusters, (C, D); all workers take those of worker 0."""
         centres = broadcast(centres.clone())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayreid.data.batch import ImageBatch
 from rayreid.data.camera_sampling import CameraPlan
@@ -86,7 +86,7 @@ class PseudoLabelFeed:
         plan: which of them a step takes.
         labels: what they are taken for.
         prepare: (decoded images on the device, keys, epoch, store rows) → images (B, 3, H, W).
-        extract: features of all images of the plan, (N, D), on all workers.
+        extract: features that the backbone it is given has for all images of the plan, (N, D), on all workers.
         device: where the method is.
         log: receives a row for every epoch, on worker 0.
         threads: that decode.
@@ -97,7 +97,7 @@ class PseudoLabelFeed:
     plan: PseudoLabelPlan
     labels: PseudoLabels
     prepare: Callable[[ImageBatch, Sequence[str], int, np.ndarray], Tensor]
-    extract: Callable[[], Tensor]
+    extract: Callable[[nn.Module], Tensor]
     device: torch.device
     log: Callable[[dict[str, float]], None] = lambda row: None
     threads: int = 2
@@ -127,7 +127,10 @@ class PseudoLabelFeed:
 
     def _begin(self, epoch: int) -> None:
         began = time.monotonic()
-        features = self.extract()
+        before_neck = self.extract(self.method.base)
+        if not epoch:
+            self.method.settle(before_neck)
+        features = self.method.after_neck(before_neck)
         seconds = time.monotonic() - began
         figures = self.labels.find(epoch + 1, features)
         assert self.labels.clusters is not None

@@ -28,7 +28,7 @@ from rayreid.stages.start import Start, network
 from rayreid.stages.trainer import Log, Training, fit
 from rayreid.training.loop import Batch, resolve_precision
 
-VERSION = 1
+VERSION = 2
 WEIGHTS = finetune.WEIGHTS
 LABELS = "labels"
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -185,7 +185,7 @@ class _Feeding:
                 c.clusters,
             ),
             prepare,
-            partial(extract, method, store, rows, _test(self.backbone), device, precision, threads),
+            lambda backbone: extract(backbone, store, rows, _test(self.backbone), device, precision, threads),
             device,
             log,
             threads,
