@@ -1,8 +1,13 @@
-"""What scoring may use of a cluster; the cluster is only said to be there."""
+"""Which Ray is connected to, and what scoring may use of it; the cluster is only said to be there."""
+
+import socket
+import time
 
 import pytest
+import ray
 
-from rayreid.cluster import Share, scoring_actors
+from rayreid.cluster import Share, connect, scoring_actors
+from rayreid.errors import UserError
 
 NO_ONE = {"memory": 1e9}
 SMALL, LARGE = {"CPU": 2.0}, {"CPU": 3.0}
@@ -23,3 +28,69 @@ def test_there_is_an_actor_per_gpu_or_else_one_thread_per_cpu(monkeypatch, nodes
     lost = {"Alive": False, "Resources": {"CPU": 100.0, "GPU": 100.0}}
     monkeypatch.setattr("ray.nodes", lambda: [lost, *({"Alive": True, "Resources": node} for node in nodes)])
     assert scoring_actors() == expected
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """What Ray is asked for, in place of Ray; where it listens, only something listens."""
+    asked = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *address, **rest: asked.append((*address, rest)))
+    monkeypatch.setattr(ray, "shutdown", lambda: asked.append("shutdown"))
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.setenv("RAYREID_ROOT", "outputs")
+    monkeypatch.setenv("RAYREID_DATA", "data")
+    monkeypatch.chdir(tmp_path)
+    return asked
+
+
+@pytest.fixture
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_a_cluster_that_is_named_gets_the_package_and_absolute_places(started, port, monkeypatch, tmp_path, form):
+    monkeypatch.setenv("RAY_ADDRESS", form.format(port))
+    with connect():
+        (address, asked) = started[0]
+        assert len(started) == 1
+    assert address == form.format(port) and started[1:] == ["shutdown"]
+    environment = asked["runtime_env"]
+    assert [path.rpartition("/")[2] for path in environment["py_modules"]] == ["rayreid"]
+    assert environment["env_vars"] == {"RAYREID_ROOT": f"{tmp_path}/outputs", "RAYREID_DATA": f"{tmp_path}/data"}
+
+
+@pytest.mark.parametrize(
+    ("address", "advice"),
+    [
+        ("http://10.0.0.1:8265", "is for ray job submit"),
+        ("127.0.0.1:9", "refused"),
+        ("no-such-host.invalid:6379", "unset it"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused_at_once_in_one_line(started, monkeypatch, address, advice):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=advice) as caught, connect():
+        pass
+    assert started == [] and time.monotonic() - began < 30  # Ray itself tries for minutes
+    assert address in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_ray_says_against_a_connection_is_one_line_too(started, port, monkeypatch):
+    def refuse(*address, **rest):
+        raise RuntimeError("\nInvalid token.\nA page of advice")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with pytest.raises(UserError, match=r"\(Invalid token\.\); unset it"), connect():
+        pass
+
+
+def test_in_a_job_the_cluster_is_the_job_s_own(started, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with connect():
+        assert started == [({"log_to_driver": False},)]

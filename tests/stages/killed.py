@@ -10,6 +10,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from rayreid.artifacts import output_root
 from rayreid.experiment_file import load_experiment
@@ -27,6 +30,12 @@ def wait_for_step(root: Path, step: int, seconds: float = 240.0) -> None:
     while newest_step(root) < step:
         assert time.monotonic() < until, f"no checkpoint of step {step} under {root} after {seconds} s"
         time.sleep(0.02)
+
+
+def workers_on(node: Any) -> list[psutil.Process]:
+    """The processes that a node of a test cluster runs tasks and actors in."""
+    (raylet,) = node.all_processes["raylet"]
+    return psutil.Process(raylet.process.pid).children(recursive=True)
 
 
 def _on_nodes(file: str, lost_at: int) -> int:

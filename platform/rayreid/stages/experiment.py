@@ -43,8 +43,14 @@ class Desk:
     screen: Screen
 
 
-def open_desk(experiment: Experiment, screen: Screen | None = None) -> Desk:
+def open_desk(experiment: Experiment, screen: Screen | None = None, patience: float = 0.0) -> Desk:
     """The output root and its tracking store.
+
+    Args:
+        experiment: gives the tracking store's experiment its name.
+        screen: shows progress; by default one for the terminal.
+        patience: seconds to wait for a tracking server that is away: none at the start of a command, which can be
+            given again; `PATIENCE_SECONDS` for what begins in the middle of one.
 
     Raises:
         UserError: the root cannot be made, or the tracking server does not answer.
@@ -52,7 +58,7 @@ def open_desk(experiment: Experiment, screen: Screen | None = None) -> Desk:
     root = output_root()
     make_folder(root)
     screen = screen or Screen()
-    return Desk(root, Tracker(root, experiment.name, lambda line: screen.say(escape(line))), screen)
+    return Desk(root, Tracker(root, experiment.name, lambda line: screen.say(escape(line)), patience), screen)
 
 
 def run(experiment: Experiment) -> list[Row]:

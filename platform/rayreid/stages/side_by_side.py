@@ -7,6 +7,7 @@ import ray
 
 from rayreid.artifacts import Artifact, lineage
 from rayreid.config import Experiment
+from rayreid.outage import PATIENCE_SECONDS
 from rayreid.stages.experiment import Desk, open_desk
 from rayreid.stages.production import produce
 from rayreid.stages.progress import Screen
@@ -66,7 +67,7 @@ def _needs(artifact: Artifact, waiting: Mapping[str, Artifact], running: Mapping
 
 
 def _produce(artifact: Artifact, experiment: Experiment, owner: str, tags: Mapping[str, Any]) -> str | None:
-    desk = open_desk(experiment, Screen())
+    desk = open_desk(experiment, Screen(), PATIENCE_SECONDS)
     return _attempt(artifact, Run(desk.tracker, owner), desk.screen, tags)
 
 

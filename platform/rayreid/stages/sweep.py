@@ -16,6 +16,7 @@ from rayreid.cluster import connect, training_share
 from rayreid.config import Experiment
 from rayreid.errors import UserError
 from rayreid.experiment_file import describe
+from rayreid.outage import PATIENCE_SECONDS
 from rayreid.stages.checks import check, check_workers
 from rayreid.stages.early_stopping import HopelessError, Rivals
 from rayreid.stages.experiment import (
@@ -187,7 +188,7 @@ def _trial(
 ) -> None:
     label = config["label"]
     one = todo[label] if label in todo else trial(experiment, json.loads(config["changes"]))
-    desk = open_desk(experiment, Screen())
+    desk = open_desk(experiment, Screen(), PATIENCE_SECONDS)
     with experiment_run(desk, one, label, Run(desk.tracker, parent)) as run:
         try:
             reached = run_row(label, one, desk, run, rivals).metrics()
