@@ -79,6 +79,6 @@ def test_a_sweep_runs_its_trials_and_tells_of_the_one_that_failed(tiny, root, ca
     page = report(str(file)).read_text()
     assert "finetune.lr=1e+30" in page and bad.data.tags["error"].split()[0] in page
     assert register_best("tiny") == "models:/tiny/1"
-    for stage in (*counts, "experiments", "reports"):
-        shutil.rmtree(root / stage)
+    for kind in (*counts, "experiments", "reports"):
+        shutil.rmtree(root / kind)
     assert report("tiny").read_text() == page
