@@ -373,7 +373,7 @@ def test_a_pre_training_is_probed_on_the_target_beside_it(work, workers, store, 
     pool, target = store(), store(people=2)
     backbone = Backbone(name="vit_tiny", depth=1, img_size=(64, 32))
     config = Pretrain(epochs=5, batch_size=4, local_crops=0, out_dim=8, hidden_dim=8, bottleneck_dim=8, probe_every=2)
-    facts = pretrain._pretrain(config, backbone, 0, Resources(), work)
+    facts = pretrain._pretrain(config, backbone, 0, Resources(), None, work)
     probed = {row["step"]: row["probe_mAP"] for row in work.run.rows if "probe_mAP" in row}
     assert list(probed) == [3, 7, 9]  # the ends of epochs 2, 4 and 5
     assert facts["final_probe_mAP"] == probed[9] and facts["best_probe_mAP"] == max(probed.values())
@@ -390,7 +390,7 @@ def test_another_method_is_trained_logged_and_kept_in_the_same_way(work, workers
     pool = store()
     backbone = Backbone(name="vit_tiny", depth=1, img_size=(64, 32), stem="ics")
     config = Pretrain(method=method, epochs=2, batch_size=4, out_dim=8, hidden_dim=8, precision="fp32")
-    facts = pretrain._pretrain(config, backbone, 0, Resources(), work)
+    facts = pretrain._pretrain(config, backbone, 0, Resources(), None, work)
     assert facts["steps"] == 4 and facts["images_seen"] == 16
     assert {"loss", "accuracy", "feature_std", "lr", "teacher_momentum", "grad_norm"} <= set(work.run.rows[-1])
     assert "optimizer adamw" in work.screen.console.file.getvalue()
@@ -444,7 +444,7 @@ def test_a_relative_checkpoint_is_found_from_another_folder(tmp_path, monkeypatc
     monkeypatch.setattr(start, "load_weights", lambda network, path, strict: loaded.append(path))
     run = type("Recorder", (), {name: lambda self, *values: None for name in ("dataset", "params", "tags", "file")})()
     config = Pretrain(epochs=1, batch_size=4, out_dim=8, hidden_dim=8, bottleneck_dim=8)
-    pretrain._pretrain(config, backbone, 0, Resources(), Work(artifact, tmp_path, run, Screen()))
+    pretrain._pretrain(config, backbone, 0, Resources(), None, Work(artifact, tmp_path, run, Screen()))
     monkeypatch.chdir(tmp_path / "there")
     seen[0].build(torch.device("cpu"))
     assert loaded == [tmp_path / "here" / "w.pth"] and loaded[0].is_file()
