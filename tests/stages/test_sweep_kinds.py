@@ -90,7 +90,7 @@ def test_a_trial_below_the_median_is_ended_marked_and_not_begun_again(
     assert sweep(load_experiment(file)) == rows
     made = runs(root, "ended")
     counts = {kind: len(found) for kind, found in made.items()}
-    assert counts == {"sweep": 1, "experiment": 2, "ingest": 1, "pretrain": 2, "finetune": 1, "evaluate": 1}
+    assert counts == {"sweep": 1, "experiment": 2, "ingest": 2, "pretrain": 2, "finetune": 1, "evaluate": 1}
     assert {run.info.status for found in made.values() for run in found} == {"FINISHED"}
     trials = {one.record.name: one for one in trials_of(find(str(file))[3])}
     assert trials["pretrain.epochs=2"].stopped and not trials["pretrain.epochs=1"].stopped
