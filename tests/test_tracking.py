@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from sqlalchemy.exc import OperationalError
 
+from rayreid.checkout import git_sha
 from rayreid.errors import UserError
 from rayreid.journal import Journal, MetricsFeed
-from rayreid.tracking import Run, Tracker, git_sha, tracking_uri
+from rayreid.tracking import Run, Tracker, tracking_uri
 
 
 @pytest.fixture(scope="module")

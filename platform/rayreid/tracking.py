@@ -9,16 +9,15 @@ import io
 import json
 import logging
 import os
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rayreid import __version__
 from rayreid.artifacts import make_folder
+from rayreid.checkout import git_sha
 from rayreid.errors import UserError
 from rayreid.journal import MetricsFeed
 from rayreid.outage import Outage, reason
@@ -276,21 +275,6 @@ class Run:
             case "end":
                 self.client.set_terminated(self.id, what["status"], int(what["time"] * 1000))
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Log this process's machine every ten seconds as `system/…`: CPU, memory, disk, network, GPUs where it can.
-
-        It ends where the store goes away: what is lost then is no result.
-        """
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        monitor = SystemMetricsMonitor(self.id, resume_logging=True, tracking_uri=self.tracker.uri)
-        monitor.start()
-        try:
-            yield
-        finally:
-            monitor.finish()
-
     def fail(self, why: str) -> None:
         """Say why there will be no result; the run ends FAILED."""
         self.tags({"error": why[:500]})
@@ -313,18 +297,3 @@ class Run:
             self.fail(str(error))
         failed = self._failed or kind is not None
         self.finish("KILLED" if stopped else "FAILED" if failed else "FINISHED")
-
-
-def slug(label: str) -> str:
-    """A label as part of a metric's or file's name."""
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in label)
-
-
-def git_sha() -> str | None:
-    """The commit of the code's checkout; None outside one."""
-    folder = Path(__file__).parent
-    try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None if answer.returncode == 0 else None

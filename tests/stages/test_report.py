@@ -10,7 +10,7 @@ from tracked_sweep import NOTHING, WHOLE, put_down
 from rayreid.errors import UserError
 from rayreid.stages.outcomes import latest, selection_costs, trials_of
 from rayreid.stages.report import find, report
-from rayreid.tracked import History
+from rayreid.stages.tracked import History
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from rayreid.errors import UserError
 from rayreid.experiment_file import load_experiment
 from rayreid.stages import sweep as stage
 from rayreid.stages.experiment import open_desk
-from rayreid.stages.register import register_best
+from rayreid.stages.registry import register_best
 from rayreid.stages.report import report
 from rayreid.stages.sweep import sweep
 

@@ -98,6 +98,6 @@ def report(
 
     make_report(sweep, overrides or ())
     if register:
-        from rayreid.stages.register import register_best
+        from rayreid.stages.registry import register_best
 
         register_best(sweep, overrides or ())

@@ -25,6 +25,7 @@ from rayreid.stages.progress import Screen
 from rayreid.stages.provenance import provenance_of
 from rayreid.stages.storage import check_storage
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
+from rayreid.stages.system_metrics import watched
 from rayreid.tracking import Run, Tracker
 
 COLUMNS = ("strategy", "fraction", "stem", "backbone", "method", "adapt", "seed")
@@ -72,7 +73,7 @@ def run(experiment: Experiment) -> list[Row]:
     plans = {label: plan(row, root) for label, row in table.items()}
     check(table.values(), plans)
     desk = open_desk(experiment)
-    with connect(), experiment_run(desk, experiment) as parent, parent.watched():
+    with connect(), experiment_run(desk, experiment) as parent, watched(parent):
         check_storage()
         check_workers(table.values())
         if experiment.compare:
@@ -101,7 +102,7 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
     if not wanted:
         raise UserError(f"stage {stage}: experiment {experiment.name!r} has no use for it as configured")
     desk = open_desk(experiment)
-    with connect(), experiment_run(desk, row) as parent, parent.watched():
+    with connect(), experiment_run(desk, row) as parent, watched(parent):
         check_storage()
         check_workers([row])
         made = [produce(artifact, parent, desk.screen, tags_of(row)) for artifact in wanted]

@@ -16,7 +16,7 @@ from rayreid.experiment_file import load_experiment
 from rayreid.stages.experiment import digest_of
 from rayreid.stages.outcomes import Trial, latest, selection_costs, trials_of
 from rayreid.stages.progress import Screen
-from rayreid.tracked import History, Record
+from rayreid.stages.tracked import History, Record
 from rayreid.tracking import Run, Tracker, tracking_uri
 
 PAGE = "report.html"

@@ -37,6 +37,7 @@ from rayreid.stages.searchers import OptunaSearcher, require_optuna
 from rayreid.stages.side_by_side import blocked, produce_all, reason_of
 from rayreid.stages.storage import check_storage
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
+from rayreid.stages.system_metrics import watched
 from rayreid.stages.trainer import METRICS
 from rayreid.stages.trials import corners, sweep_of, trial, trials
 from rayreid.tracking import Run
@@ -61,7 +62,7 @@ def sweep(experiment: Experiment) -> list[Row]:
     plans = {str(label): plan(one, root) for label, one in checked.items()}
     check(checked.values(), plans)
     desk = open_desk(experiment)
-    with connect(), experiment_run(desk, experiment) as parent, parent.watched():
+    with connect(), experiment_run(desk, experiment) as parent, watched(parent):
         check_storage()
         check_workers(checked.values())
         ahead = shared(plans, least=len(plans)) if searched else shared(_distinct(plans))

@@ -13,7 +13,7 @@ from rayreid.errors import UserError
 from rayreid.models.backbones import build_backbone
 from rayreid.models.extractor import load_extractor
 from rayreid.models.weights import save_backbone
-from rayreid.registry import fetch_weights, register
+from rayreid.stages.registry import fetch_weights, register
 from rayreid.tracking import Tracker
 
 ELSEWHERE = """
