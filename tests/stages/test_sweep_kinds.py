@@ -50,21 +50,19 @@ def runs(root, name: str) -> dict[str, list]:
     return found
 
 
+def finished(made: dict[str, list]) -> dict[str, int]:
+    """How many runs there are of each kind, all of which must have come to their end."""
+    assert {run.info.status for found in made.values() for run in found} == {"FINISHED"}
+    return {kind: len(found) for kind, found in made.items()}
+
+
 def test_a_search_by_optuna_runs_its_trials_side_by_side_and_goes_on_where_it_was(tiny, root, two_cpus):
     space = {"search": "optuna", "parameters": RATES, "trials": 2}
     file = tiny(name="searched", pretrain="none", resources=ONE_CPU, sweep=space)
     rows = sweep(load_experiment(file))
     assert len({row.label for row in rows}) == 2
     assert sweep(load_experiment(file)) == rows
-    made = runs(root, "searched")
-    assert {kind: len(found) for kind, found in made.items()} == {
-        "sweep": 1,
-        "experiment": 2,
-        "ingest": 1,
-        "finetune": 2,
-        "evaluate": 2,
-    }
-    assert {run.info.status for found in made.values() for run in found} == {"FINISHED"}
+    assert finished(runs(root, "searched")) == {"sweep": 1, "experiment": 2, "ingest": 1, "finetune": 2, "evaluate": 2}
 
 
 def test_a_trial_below_the_median_is_ended_marked_and_not_begun_again(
@@ -88,10 +86,8 @@ def test_a_trial_below_the_median_is_ended_marked_and_not_begun_again(
     told = " ".join(capsys.readouterr().out.split())
     assert "ended early pretrain.epochs=2: stopped after epoch 2" in told
     assert sweep(load_experiment(file)) == rows
-    made = runs(root, "ended")
-    counts = {kind: len(found) for kind, found in made.items()}
-    assert counts == {"sweep": 1, "experiment": 2, "ingest": 2, "pretrain": 2, "finetune": 1, "evaluate": 1}
-    assert {run.info.status for found in made.values() for run in found} == {"FINISHED"}
+    expected = {"sweep": 1, "experiment": 2, "ingest": 2, "pretrain": 2, "finetune": 1, "evaluate": 1}
+    assert finished(runs(root, "ended")) == expected
     trials = {one.record.name: one for one in trials_of(find(str(file))[3])}
     assert trials["pretrain.epochs=2"].stopped and not trials["pretrain.epochs=1"].stopped
 
@@ -116,14 +112,7 @@ def test_a_sweep_whose_driver_was_killed_finishes_the_rest_and_repeats_nothing(t
     subprocess.run(command, env=environment, check=True, timeout=400, stdout=subprocess.DEVNULL)
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
     made = runs(root, "killed")
-    assert {kind: len(found) for kind, found in made.items()} == {
-        "sweep": 1,
-        "experiment": 3,
-        "ingest": 1,
-        "finetune": 3,
-        "evaluate": 3,
-    }
-    assert {run.info.status for found in made.values() for run in found} == {"FINISHED"}
+    assert finished(made) == {"sweep": 1, "experiment": 3, "ingest": 1, "finetune": 3, "evaluate": 3}
     assert all("mAP" in run.data.metrics for run in made["experiment"])
     (results,) = root.glob("experiments/*/results.json")
     assert len(json.loads(results.read_text())) == 3

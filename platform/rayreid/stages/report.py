@@ -113,7 +113,7 @@ def _add_fractions(page: Page, lines: Sequence[Curve], groups: Sequence[Group], 
     for line, half, whole in both:
         spread = math.hypot(half.std("mAP"), whole.std("mAP"))
         gain = 100 * (half.mean("mAP") - whole.mean("mAP"))
-        scores = [_score(half, "mAP"), _score(whole, "mAP"), f"{gain:+.1f}", _number(100 * spread)]
+        scores = [_score(half, "mAP"), _score(whole, "mAP"), f"{round(gain, 1) + 0.0:+.1f}", _number(100 * spread)]
         rows.append([line.name, *scores, f"{len(half.members)}, {len(whole.members)}"])
     page.table(["strategy", "mAP % at 50 %", "mAP % of all", "difference", "spread", "n"], rows)
 
