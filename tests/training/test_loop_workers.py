@@ -57,8 +57,9 @@ def _worker(rank: int, folder: str) -> None:
     results = {f"poisoned {ranks}": _message(rank, ranks) for ranks in ((1,), (0, 1))}
     results["resumed"] = _resume(rank, Path(folder) / "seen differently" / str(rank))
     results["missing"] = _resume(rank, Path(folder) / "missing" / str(rank))
-    torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+    results["threads"] = [thread.read_text().strip() for thread in Path("/proc/self/task").glob("*/comm")]
+    torch.save(results, Path(folder) / f"{rank}.pt")
 
 
 def _save(folder: Path, *steps: int) -> Checkpoints:
@@ -103,3 +104,7 @@ def test_a_worker_that_does_not_see_it_says_so_and_does_not_start_afresh(workers
     started, message = workers[1]["missing"]
     assert started == []
     assert "00000001.pt" in message and "RAYREID_ROOT" in message
+
+
+def test_the_destroyed_group_leaves_no_threads_that_could_abort_at_the_end(workers):
+    assert [thread for worker in workers for thread in worker["threads"] if "gloo" in thread] == []

@@ -9,6 +9,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
+
+# Its functions' defaults are the group that there is when it is first imported: an optimizer's first step imports it,
+# and the group would then outlive `destroy_process_group`, its threads abort at the interpreter's end. Import it here.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 BUCKET_BYTES = 64 * 2**20
