@@ -69,7 +69,7 @@ class PlainDINO:
                     parameter.grad.mul_(share)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        momentum = self.method.teacher_momentum(step)
+        momentum = self.method.schedules.at(step).teacher_momentum
         with torch.no_grad():
             for ours, theirs in zip(self.student.parameters(), self.teacher.parameters(), strict=True):
                 theirs.mul_(momentum).add_((1 - momentum) * ours.detach())
@@ -77,7 +77,7 @@ class PlainDINO:
 
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         views = (student / self.method.loss.student_temp).chunk(student.shape[0] * 2 // teacher.shape[0])
-        targets = F.softmax((teacher - self.centre) / self.method.current_teacher_temp, dim=-1).chunk(2)
+        targets = F.softmax((teacher - self.centre) / self.method.rates.teacher_temp, dim=-1).chunk(2)
         terms = [
             torch.sum(-target * F.log_softmax(view, dim=-1), dim=-1).mean()
             for i, target in enumerate(targets)

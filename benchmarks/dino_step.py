@@ -16,6 +16,7 @@ from rayreid.data.augment import MultiCrop
 from rayreid.data.batch import ImageBatch
 from rayreid.models.backbones import build_backbone
 from rayreid.pretraining.dino import DINO
+from rayreid.pretraining.dino_schedules import DINOSchedules
 from rayreid.training.loop import autocast
 
 SIZE, LOCAL_SIZE, LOCAL_CROPS = (256, 128), (128, 64), 8
@@ -35,8 +36,9 @@ def build(args: argparse.Namespace, device: torch.device) -> DINO:
     """The method, past the epoch in which the last layer is frozen."""
     torch.manual_seed(0)
     networks = [build_backbone(args.backbone, args.stem, SIZE, args.depth, drop_path=rate) for rate in (0.1, 0.0)]
-    options = {"lr": 5e-4 * args.batch / 256, "out_dim": args.prototypes, "freeze_last_layer_epochs": 0}
-    return DINO(*networks, epochs=100, steps_per_epoch=1000, **options).to(device).train()
+    schedules = DINOSchedules(epochs=100, steps_per_epoch=1000, lr=5e-4 * args.batch / 256)
+    method = DINO(*networks, schedules, out_dim=args.prototypes, freeze_last_layer_epochs=0)
+    return method.to(device).train()
 
 
 class Ours:
@@ -70,7 +72,7 @@ class Ours:
             with self.phase(2):
                 with torch.no_grad():
                     teacher = method.teacher.head(seen_by_teacher)
-                loss = method.loss(method.student.head(seen_by_student), teacher, method.current_teacher_temp).loss
+                loss = method.loss(method.student.head(seen_by_student), teacher, method.rates.teacher_temp).loss
         with self.phase(3):
             loss.backward()
         with self.phase(4):

@@ -7,6 +7,7 @@ import torch
 
 from rayreid.models.backbones import build_backbone
 from rayreid.pretraining.dino import DINO
+from rayreid.pretraining.dino_schedules import DINOSchedules
 from rayreid.training.checkpoint import Checkpoints
 from rayreid.training.loop import Batch, LoopSettings, train
 
@@ -25,8 +26,8 @@ def dino(init: int = 0) -> DINO:
         for drop in (0.5, 0.0)
     )
     heads = {"out_dim": 64, "hidden_dim": 32, "bottleneck_dim": 16}
-    rates = {"lr": 1e-3, "warmup_epochs": 1, "centre_momentum": 0.5, "teacher_momentum": 0.9}
-    return DINO(student, teacher, epochs=EPOCHS, steps_per_epoch=STEPS_PER_EPOCH, **rates, **heads)
+    schedules = DINOSchedules(EPOCHS, STEPS_PER_EPOCH, lr=1e-3, warmup_epochs=1, teacher_momentum=0.9)
+    return DINO(student, teacher, schedules, centre_momentum=0.5, **heads)
 
 
 def batches(until: int | None = None) -> Callable[[int], Iterator[Batch]]:

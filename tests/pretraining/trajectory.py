@@ -7,6 +7,7 @@ import torch
 
 from rayreid.models.backbones import build_backbone
 from rayreid.pretraining.dino import DINO
+from rayreid.pretraining.dino_schedules import DINOSchedules
 from rayreid.training.parallel import average_gradients
 
 TRAJECTORIES = {"ics": "dino_trajectory_ics.npz", "patchify": "dino_trajectory_patchify.npz"}
@@ -42,18 +43,20 @@ def method_of(case, stem: str, dtype: torch.dtype) -> DINO:
     method = DINO(
         backbone,
         copy.deepcopy(backbone),
+        DINOSchedules(
+            epochs=meta["epochs"],
+            steps_per_epoch=meta["iters_per_epoch"],
+            lr=float(case["lr"].max()),
+            min_lr=cosine_end(case["lr"][warmup_steps:], case["lr"].max()),
+            warmup_epochs=warmup_steps // meta["iters_per_epoch"],
+            weight_decay=float(case["wd"][0]),
+            weight_decay_end=cosine_end(case["wd"], case["wd"][0]),
+            teacher_momentum=float(case["momentum"][0]),
+            teacher_temp=meta["teacher_temp"],
+        ),
         out_dim=head["out_dim"],
         hidden_dim=head["hidden_dim"],
         bottleneck_dim=head["bottleneck_dim"],
-        epochs=meta["epochs"],
-        steps_per_epoch=meta["iters_per_epoch"],
-        lr=float(case["lr"].max()),
-        min_lr=cosine_end(case["lr"][warmup_steps:], case["lr"].max()),
-        warmup_epochs=warmup_steps // meta["iters_per_epoch"],
-        weight_decay=float(case["wd"][0]),
-        weight_decay_end=cosine_end(case["wd"], case["wd"][0]),
-        teacher_momentum=float(case["momentum"][0]),
-        teacher_temp=meta["teacher_temp"],
         student_temp=meta["student_temp"],
         centre_momentum=meta["center_momentum"],
         clip=float(meta["clip_grad"].split()[0]),

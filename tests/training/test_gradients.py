@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from rayreid.training.gradients import gradient_norms, norm_scalars
+from rayreid.training.gradients import clip_each, clip_together, gradient_norms, norm_scalars
 
 
 def test_norms_are_of_every_tensor_and_of_all_together():
@@ -22,3 +22,15 @@ def test_a_gradient_that_is_not_finite_shows():
 @pytest.mark.parametrize("parameters", [[], [nn.Parameter(torch.zeros(1))]])
 def test_without_gradients_there_is_nothing_to_say(parameters):
     assert norm_scalars(gradient_norms(parameters)) == {}
+
+
+@pytest.mark.parametrize(("clip", "expected"), [(clip_each, [2.0, 1.0]), (clip_together, [2 * 0.8**0.5, 2 * 0.2**0.5])])
+def test_gradients_are_scaled_down_to_a_norm_and_never_up(clip, expected):
+    weights, bias, frozen = (nn.Parameter(torch.zeros(1)) for _ in range(3))
+    weights.grad, bias.grad = (torch.tensor([value]) for value in (2.0, 1.0))
+    for limit in (3.0, 2.0):
+        clip([weights, frozen, bias], gradient_norms([weights, frozen, bias]), limit)
+        found = [weights.grad.item(), bias.grad.item()]
+        assert found == pytest.approx([2.0, 1.0] if limit == 3.0 else expected, rel=1e-5)
+    clip([frozen], gradient_norms([frozen]), 1.0)
+    assert frozen.grad is None

@@ -1,19 +1,18 @@
-"""DINO pre-training as a method of the training loop: student, teacher, schedules, update rules."""
+"""DINO pre-training as a method of the training loop: student, teacher, update rules."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from rayreid.errors import UserError
 from rayreid.models.backbones import Backbone
 from rayreid.models.decay import split_decay
 from rayreid.pretraining.contrast import feature_std
 from rayreid.pretraining.dino_loss import DINOLoss
+from rayreid.pretraining.dino_schedules import DINOSchedules
 from rayreid.pretraining.head import DINOHead
 from rayreid.pretraining.momentum import follow
-from rayreid.training.gradients import gradient_norms, norm_scalars
-from rayreid.training.schedules import Constant, LinearWarmup, Schedule, WarmupCosine
+from rayreid.training.gradients import clip_each, gradient_norms, norm_scalars
 
 
 class Network(nn.Module):
@@ -43,70 +42,37 @@ class DINO(nn.Module):
     Args:
         student_backbone: network (n, 3, H, W) → (n, D) with `num_features` = D; the one with drop path.
         teacher_backbone: the same network without drop path; overwritten with the student's weights.
-        epochs: length of the run.
-        steps_per_epoch: optimizer steps per epoch.
-        lr: peak learning rate, already scaled to the global batch (5e-4 × batch/256).
+        schedules: of everything that changes over the run.
         out_dim, hidden_dim, bottleneck_dim: the head's, see `DINOHead`.
-        min_lr: rate towards which the cosine falls.
-        warmup_epochs: epochs of linear warm-up from 0.
-        weight_decay, weight_decay_end: AdamW's decay, a cosine from the first to the second.
-        teacher_momentum: at the first step; a cosine to 1.
-        teacher_temp: the teacher's temperature (after its warm-up).
-        warmup_teacher_temp: its temperature in the first epoch; None: `teacher_temp` throughout.
-        warmup_teacher_temp_epochs: epochs over which it then rises linearly.
         student_temp: the student's temperature.
         centre_momentum: share of the old centre that an update keeps.
         clip: norm to which the gradient of each parameter tensor is clipped; None: not at all.
         freeze_last_layer_epochs: epochs in which the head's last layer does not move.
-
-    Raises:
-        UserError: more epochs of warm-up than epochs.
     """
 
     def __init__(
         self,
         student_backbone: Backbone,
         teacher_backbone: Backbone,
+        schedules: DINOSchedules,
         *,
-        epochs: int,
-        steps_per_epoch: int,
-        lr: float,
         out_dim: int = 65536,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
-        min_lr: float = 1e-6,
-        warmup_epochs: int = 10,
-        weight_decay: float = 0.04,
-        weight_decay_end: float = 0.4,
-        teacher_momentum: float = 0.996,
-        teacher_temp: float = 0.04,
-        warmup_teacher_temp: float | None = None,
-        warmup_teacher_temp_epochs: int = 0,
         student_temp: float = 0.1,
         centre_momentum: float = 0.9,
         clip: float | None = 3.0,
         freeze_last_layer_epochs: int = 1,
     ) -> None:
         super().__init__()
-        if warmup_epochs > epochs:
-            raise UserError(f"warmup_epochs {warmup_epochs} is more than epochs {epochs}; lower warmup_epochs")
         width = int(student_backbone.num_features)
         self.student = Network(student_backbone, DINOHead(width, out_dim, hidden_dim, bottleneck_dim))
         self.teacher = Network(teacher_backbone, DINOHead(width, out_dim, hidden_dim, bottleneck_dim))
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.loss = DINOLoss(out_dim, student_temp, centre_momentum)
-
-        steps = epochs * steps_per_epoch
-        self.steps_per_epoch = steps_per_epoch
-        self.lr: Schedule = WarmupCosine(lr, min_lr, steps, warmup_epochs * steps_per_epoch)
-        self.weight_decay: Schedule = WarmupCosine(weight_decay, weight_decay_end, steps)
-        self.teacher_momentum: Schedule = WarmupCosine(teacher_momentum, 1.0, steps)
-        # By epoch, the others by step, as published
-        self.teacher_temp: Schedule = Constant(teacher_temp)
-        if warmup_teacher_temp is not None:
-            self.teacher_temp = LinearWarmup(warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs)
-        self.current_teacher_temp = self.teacher_temp(0)
+        self.schedules = schedules
+        self.rates = schedules.at(0)
         self.clip = clip
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
 
@@ -122,21 +88,15 @@ class DINO(nn.Module):
             {"params": [parameters[name] for name in names], "decayed": decayed}
             for names, decayed in zip(split_decay(self), (True, False), strict=True)
         ]
-        return torch.optim.AdamW(groups, lr=self.lr(0), weight_decay=0.0, fused=True)
+        return torch.optim.AdamW(groups, lr=self.rates.lr, weight_decay=0.0, fused=True)
 
     def set_schedules(self, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
         """Set the rates of optimizer step `step` (0-based), before its `losses`; returns them to log."""
-        lr, weight_decay = self.lr(step), self.weight_decay(step)
+        self.rates = self.schedules.at(step)
         for group in optimizer.param_groups:
-            group["lr"] = lr
-            group["weight_decay"] = weight_decay if group["decayed"] else 0.0
-        self.current_teacher_temp = self.teacher_temp(step // self.steps_per_epoch)
-        return {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "teacher_momentum": self.teacher_momentum(step),
-            "teacher_temp": self.current_teacher_temp,
-        }
+            group["lr"] = self.rates.lr
+            group["weight_decay"] = self.rates.weight_decay if group["decayed"] else 0.0
+        return self.rates._asdict()
 
     def losses(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """Losses of one micro-batch of B images.
@@ -152,7 +112,7 @@ class DINO(nn.Module):
         with torch.no_grad():
             features, teacher_logits = self.teacher(batch[:1])
         _, student_logits = self.student(batch)
-        terms = self.loss(student_logits, teacher_logits, self.current_teacher_temp)
+        terms = self.loss(student_logits, teacher_logits, self.rates.teacher_temp)
         return {**terms._asdict(), "feature_std": feature_std(features)}
 
     @torch.no_grad()
@@ -162,18 +122,16 @@ class DINO(nn.Module):
         A dropped gradient is None, not zero: AdamW then leaves the layer alone, decay and moments included.
         Returns the norms before clipping, see `norm_scalars`.
         """
-        if step < self.freeze_last_layer_epochs * self.steps_per_epoch:
+        if self.schedules.epoch(step) < self.freeze_last_layer_epochs:
             for parameter in self.student.head.last_layer.parameters():
                 parameter.grad = None
-        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
         norms = gradient_norms(self.student.parameters())
-        if self.clip is not None and gradients:
-            scales = torch._foreach_mul(torch._foreach_reciprocal(torch._foreach_add(norms, 1e-6)), self.clip)
-            torch._foreach_mul_(gradients, torch._foreach_clamp_max(scales, 1.0))
+        if self.clip is not None:
+            clip_each(self.student.parameters(), norms, self.clip)
         return norm_scalars(norms)
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:
         """Once per step: teacher ← m·teacher + (1 − m)·student over the parameters; then the centre."""
-        follow(self.teacher, self.student, self.teacher_momentum(step))
+        follow(self.teacher, self.student, self.schedules.at(step).teacher_momentum)
         self.loss.update_centre()

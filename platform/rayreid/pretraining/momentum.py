@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rayreid.models.backbones import Backbone
 from rayreid.models.decay import split_decay
 from rayreid.pretraining.contrast import Contrast, Queue, feature_std
-from rayreid.training.gradients import gradient_norms, norm_scalars
+from rayreid.training.gradients import clip_together, gradient_norms, norm_scalars
 from rayreid.training.schedules import Schedule
 
 OPTIMIZERS: dict[str, Any] = {
@@ -121,12 +121,10 @@ class MomentumMethod(nn.Module):
     @torch.no_grad()
     def before_update(self, step: int) -> dict[str, Tensor]:
         """Clip all gradients together to norm `clip`; returns the norms before that, see `norm_scalars`."""
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        scalars = norm_scalars(gradient_norms(self.parameters()))
-        if self.rates.clip is not None and scalars:
-            scale = (self.rates.clip / (scalars["grad_norm"] + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, scale)
-        return scalars
+        norms = gradient_norms(self.parameters())
+        if self.rates.clip is not None:
+            clip_together(self.parameters(), norms, self.rates.clip)
+        return norm_scalars(norms)
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:

@@ -9,6 +9,7 @@ from rayreid.data.augment import MultiCrop
 from rayreid.models import backbones
 from rayreid.pretraining.collapse import CollapseWatch, SpreadWatch
 from rayreid.pretraining.dino import DINO
+from rayreid.pretraining.dino_schedules import DINOSchedules
 from rayreid.pretraining.moby import MoBY
 from rayreid.pretraining.mocov2 import MoCoV2
 from rayreid.pretraining.mocov3 import MoCoV3, patch_projection
@@ -71,18 +72,20 @@ def _dino(student: backbones.Backbone, teacher: backbones.Backbone, run: Run) ->
     return DINO(  # type: ignore[return-value]
         student,
         teacher,
-        epochs=c.epochs,
-        steps_per_epoch=run.steps_per_epoch,
-        lr=r.lr,
+        DINOSchedules(
+            epochs=c.epochs,
+            steps_per_epoch=run.steps_per_epoch,
+            lr=r.lr,
+            min_lr=r.min_lr,
+            warmup_epochs=r.warmup_epochs,
+            weight_decay=r.weight_decay,
+            weight_decay_end=c.weight_decay_end,
+            teacher_momentum=r.teacher_momentum,
+            teacher_temp=c.teacher_temp,
+        ),
         out_dim=r.out_dim,
         hidden_dim=r.hidden_dim,
         bottleneck_dim=c.bottleneck_dim,
-        min_lr=r.min_lr,
-        warmup_epochs=r.warmup_epochs,
-        weight_decay=r.weight_decay,
-        weight_decay_end=c.weight_decay_end,
-        teacher_momentum=r.teacher_momentum,
-        teacher_temp=c.teacher_temp,
         student_temp=c.student_temp,
         centre_momentum=c.centre_momentum,
         clip=r.clip,
