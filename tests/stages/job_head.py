@@ -42,7 +42,7 @@ class Head:
     session: Path
 
     def wait_until_up(self) -> None:
-        for _ in range(60):
+        for _ in range(180):  # on a busy machine minutes
             try:
                 urlopen(f"{self.address}/api/version", timeout=2)
                 return

@@ -1,8 +1,7 @@
 """A process of its own that trains the tiny experiment: what the tests of interruptions kill.
 
 It pre-trains, or fine-tunes where the file says `pretrain: none`. Run as `python killed.py FILE [STEP]`; with a step on
-a test cluster of two nodes, one of which is lost and replaced
-when the checkpoint of that step is there.
+a test cluster of three nodes, one of which is lost with the worker on it when the checkpoint of that step is there.
 """
 
 import os
@@ -39,22 +38,23 @@ def workers_on(node: Any) -> list[psutil.Process]:
 
 
 def _on_nodes(file: str, lost_at: int) -> int:
-    """On a head with a CPU and a second node with another; the status of the driver, which is another process.
+    """On a head and two more nodes of a CPU each; the status of the driver, which is another process.
 
     A cluster's nodes must be started from the main thread, and the driver needs one, too.
     """
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_raylet_start_wait_time_s": "120"}
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    node = cluster.add_node(num_cpus=1)
+    others = [cluster.add_node(num_cpus=1) for _ in range(2)]
     command = [sys.executable, __file__, file]
     with subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster.address}) as driver:
         try:
             wait_for_step(output_root(), lost_at)
+            # Of two workers one at most is on the head.
+            node = next(one for one in others if any("RayTrainWorker" in str(p.cmdline()) for p in workers_on(one)))
             cluster.remove_node(node, allow_graceful=False)
             print(f"node lost after step {newest_step(output_root())}", flush=True)
-            cluster.add_node(num_cpus=1)
             return driver.wait()
         finally:
             driver.kill()

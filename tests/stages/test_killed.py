@@ -150,7 +150,7 @@ def test_a_worker_that_is_killed_is_replaced_and_the_training_goes_on(file, whol
     )  # by Ray, not by a new command
 
 
-def test_the_loss_of_a_node_costs_no_more(file, whole, tmp_path):
+def test_of_three_nodes_one_may_be_lost_with_its_worker(file, whole, tmp_path):
     root = tmp_path / "root"
     artifact = finish(start(file, root, str(KILLED_AT)), root)
     (lost,) = re.findall(r"node lost after step (\d+)", (tmp_path / "root.log").read_text())

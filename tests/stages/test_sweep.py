@@ -4,45 +4,14 @@ import shutil
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
-from rayreid import outage
 from rayreid.cluster import connect
-from rayreid.errors import UserError
 from rayreid.experiment_file import load_experiment
-from rayreid.stages import sweep as stage
-from rayreid.stages.experiment import open_desk
 from rayreid.stages.registry import register_best
 from rayreid.stages.report import report
 from rayreid.stages.sweep import sweep
 
 pytestmark = pytest.mark.ray
-
-
-def test_a_trial_waits_for_a_tracking_server_that_is_away_and_a_command_does_not(tiny, root, monkeypatch):
-    asked = []
-
-    def away(self, name):
-        asked.append(name)
-        if len(asked) % 3:
-            raise MlflowException("away", error_code=TEMPORARILY_UNAVAILABLE)
-        return found
-
-    experiment = load_experiment(tiny(pretrain="none"))
-    desk = open_desk(experiment)
-    owner = desk.tracker.run("sweep")
-    found = desk.tracker.client.get_experiment_by_name("tiny")
-    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", away)
-    with pytest.raises(UserError, match="does not answer"):
-        open_desk(experiment)
-    asked.clear()
-    reported = []
-    monkeypatch.setattr(outage, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(stage, "run_row", lambda *of: type("Row", (), {"metrics": lambda self: {"mAP": 0.5}})())
-    monkeypatch.setattr("ray.tune.report", reported.append)
-    stage._trial({"label": "one"}, {"one": experiment}, experiment, owner.id)
-    assert len(asked) == 3 and reported == [{"mAP": 0.5}]
 
 
 @pytest.mark.slow

@@ -31,7 +31,8 @@ end. Within these bounds every actor is given `_ITEMS`, so that millions of imag
 tens of thousands of items."""
 _ITEMS = 64
 
-_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
+LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
+"""What Ray raises where a process or its node is gone."""
 _TRIES = 3
 """Executions in a row that may end by a lost worker without a single result: then it is no accident."""
 
@@ -97,7 +98,7 @@ def stream(
 
     Raises:
         UserError: what the store or the head raised on an actor.
-        RayActorError: actors are lost again and again before they give anything (or another of `_LOST`).
+        RayActorError: actors are lost again and again before they give anything (or another of `LOST`).
     """
     if not any(map(len, rows)):  # Ray Data makes no dataset of nothing
         return
@@ -113,7 +114,7 @@ def stream(
             for result in _execute(store, left, build, batch_size):
                 del left[int(result["number"])]
                 yield _unpack(result)
-        except _LOST as error:
+        except LOST as error:
             fruitless = fruitless + 1 if len(left) == before else 0
             if fruitless == _TRIES:
                 raise

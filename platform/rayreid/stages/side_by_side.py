@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from rayreid.artifacts import Artifact, lineage
 from rayreid.config import Experiment
@@ -34,7 +35,8 @@ def produce_all(
     waiting = {one.id: one for one in artifacts if not one.complete}
     running: dict[ray.ObjectRef, Artifact] = {}
     failed: dict[str, str] = {}
-    elsewhere = ray.remote(num_cpus=0)(_produce)
+    # Where its node is lost, Ray begins a task again, and that goes on from what had been made.
+    elsewhere = ray.remote(num_cpus=0, max_retries=experiment.resources.max_failures)(_produce)
     while waiting or running:
         for one in [one for one in waiting.values() if not _needs(one, waiting, running)]:
             reason = blocked(one, failed)
@@ -49,7 +51,7 @@ def produce_all(
         if running:
             for done in ray.wait(list(running))[0]:
                 one = running.pop(done)
-                _note(failed, one, ray.get(done))
+                _note(failed, one, _answer(one, done))
                 desk.screen.say(f"  [red]✗[/] {one}" if one.id in failed else f"  [green]✓[/] {one}")
     return failed
 
@@ -69,6 +71,14 @@ def _needs(artifact: Artifact, waiting: Mapping[str, Artifact], running: Mapping
 def _produce(artifact: Artifact, experiment: Experiment, owner: str, tags: Mapping[str, Any]) -> str | None:
     desk = open_desk(experiment, Screen(), PATIENCE_SECONDS)
     return _attempt(artifact, Run(desk.tracker, owner), desk.screen, tags)
+
+
+def _answer(artifact: Artifact, done: ray.ObjectRef) -> str | None:
+    """What a task said; or why it was lost, more often than it is begun again."""
+    try:
+        return ray.get(done)
+    except RayError as error:
+        return f"{artifact}: {reason_of(error)}"
 
 
 def _attempt(artifact: Artifact, owner: Run, screen: Screen, tags: Mapping[str, Any]) -> str | None:
