@@ -1,6 +1,7 @@
 """MLflow's own page on a finished sweep, in a browser without a screen: its two strategies stand side by side."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -72,3 +73,5 @@ def test_the_compare_page_shows_both_strategies(server, tmp_path):
     document = shown(page, tmp_path)
     for told in ("cfs 0.25 patchify 0", "random 0.5 patchify 0", "select.fraction", "mAP", "strategy"):
         assert told in document, f"{told!r} is not on the page"
+    axes = re.findall(r'class="axis-title"[^>]*>([^<]*)<', document)
+    assert {"fraction", "mAP"} <= set(axes), f"the parallel coordinates have the axes {axes}"
