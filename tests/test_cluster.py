@@ -85,7 +85,7 @@ def test_what_ray_says_against_a_connection_is_one_line_too(started, port, monke
 
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
-    with pytest.raises(UserError, match=r"\(Invalid token\.\); unset it"), connect():
+    with pytest.raises(UserError, match=r"\(Invalid token\.\); does it ask for a token"), connect():
         pass
 
 

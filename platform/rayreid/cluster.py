@@ -87,10 +87,16 @@ def _attach(address: str) -> None:
     try:
         if port.isdigit():  # Ray itself tries for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"Ray at RAY_ADDRESS={address} does not answer ({error}); unset it to start Ray here") from None
+    try:
         ray.init(address, runtime_env={"py_modules": [str(_PACKAGE)], "env_vars": _places()}, log_to_driver=False)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"Ray at RAY_ADDRESS={address} cannot be used ({reason}); unset it to start Ray here") from None
+        raise UserError(
+            f"Ray at RAY_ADDRESS={address} cannot be used ({reason}); does it ask for a token (RAY_AUTH_MODE=token, "
+            "RAY_AUTH_TOKEN or ~/.ray/auth_token), or run another version? Unset RAY_ADDRESS to start Ray here"
+        ) from None
 
 
 def _places() -> dict[str, str]:

@@ -160,7 +160,7 @@ def _cluster(here: dict[str, str], written: Token | None) -> Iterator[Finding]:
             answers = ask_every_node(examination)
     except UserError as error:
         yield Finding("bad", "Ray", str(error))
-        answers = [Answer("this machine", {}, examination())]
+        answers = [Answer("this machine", {"CPU": float(os.cpu_count() or 0)}, examination())]
     for answer in answers:
         yield from node(answer, here)
 

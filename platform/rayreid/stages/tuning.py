@@ -72,6 +72,7 @@ def run_trials(
     )
     # Tune prints the traceback of a lost trial; its one line is told at the end, the rest is in Tune's own files.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has something to say with `verbose=0`, too
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial has none for the searcher
     failures = {}
     for result in tuner.fit():
