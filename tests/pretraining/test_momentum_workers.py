@@ -1,28 +1,39 @@
 """Two workers with half of the batch each do what one does with all of it: negatives, queues, batch norm."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from rayreid.models.backbones import build_backbone
+from rayreid.models import backbones
+from rayreid.models.backbones import Backbone, build_backbone
 from rayreid.pretraining.moby import MoBY
 from rayreid.pretraining.mocov2 import MoCoV2
 from rayreid.pretraining.mocov3 import MoCoV3, patch_projection
 from rayreid.pretraining.momentum import MomentumMethod, Rates
 from rayreid.training.parallel import average_gradients
 from rayreid.training.schedules import Constant, WarmupCosine
+from small_resnet import SmallResNet
 
 WORLD, IMAGES, STEPS, QUEUE = 2, 4, 3, 10  # the queue wraps around in the third step
 KINDS = ("mocov3", "mocov3-lars", "mocov2", "moby")
 
 
+def _vit() -> Backbone:
+    return build_backbone("vit_tiny", "ics", (32, 16), depth=1, embed_dim=24, num_heads=2)
+
+
+def _resnet() -> Backbone:
+    with patch.object(backbones, "ResNet50", SmallResNet):
+        return build_backbone("resnet50")
+
+
 def _method(kind: str) -> MomentumMethod:
     torch.manual_seed(0)
-    size = {"img_size": (32, 16), "depth": 1, "embed_dim": 24, "num_heads": 2}
-    pair = [build_backbone("vit_tiny", stem="ics", **size) for _ in range(2)]
+    pair = [_resnet() if kind in ("mocov2", "mocov3-lars") else _vit() for _ in range(2)]
     heads = {"hidden_dim": 16, "out_dim": 8}
     momentum = WarmupCosine(0.9, 1.0, STEPS)
     if kind == "mocov3":
