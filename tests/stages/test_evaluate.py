@@ -1,0 +1,38 @@
+"""What an evaluation counts before it ranks: queries whose very bytes stand in the gallery."""
+
+import numpy as np
+import pytest
+
+from rayreid.stages.evaluate import _copies
+
+
+class Store:
+    """Encoded images with their labels; a name's bytes are those of all images of that name."""
+
+    def __init__(self, *images: tuple[str, int, int]):
+        self.names, pids, camids = zip(*images, strict=True)
+        self.pids, self.camids = np.array(pids), np.array(camids)
+
+    def encoded(self, row: int) -> memoryview:
+        return memoryview(self.names[row].encode())
+
+
+@pytest.mark.parametrize(
+    ("gallery", "counted"),
+    [
+        (("same", 7, 1), 1),  # a true match of similarity 1
+        (("same", 8, 1), 1),  # an error that no model can avoid
+        (("same", 8, 0), 1),
+        (("same", 7, 0), 0),  # the protocol leaves out the same identity by the same camera
+        (("same", -1, 1), 0),  # junk
+        (("other", 7, 1), 0),
+    ],
+)
+def test_a_copy_counts_where_the_protocol_counts_it(gallery, counted):
+    store = Store(("same", 7, 0), gallery)
+    assert _copies(store, np.array([0]), np.array([1])) == counted
+
+
+def test_without_cameras_every_copy_counts_and_a_junk_query_does_not():
+    store = Store(("same", 7, -1), ("same", -1, 0), ("same", 7, -1), ("same", 7, 2))
+    assert _copies(store, np.array([0, 1]), np.array([2, 3])) == 1
