@@ -80,7 +80,12 @@ def test_a_trial_below_the_median_is_ended_marked_and_not_begun_again(
     monkeypatch.setattr(stage, "_rivals", rivals)
     pretrain = {**TINY["pretrain"], "probe_every": 1}
     space = {"parameters": {"pretrain.epochs": [1, 2]}, "stop_below_median": 2}
-    file = tiny(name="ended", pretrain=pretrain, select={"fraction": 1.0}, resources=ONE_CPU, sweep=space)
+    target = {
+        "dataset": "synthetic",
+        "options": {**TINY["target"]["options"], "identities": 9},
+    }  # of no other test here
+    changes = {"pretrain": pretrain, "target": target, "select": {"fraction": 1.0}, "resources": ONE_CPU}
+    file = tiny(name="ended", sweep=space, **changes)
     rows = sweep(load_experiment(file))
     assert [row.label for row in rows] == ["pretrain.epochs=1"]
     told = " ".join(capsys.readouterr().out.split())
