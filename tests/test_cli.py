@@ -555,6 +555,18 @@ def test_an_error_of_the_program_keeps_its_traceback(home, monkeypatch):
         main(["config", "x.yaml"])
 
 
+def test_ctrl_c_is_told_in_one_line_with_its_own_status(monkeypatch, capsys):
+    def interrupted(*of, **rest):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rayreid.experiment_file.load_experiment", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["config", "x.yaml"])
+    assert ended.value.code == 130
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line == "rayreid: interrupted; the same command goes on from here"
+
+
 def test_a_users_error_that_comes_from_a_ray_task_is_unwrapped(home, monkeypatch, capfd):
     class TaskError(RuntimeError):
         cause = UserError("a.jpg: look here")

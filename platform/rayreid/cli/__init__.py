@@ -24,11 +24,18 @@ app.add_typer(weights.app, name="weights")
 app.add_typer(about.app)
 
 
+_INTERRUPTED = 130  # what Typer makes of Ctrl-C
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `rayreid` and of the jobs: errors the user can mend are one line, exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         app(arguments, standalone_mode=True)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            print("rayreid: interrupted; the same command goes on from here", file=sys.stderr)
+        raise
     except Exception as error:
         # An error in a Ray task arrives wrapped, its text being the remote traceback.
         cause = getattr(error, "cause", None) or error
