@@ -115,6 +115,18 @@ def test_moco_v2_contrasts_the_first_view_with_the_second_s_key_and_queues_that(
     torch.testing.assert_close(method.queue.keys[:IMAGES], torch.nn.functional.normalize(k, dim=1))
 
 
+def test_moby_contrasts_each_view_s_prediction_with_the_other_s_key_and_that_view_s_queue():
+    method = method_of(MoBY)
+    first, second = batch_of(0)[0].chunk(2)
+    q1, q2 = (method.predictor(method.base(view)[1]) for view in (first, second))
+    k1, k2 = (method.momentum(view)[1] for view in (first, second))
+    expected = contrast_queue(q1, k2, method.queue2, 0.2).loss + contrast_queue(q2, k1, method.queue1, 0.2).loss
+    torch.testing.assert_close(method.losses(batch_of(0))["loss"], expected)
+    method.after_update(0)
+    for queue, keys in ((method.queue1, k1), (method.queue2, k2)):
+        torch.testing.assert_close(queue.keys[:IMAGES], torch.nn.functional.normalize(keys, dim=1))
+
+
 @KINDS
 def test_micro_batches_are_one_batch_where_no_batch_norm_and_no_other_image_matter(kind):
     """Queues and momentum encoder move once per step; MoCo v3's negatives are the micro-batch's."""

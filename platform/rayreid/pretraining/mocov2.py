@@ -20,7 +20,8 @@ class MoCoV2(MomentumMethod):
     Deviations:
 
     - Batch norm is synchronised over workers on either side, in place of shuffling the keys between workers (section
-      3.3): then, too, a query and its key do not tell each other apart by the statistics of their share of the batch.
+      3.3), so that the number of workers changes nothing. It is weaker: a query and its key share the statistics of
+      their batch, which no key in the queue has. Shuffled over w workers they share 1/w of the images.
     - The augmentation is this project's, DINO's two global crops (blur 1.0 and 0.1, solarize 0 and 0.2, saturation 0.2,
       scale 0.4–1), not that of arXiv 2003.04297 (blur 0.5 on both, no solarizing, saturation 0.4, scale 0.2–1).
     - The learning rate falls by step, not by epoch, and a warm-up may be asked for (published: none).
