@@ -83,6 +83,13 @@ def test_the_mlflow_server_keeps_runs_and_files_on_the_shared_storage(cluster):
     assert "--artifacts-destination /mnt/rayreid/" in server
 
 
+def test_all_nodes_call_the_server_by_one_address(cluster):
+    """What a worker could not deliver is delivered by who knows the same address."""
+    (head,), (worker,) = starts(cluster, "head"), starts(cluster, "worker")
+    assert "MLFLOW_TRACKING_URI=http://$RAY_HEAD_IP:5000" in worker
+    assert "MLFLOW_TRACKING_URI=http://$(hostname -I | cut -d' ' -f1):5000" in head  # which is what workers are told
+
+
 def test_the_workers_are_spot_nodes_of_which_one_stays(cluster):
     for node in workers(cluster).values():
         assert node["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 
 from rayreid.outbox import Outbox
@@ -43,3 +45,27 @@ def test_what_another_process_delivers_meanwhile_is_passed_over(outbox):
     for entry in list(Outbox(outbox.folder).entries())[:2]:
         entry.drop()
     assert seen + [entry.content["number"] for entry in entries] == [0, 2]
+
+
+def test_several_may_put_and_deliver_at_once(outbox):
+    """Each entry is dropped by both, payload or not, while others come and the folder comes and goes."""
+    failures, put = [], []
+
+    def work(name):
+        try:
+            for number in range(200):
+                outbox.put({"by": name}, *(("figure.png", b"drawn") if number % 2 else ()))
+                put.append(name)
+                for entry in outbox.entries():
+                    entry.drop()
+                outbox.clear_away()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("a", "b", "c")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == [] and len(put) == 600
+    assert not list(outbox.entries())

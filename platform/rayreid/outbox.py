@@ -1,5 +1,6 @@
 """What could not be delivered yet: entries on the disk, in order, until somebody can deliver them."""
 
+import contextlib
 import json
 import time
 import uuid
@@ -30,7 +31,7 @@ class Entry:
         self.path.unlink(missing_ok=True)
         if self.payload is not None:
             self.payload.unlink(missing_ok=True)
-            self.payload.parent.rmdir()
+            _remove(self.payload.parent)
 
 
 class Outbox:
@@ -48,12 +49,16 @@ class Outbox:
 
     def put(self, content: dict[str, Any], name: str = "", payload: bytes | None = None) -> None:
         """Add an entry after all others; with a payload, kept as a file called `name`."""
-        make_folder(self.folder)
         path = self.folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
-        if payload is not None:
-            make_folder(path.with_suffix(""))
-            write_atomically(path.with_suffix("") / name, payload)
-        write_atomically(path, json.dumps({"content": content, "payload": name if payload is not None else None}))
+        entry = json.dumps({"content": content, "payload": name if payload is not None else None})
+        while not path.exists():
+            with contextlib.suppress(FileNotFoundError):  # the folder may be cleared away by another process meanwhile
+                make_folder(self.folder)
+                if payload is not None:
+                    make_folder(path.with_suffix(""))
+                    write_atomically(path.with_suffix("") / name, payload)
+                write_atomically(path, entry)
+                return
 
     def entries(self) -> Iterator[Entry]:
         """What is there, oldest first."""
@@ -67,5 +72,10 @@ class Outbox:
 
     def clear_away(self) -> None:
         """Remove the folder if nothing is left in it."""
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        _remove(self.folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder unless something is in it, or another process has removed it."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()

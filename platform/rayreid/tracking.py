@@ -217,6 +217,8 @@ class Run:
             try:
                 self._send(entry.content["kind"], entry.content["what"], entry.payload)
             except Exception as error:
+                if not entry.path.exists():  # delivered by another process meanwhile
+                    continue
                 if self.tracker.outage.began(error):
                     return
                 if not isinstance(error, MlflowException | OSError):

@@ -30,4 +30,6 @@ def end_below(parent: Run, status: str) -> None:
     for one in left:
         run = Run(tracker, one.info.run_id)
         end_below(run, status)
-        run.finish(status)
+        run.deliver()  # its end may be owed
+        if tracker.client.get_run(run.id).info.status == "RUNNING":
+            run.finish(status)
