@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from rayreid.artifacts import Artifact
+from rayreid.cluster import Share
 from rayreid.config import Score, Select
 from rayreid.data.shards import checksum
 from rayreid.data.store import ImageStore, Record, finish_store, write_shard
@@ -64,6 +65,7 @@ def known(tmp_path, monkeypatch):
             good = piece[piece != 7]
             yield good, directions(good, seed), {7: "truncated"} if 7 in piece else {}
 
+    monkeypatch.setattr(shard_results, "scoring_actors", lambda: Share(4, 1, True))
     monkeypatch.setattr(shard_results, "stream", stream)
     proxy = Artifact(tmp_path, "proxy", 1, {})
     proxy.path.mkdir(parents=True)

@@ -47,11 +47,12 @@ def test_a_parameter_that_no_column_tells_parts_settings(root):
     top = put_down(root, "rates", seeds=(0,))
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
     for number, child in enumerate(History(f"sqlite:///{root / 'mlflow.db'}").children(find("rates")[2])):
-        client.log_param(child.id, "finetune.lr", 0.1 * (1 + number % 2))
-    assert {one.outcome.extras.get("finetune.lr") for one in trials_of(find("rates")[3]) if one.outcome} == {
-        "0.1",
-        "0.2",
-    }
+        for key in ("finetune.lr", "proxy.pretrain.epochs", "select.clusters"):
+            client.log_param(child.id, key, 1 + number % 2)
+    told = [one.outcome.extras for one in trials_of(find("rates")[3]) if one.outcome]
+    for key in ("finetune.lr", "proxy.pretrain.epochs", "select.clusters"):
+        assert {extras.get(key) for extras in told} == {"1", "2"}
+    assert all("select.fraction" not in extras for extras in told)
     assert top.id == find("rates")[2].id
 
 

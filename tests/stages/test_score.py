@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from rayreid.artifacts import Artifact
+from rayreid.cluster import Share
 from rayreid.config import Score, Select
 from rayreid.data.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
@@ -25,7 +26,10 @@ class Drawn:
     """A run that keeps what it was given."""
 
     def __init__(self):
-        self.figures = {}
+        self.figures, self.logged = {}, {}
+
+    def metrics(self, values):
+        self.logged |= values
 
     def figure(self, figure, name):
         self.figures[name] = figure
@@ -91,13 +95,14 @@ def scoring(pool, monkeypatch):
     """Run the stage with some proxies; gives the facts, the artifact and what was drawn."""
 
     def scoring(proxies, most=1.0, provenance=None, targets=("",)):
+        monkeypatch.setattr(shard_results, "scoring_actors", lambda: Share(4, 1, True))
         monkeypatch.setattr(shard_results, "stream", proxies)
         artifact = planned(pool, Score(max_bad_fraction=most), provenance, targets)
         artifact.path.mkdir(parents=True, exist_ok=True)
         run = Drawn()
         facts = artifact.job(Work(artifact, artifact.path, run, Screen(Console(file=io.StringIO()))))
         artifact.finish({**facts, "run": "r"})
-        return SimpleNamespace(facts=facts, artifact=artifact, figures=run.figures)
+        return SimpleNamespace(facts=facts, artifact=artifact, figures=run.figures, logged=run.logged)
 
     return scoring
 
@@ -119,6 +124,7 @@ def test_every_image_gets_its_score(scoring):
     assert table["key"].to_pylist() == [f"{number:02d}.jpg" for number in range(IMAGES)]
     assert np.isnan(values[4]) and np.array_equal(np.delete(values, 4), scores_of(np.delete(np.arange(IMAGES), 4)))
     assert (done.facts["images"], done.facts["bad"]) == (IMAGES, 1)
+    assert 0 < done.logged["gpu_hours"] < 1  # of four GPUs
     assert listed(done.artifact) == ["04.jpg\ttruncated 4"]
 
 

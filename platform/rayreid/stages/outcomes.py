@@ -15,9 +15,10 @@ _TOLD_BY_COLUMNS = (
     "backbone.stem",
     "pretrain.method",
     "adapt.method",
-    "select.",
+    "select.strategy",
+    "select.fraction",
+    "select.count",
     "resources.",
-    "proxy.",
 )
 """Parameters (or their beginnings) that the columns tell already, or that change no result."""
 _OF_SELECTION = ("source_proxy", "target_proxy", "features", "target_features", "scores", "priority", "subset")

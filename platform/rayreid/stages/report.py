@@ -83,6 +83,8 @@ def _page(history: History, top: Record, trials: Sequence[Trial], drawn: dict[st
     lines = curves(groups)
     if 0 < len(lines) <= _MOST_CURVES:
         _add_fractions(page, lines, groups, drawn)
+    elif lines:
+        page.text(f"The {len(lines)} curves over the fraction are too many for one figure, and left out.")
     _add_stems(page, groups)
     page.heading("All settings")
     _add_settings(page, groups, names, cost)
@@ -159,10 +161,11 @@ def _add_costs(
     """Accuracy over cost with its Pareto front, and what selecting cost besides."""
     drawn["cost"] = cost_figure(groups, cost)
     page.heading("What it cost")
-    unit = "GPU-hours" if cost == "gpu_hours" else "Hours by the clock (no GPU was used)"
+    by_gpu, trained = cost == "gpu_hours", "pre-training, fine-tuning and adaptation"
+    unit = "GPU-hours" if by_gpu else "Hours by the clock (no GPU was used)"
+    stages = trained if by_gpu else f"{trained}, and of the evaluation; of a stage that was interrupted, since then"
     page.text(
-        f"{unit} of a setting are those of its own pre-training, fine-tuning, adaptation and evaluation. On the Pareto "
-        "front lies what nothing cheaper reaches."
+        f"{unit} of a setting are those of its own {stages}. On the Pareto front lies what nothing cheaper reaches."
     )
     page.figure(
         drawn["cost"], "mAP over cost and over images, each with its Pareto front; the numbers are those of the table."

@@ -1,5 +1,6 @@
 """Results per image of a pool, one file per shard of its store, each written once it is whole: what restarts go by."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 from rayreid.artifacts import write_atomically
+from rayreid.cluster import scoring_actors
 from rayreid.config import Score
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
@@ -126,10 +128,13 @@ def fill(results: ShardResults, build: Callable[[torch.device], Head], config: S
     with work.screen.bar(title, results.images) as bar:
         bar.to(results.done)
         results.check(config.max_bad_fraction)
+        share, began = scoring_actors(), time.monotonic()
         for part in stream(store.directory, list(results.missing().values()), build, config.batch_size):
             results.add(*part)
             results.check(config.max_bad_fraction)
             bar.to(results.done)
+        gpus = share.workers if share.gpu else 0
+        work.run.metrics({"gpu_hours": gpus * (time.monotonic() - began) / 3600})
 
 
 def rows_by_shard(store: ImageStore, rows: np.ndarray | None = None) -> dict[int, np.ndarray]:
