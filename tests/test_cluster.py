@@ -6,7 +6,9 @@ import time
 import pytest
 import ray
 
-from rayreid.cluster import Share, connect, scoring_actors
+from rayreid import cluster
+from rayreid.cluster import Share, awaited_share, connect, scoring_actors, training_share
+from rayreid.config import Resources
 from rayreid.errors import UserError
 
 NO_ONE = {"memory": 1e9}
@@ -28,6 +30,28 @@ def test_there_is_an_actor_per_gpu_or_else_one_thread_per_cpu(monkeypatch, nodes
     lost = {"Alive": False, "Resources": {"CPU": 100.0, "GPU": 100.0}}
     monkeypatch.setattr("ray.nodes", lambda: [lost, *({"Alive": True, "Resources": node} for node in nodes)])
     assert scoring_actors() == expected
+
+
+def alive(*nodes):
+    return [{"Alive": True, "Resources": node} for node in nodes]
+
+
+def test_more_workers_than_gpus_are_refused_unless_the_cluster_is_to_add_nodes(monkeypatch):
+    monkeypatch.setattr("ray.nodes", lambda: alive(NO_ONE, {"CPU": 8.0, "GPU": 1.0}))
+    assert training_share(Resources()) == Share(1, 8, True)
+    with pytest.raises(UserError, match=r"8, but the cluster has 1 GPUs; lower it, or say resources\.gpu=true"):
+        training_share(Resources(workers=8))
+    assert training_share(Resources(workers=8, gpu=True)) == Share(8, 8, True)
+
+
+def test_in_the_middle_of_a_command_a_lost_node_is_waited_for(monkeypatch):
+    there = [alive(NO_ONE), alive(NO_ONE), alive(NO_ONE, {"CPU": 8.0, "GPU": 1.0})]
+    monkeypatch.setattr("ray.nodes", lambda: there.pop(0) if len(there) > 1 else there[0])
+    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.01)
+    assert awaited_share(Resources()) == Share(1, 8, True) and len(there) == 1
+    there[:] = [alive(NO_ONE)]
+    with pytest.raises(UserError, match="the cluster has 0 CPUs"):
+        awaited_share(Resources(), seconds=0.05)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from rayreid.config import Resources
 from rayreid.errors import UserError
 
 _PACKAGE = Path(__file__).parent
+_POLL_SECONDS = 5.0
 
 _QUIET = {
     "RAY_AUTH_MODE": "disabled",  # for clusters started here; otherwise it depends on what ran before on this machine
@@ -107,7 +109,8 @@ def training_share(resources: Resources) -> Share:
     """Resolve `auto`: one worker per GPU that Ray sees; without one, a single worker with all CPUs of a node.
 
     One CPU worker with n threads computes what n workers would, without their traffic. CPUs are those of the nodes
-    that workers can run on: of GPU nodes where there are GPUs.
+    that workers can run on: of GPU nodes where there are GPUs. With `gpu: true` and a number of workers these may be
+    more than there are GPUs: a cluster that adds nodes is asked for them.
 
     Raises:
         UserError: the cluster cannot hold the workers that the configuration asks for.
@@ -124,8 +127,11 @@ def training_share(resources: Resources) -> Share:
         return Share(resources.workers, 1 if resources.cpus_per_worker == "auto" else resources.cpus_per_worker, True)
     fitting = [node for node in nodes if node.get("GPU", 0) >= 1] if gpus else nodes
     workers = resources.workers if resources.workers != "auto" else max(gpus, 1)
-    if gpus and workers > gpus:
-        raise UserError(f"resources.workers is {workers}, but the cluster has {gpus} GPUs; lower it")
+    if gpus and workers > gpus and resources.gpu is not True:
+        raise UserError(
+            f"resources.workers is {workers}, but the cluster has {gpus} GPUs; lower it, or say resources.gpu=true "
+            "where the cluster adds nodes"
+        )
     if resources.cpus_per_worker != "auto":
         return Share(workers, resources.cpus_per_worker, gpus > 0)
     if gpus:
@@ -135,6 +141,22 @@ def training_share(resources: Resources) -> Share:
     if each is None:
         raise UserError(f"resources.workers is {workers}, but the cluster has {sum(cpus)} CPUs; lower it")
     return Share(workers, each, False)
+
+
+def awaited_share(resources: Resources, seconds: float = 600.0) -> Share:
+    """`training_share` in the middle of a command: a node that was there when it began, and is lost, is waited for.
+
+    Raises:
+        UserError: the cluster stayed too small for `seconds`.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return training_share(resources)
+        except UserError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(_POLL_SECONDS)
 
 
 def scoring_actors() -> Share:

@@ -52,7 +52,7 @@ class Recorder:
 
 def train_here(monkeypatch) -> None:
     """Have `fit` train in this process."""
-    monkeypatch.setattr(trainer, "training_share", lambda resources: Share(1, 1, False))
+    monkeypatch.setattr(trainer, "awaited_share", lambda resources: Share(1, 1, False))
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", InProcess)

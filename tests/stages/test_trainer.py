@@ -172,7 +172,7 @@ def workers(monkeypatch):
 
     As with Ray, an error ends the group, and all are started again as often as `max_failures` says.
     """
-    monkeypatch.setattr(trainer, "training_share", lambda resources: Share(2, 1, False))
+    monkeypatch.setattr(trainer, "awaited_share", lambda resources: Share(2, 1, False))
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     ranks: list[int] = [0]

@@ -14,7 +14,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from rich.markup import escape
 
 from rayreid.artifacts import write_atomically
-from rayreid.cluster import training_share
+from rayreid.cluster import awaited_share
 from rayreid.config import Resources
 from rayreid.data.sampling import Plan
 from rayreid.data.store import ImageStore
@@ -106,7 +106,7 @@ def fit(work: Work, training: Training, resources: Resources, watch: Watch = lam
         UserError: a worker came upon such a fault; the message is that worker's.
         RuntimeError: workers were lost or failed otherwise, more often than `resources.max_failures`.
     """
-    share = training_share(resources)
+    share = awaited_share(resources)
     work.resolved({}, {"workers": share.workers, "cpus_per_worker": share.cpus, "gpu": share.gpu})
     total = training.plan.steps_per_epoch * training.epochs
     for old in _failures(work.folder):
