@@ -4,14 +4,23 @@ import shutil
 
 import pytest
 from mlflow import MlflowClient
+from tiny_experiment import TINY
 
 from rayreid.cluster import connect
+from rayreid.errors import UserError
 from rayreid.experiment_file import load_experiment
 from rayreid.stages.registry import register_best
 from rayreid.stages.report import report
 from rayreid.stages.sweep import sweep
 
 pytestmark = pytest.mark.ray
+
+
+def test_a_rule_that_would_look_at_nothing_is_refused(tiny, root):
+    space = {"parameters": {"seed": [0, 1]}, "stop_below_median": 1}
+    with pytest.raises(UserError, match=r"pretrain\.probe_every is 0; set it"):
+        sweep(load_experiment(tiny(pretrain={**TINY["pretrain"], "probe_every": 0}, sweep=space)))
+    assert not (root / "experiments").exists()
 
 
 @pytest.mark.slow

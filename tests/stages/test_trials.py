@@ -51,10 +51,17 @@ def test_a_search_is_checked_at_every_value_and_bound(tiny):
     experiment = load_experiment(tiny(sweep={"search": "optuna", "trials": 4, "parameters": SPACE}))
     assert trials(experiment) == {}
     ends = corners(experiment)
-    assert {e.finetune.lr for e in ends} == {1e-4, 1e-1} and {e.seed for e in ends} == {0, 1}
+    rates = {e.finetune.lr for e in ends}
+    assert (min(rates), max(rates)) == (1e-4, 1e-1) and {e.seed for e in ends} == {0, 1}
     bad = {"backbone.stem": ["ics", "no stem"], "finetune.lr": {"uniform": [-1, 1]}}
     with pytest.raises(UserError, match=r"sweep\.parameters.*finetune\.lr"):
         corners(load_experiment(tiny(sweep={"search": "optuna", "trials": 4, "parameters": bad})))
+
+
+def test_a_range_of_a_key_of_whole_numbers_is_refused(tiny):
+    space = {"finetune.epochs": {"uniform": [1, 5]}}
+    with pytest.raises(UserError, match=r"sweep\.parameters.*finetune\.epochs"):
+        corners(load_experiment(tiny(sweep={"search": "optuna", "trials": 4, "parameters": space})))
 
 
 @pytest.mark.parametrize(

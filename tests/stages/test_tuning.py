@@ -111,6 +111,34 @@ def test_runs_that_nobody_can_end_any_more_are_ended_with_all_below_them(owner):
     assert status_of(owner) == status_of(stranger) == "RUNNING"
 
 
+def test_a_run_whose_end_is_owed_gets_that_one(owner):
+    ended = owner.child("trial")
+    ended._outbox.put({"uri": owner.tracker.uri, "kind": "end", "what": {"status": "FINISHED", "time": 1.0}})
+    end_below(owner, "FAILED")
+    assert status_of(ended) == "FINISHED"
+
+
+def test_a_trial_that_is_lost_for_good_has_its_reason_in_mlflow(experiment, owner, monkeypatch, tiny):
+    class Tuner:
+        def __init__(self, *of, **rest):
+            pass
+
+        def fit(self):
+            return [type("Result", (), {"config": {"label": "one"}, "metrics": {}, "error": "the actor died"})()]
+
+    monkeypatch.setattr("ray.tune.Tuner", Tuner)
+    monkeypatch.setattr(tuning, "slots", lambda experiment: 1)
+    whole = load_experiment(tiny(pretrain="none", sweep={"parameters": {"seed": [0]}}))
+    desk = open_desk(experiment)
+    assert tuning.run_trials(whole, {"one": experiment}, None, desk, owner) == {"one": "the actor died"}
+    (run,) = [
+        run
+        for run in owner.client.search_runs([owner.tracker.experiment_id], "tags.error = 'the actor died'")
+        if run.data.tags["mlflow.parentRunId"] == owner.id
+    ]
+    assert run.info.status == "FAILED"
+
+
 def test_a_sweep_that_is_stopped_kills_and_one_that_ends_fails_what_it_left(owner):
     left = owner.child("trial")
     with pytest.raises(SystemExit), ending(owner):

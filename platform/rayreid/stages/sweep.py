@@ -1,6 +1,6 @@
 """Stage *sweep*: Ray Tune over dotted config keys; a trial is an experiment, what trials share runs before them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from rich.markup import escape
 
@@ -53,6 +53,7 @@ def sweep(experiment: Experiment) -> list[Row]:
     checked = dict(enumerate(corners(experiment))) if searched else known
     plans = {str(label): plan(one, root) for label, one in checked.items()}
     check(checked.values(), plans)
+    _check_stopping(experiment, checked.values())
     desk = open_desk(experiment)
     with connect(), experiment_run(desk, experiment) as parent, watched(parent), ending(parent):
         check_storage()
@@ -133,6 +134,13 @@ def _run_known(
             else:  # it is the same as one that was ended early
                 run.give_up(stops(desk, experiment)[_first_like(plans, label)])
     return failures
+
+
+def _check_stopping(experiment: Experiment, trials: Iterable[Experiment]) -> None:
+    """A rule that would look at nothing."""
+    trained = [one.pretrain for one in trials if one.pretrain.method != "none"]
+    if sweep_of(experiment).stop_below_median is not None and not all(one.probe_every for one in trained):
+        raise UserError("sweep.stop_below_median goes by the probe, but pretrain.probe_every is 0; set it")
 
 
 def _rivals(experiment: Experiment, plans: Plans) -> Rivals | None:

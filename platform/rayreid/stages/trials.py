@@ -102,4 +102,5 @@ def _draw(generator: np.random.Generator, values: list[Any] | Range) -> Any:
 def _ends(values: list[Any] | Range) -> list[Any]:
     if isinstance(values, list):
         return values
-    return list(values.uniform or values.loguniform or ())
+    low, high = values.uniform or values.loguniform or (0, 0)
+    return [low, high, rounded(low + (high - low) / math.pi)]  # a key of whole numbers refuses the last

@@ -76,9 +76,12 @@ def run_trials(
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial has none for the searcher
     failures = {}
     for result in tuner.fit():
-        label, told = str((result.config or {}).get("label", "?")), result.metrics or {}
+        config, told = result.config or {}, result.metrics or {}
+        label = str(config.get("label", "?"))
         if result.error is not None:
             failures[label] = reason_of(result.error)
+            with experiment_run(desk, _experiment_of(config, todo, experiment), label, parent) as run:
+                run.fail(failures[label])  # its own process is gone, and could not
         elif _FAILED in told:
             failures[label] = told[_FAILED]
         elif not {"mAP", _STOPPED} & told.keys():
@@ -116,7 +119,7 @@ def _trial(
     again what was lost with a node.
     """
     label = config["label"]
-    one = todo[label] if label in todo else trial(experiment, json.loads(config["changes"]))
+    one = _experiment_of(config, todo, experiment)
     failure = folder_of(output_root(), one) / "error.txt"
     failure.unlink(missing_ok=True)
     try:
@@ -127,6 +130,11 @@ def _trial(
         write_atomically(failure, traceback.format_exc())
         reached = {_FAILED: reason_of(error)}
     tune.report(reached)
+
+
+def _experiment_of(config: Mapping[str, Any], todo: Mapping[str, Experiment], experiment: Experiment) -> Experiment:
+    """A trial's experiment: one that was known beforehand, or what a searcher suggested."""
+    return todo[config["label"]] if config["label"] in todo else trial(experiment, json.loads(config["changes"]))
 
 
 def _reach(label: str, one: Experiment, experiment: Experiment, parent: str, rivals: Rivals | None) -> dict[str, Any]:
@@ -163,6 +171,9 @@ class _Teller(tune.Callback):
             self.on_trial_error(iteration, trials, trial)
             return
         self.done += 1
+        if _STOPPED in result:
+            self.screen.say(f"  [yellow]![/] {self.done}/{self.total}  {escape(trial.config['label'])}  ended early")
+            return
         scores = f"mAP {100 * result['mAP']:.1f}  Rank-1 {100 * result['rank1']:.1f}" if "mAP" in result else ""
         self.screen.say(f"  [green]✓[/] {self.done}/{self.total}  {escape(trial.config['label'])}  {scores}")
 
