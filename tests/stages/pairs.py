@@ -2,6 +2,7 @@
 
 from rayreid.models import backbones
 from rayreid.recipes import PUBLISHED
+from small_resnet import SmallResNet
 
 SIZE = (64, 32)
 SMALL = {
@@ -19,7 +20,8 @@ PAIRS = [
 
 
 def shrink(monkeypatch, width: int = 48) -> None:
-    """Have `build_backbone` make a ViT and a Swin of a fraction of their size."""
+    """Have `build_backbone` make a ViT, a Swin and a ResNet of a fraction of their size."""
     monkeypatch.setitem(backbones.VITS, "vit_tiny", {"embed_dim": width, "depth": 2, "num_heads": 3})
     swin = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4)}
     monkeypatch.setitem(backbones.SWINS, "swin_tiny", swin)
+    monkeypatch.setattr(backbones, "ResNet50", SmallResNet)

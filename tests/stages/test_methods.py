@@ -56,7 +56,7 @@ def test_the_loss_of_a_batch_falls_while_it_is_trained_on(method, kind):
     optimizer = trained.build_optimizer()
     start = {name: value.clone() for name, value in trained.state_dict().items() if name.startswith(("queue", "loss."))}
     losses = []
-    for step in range(3 if kind == "resnet50" else 6):  # it is large
+    for step in range(6):
         trained.load_state_dict(start, strict=False)  # the batch's own keys would be its negatives
         trained.set_schedules(optimizer, step)
         found = trained.losses(batch)
