@@ -56,6 +56,18 @@ def test_a_parameter_that_no_column_tells_parts_settings(root):
     assert top.id == find("rates")[2].id
 
 
+def test_where_one_fraction_alone_was_run_there_is_no_curve_and_too_many_are_told(root):
+    put_down(root, "searched", seeds=(0,))
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    children = {run.name: run.id for run in History(client.tracking_uri).children(find("searched")[2])}
+    for name, identifier in children.items():
+        if name.startswith(("cfs", "random", "none")) and not name.startswith("cfs 0.5"):
+            client.delete_run(identifier)
+    assert "How much of the pool" not in report("searched").read_text()
+    put_down(root, "many", seeds=(0,), stems=[f"stem{number}" for number in range(7)])
+    assert "The 14 curves over the fraction are too many" in report("many").read_text()
+
+
 def test_the_page_needs_nothing_else_and_is_in_mlflow_with_its_figures(swept, page, root):
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page and "<script" not in page

@@ -30,7 +30,8 @@ def test_a_sweep_runs_its_trials_and_tells_of_the_one_that_failed(tiny, root, ca
     monkeypatch.setenv("RAYREID_ROOT", root.name)
     # At this rate the loss is soon no number: only the trial itself finds that out.
     parameters = {"finetune.lr": [1e-3, 1e30]}
-    file = tiny(select={"fraction": 1.0}, sweep={"parameters": parameters})
+    proxy = {"pretrain": {"epochs": 1}}
+    file = tiny(select={"strategy": "cfs", "fraction": 0.5}, proxy=proxy, sweep={"parameters": parameters})
     experiment = load_experiment(file)
     with connect():
         rows = sweep(experiment)
@@ -38,8 +39,10 @@ def test_a_sweep_runs_its_trials_and_tells_of_the_one_that_failed(tiny, root, ca
     assert [row.label for row in rows] == ["finetune.lr=0.001"]
     assert again == rows
     assert "failed" in capsys.readouterr().out
-    counts = {stage: len(list((root / stage).iterdir())) for stage in ("ingest", "pretrain", "finetune", "evaluate")}
-    assert counts == {"ingest": 2, "pretrain": 1, "finetune": 2, "evaluate": 1}
+    # Both proxies, the scores and the subset are the trials' in common, as is the pre-training on it.
+    expected = {"ingest": 2, "score": 1, "select": 1, "pretrain": 2, "finetune": 3, "evaluate": 1}
+    counts = {stage: len(list((root / stage).iterdir())) for stage in expected}
+    assert counts == expected
 
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
     found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
@@ -49,8 +52,8 @@ def test_a_sweep_runs_its_trials_and_tells_of_the_one_that_failed(tiny, root, ca
     assert good.data.tags["mlflow.parentRunId"] == bad.data.tags["mlflow.parentRunId"] == top.info.run_id
     assert good.info.status == "FINISHED" and "mAP" in good.data.metrics
     assert bad.info.status == "FAILED" and "loss" in bad.data.tags["error"]
-    once = [run for run in found if run.data.tags.get("stage") in ("ingest", "pretrain")]
-    assert [run.data.tags["mlflow.parentRunId"] for run in once] == 3 * [top.info.run_id]
+    once = [run for run in found if run.data.tags.get("stage") in ("ingest", "score", "select", "pretrain")]
+    assert [run.data.tags["mlflow.parentRunId"] for run in once] == 6 * [top.info.run_id]
     assert good.data.tags["run.weights"] in {run.info.run_id for run in once}
     assert any(name.startswith("system/") for name in top.data.metrics)
 

@@ -81,6 +81,8 @@ def _page(history: History, top: Record, trials: Sequence[Trial], drawn: dict[st
         f"and gallery images; ± is one standard deviation over seeds, of as many as n says. MLflow run {top.id}."
     )
     lines = curves(groups)
+    if all(len(line.points) == 1 for line in lines):  # one fraction alone, as in a search for something else
+        lines = []
     if 0 < len(lines) <= _MOST_CURVES:
         _add_fractions(page, lines, groups, drawn)
     elif lines:
