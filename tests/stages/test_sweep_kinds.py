@@ -56,13 +56,18 @@ def finished(made: dict[str, list]) -> dict[str, int]:
     return {kind: len(found) for kind, found in made.items()}
 
 
-def test_a_search_by_optuna_runs_its_trials_side_by_side_and_goes_on_where_it_was(tiny, root, two_cpus):
+def test_a_search_by_optuna_runs_its_trials_side_by_side_and_goes_on_where_it_was(
+    tiny, root, two_cpus, tmp_path, monkeypatch
+):
     space = {"search": "optuna", "parameters": RATES, "trials": 2}
     file = tiny(name="searched", pretrain="none", resources=ONE_CPU, sweep=space)
     rows = sweep(load_experiment(file))
     assert len({row.label for row in rows}) == 2
     assert sweep(load_experiment(file)) == rows
     assert finished(runs(root, "searched")) == {"sweep": 1, "experiment": 2, "ingest": 1, "finetune": 2, "evaluate": 2}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert sweep(load_experiment(file)) == rows
+    assert finished(runs(tmp_path, "searched")) == {"sweep": 1, "experiment": 2}
 
 
 def test_a_trial_below_the_median_is_ended_marked_and_not_begun_again(

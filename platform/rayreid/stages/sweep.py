@@ -67,6 +67,10 @@ def sweep(experiment: Experiment) -> list[Row]:
             failures = run_trials(experiment, {}, searcher, desk, parent) if searcher.left else {}
             known = {describe(changes): trial(experiment, changes) for changes in searcher.done()}
             plans = {label: plan(one, root) for label, one in known.items()}
+            for label, one in known.items():
+                if not is_recorded(desk, one, parent):  # it was made while another tracking store was in use
+                    with experiment_run(desk, one, label, parent) as run:
+                        run_row(label, one, desk, run)
         else:
             failures = _run_known(experiment, known, plans, failed, desk, parent)
         ended = stops(desk, experiment)
