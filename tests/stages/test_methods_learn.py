@@ -46,6 +46,7 @@ OF_PAIR = {
     ("dino", "resnet50"): {"lr": 3e-3, "epochs": 30, "local_crops": 4},
     ("mocov3", "resnet50"): {"lr": 10.0, "temperature": 0.2, "teacher_momentum": 0.95, "epochs": 10},  # LARS
     ("mocov3", "ics"): {"epochs": 10},
+    ("moby", "ics"): {"epochs": 10},
 }
 CONVOLUTIONS = ("ics", "resnet50")
 
