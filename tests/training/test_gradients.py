@@ -24,11 +24,13 @@ def test_without_gradients_there_is_nothing_to_say(parameters):
     assert norm_scalars(gradient_norms(parameters)) == {}
 
 
-@pytest.mark.parametrize(("clip", "expected"), [(clip_each, [2.0, 1.0]), (clip_together, [2 * 0.8**0.5, 2 * 0.2**0.5])])
+@pytest.mark.parametrize(
+    ("clip", "expected"), [(clip_each, [1.5, 1.0]), (clip_together, [3 * 0.2**0.5, 1.5 * 0.2**0.5])]
+)
 def test_gradients_are_scaled_down_to_a_norm_and_never_up(clip, expected):
     weights, bias, frozen = (nn.Parameter(torch.zeros(1)) for _ in range(3))
     weights.grad, bias.grad = (torch.tensor([value]) for value in (2.0, 1.0))
-    for limit in (3.0, 2.0):
+    for limit in (3.0, 1.5):
         clip([weights, frozen, bias], gradient_norms([weights, frozen, bias]), limit)
         found = [weights.grad.item(), bias.grad.item()]
         assert found == pytest.approx([2.0, 1.0] if limit == 3.0 else expected, rel=1e-5)
