@@ -81,6 +81,17 @@ def test_an_error_is_reported_with_its_traceback_on_the_disk_until_the_next_atte
     assert reported[1:] == [{"mAP": 0.5}] and not traceback.exists()
 
 
+def test_a_suggestion_that_is_no_experiment_fails_alone_with_its_reason_in_mlflow(experiment, owner, reported):
+    changes = '{"finetune.epochs": 3, "finetune.warmup_epochs": 6}'
+    tuning._trial({"label": "together", "changes": changes}, {}, experiment, owner.id)
+    (told,) = reported
+    assert "warmup_epochs" in told["failed"]
+    (run,) = owner.client.search_runs(
+        [owner.tracker.experiment_id], f"tags.row = 'together' and tags.`mlflow.parentRunId` = '{owner.id}'"
+    )
+    assert run.info.status == "FAILED" and "warmup_epochs" in run.data.tags["error"]
+
+
 def test_what_was_lost_with_a_node_is_left_to_tune(experiment, owner, reported, monkeypatch):
     with pytest.raises(RayActorError):
         run_one(monkeypatch, experiment, owner, raises(RayActorError()))

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rayreid.artifacts import make_folder, output_root, write_atomically
 from rayreid.cluster import training_share
 from rayreid.config import Experiment
+from rayreid.errors import UserError
 from rayreid.outage import PATIENCE_SECONDS
 from rayreid.stages.early_stopping import HopelessError, Rivals
 from rayreid.stages.experiment import Desk, digest_of, experiment_run, folder_of, open_desk, run_row
@@ -119,7 +120,11 @@ def _trial(
     again what was lost with a node.
     """
     label = config["label"]
-    one = _experiment_of(config, todo, experiment)
+    try:
+        one = _experiment_of(config, todo, experiment)
+    except UserError as error:  # each value is allowed, and was checked, but not all of them together
+        tune.report({_FAILED: _put_down(label, error, experiment, parent)})
+        return
     failure = folder_of(output_root(), one) / "error.txt"
     failure.unlink(missing_ok=True)
     try:
@@ -130,6 +135,14 @@ def _trial(
         write_atomically(failure, traceback.format_exc())
         reached = {_FAILED: reason_of(error)}
     tune.report(reached)
+
+
+def _put_down(label: str, error: UserError, experiment: Experiment, parent: str) -> str:
+    """Say in MLflow why a suggestion is no experiment; returns the reason."""
+    owner = Run(open_desk(experiment, Screen(), PATIENCE_SECONDS).tracker, parent)
+    with owner.child(label, {"experiment": experiment.name, "row": label, "level": "experiment"}) as run:
+        run.fail(str(error))
+    return reason_of(error)
 
 
 def _experiment_of(config: Mapping[str, Any], todo: Mapping[str, Experiment], experiment: Experiment) -> Experiment:
