@@ -12,7 +12,8 @@ import pytest
 REPO = Path(__file__).parent.parent
 PACKAGE = REPO / "platform" / "rayreid"
 
-GROUND = {"config", "recipes", "experiment_file", "artifacts", "lease", "journal", "outbox", "checkout", "errors", ""}
+GROUND = {"config", "recipes", "experiment_file", "artifacts", "files", "lease", "journal", "outbox", "checkout"}
+GROUND |= {"errors", ""}
 STAGES_ONLY = {"tracking", "outage", "cluster"}
 BASE_ROOMS = {"data", "models", "training", "neighbours"}
 UPPER_ROOMS = {"pretraining", "selection", "reid", "evaluation"}

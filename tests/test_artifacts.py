@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from rayreid.artifacts import Artifact, data_path, lineage, make_folder, output_root, write_atomically
+from rayreid.artifacts import Artifact, data_path, lineage, output_root
 from rayreid.config import Pretrain
 from rayreid.errors import UserError
+from rayreid.files import make_folder
 
 
 def artifact(root=Path("/outputs"), stage="pretrain", version=1, fields=None, inputs=None, job=None) -> Artifact:
@@ -118,40 +119,6 @@ def test_lineage_has_inputs_first_and_each_once():
     for made in order:
         assert all(order.index(needed) < order.index(made) for needed in made.inputs.values())
     assert list(lineage({"weights": weights})) == [a.id for a in order]
-
-
-# Writing
-
-
-def test_an_atomic_write_replaces_the_whole_file(tmp_path):
-    path = tmp_path / "file"
-    write_atomically(path, "a long first content")
-    write_atomically(path, "ä")
-    assert path.read_text(encoding="utf-8") == "ä"
-    write_atomically(path, b"\x00\xff")
-    assert path.read_bytes() == b"\x00\xff"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("moment", ["os.fsync", "pathlib.Path.replace"])
-def test_an_interrupted_atomic_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, moment):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def interrupt(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(moment, interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/outputs.*RAYREID_ROOT"):
-        make_folder(tmp_path / "file" / "outputs")
 
 
 # Places

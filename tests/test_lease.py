@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rayreid import lease as lease_module
+from rayreid.files import make_folder
 from rayreid.lease import Lease
 
 PLATFORM = Path(__file__).parent.parent / "platform"
@@ -190,6 +191,37 @@ def test_an_onlooker_that_comes_late_to_the_burial_leaves_the_new_holder_alone(p
     assert json.loads(path.read_text())["token"] == quick._token
     quick.__exit__(None, None, None)
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_folder_that_a_refused_holder_removes_is_made_again(tmp_path, monkeypatch):
+    """Between making the folder and writing to it."""
+    path, made = tmp_path / "artifact" / "lease.json", []
+
+    def make_and_lose(folder):
+        made.append(folder)
+        make_folder(folder)
+        if len(made) < 3:
+            folder.rmdir()
+
+    monkeypatch.setattr(lease_module, "make_folder", make_and_lose)
+    with Lease(path, poll=100):
+        assert path.exists() and len(made) == 3
+
+
+def test_a_folder_that_goes_while_a_waiter_looks_at_the_lease_is_made_again(tmp_path, monkeypatch):
+    path = tmp_path / "artifact" / "lease.json"
+    path.parent.mkdir()
+    leave(path, os.getpid())
+    judge = Lease._process_gone
+
+    def judge_and_lose(self, holder):
+        gone = judge(self, holder)
+        path.unlink()
+        path.parent.rmdir()
+        return gone
+
+    monkeypatch.setattr(Lease, "_process_gone", judge_and_lose)
+    assert take_within(path, 5)
 
 
 def test_a_burial_that_was_itself_interrupted_is_finished_by_another(path):

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rayreid.errors import UserError
+from rayreid.files import make_folder, write_atomically
 from rayreid.lease import Lease, held_by_another
 
 _FACTS = "artifact.json"
@@ -114,32 +114,6 @@ def lineage(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
         order.update(lineage(artifact.inputs))
         order.setdefault(artifact.id, artifact)
     return order
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a whole file or nothing: readers see the old content or the new one."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot make this output folder ({error.strerror}); see RAYREID_ROOT") from None
 
 
 def inside_job() -> bool:

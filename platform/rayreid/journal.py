@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rayreid.artifacts import write_atomically
+from rayreid.files import write_atomically
 
 
 class Journal:

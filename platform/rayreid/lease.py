@@ -10,6 +10,8 @@ import uuid
 from pathlib import Path
 from types import TracebackType
 
+from rayreid.files import make_folder
+
 _BEAT_SECONDS = 2.0
 _STALE_SECONDS = 30.0
 
@@ -34,8 +36,9 @@ class Lease:
 
     def __enter__(self) -> "Lease":
         while not self._try():
-            if not self._bury_if_dead():
-                time.sleep(self.poll)
+            with contextlib.suppress(FileNotFoundError):  # a refused holder has removed the folder meanwhile
+                if not self._bury_if_dead():
+                    time.sleep(self.poll)
         self._beat.start()
         return self
 
@@ -48,11 +51,11 @@ class Lease:
     def _try(self) -> bool:
         """Create the file whole or not at all: written aside, then linked, which fails if it exists."""
         aside = self.path.with_name(f".{self.path.name}.{self._token}")
-        aside.parent.mkdir(parents=True, exist_ok=True)  # a refused holder may have removed it meanwhile
-        aside.write_text(json.dumps({"token": self._token, "host": socket.gethostname(), "pid": os.getpid()}))
+        make_folder(aside.parent)  # a refused holder may have removed it meanwhile, and may do so again at once
         try:
+            aside.write_text(json.dumps({"token": self._token, "host": socket.gethostname(), "pid": os.getpid()}))
             os.link(aside, self.path)
-        except FileExistsError:
+        except (FileNotFoundError, FileExistsError):
             return False
         finally:
             aside.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayreid.artifacts import make_folder, write_atomically
+from rayreid.files import make_folder, write_atomically
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,13 @@ class Outbox:
 
     def entries(self) -> Iterator[Entry]:
         """What is there, oldest first."""
-        for path in sorted(self.folder.glob("[0-9]*.json")):
+        try:
+            paths = sorted(self.folder.iterdir())
+        except FileNotFoundError:  # none was put yet, or another process has delivered all
+            return
+        for path in paths:
+            if path.name.startswith(".") or path.suffix != ".json":  # being written, or the payload of one
+                continue
             try:
                 held = json.loads(path.read_text())
             except FileNotFoundError:  # delivered by another process meanwhile

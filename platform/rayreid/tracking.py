@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rayreid import __version__
-from rayreid.artifacts import make_folder
 from rayreid.checkout import git_sha
 from rayreid.errors import UserError
+from rayreid.files import make_folder
 from rayreid.journal import MetricsFeed
 from rayreid.outage import Outage, reason
 from rayreid.outbox import Outbox

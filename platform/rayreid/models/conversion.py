@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from rayreid.artifacts import write_atomically
 from rayreid.errors import UserError
+from rayreid.files import write_atomically
 from rayreid.models.backbones import SWINS, VITS, Backbone, ViT
 
 TIMM_NAMES = {

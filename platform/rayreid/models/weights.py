@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-from rayreid.artifacts import write_atomically
 from rayreid.errors import UserError
+from rayreid.files import write_atomically
 from rayreid.models.architecture import guess_grid, patch_of
 from rayreid.models.backbones import VITS, Backbone, ViT, build_backbone
 from rayreid.models.checkpoints import HEADER_KEY, Checkpoint, describe, read_checkpoint, read_header_text

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayreid.artifacts import make_folder, write_atomically
 from rayreid.errors import UserError
+from rayreid.files import make_folder, write_atomically
 from rayreid.neighbours.knn import Engine, nearest
 from rayreid.reid.clustering import OUTLIER, Clusters, cluster, label_quality
 from rayreid.training import parallel

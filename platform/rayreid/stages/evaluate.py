@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayreid.artifacts import Artifact, write_atomically
+from rayreid.artifacts import Artifact
 from rayreid.config import Evaluate, Rerank
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.protocol import check_findable
 from rayreid.evaluation.rerank import Reranking
 from rayreid.evaluation.retrieval import RetrievalReport, evaluate_retrieval
+from rayreid.files import write_atomically
 from rayreid.stages.evaluation_figures import Rankings, draw
 from rayreid.stages.extraction import extract
 from rayreid.stages.inference import weights_of

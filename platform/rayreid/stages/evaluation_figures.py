@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from rayreid.artifacts import make_folder
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store import ImageStore
 from rayreid.evaluation.attention import attention_sheet
 from rayreid.evaluation.retrieval import RetrievalReport, top_k
 from rayreid.evaluation.retrieval_figures import cmc_curve, ranked_lists
+from rayreid.files import make_folder
 from rayreid.models.backbones import ViT
 from rayreid.models.embedding import Embedder
 from rayreid.stages.production import Work

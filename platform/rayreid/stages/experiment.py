@@ -11,12 +11,13 @@ import numpy as np
 from rich.markup import escape
 
 from rayreid import recipes
-from rayreid.artifacts import Artifact, make_folder, output_root, write_atomically
+from rayreid.artifacts import Artifact, output_root
 from rayreid.cluster import connect
 from rayreid.config import Experiment
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval_figures import cmc_curve
 from rayreid.experiment_file import dump, flatten, rows
+from rayreid.files import make_folder, write_atomically
 from rayreid.stages.checks import check, check_workers
 from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.plan import STAGE_ROLE, plan, shared

@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from rayreid.artifacts import write_atomically
 from rayreid.data.inspection import Spread, Summary, captions, sample_images, summarise
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.files import write_atomically
 from rayreid.stages.progress import Screen
 
 _SHEET = 48

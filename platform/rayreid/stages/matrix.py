@@ -12,12 +12,13 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from rayreid.artifacts import Artifact, output_root, write_atomically
+from rayreid.artifacts import Artifact, output_root
 from rayreid.cluster import connect
 from rayreid.config import Experiment, Source
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval_figures import score_matrix
 from rayreid.experiment_file import rows
+from rayreid.files import write_atomically
 from rayreid.stages import evaluate, given_model, ingest
 from rayreid.stages.checks import check, check_workers
 from rayreid.stages.contents import Datasets, check_answers

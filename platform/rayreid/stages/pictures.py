@@ -5,8 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from rayreid.artifacts import write_atomically
 from rayreid.errors import UserError
+from rayreid.files import write_atomically
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 

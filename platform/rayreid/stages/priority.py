@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from rayreid.artifacts import Artifact, write_atomically
+from rayreid.artifacts import Artifact
 from rayreid.cluster import training_share
 from rayreid.config import Resources, Select
 from rayreid.data.store import ImageStore
+from rayreid.files import write_atomically
 from rayreid.selection.clusters import SAMPLE, cluster_count, even_priority, find_centres
 from rayreid.selection.similarity import nearest
 from rayreid.stages import features, score

@@ -10,10 +10,11 @@ from typing import Any
 
 from rich.markup import escape
 
-from rayreid.artifacts import Artifact, write_atomically
+from rayreid.artifacts import Artifact
 from rayreid.config import Section
 from rayreid.errors import UserError
 from rayreid.experiment_file import flatten
+from rayreid.files import write_atomically
 from rayreid.stages.early_stopping import HopelessError
 from rayreid.stages.progress import Screen, clock
 from rayreid.tracking import Run

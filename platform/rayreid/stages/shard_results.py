@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rayreid.artifacts import write_atomically
 from rayreid.cluster import scoring_actors
 from rayreid.config import Score
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.files import write_atomically
 from rayreid.models.embedding import Head
 from rayreid.stages.inference import stream
 from rayreid.stages.production import Work

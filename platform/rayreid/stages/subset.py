@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayreid.artifacts import write_atomically
 from rayreid.data.store import ImageStore
+from rayreid.files import write_atomically
 
 SUBSET = "subset.parquet"
 

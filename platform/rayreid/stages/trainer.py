@@ -13,13 +13,13 @@ import torch
 from ray.train.v2.api.exceptions import TrainingFailedError
 from rich.markup import escape
 
-from rayreid.artifacts import write_atomically
 from rayreid.cluster import awaited_share
 from rayreid.config import Resources
 from rayreid.data.sampling import Plan
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import loss_curves
+from rayreid.files import write_atomically
 from rayreid.journal import Journal, MetricsFeed
 from rayreid.stages import interim
 from rayreid.stages.early_stopping import HopelessError

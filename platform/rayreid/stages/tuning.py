@@ -13,10 +13,11 @@ import ray
 from ray import tune
 from rich.markup import escape
 
-from rayreid.artifacts import make_folder, output_root, write_atomically
+from rayreid.artifacts import output_root
 from rayreid.cluster import training_share
 from rayreid.config import Experiment
 from rayreid.errors import UserError
+from rayreid.files import make_folder, write_atomically
 from rayreid.outage import PATIENCE_SECONDS
 from rayreid.stages.early_stopping import HopelessError, Rivals
 from rayreid.stages.experiment import Desk, digest_of, experiment_run, folder_of, open_desk, run_row

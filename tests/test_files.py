@@ -1,0 +1,54 @@
+import os
+
+import pytest
+
+from rayreid.errors import UserError
+from rayreid.files import make_folder, write_atomically
+
+
+def test_an_atomic_write_replaces_the_whole_file(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, "a long first content")
+    write_atomically(path, "ä")
+    assert path.read_text(encoding="utf-8") == "ä"
+    write_atomically(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("moment", ["os.fsync", "pathlib.Path.replace"])
+def test_an_interrupted_atomic_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, moment):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(moment, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/outputs.*RAYREID_ROOT"):
+        make_folder(tmp_path / "file" / "outputs")
+
+
+@pytest.mark.parametrize("another", ["removed it", "made it and removed it"])
+def test_a_folder_that_others_make_and_remove_meanwhile_is_made(tmp_path, monkeypatch, another):
+    mkdir, lost = os.mkdir, []
+
+    def lose(path, mode=0o777):
+        if path != tmp_path / "outputs" or len(lost) == 3:
+            mkdir(path, mode)
+            return
+        lost.append(path)
+        if another == "made it and removed it":
+            raise FileExistsError(17, "File exists", str(path))
+
+    monkeypatch.setattr(os, "mkdir", lose)
+    make_folder(tmp_path / "outputs" / "run")
+    assert (tmp_path / "outputs" / "run").is_dir() and len(lost) == 3
