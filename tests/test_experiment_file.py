@@ -374,7 +374,7 @@ def test_every_experiment_of_the_repository_loads(path):
 
 def test_there_are_experiments():
     names = {str(path.relative_to(EXPERIMENTS).with_suffix("")) for path in FILES}
-    assert {"demo", "market1501_resplit", "subset_sweep", "stem_sweep", "sweeps/subset_fraction"} <= names
+    assert {"demo", "market1501_resplit", "sweeps/subset_fraction", "sweeps/ics_variants"} <= names
     assert {f"paper/{name}" for name in ("supervised", "usl", "uda", "stems", "fraction_curve", "table_4")} <= names
 
 
