@@ -3,8 +3,11 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -565,6 +568,32 @@ def test_ctrl_c_is_told_in_one_line_with_its_own_status(monkeypatch, capsys):
     assert ended.value.code == 130
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line == "rayreid: interrupted; the same command goes on from here"
+
+
+def test_ctrl_c_is_answered_at_once_whoever_handles_it(monkeypatch, capsys):
+    """As Ray Tune does: its handler puts the signal down, and sees to it later."""
+    seen = []
+
+    def handled_by_another(*of, **rest):
+        before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+        try:
+            signal.raise_signal(signal.SIGINT)
+            until = time.monotonic() + 5
+            while not (said := capsys.readouterr().err) and time.monotonic() < until:
+                time.sleep(0.01)
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert seen == [signal.SIGINT] * 2 and said == "rayreid: stopping what runs; this may take half a minute\n"
+        raise UserError("looked at")
+
+    monkeypatch.setattr("rayreid.experiment_file.load_experiment", handled_by_another)
+    threads = threading.active_count()
+    with pytest.raises(SystemExit):
+        main(["config", "x.yaml"])
+    assert capsys.readouterr().err == "rayreid: looked at\n"
+    assert threading.active_count() == threads
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_a_users_error_that_comes_from_a_ray_task_is_unwrapped(home, monkeypatch, capfd):

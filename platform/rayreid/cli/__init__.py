@@ -8,6 +8,7 @@ import sys
 import typer
 
 from rayreid.cli import about, experiments, retrieval, stores, weights
+from rayreid.cli.interrupts import answering_interrupts
 from rayreid.cli.options import GROUP
 from rayreid.errors import UserError
 
@@ -31,7 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of `rayreid` and of the jobs: errors the user can mend are one line, exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        app(arguments, standalone_mode=True)
+        with answering_interrupts():
+            app(arguments, standalone_mode=True)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
             print("rayreid: interrupted; the same command goes on from here", file=sys.stderr)

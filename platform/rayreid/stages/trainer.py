@@ -23,6 +23,7 @@ from rayreid.files import write_atomically
 from rayreid.journal import Journal, MetricsFeed
 from rayreid.stages import interim
 from rayreid.stages.early_stopping import HopelessError
+from rayreid.stages.interrupts import Trainer
 from rayreid.stages.production import Work
 from rayreid.stages.progress import Bar
 from rayreid.training import parallel
@@ -111,7 +112,7 @@ def fit(work: Work, training: Training, resources: Resources, watch: Watch = lam
     total = training.plan.steps_per_epoch * training.epochs
     for old in _failures(work.folder):
         old.unlink()
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = Trainer(
         _worker,
         train_loop_config={"training": training, "cpus": share.cpus},
         scaling_config=ray.train.ScalingConfig(

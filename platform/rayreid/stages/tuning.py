@@ -22,6 +22,7 @@ from rayreid.outage import PATIENCE_SECONDS
 from rayreid.stages.early_stopping import HopelessError, Rivals
 from rayreid.stages.experiment import Desk, digest_of, experiment_run, folder_of, open_desk, run_row
 from rayreid.stages.inference import LOST
+from rayreid.stages.interrupts import handler_kept
 from rayreid.stages.progress import Screen
 from rayreid.stages.searchers import OptunaSearcher
 from rayreid.stages.side_by_side import reason_of
@@ -77,7 +78,9 @@ def run_trials(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has something to say with `verbose=0`, too
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial has none for the searcher
     failures = {}
-    for result in tuner.fit():
+    with handler_kept():
+        results = tuner.fit()
+    for result in results:
         config, told = result.config or {}, result.metrics or {}
         label = str(config.get("label", "?"))
         if result.error is not None:

@@ -1,0 +1,35 @@
+"""What Ctrl-C says at once: until Ray has let go of what runs, half a minute may pass."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+_END = 0  # no signal has this number
+
+
+@contextlib.contextmanager
+def answering_interrupts() -> Iterator[None]:
+    """Say that Ctrl-C was heard, once, whoever handles it: Ray Tune has a handler of its own, which says nothing."""
+    heard, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    before = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    answering = threading.Thread(target=_answer, args=(heard,), daemon=True)
+    answering.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(wakeup, bytes([_END]))
+        answering.join()
+        os.close(wakeup)
+        os.close(heard)
+
+
+def _answer(heard: int) -> None:
+    while (number := os.read(heard, 1)[0]) != _END:
+        if number == signal.SIGINT:
+            print("rayreid: stopping what runs; this may take half a minute", file=sys.stderr, flush=True)
+            return
