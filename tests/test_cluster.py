@@ -83,7 +83,34 @@ def test_a_cluster_that_is_named_gets_the_package_and_absolute_places(started, p
     assert address == form.format(port) and started[1:] == ["shutdown"]
     environment = asked["runtime_env"]
     assert [path.rpartition("/")[2] for path in environment["py_modules"]] == ["rayreid"]
-    assert environment["env_vars"] == {"RAYREID_ROOT": f"{tmp_path}/outputs", "RAYREID_DATA": f"{tmp_path}/data"}
+    assert environment["env_vars"] == {
+        "RAYREID_ROOT": f"{tmp_path}/outputs",
+        "RAYREID_DATA": f"{tmp_path}/data",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/outputs/mlflow.db",
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("http://mlflow:5000", "http://mlflow:5000"), ("sqlite:///runs.db", "sqlite:///{}/runs.db")],
+)
+def test_workers_are_told_where_runs_are_kept(started, monkeypatch, tmp_path, said, told):
+    """In a trial's own folder a relative path would be another database."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", said)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with connect():
+        ((asked,),) = started
+    assert asked["runtime_env"]["env_vars"]["MLFLOW_TRACKING_URI"] == told.format(tmp_path)
+
+
+def test_a_ray_that_cannot_be_started_here_is_one_line_too(started, monkeypatch):
+    def refuse(**rest):
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(UserError, match=r"cannot be started here \(AF_UNIX.*RAY_TMPDIR"), connect():
+        pass
 
 
 @pytest.mark.parametrize(

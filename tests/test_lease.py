@@ -30,7 +30,7 @@ def pid_of_the_dead() -> int:
 
 def leave(path: Path, pid: int, host: str | None = None, age: float = 0.0) -> None:
     """A lease as another process left it."""
-    path.write_text(json.dumps({"token": f"token{pid}", "host": host or socket.gethostname(), "pid": pid}))
+    path.write_text(json.dumps({"token": f"token{pid}", "host": host or lease_module.here(), "pid": pid}))
     then = time.time() - age
     os.utime(path, (then, then))
 
@@ -57,7 +57,7 @@ def take_within(path: Path, seconds: float) -> bool:
 def test_a_lease_says_who_holds_it_and_is_gone_afterwards(path):
     with Lease(path):
         holder = json.loads(path.read_text())
-        assert (holder["host"], holder["pid"]) == (socket.gethostname(), os.getpid())
+        assert (holder["host"], holder["pid"]) == (lease_module.here(), os.getpid())
     assert list(path.parent.iterdir()) == []
 
 
@@ -102,6 +102,25 @@ def test_a_dead_process_s_lease_is_taken_over_at_once(path):
     leave(path, pid_of_the_dead())
     assert take_within(path, 5)
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_process_of_another_container_of_the_same_host_name_is_not_judged_by_its_number(path, monkeypatch, tmp_path):
+    """Its number is another process's here, or nobody's."""
+    elsewhere = lease_module.here()
+    assert elsewhere.startswith(socket.gethostname())
+    (tmp_path / "pid").symlink_to("pid:[4026531836999]")
+    monkeypatch.setattr(lease_module, "_PIDS", tmp_path / "pid")
+    lease_module.here.cache_clear()
+    try:
+        assert lease_module.here() != elsewhere
+        path = tmp_path / "folder" / "lease.json"
+        path.parent.mkdir()
+        leave(path, pid_of_the_dead(), host=elsewhere)
+        assert not take_within(path, 0.3)
+        assert lease_module.held_by_another(path)
+        path.unlink()
+    finally:
+        lease_module.here.cache_clear()
 
 
 def test_a_live_process_s_lease_is_not(path):

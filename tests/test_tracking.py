@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from rayreid.checkout import git_sha
 from rayreid.errors import UserError
 from rayreid.journal import Journal, MetricsFeed
 from rayreid.tracking import Run, Tracker, tracking_uri
+
+PLATFORM = Path(__file__).parent.parent / "platform"
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,26 @@ def test_the_default_store_is_a_database_in_the_output_root(tracker, root):
     found = MlflowClient(tracker.uri).get_experiment_by_name("trials")
     assert found.experiment_id == tracker.experiment_id
     assert found.artifact_location == (root / "mlartifacts").as_uri()
+
+
+def test_two_commands_may_begin_at_once_where_there_is_nothing_yet(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    program = (
+        "import sys; from pathlib import Path; from rayreid.tracking import Tracker\nTracker(Path(sys.argv[1]), 'a')"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "outputs")]
+    environment = {**os.environ, "PYTHONPATH": str(PLATFORM)}
+    both = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [one.communicate(timeout=120)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 0], said
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["mlflow.db"]
+
+
+def test_an_experiment_that_another_process_makes_meanwhile_is_taken(tracker, monkeypatch):
+    found = iter([None, tracker.client.get_experiment_by_name("trials")])
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", lambda client, name: next(found))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
+    assert Tracker(tracker.outboxes.parent, "trials").experiment_id == tracker.experiment_id
 
 
 def test_the_environment_s_store_comes_first(monkeypatch, tmp_path):

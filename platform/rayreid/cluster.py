@@ -13,6 +13,7 @@ from typing import Any
 from rayreid.artifacts import data_path, inside_job, output_root
 from rayreid.config import Resources
 from rayreid.errors import UserError
+from rayreid.tracking import tracking_uri
 
 _PACKAGE = Path(__file__).parent
 _POLL_SECONDS = 5.0
@@ -43,10 +44,10 @@ def connect() -> Iterator[None]:
 
     The package reaches the workers of a submitted job through the job's runtime environment
     (`jobs/runtime_env.yaml`), those of `RAY_ADDRESS` through `py_modules`. Ray gives workers other current folders
-    than this process's; so the places of outputs and data are told to them as absolute paths.
+    than this process's; so the places of outputs, data and runs are told to them, as absolute paths.
 
     Raises:
-        UserError: there is no such cluster, or it refuses this process.
+        UserError: there is no such cluster, or it refuses this process; or none can be started here.
     """
     import ray
 
@@ -60,9 +61,20 @@ def connect() -> Iterator[None]:
     elif address and address != "local":
         _attach(address)
     else:
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
-        path = os.pathsep.join(filter(None, [str(_PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+        _start()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start() -> None:
+    import ray
+
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    path = os.pathsep.join(filter(None, [str(_PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    try:
         ray.init(
             address="local",
             include_dashboard=False,
@@ -71,10 +83,16 @@ def connect() -> Iterator[None]:
             logging_level=logging.WARNING,
             runtime_env={"env_vars": {"PYTHONPATH": path, **_places()}},
         )
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"Ray cannot be started here ({_reason(error)}); it needs a folder for its sockets and logs, with a short "
+            "path and room on its disk: RAY_TMPDIR, by default /tmp"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _attach(address: str) -> None:
@@ -94,15 +112,20 @@ def _attach(address: str) -> None:
     try:
         ray.init(address, runtime_env={"py_modules": [str(_PACKAGE)], "env_vars": _places()}, log_to_driver=False)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"Ray at RAY_ADDRESS={address} cannot be used ({reason}); does it ask for a token (RAY_AUTH_MODE=token, "
-            "RAY_AUTH_TOKEN or ~/.ray/auth_token), or run another version? Unset RAY_ADDRESS to start Ray here"
+            f"Ray at RAY_ADDRESS={address} cannot be used ({_reason(error)}); does it ask for a token "
+            "(RAY_AUTH_MODE=token, RAY_AUTH_TOKEN or ~/.ray/auth_token), or run another version? "
+            "Unset RAY_ADDRESS to start Ray here"
         ) from None
 
 
 def _places() -> dict[str, str]:
-    return {"RAYREID_ROOT": str(output_root()), "RAYREID_DATA": str(data_path(""))}
+    root = output_root()
+    return {
+        "RAYREID_ROOT": str(root),
+        "RAYREID_DATA": str(data_path("")),
+        "MLFLOW_TRACKING_URI": tracking_uri(root),
+    }
 
 
 def training_share(resources: Resources) -> Share:
@@ -222,7 +245,8 @@ def ask_every_node(question: Callable[[], Any], seconds: float = 120.0) -> list[
             try:
                 value, error = ray.get(ref), ""
             except Exception as caught:  # whatever it is, it is that node's answer
-                error = str(getattr(caught, "cause", None) or caught).strip().splitlines()[-1][:300]
+                cause = getattr(caught, "cause", None) or caught
+                error = (str(cause).strip() or type(cause).__name__).splitlines()[-1][:300]
         answers.append(Answer(_name(node), node["Resources"], value, error))
     return answers
 

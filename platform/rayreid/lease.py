@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import uuid
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +15,8 @@ from rayreid.files import make_folder
 
 _BEAT_SECONDS = 2.0
 _STALE_SECONDS = 30.0
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_PIDS = Path("/proc/self/ns/pid")
 
 
 class Lease:
@@ -53,7 +56,7 @@ class Lease:
         aside = self.path.with_name(f".{self.path.name}.{self._token}")
         make_folder(aside.parent)  # a refused holder may have removed it meanwhile, and may do so again at once
         try:
-            aside.write_text(json.dumps({"token": self._token, "host": socket.gethostname(), "pid": os.getpid()}))
+            aside.write_text(json.dumps({"token": self._token, "host": here(), "pid": os.getpid()}))
             os.link(aside, self.path)
         except (FileNotFoundError, FileExistsError):
             return False
@@ -92,7 +95,7 @@ class Lease:
             return {"token": "unreadable", "host": "", "pid": 0}
 
     def _process_gone(self, holder: dict) -> bool:
-        if holder["host"] != socket.gethostname():
+        if holder["host"] != here():
             return False
         try:
             os.kill(holder["pid"], 0)
@@ -119,10 +122,19 @@ class Lease:
                     os.utime(self.path)
 
 
+@cache
+def here() -> str:
+    """Where this process's number means something: containers of one host name have numbers of their own."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # where there is no /proc the name must do
+        parts += [_BOOT.read_text().strip(), str(_PIDS.readlink())]
+    return " ".join(parts)
+
+
 def held_by_another(path: Path) -> bool:
     """Whether a lock file names another process than this one."""
     try:
         holder = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return False
-    return (holder["host"], holder["pid"]) != (socket.gethostname(), os.getpid())
+    return (holder["host"], holder["pid"]) != (here(), os.getpid())

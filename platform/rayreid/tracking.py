@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,17 +21,22 @@ from rayreid.checkout import git_sha
 from rayreid.errors import UserError
 from rayreid.files import make_folder
 from rayreid.journal import MetricsFeed
+from rayreid.lease import Lease
 from rayreid.outage import Outage, reason
 from rayreid.outbox import Outbox
 
 PARENT = "mlflow.parentRunId"
 """The tag that nests a run under another."""
 _PARAM_LIMIT = 6000
+_SQLITE = "sqlite:///"
+_LEASE = ".mlflow-lease.json"
 
 
 def tracking_uri(root: Path) -> str:
     """Where runs are stored: `MLFLOW_TRACKING_URI`, else a database in the output root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{root / 'mlflow.db'}"
+    # A trial's current folder is another than its sweep's.
+    return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}" if uri.startswith(_SQLITE) else uri
 
 
 class Tracker:
@@ -69,12 +75,10 @@ class Tracker:
         self.outboxes = root / "undelivered"
         self.outage = Outage(self.uri, tell)
         try:
-            self.client = MlflowClient(self.uri)
-            found = self.outage.wait(lambda: self.client.get_experiment_by_name(experiment), patience)
-            location = (root / "mlartifacts").as_uri() if self.uri.startswith("sqlite") else None
-            self.experiment_id = (
-                found.experiment_id if found else self.client.create_experiment(experiment, artifact_location=location)
-            )
+            with self._alone(root):
+                self.client = MlflowClient(self.uri)
+                found = self.outage.wait(lambda: self.client.get_experiment_by_name(experiment), patience)
+                self.experiment_id = found.experiment_id if found else self._create(experiment, root)
         except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: of a database's driver
             raise UserError(f"MLflow at {self.uri} cannot be used ({reason(error)}); see MLFLOW_TRACKING_URI") from None
         if found and found.lifecycle_stage != "active":
@@ -84,6 +88,23 @@ class Tracker:
             )
         for folder in sorted(self.outboxes.glob("*")):
             Run(self, folder.name).deliver()
+
+    def _alone(self, root: Path) -> AbstractContextManager[object]:
+        """A new database is filled by whoever opens it first; two at once would break it."""
+        return Lease(root / _LEASE, poll=0.1) if self.uri.startswith(_SQLITE) else nullcontext()
+
+    def _create(self, experiment: str, root: Path) -> str:
+        """A new experiment's id; or that of one that another process has made meanwhile."""
+        from mlflow.exceptions import MlflowException
+
+        location = (root / "mlartifacts").as_uri() if self.uri.startswith(_SQLITE) else None
+        try:
+            return str(self.client.create_experiment(experiment, artifact_location=location))
+        except MlflowException:
+            found = self.client.get_experiment_by_name(experiment)
+            if found is None:
+                raise
+            return str(found.experiment_id)
 
     def run(self, name: str, tags: Mapping[str, Any] | None = None, parent: "Run | None" = None) -> "Run":
         """Start a run, under `parent` if given.

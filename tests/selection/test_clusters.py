@@ -1,6 +1,9 @@
+import sys
+
 import numpy as np
 import pytest
 
+from rayreid.errors import UserError
 from rayreid.selection.clusters import cluster_count, even_priority, find_centres
 from rayreid.selection.strategies import cut, random_priority
 
@@ -53,3 +56,9 @@ def test_centres_are_found_where_the_images_are():
 )
 def test_how_many_clusters(images, wanted, expected):
     assert cluster_count(images, wanted) == expected
+
+
+def test_without_faiss_it_is_said_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=r"faiss cannot be loaded.*another select\.strategy"):
+        find_centres(np.eye(4, dtype=np.float32), 2, 0)

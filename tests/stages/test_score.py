@@ -12,7 +12,7 @@ from rich.console import Console
 from rayreid.artifacts import Artifact
 from rayreid.cluster import Share
 from rayreid.config import Score, Select
-from rayreid.data.store import Record, finish_store, write_shard
+from rayreid.data.store import ImageStore, Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.stages import score, select, shard_results
 from rayreid.stages.production import Work
@@ -48,19 +48,19 @@ def scores_of(rows):
 class Proxies:
     """Stands for the actors: a result per five images, in the middle of shards too; stops after some."""
 
-    def __init__(self, broken=(), stop=None, gain=(1.0,), twice=False):
-        self.broken, self.stop, self.asked = set(broken), stop, []
+    def __init__(self, broken=(), stop=None, gain=(1.0,), twice=False, size=5):
+        self.broken, self.stop, self.size, self.asked = set(broken), stop, size, []
         self.gain, self.twice = np.asarray(gain, np.float32), twice
 
     def __call__(self, store, rows, build, batch_size):
         self.asked = [int(row) for piece in rows for row in piece]
-        for number, start in enumerate(range(0, len(self.asked), 5)):
+        for number, start in enumerate(range(0, len(self.asked), self.size)):
             if number == self.stop:
                 raise KeyboardInterrupt
-            part = self.asked[start : start + 5]
+            part = self.asked[start : start + self.size]
             good = np.array([row for row in part if row not in self.broken], np.int64)
             result = (
-                scores_of(good)[:, None] * self.gain,
+                scores_of(good)[:, None] * self.gain if len(good) else np.zeros(0, np.float32),  # as of a `Pass`
                 {row: f"truncated {row}" for row in part if row in self.broken},
             )
             for _ in range(1 + self.twice):
@@ -170,6 +170,54 @@ def test_broken_images_of_an_earlier_process_count(scoring, unfinished):
     assert done.artifact.id == unfinished.id and done.facts["bad"] == 4
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [[0], [9], range(10), range(20, 30), range(20), [*range(0, 10), *range(11, 30)]],
+    ids=["the first", "the last of its shard", "a shard", "the last shard", "two shards", "all but one"],
+)
+@pytest.mark.parametrize("size", [1, 2, 10])
+def test_pieces_of_which_nothing_can_be_decoded_are_marked_like_any_other(scoring, broken, size):
+    broken = list(broken)
+    done = scoring(Proxies(broken=broken, size=size, gain=(1.0, 0.0), twice=True), targets=("a", "b"))
+    table = score.read_scores(done.artifact.path)
+    expected = np.where(np.isin(np.arange(IMAGES), broken), np.nan, scores_of(np.arange(IMAGES)))
+    np.testing.assert_array_equal(table["cfs_a"].to_numpy(), expected)
+    assert (done.facts["images"], done.facts["bad"]) == (IMAGES, len(broken))
+    assert len(listed(done.artifact)) == len(broken)
+
+
+class Vectors(shard_results.ShardResults):
+    """Two numbers an image, which only the first result tells."""
+
+    suffix, dtype = ".npy", np.float32
+
+    def shape(self):
+        return None
+
+    def encode(self, rows, values):
+        assert len(rows) == len(values)
+        return values.tobytes()
+
+    def usable(self, path):
+        return ~np.isnan(np.frombuffer(path.read_bytes(), np.float32).reshape(-1, 2)[:, 0])
+
+
+def test_a_shard_that_is_broken_as_a_whole_waits_until_it_is_known_what_a_result_looks_like(pool):
+    files = Vectors(pool.path / "vectors", ImageStore(pool.path))
+    nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    files.add(*nothing, dict.fromkeys(range(10), "torn"))
+    assert (files.done, files.bad) == (10, 10) and list(files.missing()) == [0, 1, 2]
+    with pytest.raises(UserError, match="no image could be decoded"):
+        files.finish()
+    files.add(np.arange(20, 25), np.ones((5, 2), np.float32), {})
+    assert list(files.missing()) == [1, 2]
+    files.add(np.arange(25, 30), np.ones((5, 2), np.float32), dict.fromkeys(range(10, 20), "torn"))
+    assert list(files.missing()) == [] and (files.done, files.bad) == (IMAGES, 20)
+    files.finish()
+    again = Vectors(pool.path / "vectors", ImageStore(pool.path))
+    assert (again.done, again.bad) == (IMAGES, 20)
+
+
 def test_results_that_come_twice_count_once(scoring):
     done = scoring(Proxies(broken=[4, 12], twice=True), most=2 / IMAGES)
     assert (done.facts["images"], done.facts["bad"]) == (IMAGES, 2)
@@ -225,7 +273,7 @@ def test_a_provenance_that_comes_after_the_scoring_counts(scoring):
     assert score.auc_of(scores, None) is None
     assert score.auc_of(scores, Provenance(lambda: NEAR, "near")) == 1.0
     assert score.auc_of(scores, Provenance(lambda: NEAR, "far")) == 0.0
-    assert score.auc_of(scores, Provenance(lambda: NEAR.slice(0, 20), "far")) is not None
+    assert score.auc_of(scores, Provenance(lambda: NEAR.slice(0, 20), "far")) is None  # of all known images
     assert score.auc_of(scores, Provenance(lambda: NEAR, "elsewhere")) is None
 
 

@@ -1,6 +1,9 @@
 """A sweep: trials share what they can, a failing one ends nothing, and nothing runs twice."""
 
+import json
 import shutil
+import subprocess
+import threading
 
 import pytest
 from mlflow import MlflowClient
@@ -9,9 +12,11 @@ from tiny_experiment import TINY
 from rayreid.cluster import connect
 from rayreid.errors import UserError
 from rayreid.experiment_file import load_experiment
+from rayreid.lease import here
+from rayreid.stages.experiment import folder_of, open_desk
 from rayreid.stages.registry import register_best
 from rayreid.stages.report import report
-from rayreid.stages.sweep import sweep
+from rayreid.stages.sweep import alone, sweep
 
 pytestmark = pytest.mark.ray
 
@@ -21,6 +26,28 @@ def test_a_rule_that_would_look_at_nothing_is_refused(tiny, root):
     with pytest.raises(UserError, match=r"pretrain\.probe_every is 0; set it"):
         sweep(load_experiment(tiny(pretrain={**TINY["pretrain"], "probe_every": 0}, sweep=space)))
     assert not (root / "experiments").exists()
+
+
+def test_a_second_command_waits_until_the_first_is_over(tiny, root, capsys):
+    """A second Optuna search would take the first one's trials for those of a process that is gone."""
+    experiment = load_experiment(tiny(sweep={"parameters": {"seed": [0, 1]}}))
+    desk = open_desk(experiment)
+    went_on = threading.Event()
+
+    def second():
+        with alone(desk, experiment):
+            went_on.set()
+
+    with subprocess.Popen(["sleep", "60"]) as first:
+        lease = folder_of(root, experiment) / "lease.json"
+        lease.write_text(json.dumps({"token": "first", "host": here(), "pid": first.pid}))
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        assert not went_on.wait(1)
+        assert "another command has begun this sweep" in capsys.readouterr().out
+        first.kill()
+    waiting.join(20)
+    assert went_on.is_set() and not lease.exists()
 
 
 @pytest.mark.slow

@@ -69,6 +69,20 @@ def test_a_milestone_is_the_last_resort(checkpoints):
     assert checkpoints.newest() == 0
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_run_that_goes_on_from_before_damaged_ones_keeps_its_own(checkpoints, keep):
+    checkpoints = with_milestones(checkpoints)
+    checkpoints.keep = keep
+    checkpoints.save(20, state(20), epoch=2)
+    for step in (24, 25):
+        checkpoints.save(step, state(step))
+        (checkpoints.folder / f"{step:08d}.pt").write_bytes(b"half")
+    for step in (21, 22, 23):
+        checkpoints.save(step, state(step))
+        assert checkpoints.newest() == step
+    assert len(names(checkpoints)) == 2 * keep
+
+
 def test_an_epoch_may_be_saved_again(checkpoints):
     checkpoints = with_milestones(checkpoints)
     checkpoints.save(20, state(20), epoch=2)

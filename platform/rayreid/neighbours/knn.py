@@ -151,7 +151,7 @@ def _by_blocks(points: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def _by_faiss(points: Tensor, k: int, approximate: bool) -> tuple[np.ndarray, np.ndarray]:
     """(similarities, rows) by a flat index, or by an inverted file."""
-    faiss = _faiss()
+    faiss = require_faiss()
     count, width = points.shape
     index = faiss.IndexFlatIP(width)
     if approximate:
@@ -169,11 +169,18 @@ def _by_faiss(points: Tensor, k: int, approximate: bool) -> tuple[np.ndarray, np
     return similarities, rows.astype(np.int32)
 
 
-def _faiss() -> Any:
+def require_faiss() -> Any:
+    """Faiss' module.
+
+    Raises:
+        UserError: it is not installed, or cannot be loaded.
+    """
     try:
         import faiss
     except ImportError as error:
-        raise UserError("this neighbour search needs faiss: install it, or use the engine torch") from error
+        raise UserError(
+            f"faiss cannot be loaded ({error}): install it, or do without: adapt.search=torch, another select.strategy"
+        ) from error
     return faiss
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from rayreid.neighbours.knn import require_faiss
 from rayreid.selection.strategies import Priority, random_priority
 
 SAMPLE = 256
@@ -30,9 +31,11 @@ def find_centres(features: npt.NDArray[np.float32], count: int, seed: int) -> np
 
     Returns:
         float32 (count, D), of length 1.
-    """
-    import faiss  # here, not above: nothing else of this floor needs it
 
+    Raises:
+        UserError: faiss cannot be loaded.
+    """
+    faiss = require_faiss()
     kmeans = faiss.Kmeans(
         features.shape[1],
         count,

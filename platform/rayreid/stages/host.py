@@ -107,7 +107,7 @@ def _faiss() -> tuple[str, list[str]]:
         check_sample(torch.from_numpy(found.features), found.similarities, found.rows, exact=True)
         import faiss
     except (UserError, RuntimeError) as error:
-        return "", [f"faiss: {error} (only for adapt.search: faiss or approximate)"]
+        return "", [f"faiss: {error} (only for adapt.search: faiss or approximate, and select.strategy: cluster)"]
     count = faiss.get_num_gpus()
     return f"{faiss.__version__} on {f'{count} GPUs' if count else 'the CPU'}", []
 

@@ -31,9 +31,7 @@ class Provenance:
 
     def origins(self, keys: np.ndarray) -> np.ndarray:
         """The origin of each key (N,), `unknown` where the table does not say."""
-        table = self.read()
-        places = pc.index_in(pa.array(keys.tolist(), pa.string()), value_set=table["key"].combine_chunks())
-        return np.array(pc.fill_null(table["origin"].take(places), "unknown").to_pylist())
+        return np.array(pc.fill_null(self._known(keys), "unknown").to_pylist())
 
     def judge(self, keys: np.ndarray, priority: np.ndarray) -> dict[str, float]:
         """How well a priority separates the target's own domain from the rest: AUC, over images that have both."""
@@ -45,7 +43,7 @@ class Provenance:
         # Here, not above: workers import this module without ever judging, and scikit-learn takes seconds.
         from sklearn.metrics import roc_auc_score
 
-        usable = np.isfinite(priority)
+        usable = np.isfinite(priority) & self._known(keys).is_valid().to_numpy()
         origins = self.origins(keys[usable])
         names = np.unique(origins)
         if len(names) < 2:
@@ -61,6 +59,12 @@ class Provenance:
         """Which of some images are of each origin: name → mask (N,)."""
         origins = self.origins(keys)
         return {str(name): origins == name for name in np.unique(origins)}
+
+    def _known(self, keys: np.ndarray) -> pa.ChunkedArray:
+        """The origin of each key, null where the table does not say."""
+        table = self.read()
+        places = pc.index_in(pa.array(keys.tolist(), pa.string()), value_set=table["key"].combine_chunks())
+        return table["origin"].take(places)
 
 
 def provenance_of(source: Source) -> Provenance | None:

@@ -102,6 +102,10 @@ class ScoreFiles(ShardResults):
         self.names = names
         super().__init__(folder, store)
 
+    def shape(self) -> tuple[int, ...]:
+        """A score for every target."""
+        return (len(self.names),)
+
     def encode(self, rows: np.ndarray, values: np.ndarray) -> bytes:
         """The columns, from scores (n, targets)."""
         columns: dict[str, Any] = {"key": self.store.keys_of(rows)}

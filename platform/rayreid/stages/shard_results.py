@@ -52,10 +52,15 @@ class ShardResults(ABC):
         self.done = sum(map(len, usable))
         self._list = folder.parent / UNDECODABLE
         self._listed = _listed(self._list)
+        self._shape = self.shape()
+
+    @abstractmethod
+    def shape(self) -> tuple[int, ...] | None:
+        """That of one image's values; None where only the first ones will say."""
 
     @abstractmethod
     def encode(self, rows: np.ndarray, values: np.ndarray) -> bytes:
-        """A shard's file: of index rows (n,) the values (n, …)."""
+        """A shard's file: of index rows (n,) the values (n, …); all of them NaN where no image could be decoded."""
 
     @abstractmethod
     def usable(self, path: Path) -> np.ndarray:
@@ -74,11 +79,12 @@ class ShardResults(ABC):
         bad = np.fromiter(broken, np.int64)
         if broken:
             self._tell(dict(zip(self.store.keys_of(bad).to_pylist(), broken.values(), strict=True)))
-        values = np.concatenate([values, np.full((len(bad), *values.shape[1:]), np.nan, values.dtype)])
-        rows = np.concatenate([rows, bad])
-        for shard in np.unique(self.store.shards[rows]):
-            mine = self.store.shards[rows] == shard
-            self._fill(int(shard), rows[mine], values[mine], np.isin(rows[mine], bad))
+        if len(rows):  # of none, `values` does not know what shape theirs would have
+            self._shape = values.shape[1:]
+        shards, bad_shards = self.store.shards[rows], self.store.shards[bad]
+        for shard in np.union1d(shards, bad_shards):
+            self._fill(int(shard), rows[shards == shard], values[shards == shard], bad[bad_shards == shard])
+        self._write_whole()
 
     def check(self, most: float) -> None:
         """Stop when too many images are broken.
@@ -92,6 +98,15 @@ class ShardResults(ABC):
                 f"score.max_bad_fraction={most}; see {self._list}"
             )
 
+    def finish(self) -> None:
+        """There are no more results.
+
+        Raises:
+            UserError: none of the images could be decoded, so that no file could be written.
+        """
+        if self._left:
+            raise UserError(f"{self.store.directory}: no image could be decoded; see {self._list}")
+
     def _tell(self, broken: Mapping[str, str]) -> None:
         """List images that cannot be decoded, each once: those of an unfinished shard come again after a restart."""
         new = {key: reason for key, reason in broken.items() if key not in self._listed}
@@ -104,18 +119,29 @@ class ShardResults(ABC):
         if self.path(shard).exists():
             return
         every = self.shards[shard]
-        if shard not in self._values:
-            self._values[shard] = np.full((len(every), *values.shape[1:]), np.nan, self.dtype)
-            self._left[shard] = np.ones(len(every), bool)
-        places = np.searchsorted(every, rows)
-        new = self._left[shard][places]
-        self._values[shard][places] = values
-        self._left[shard][places] = False
-        self.bad += int(bad[new].sum())
-        self.done += int(new.sum())
-        if not self._left[shard].any():
+        left = self._left.setdefault(shard, np.ones(len(every), bool))
+        good_places, bad_places = np.searchsorted(every, rows), np.searchsorted(every, bad)
+        if len(rows):
+            if shard not in self._values:
+                self._values[shard] = self._nothing(shard)
+            self._values[shard][good_places] = values
+        self.bad += int(left[bad_places].sum())
+        self.done += int(left[good_places].sum() + left[bad_places].sum())
+        left[good_places] = left[bad_places] = False
+
+    def _write_whole(self) -> None:
+        """Write the shards of which nothing is missing."""
+        if self._shape is None:
+            return
+        for shard in [shard for shard, left in self._left.items() if not left.any()]:
             del self._left[shard]
-            write_atomically(self.path(shard), self.encode(every, self._values.pop(shard)))
+            values = self._values.pop(shard, None)
+            values = self._nothing(shard) if values is None else values
+            write_atomically(self.path(shard), self.encode(self.shards[shard], values))
+
+    def _nothing(self, shard: int) -> np.ndarray:
+        assert self._shape is not None
+        return np.full((len(self.shards[shard]), *self._shape), np.nan, self.dtype)
 
 
 def fill(results: ShardResults, build: Callable[[torch.device], Head], config: Score, work: Work, title: str) -> None:
@@ -133,6 +159,7 @@ def fill(results: ShardResults, build: Callable[[torch.device], Head], config: S
             results.add(*part)
             results.check(config.max_bad_fraction)
             bar.to(results.done)
+        results.finish()
         gpus = share.workers if share.gpu else 0
         work.run.metrics({"gpu_hours": gpus * (time.monotonic() - began) / 3600})
 

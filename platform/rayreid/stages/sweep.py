@@ -1,6 +1,7 @@
 """Stage *sweep*: Ray Tune over dotted config keys; a trial is an experiment, what trials share runs before them."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.markup import escape
 
@@ -9,6 +10,7 @@ from rayreid.cluster import connect
 from rayreid.config import Experiment
 from rayreid.errors import UserError
 from rayreid.experiment_file import describe
+from rayreid.lease import Lease, held_by_another
 from rayreid.stages.checks import check, check_workers
 from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.experiment import (
@@ -55,7 +57,13 @@ def sweep(experiment: Experiment) -> list[Row]:
     check(checked.values(), plans)
     _check_stopping(experiment, checked.values())
     desk = open_desk(experiment)
-    with connect(), experiment_run(desk, experiment) as parent, watched(parent), ending(parent):
+    with (
+        alone(desk, experiment),
+        connect(),
+        experiment_run(desk, experiment) as parent,
+        watched(parent),
+        ending(parent),
+    ):
         check_storage()
         check_workers(checked.values())
         ahead = shared(plans, least=len(plans)) if searched else shared(_distinct(plans))
@@ -90,6 +98,16 @@ def sweep(experiment: Experiment) -> list[Row]:
     if not rows:
         raise UserError(f"every trial of the sweep {experiment.name!r} failed; see the errors above")
     return rows
+
+
+@contextlib.contextmanager
+def alone(desk: Desk, experiment: Experiment) -> Iterator[None]:
+    """One command at a time is at a sweep: a second one waits, and finds what the first has finished."""
+    lease = folder_of(desk.root, experiment) / "lease.json"
+    if held_by_another(lease):
+        desk.screen.say("[dim]another command has begun this sweep; this one goes on when that is over[/]")
+    with Lease(lease):
+        yield
 
 
 def _first_like(plans: Plans, label: str) -> str:

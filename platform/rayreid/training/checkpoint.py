@@ -54,7 +54,10 @@ class Checkpoints:
         self.milestones = milestones
 
     def save(self, step: int, state: dict[str, Any], epoch: int | None = None) -> None:
-        """Write the state after `step` optimizer steps, the last of `epoch` epochs if given; drop the oldest."""
+        """Write the state after `step` optimizer steps, the last of `epoch` epochs if given; drop the oldest.
+
+        Later ones are dropped, too: they were damaged, or this run would have gone on from there.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         for torn in self.folder.glob("*.tmp"):  # of a process that was killed: states are large
             torn.unlink()
@@ -68,9 +71,11 @@ class Checkpoints:
         stays = self.milestones.path(epoch) if self.milestones and epoch is not None else None
         if stays is not None:
             _link(path, stays)
-        for old in sorted(self.folder.glob("*.pt"), reverse=True)[self.keep :]:
-            _seal(old).unlink(missing_ok=True)
-            old.unlink(missing_ok=True)
+        newest_first = sorted(self.folder.glob("*.pt"), reverse=True)
+        place = newest_first.index(path)
+        for other in newest_first[:place] + newest_first[place + self.keep :]:
+            _seal(other).unlink(missing_ok=True)
+            other.unlink(missing_ok=True)
 
     def newest(self) -> int:
         """Optimizer steps done in the newest whole state; 0 where there is none."""
