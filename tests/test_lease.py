@@ -76,6 +76,18 @@ def test_a_second_holder_waits_until_it_is_released(path):
     assert not path.exists()
 
 
+def test_who_waits_for_a_live_holder_is_told_once(path):
+    told = []
+    leave(path, pid_of_the_dead())
+    with Lease(path, poll=0.01, waiting=lambda: told.append("dead")):
+        pass
+    assert told == []
+    leave(path, os.getpid())
+    threading.Timer(0.3, path.unlink).start()
+    with Lease(path, poll=0.01, waiting=lambda: told.append("alive")):
+        assert told == ["alive"]
+
+
 def test_another_process_waits_as_well(path):
     program = f"{HEAD}with Lease(Path(sys.argv[1]), 0.02): print('had it')"
     with Lease(path):

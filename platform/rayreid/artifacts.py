@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -82,11 +82,15 @@ class Artifact:
             raise UserError(f"{self.path}: this {self.stage} artifact is not complete") from None
 
     @contextmanager
-    def writing(self) -> Iterator[Path]:
-        """Hold the lease on the folder, waiting while another live run writes it; yields the folder."""
+    def writing(self, waiting: Callable[[], None] = lambda: None) -> Iterator[Path]:
+        """Hold the lease on the folder; yields the folder.
+
+        Args:
+            waiting: called once where another live run writes it, which is waited for.
+        """
         make_folder(self.path)
         try:
-            with Lease(self.path / _LEASE):
+            with Lease(self.path / _LEASE, waiting=waiting):
                 yield self.path
         finally:
             with contextlib.suppress(OSError):  # one that was refused before it wrote anything leaves no folder

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -28,11 +29,13 @@ class Lease:
     Args:
         path: the lock file.
         poll: seconds between looks while another run holds it.
+        waiting: called once when there is a live holder to wait for.
     """
 
-    def __init__(self, path: Path, poll: float = 1.0):
+    def __init__(self, path: Path, poll: float = 1.0, waiting: Callable[[], None] = lambda: None):
         self.path = path
         self.poll = poll
+        self._waiting, self._told = waiting, False
         self._token = uuid.uuid4().hex
         self._released = threading.Event()
         self._beat = threading.Thread(target=self._keep, daemon=True)
@@ -40,8 +43,7 @@ class Lease:
     def __enter__(self) -> "Lease":
         while not self._try():
             with contextlib.suppress(FileNotFoundError):  # a refused holder has removed the folder meanwhile
-                if not self._bury_if_dead():
-                    time.sleep(self.poll)
+                self._bury_or_wait()
         self._beat.start()
         return self
 
@@ -63,6 +65,14 @@ class Lease:
         finally:
             aside.unlink(missing_ok=True)
         return True
+
+    def _bury_or_wait(self) -> None:
+        if self._bury_if_dead():
+            return
+        if not self._told:
+            self._told = True
+            self._waiting()
+        time.sleep(self.poll)
 
     def _bury_if_dead(self) -> bool:
         """Remove the lock of a holder that is gone; only one of several onlookers succeeds."""

@@ -2,6 +2,8 @@
 
 import io
 import shutil
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +57,20 @@ def test_what_is_complete_is_not_made_again(make):
     facts = artifact.facts
     assert facts.pop("seconds") >= 0
     assert facts == {"images": 3, "resumed": False, "run": "r"}
+
+
+def test_who_waits_for_another_run_is_told(tmp_path):
+    artifact = Artifact(tmp_path, "stage", 1, {}, {}, lambda work: {"images": 1})
+    said = io.StringIO()
+    with artifact.writing():
+        second = threading.Thread(target=produce, args=(artifact, Recorder(), Screen(Console(file=said)), {}))
+        second.start()
+        until = time.monotonic() + 10
+        while "is waited for" not in said.getvalue() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert f"{artifact}: another run makes it" in said.getvalue() and not artifact.complete
+    second.join(20)
+    assert artifact.complete
 
 
 def test_an_interrupted_one_goes_on_and_says_so(make):

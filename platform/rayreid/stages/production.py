@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, 
         return artifact
     for needed in artifact.beside.values():
         produce(needed, parent, screen, tags)
-    with artifact.writing() as folder:
+    waiting = partial(screen.say, f"[dim]{artifact}: another run makes it, and is waited for[/]")
+    with artifact.writing(waiting) as folder:
         if not artifact.complete:
             _make(artifact, folder, parent, screen, tags)
     return artifact

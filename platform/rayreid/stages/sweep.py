@@ -10,7 +10,7 @@ from rayreid.cluster import connect
 from rayreid.config import Experiment
 from rayreid.errors import UserError
 from rayreid.experiment_file import describe
-from rayreid.lease import Lease, held_by_another
+from rayreid.lease import Lease
 from rayreid.stages.checks import check, check_workers
 from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.experiment import (
@@ -103,10 +103,11 @@ def sweep(experiment: Experiment) -> list[Row]:
 @contextlib.contextmanager
 def alone(desk: Desk, experiment: Experiment) -> Iterator[None]:
     """One command at a time is at a sweep: a second one waits, and finds what the first has finished."""
-    lease = folder_of(desk.root, experiment) / "lease.json"
-    if held_by_another(lease):
-        desk.screen.say("[dim]another command has begun this sweep; this one goes on when that is over[/]")
-    with Lease(lease):
+
+    def waiting() -> None:
+        desk.screen.say("[dim]another command is at this sweep, and is waited for[/]")
+
+    with Lease(folder_of(desk.root, experiment) / "lease.json", waiting=waiting):
         yield
 
 
