@@ -52,3 +52,10 @@ def test_costs_are_shown_with_the_front_and_its_names():
     assert [text.get_text() for text in hours.texts] == ["1", "2", "3"]
     assert hours.get_xlabel() == "GPU-hours" and images.get_xlabel() == "images pre-trained on"
     assert "no GPU" in cost_figure(groups, "hours").axes[0].get_xlabel()
+
+
+def test_stems_have_a_colour_each_and_equal_images_no_panel():
+    figure = cost_figure(grouped([outcome("cfs", 0.5, stem=stem) for stem in ("patchify", "ics")]), "hours")
+    (hours,) = figure.axes
+    assert "hours" in hours.get_xlabel()
+    assert [text.get_text() for text in figure.legends[0].texts] == ["Pareto front", "cfs, patchify", "cfs, ics"]

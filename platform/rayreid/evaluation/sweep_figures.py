@@ -77,27 +77,30 @@ def _claim(axes: Axes, curves: Sequence[Curve], measure: str) -> None:
 def cost_figure(groups: Sequence[Group], cost: str, measure: str = "mAP") -> Figure:
     """A score over training cost and over images, the Pareto fronts drawn: what nothing cheaper reaches.
 
-    The settings on the front over cost are numbered by rising cost, in both panels.
+    The settings on the front over cost are numbered by rising cost, in both panels. Where all have as many images there
+    is no panel for these.
 
     Args:
         groups: one or more.
         cost: `gpu_hours` or `hours`, the left panel's axis; the right one's is `images`.
         measure: the score.
     """
-    figure = canvas(9.2, 4.2)
-    kinds = list(dict.fromkeys(_kind(group) for group in groups))
+    axes_of = [cost, "images"] if len({group.mean("images") for group in groups}) > 1 else [cost]
+    figure = canvas(4.6 * len(axes_of), 4.2)
+    kind_of = _kinds(groups)
+    kinds = list(dict.fromkeys(kind_of))
     labels = {"gpu_hours": "GPU-hours", "hours": "hours (no GPU was used)", "images": "images pre-trained on"}
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, len(axes_of), sharey=True, squeeze=False)[0]
     y = [group.mean(measure) for group in groups]
     numbers = dict(enumerate(pareto([group.mean(cost) for group in groups], y), 1))
-    for axes, axis in zip(panels, (cost, "images"), strict=True):
+    for axes, axis in zip(panels, axes_of, strict=True):
         dress(axes, grid="both")
         x = [group.mean(axis) for group in groups]
         front = pareto(x, y)
         steps = [x[i] for i in front], [y[i] for i in front]
         axes.step(*steps, where="post", color=INK, linewidth=1, label="Pareto front")
         for i, kind in enumerate(kinds):
-            chosen = [j for j, group in enumerate(groups) if _kind(group) == kind]
+            chosen = [j for j, other in enumerate(kind_of) if other == kind]
             axes.errorbar(
                 [x[j] for j in chosen],
                 [y[j] for j in chosen],
@@ -117,10 +120,11 @@ def cost_figure(groups: Sequence[Group], cost: str, measure: str = "mAP") -> Fig
         axes.set_xlabel(labels[axis])
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=axis == "images"))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        if axis == "images":
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda count, place: f"{count:,.0f}"))
         axes.margins(x=0.12, y=0.14)
     _open(panels[0])
     panels[0].set_ylabel(TITLES[measure])
-    panels[1].xaxis.set_major_formatter(FuncFormatter(lambda count, place: f"{count:,.0f}"))
     _legend(figure, panels[0])
     return figure
 
@@ -139,8 +143,9 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=SMALL)
 
 
-def _kind(group: Group) -> str:
-    """What its points share a colour by: strategy, and the stem where it is not the plain one."""
-    one = group.first
-    what = one.strategy if one.strategy != "none" else one.part
-    return what if one.stem == "patchify" else f"{what}, {one.stem}"
+def _kinds(groups: Sequence[Group]) -> list[str]:
+    """What each group's points share a colour by: the strategy, and the stem unless all have the plain one."""
+    firsts = [group.first for group in groups]
+    plain = {one.stem for one in firsts} == {"patchify"}
+    parts = [one.strategy if one.strategy != "none" else one.part for one in firsts]
+    return [part if plain else f"{part}, {one.stem}" for part, one in zip(parts, firsts, strict=True)]

@@ -14,6 +14,7 @@ from rayreid.evaluation.published import CLAIMED, incomparable, published_for
 from rayreid.evaluation.sweep_figures import cost_figure, fraction_curves
 from rayreid.experiment_file import load_experiment
 from rayreid.files import make_folder, write_atomically
+from rayreid.models.stems import STEMS
 from rayreid.stages.experiment import digest_of
 from rayreid.stages.outcomes import Trial, latest, selection_costs, trials_of
 from rayreid.stages.progress import Screen
@@ -125,7 +126,7 @@ def _add_fractions(page: Page, lines: Sequence[Curve], groups: Sequence[Group], 
 
 def _add_stems(page: Page, groups: Sequence[Group]) -> None:
     """A column per stem, where more than one was run."""
-    stems = list(dict.fromkeys(group.first.stem for group in groups))
+    stems = [stem for stem in STEMS if any(group.first.stem == stem for group in groups)]
     if len(stems) < 2:
         return
     page.heading("Stems")
@@ -170,9 +171,8 @@ def _add_costs(
     page.text(
         f"{unit} of a setting are those of its own {stages}. On the Pareto front lies what nothing cheaper reaches."
     )
-    page.figure(
-        drawn["cost"], "mAP over cost and over images, each with its Pareto front; the numbers are those of the table."
-    )
+    panels = "cost and over images, each" if len(drawn["cost"].axes) > 1 else "cost,"
+    page.figure(drawn["cost"], f"mAP over {panels} with its Pareto front; the numbers are those of the table.")
     front = pareto([group.mean(cost) for group in groups], [group.mean("mAP") for group in groups])
     page.table(
         ["on the Pareto front", "mAP %", "GPU-hours" if cost == "gpu_hours" else "hours", "images"],
