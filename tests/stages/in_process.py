@@ -55,7 +55,7 @@ def train_here(monkeypatch) -> None:
     monkeypatch.setattr(trainer, "awaited_share", lambda resources: Share(1, 1, False))
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", InProcess)
+    monkeypatch.setattr(trainer, "Trainer", InProcess)
     monkeypatch.setattr(trainer, "_POLL_SECONDS", 0.05)
 
 

@@ -194,7 +194,7 @@ def workers(monkeypatch):
                     return self.fit()
             return None
 
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+    monkeypatch.setattr(trainer, "Trainer", Trainer)
     return ranks
 
 
