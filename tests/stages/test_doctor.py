@@ -1,6 +1,7 @@
 import importlib
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -127,6 +128,7 @@ def test_a_server_that_is_away_and_data_that_are_not_there_are_told_and_the_rest
     monkeypatch.setenv("RAYREID_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=2**42, used=0, free=2**42))
     well, said = look(monkeypatch)
     assert not well and "2 to mend" in said
     (line,) = [line for line in said.splitlines() if "MLflow" in line]
