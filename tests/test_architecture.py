@@ -14,7 +14,7 @@ PACKAGE = REPO / "platform" / "rayreid"
 
 GROUND = {"config", "recipes", "experiment_file", "artifacts", "files", "lease", "journal", "outbox", "checkout"}
 GROUND |= {"errors", ""}
-STAGES_ONLY = {"tracking", "outage", "cluster"}
+STAGES_ONLY = {"tracking", "tracking_store", "outage", "cluster"}
 BASE_ROOMS = {"data", "models", "training", "neighbours"}
 UPPER_ROOMS = {"pretraining", "selection", "reid", "evaluation"}
 DOMAIN = BASE_ROOMS | UPPER_ROOMS

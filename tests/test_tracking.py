@@ -13,7 +13,8 @@ from sqlalchemy.exc import OperationalError
 from rayreid.checkout import git_sha
 from rayreid.errors import UserError
 from rayreid.journal import Journal, MetricsFeed
-from rayreid.tracking import Run, Tracker, tracking_uri
+from rayreid.tracking import Run, Tracker
+from rayreid.tracking_store import tracking_uri
 
 PLATFORM = Path(__file__).parent.parent / "platform"
 

@@ -6,37 +6,23 @@ by a later process.
 """
 
 import io
-import json
-import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rayreid import __version__
 from rayreid.checkout import git_sha
-from rayreid.errors import UserError
 from rayreid.files import make_folder
 from rayreid.journal import MetricsFeed
-from rayreid.lease import Lease
 from rayreid.outage import Outage, reason
 from rayreid.outbox import Outbox
+from rayreid.tracking_store import open_store, send, tracking_uri
 
 PARENT = "mlflow.parentRunId"
 """The tag that nests a run under another."""
 _PARAM_LIMIT = 6000
-_SQLITE = "sqlite:///"
-_LEASE = ".mlflow-lease.json"
-
-
-def tracking_uri(root: Path) -> str:
-    """Where runs are stored: `MLFLOW_TRACKING_URI`, else a database in the output root."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{root / 'mlflow.db'}"
-    # A trial's current folder is another than its sweep's.
-    return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}" if uri.startswith(_SQLITE) else uri
 
 
 class Tracker:
@@ -61,50 +47,13 @@ class Tracker:
         tell: Callable[[str], None] = lambda line: None,
         patience: float = 0.0,
     ):
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        # After the import, which sets levels of its own.
-        for chatter in ("alembic", "mlflow", "mlflow.store.db.utils"):
-            logging.getLogger(chatter).setLevel(logging.WARNING)
-
         make_folder(root)
         self.uri = tracking_uri(root)
         self.outboxes = root / "undelivered"
         self.outage = Outage(self.uri, tell)
-        try:
-            with self._alone(root):
-                self.client = MlflowClient(self.uri)
-                found = self.outage.wait(lambda: self.client.get_experiment_by_name(experiment), patience)
-                self.experiment_id = found.experiment_id if found else self._create(experiment, root)
-        except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: of a database's driver
-            raise UserError(f"MLflow at {self.uri} cannot be used ({reason(error)}); see MLFLOW_TRACKING_URI") from None
-        if found and found.lifecycle_stage != "active":
-            raise UserError(
-                f"the MLflow experiment {experiment!r} at {self.uri} was deleted; restore it by mlflow experiments "
-                f"restore --experiment-id {found.experiment_id} (with MLFLOW_TRACKING_URI), or choose another name"
-            )
+        self.client, self.experiment_id = open_store(root, self.uri, experiment, self.outage, patience)
         for folder in sorted(self.outboxes.glob("*")):
             Run(self, folder.name).deliver()
-
-    def _alone(self, root: Path) -> AbstractContextManager[object]:
-        """A new database is filled by whoever opens it first; two at once would break it."""
-        return Lease(root / _LEASE, poll=0.1) if self.uri.startswith(_SQLITE) else nullcontext()
-
-    def _create(self, experiment: str, root: Path) -> str:
-        """A new experiment's id; or that of one that another process has made meanwhile."""
-        from mlflow.exceptions import MlflowException
-
-        location = (root / "mlartifacts").as_uri() if self.uri.startswith(_SQLITE) else None
-        try:
-            return str(self.client.create_experiment(experiment, artifact_location=location))
-        except MlflowException:
-            found = self.client.get_experiment_by_name(experiment)
-            if found is None:
-                raise
-            return str(found.experiment_id)
 
     def run(self, name: str, tags: Mapping[str, Any] | None = None, parent: "Run | None" = None) -> "Run":
         """Start a run, under `parent` if given.
@@ -272,31 +221,13 @@ class Run:
         self._outbox.put({"uri": self.tracker.uri, "kind": kind, "what": what}, name, payload)
 
     def _send(self, kind: str, what: Any, payload: Path | None) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
-
         match kind:
-            case "params":
-                params = [Param(key, value) for key, value in what.items()]
-                for start in range(0, len(params), 100):
-                    self.client.log_batch(self.id, params=params[start : start + 100])
-            case "tags":
-                self.client.log_batch(self.id, tags=[RunTag(key, value) for key, value in what.items()])
             case "rows":
                 self.history(what)
             case "journal":
                 MetricsFeed(Path(what), self).deliver()
-            case "dataset":
-                source, profile = json.dumps({"uri": what["source"]}), json.dumps(what["profile"])
-                entity = Dataset(what["name"], what["digest"], "local", source, profile=profile)
-                inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", what["context"])])]
-                self.client.log_inputs(self.id, inputs)
-            case "artifact":
-                folder = str(PurePosixPath(what["name"]).parent)
-                self.client.log_artifact(self.id, str(payload), None if folder == "." else folder)
-            case "file":
-                self.client.log_artifact(self.id, what["path"], what["folder"])
-            case "end":
-                self.client.set_terminated(self.id, what["status"], int(what["time"] * 1000))
+            case _:
+                send(self.client, self.id, kind, what, payload)
 
     def fail(self, why: str) -> None:
         """Say why there will be no result; the run ends FAILED."""

@@ -19,7 +19,8 @@ from rayreid.stages.experiment import digest_of
 from rayreid.stages.outcomes import Trial, latest, selection_costs, trials_of
 from rayreid.stages.progress import Screen
 from rayreid.stages.tracked import History, Record
-from rayreid.tracking import Run, Tracker, tracking_uri
+from rayreid.tracking import Run, Tracker
+from rayreid.tracking_store import tracking_uri
 
 PAGE = "report.html"
 _MOST_CURVES = 12
