@@ -94,7 +94,7 @@ class MultiCrop:
             second, and so on. Without local crops only the globals.
         """
         draws_CBD = uniforms(seed, epoch, keys, 2 + self.local_crops, _DRAWS).transpose(1, 0, 2)
-        heights, widths = batch.heights.cpu().numpy(), batch.widths.cpu().numpy()
+        heights, widths = batch.heights.numpy(), batch.widths.numpy()
         views = [(slice(0, 2), self.global_size, self.global_scale)]
         if self.local_crops:
             views.append((slice(2, None), self.local_size, self.local_scale))

@@ -14,8 +14,8 @@ class ImageBatch:
 
     Attributes:
         pixels: uint8 (B, 3, Hmax, Wmax), zero beyond each image.
-        heights: int64 (B,), in pixels.
-        widths: int64 (B,), in pixels.
+        heights: int64 (B,), in pixels; always on the host, where crops are drawn.
+        widths: int64 (B,), in pixels; likewise.
     """
 
     pixels: torch.Tensor
@@ -26,12 +26,12 @@ class ImageBatch:
         return self.pixels.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Return the batch on `device`."""
-        return type(self)(
-            self.pixels.to(device, non_blocking=non_blocking),
-            self.heights.to(device, non_blocking=non_blocking),
-            self.widths.to(device, non_blocking=non_blocking),
-        )
+        """Return the batch with its pixels on `device`."""
+        return type(self)(self.pixels.to(device, non_blocking=non_blocking), self.heights, self.widths)
+
+    def pinned(self) -> Self:
+        """Return the batch with its pixels in page-locked memory, from which a GPU copies without the host."""
+        return type(self)(self.pixels.pin_memory(), self.heights, self.widths)
 
     @classmethod
     def collate(cls, images: Sequence[np.ndarray]) -> Self:

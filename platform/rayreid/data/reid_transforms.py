@@ -138,7 +138,7 @@ def _resize(
     right: npt.NDArray[np.int64] | None = None,
 ) -> Tensor:
     """Whole images at `size`, (B, H, 3, W) in [0, 1]; flipped, then shifted up and left by these pixels."""
-    heights, widths = batch.heights.cpu().numpy(), batch.widths.cpu().numpy()
+    heights, widths = batch.heights.numpy(), batch.widths.numpy()
     start = np.zeros_like(heights)
     source, device = unit_rows(batch.pixels), batch.pixels.device
     rows = resize_matrices(start, heights, source.shape[1], size[0], interpolation, shift=down, device=device)

@@ -16,6 +16,7 @@ from rayreid.errors import UserError
 from rayreid.models.blocks import class_tokens
 from rayreid.models.norms import SyncedBatchNorm
 from rayreid.models.stems import STEMS, Stem
+from rayreid.training.compilation import compilable
 
 VITS: dict[str, dict[str, int]] = {
     "vit_tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
@@ -49,7 +50,7 @@ class Backbone(nn.Module):
 
         So batch norm takes its statistics size by size.
         """
-        return torch.cat([self(crop) for crop in crops])
+        return torch.cat([_whole(self, crop) for crop in crops])
 
     def attention_maps(self, images: Tensor) -> Tensor:
         """Attention of the class token, (B, heads, N); only a ViT has one."""
@@ -69,8 +70,8 @@ class ViT(VisionTransformer, Backbone):
 
     def features(self, crops: Sequence[Tensor]) -> Tensor:
         """Crops, one tensor (n, 3, H, W) per size → features (sum of n, D); the blocks take all sizes at once."""
-        tokens = class_tokens(self.blocks, [self._pos_embed(self.patch_embed(crop)) for crop in crops])
-        out: Tensor = self.norm(tokens)
+        tokens = [_embedded(self, crop) for crop in crops]
+        out: Tensor = self.norm(class_tokens(self.blocks, tokens, self.grad_checkpointing))
         return out
 
     def _pos_embed(self, x: Tensor) -> Tensor:
@@ -105,6 +106,18 @@ class Swin(SwinTransformer, Backbone):
 
 class ResNet50(ResNet, Backbone):
     """timm's ResNet-50 with synchronised batch norm, its feature the mean over the last map."""
+
+
+@compilable(breaks=True)
+def _embedded(vit: ViT, crop: Tensor) -> Tensor:
+    """A crop's tokens (n, 1 + h·w, D); a stem's synchronised batch norm waits for other workers in between."""
+    return vit._pos_embed(vit.patch_embed(crop))
+
+
+@compilable(breaks=True)
+def _whole(backbone: nn.Module, crop: Tensor) -> Tensor:
+    out: Tensor = backbone(crop)
+    return out
 
 
 def resample_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:

@@ -6,25 +6,66 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rayreid.training.compilation import compilable
 
 Shape = tuple[int, int]
 """Crops of one size: (number of crops n, tokens of each N)."""
 
 
-def class_tokens(blocks: nn.Sequential, tokens: Sequence[Tensor]) -> Tensor:
+def class_tokens(blocks: nn.Sequential, tokens: Sequence[Tensor], checkpointed: bool = False) -> Tensor:
     """Run timm's `Block`s over the tokens of crops, a tensor (n, N, D) per size: class tokens (sum of n, D).
 
     Norms, projections and MLPs take the tokens of all sizes as rows of one matrix; only attention, which mixes the
     tokens of a crop, goes size by size. After its keys and values, the last block computes the class token alone:
     nothing reads what its other tokens would become. The result is that of block by block and size by size.
+
+    Args:
+        blocks: At least one.
+        tokens: With the class token first.
+        checkpointed: Keep only each block's input for the backward pass, which then computes the block again.
     """
-    shapes = [(x.shape[0], x.shape[1]) for x in tokens]
+    shapes = tuple((x.shape[0], x.shape[1]) for x in tokens)
     x_TD = torch.cat([x.flatten(0, 1) for x in tokens])
-    *body, last = blocks
-    for block in body:
-        x_TD = _residual(x_TD, _attend(block, x_TD, shapes), block.drop_path1, shapes)
-        x_TD = _think(block, x_TD, shapes)
-    return _last(last, x_TD, shapes)
+    kept = _kept(blocks, sum(n for n, _ in shapes), x_TD)
+    *body, last = zip(blocks, kept, strict=True)
+    for block, keep in body:
+        if checkpointed and torch.is_grad_enabled():
+            x_TD = checkpoint(_block, block, x_TD, shapes, keep, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x_TD = _block(block, x_TD, shapes, keep)
+    block, keep = last
+    return _last(block, x_TD, shapes, keep)
+
+
+def _kept(blocks: nn.Sequential, crops: int, x: Tensor) -> list[Tensor | None]:
+    """What stochastic depth multiplies each block's two branches with, (2, crops) a block: 0, or 1 / (1 - rate).
+
+    Drawn before the blocks run, so that their rates are no constants of the compiled code. All None where nothing
+    is dropped; a block of rate 0 among others has ones, so that one compiled function serves all.
+    """
+    rates = [_rates(block) for block in blocks]
+    if not any(map(any, rates)):
+        return [None] * len(rates)
+    return [torch.stack([_mask(rate, crops, x) for rate in pair]) for pair in rates]
+
+
+def _rates(block: Any) -> tuple[float, float]:
+    paths = (block.drop_path1, block.drop_path2)
+    first, second = (getattr(path, "drop_prob", 0.0) if path.training else 0.0 for path in paths)
+    return first, second
+
+
+def _mask(rate: float, crops: int, x: Tensor) -> Tensor:
+    return x.new_empty(crops).bernoulli_(1 - rate).div_(1 - rate) if rate else x.new_ones(crops)
+
+
+@compilable
+def _block(block: Any, x_TD: Tensor, shapes: Sequence[Shape], keep: Tensor | None) -> Tensor:
+    """One block over all tokens (T, D)."""
+    x_TD = _residual(x_TD, _attend(block, x_TD, shapes), keep, 0, shapes)
+    return _think(block, x_TD, keep, shapes)
 
 
 def _attend(block: Any, x_TD: Tensor, shapes: Sequence[Shape]) -> Tensor:
@@ -35,11 +76,12 @@ def _attend(block: Any, x_TD: Tensor, shapes: Sequence[Shape]) -> Tensor:
     return mixed
 
 
-def _think(block: Any, x: Tensor, shapes: Sequence[Shape]) -> Tensor:
-    return _residual(x, block.mlp(block.norm2(x)), block.drop_path2, shapes)
+def _think(block: Any, x: Tensor, keep: Tensor | None, shapes: Sequence[Shape]) -> Tensor:
+    return _residual(x, block.mlp(block.norm2(x)), keep, 1, shapes)
 
 
-def _last(block: Any, x_TD: Tensor, shapes: Sequence[Shape]) -> Tensor:
+@compilable
+def _last(block: Any, x_TD: Tensor, shapes: Sequence[Shape], keep: Tensor | None) -> Tensor:
     """The class tokens (sum of n, D) after the last block."""
     attention, D = block.attn, x_TD.shape[1]
     (to_q, to_kv), (bias_q, bias_kv) = (whole.split((D, 2 * D)) for whole in (attention.qkv.weight, attention.qkv.bias))
@@ -51,8 +93,8 @@ def _last(block: Any, x_TD: Tensor, shapes: Sequence[Shape]) -> Tensor:
         k, v = part.unflatten(2, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         mixed.append(_mix(q.transpose(1, 2), k, v))
     crops = [(n, 1) for n, _ in shapes]
-    x = _residual(_first(x_TD, shapes), attention.proj(_rows(mixed)), block.drop_path1, crops)
-    return _think(block, x, crops)
+    x = _residual(_first(x_TD, shapes), attention.proj(_rows(mixed)), keep, 0, crops)
+    return _think(block, x, keep, crops)
 
 
 def _mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -66,14 +108,12 @@ def _mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def _residual(x: Tensor, branch: Tensor, drop_path: Any, shapes: Sequence[Shape]) -> Tensor:
+def _residual(x: Tensor, branch: Tensor, keep: Tensor | None, which: int, shapes: Sequence[Shape]) -> Tensor:
     """x + branch, the branch dropped for a share of the crops and else scaled up (stochastic depth)."""
-    rate = getattr(drop_path, "drop_prob", 0.0)
-    if not rate or not drop_path.training:
+    if keep is None:
         return x + branch
-    keep = x.new_empty(sum(n for n, _ in shapes)).bernoulli_(1 - rate).div_(1 - rate)
-    per_size = keep.split([n for n, _ in shapes])
-    rows = [part.repeat_interleave(N) for part, (_, N) in zip(per_size, shapes, strict=True)]
+    per_size = keep[which].split([n for n, _ in shapes])
+    rows = [part.unsqueeze(1).expand(-1, N).flatten() for part, (_, N) in zip(per_size, shapes, strict=True)]
     return torch.addcmul(x, branch.to(x.dtype), torch.cat(rows).unsqueeze(1))
 
 

@@ -4,12 +4,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
-from rayreid.config import Auto
 from rayreid.data.batch import ImageBatch
 from rayreid.data.images import decode
 from rayreid.data.listed import Images
@@ -17,7 +16,10 @@ from rayreid.data.reid_transforms import ReIDTest
 from rayreid.errors import UserError
 from rayreid.models.neck import load_neck
 from rayreid.models.weights import load_backbone
+from rayreid.training.compilation import compiled, resolve_compile
 from rayreid.training.loop import autocast, resolve_precision
+
+Auto = Literal["auto"]
 
 AUTO_BATCH = {"cpu": 32, "cuda": 512}
 """Images per forward pass where the user leaves it open: as measured on a CPU, whose caches they should not exceed; on
@@ -40,9 +42,10 @@ class Embedder:
         path: weights written by this project.
         device: where it runs.
         precision: of the forward pass; features come back in float32.
+        compile: the forward pass; "auto": on a GPU.
     """
 
-    def __init__(self, path: Path, device: torch.device, precision: str):
+    def __init__(self, path: Path, device: torch.device, precision: str, compile: bool | Auto = "auto"):
         backbone, header = load_backbone(path, drop_path=0.0)
         self.backbone = backbone.eval().to(device)
         self.neck = load_neck(path).to(device)
@@ -50,14 +53,22 @@ class Embedder:
         how = header.get("interpolation", "bilinear")
         self.transform = ReIDTest((height, width), header["mean"], header["std"], how)
         self.device, self.precision = device, resolve_precision(precision, device)
+        self.compile = resolve_compile(compile, device)
 
     @torch.inference_mode()
     def __call__(self, images: ImageBatch) -> torch.Tensor:
         """Global features, float32 (B, D), not normalised."""
-        with autocast(self.precision, self.device):
-            features: torch.Tensor = self.backbone(self.transform(images.to(self.device)))
-        out: torch.Tensor = self.neck(features.float())
+        crops = self.transform(images.to(self.device))
+        with autocast(self.precision, self.device), compiled(self.compile):
+            features: torch.Tensor = self.backbone.features([_filled(crops) if self.compile else crops])
+        out: torch.Tensor = self.neck(features[: len(crops)].float())
         return out
+
+
+def _filled(crops: torch.Tensor) -> torch.Tensor:
+    """The crops (B, 3, H, W), and zeros up to a power of two: compiled code knows few batch sizes."""
+    missing = (1 << (len(crops) - 1).bit_length()) - len(crops)
+    return torch.nn.functional.pad(crops, (0, 0) * 3 + (0, missing)) if missing else crops
 
 
 class Head(Protocol):

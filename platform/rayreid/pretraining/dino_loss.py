@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rayreid.training.compilation import compilable
 from rayreid.training.parallel import all_reduce_sum, world_size
 
 
@@ -61,13 +62,10 @@ class DINOLoss(nn.Module):
         # Below float32 a temperature's division would round the logits; autocast changes none of what follows
         precise = torch.promote_types(student.dtype, torch.float32)
         with torch.no_grad():
-            teacher = teacher.to(precise)
-            self.pending += teacher.sum(dim=0, keepdim=True)
+            temperature = torch.full((), teacher_temp, dtype=precise, device=teacher.device)
+            p_NK, entropy, total = _targets(teacher.to(precise), self.centre, temperature)
+            self.pending += total
             self.pending_rows += len(teacher)
-            sharpened = (teacher - self.centre).div_(teacher_temp)
-            sharpened -= sharpened.amax(dim=1, keepdim=True)  # lest a small entropy be a difference of large numbers
-            p_NK = sharpened.softmax(dim=1)
-            entropy = (_log_sum_exp(sharpened, p_NK).sum() - _inner(sharpened, p_NK)) / len(teacher)
         loss: Tensor = _CrossEntropy.apply(student.to(precise), p_NK.view(G, B, K), self.student_temp)
         return DINOTerms(loss, entropy, loss.detach() - entropy)
 
@@ -85,6 +83,17 @@ class DINOLoss(nn.Module):
         self.pending_rows = 0
 
 
+@compilable
+def _targets(teacher_NK: Tensor, centre: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The teacher's distributions (N, K), their mean entropy (), and the sum of its logits over the rows (1, K)."""
+    total = teacher_NK.sum(dim=0, keepdim=True)
+    sharpened = (teacher_NK - centre) / temperature
+    sharpened = sharpened - sharpened.amax(dim=1, keepdim=True)  # lest a small entropy be a difference of large numbers
+    p_NK = sharpened.softmax(dim=1)
+    entropy = (_log_sum_exp(sharpened, p_NK).sum() - _inner(sharpened, p_NK)) / len(teacher_NK)
+    return p_NK, entropy, total
+
+
 class _CrossEntropy(torch.autograd.Function):
     """Mean of H(p_i, softmax(s_v / τ)) over images and pairs of views v ≠ i: logits (V·B, K), p (G, B, K) → scalar.
 
@@ -97,26 +106,32 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, p_GBK: Tensor, temperature: float) -> Tensor:
-        G, B, K = p_GBK.shape
-        s_VBK = (student / temperature).view(-1, B, K)
-        gradient = s_VBK.softmax(dim=-1)
-        V = len(s_VBK)
-        weights = torch.full((V, 1, 1), float(G), dtype=student.dtype, device=student.device)
-        weights[:G] -= 1
-        total = p_GBK.sum(dim=0)
-        normalisers = (_log_sum_exp(s_VBK, gradient) * weights).sum()
-        agreement = _inner(s_VBK.sum(dim=0), total) - _inner(s_VBK[:G], p_GBK)
-        gradient.mul_(weights).sub_(total)
-        gradient[:G] += p_GBK
-        pairs = G * (V - 1) * B
-        ctx.save_for_backward(gradient.view_as(student))
-        ctx.scale = 1 / (temperature * pairs)
-        return (normalisers - agreement) / pairs
+        G, B, _ = p_GBK.shape
+        loss, gradient = _loss_and_gradient(student, p_GBK, temperature)
+        ctx.save_for_backward(gradient)
+        ctx.scale = 1 / (temperature * G * (len(student) // B - 1) * B)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * (gradients[0] * ctx.scale), None, None
+
+
+@compilable
+def _loss_and_gradient(student: Tensor, p_GBK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The loss (), and the gradient (V·B, K) but for a factor that all of its elements have in common."""
+    G, B, K = p_GBK.shape
+    s_VBK = (student / temperature).view(-1, B, K)
+    gradient = s_VBK.softmax(dim=-1)
+    V = len(s_VBK)
+    total = p_GBK.sum(dim=0)
+    normalisers = _log_sum_exp(s_VBK, gradient)
+    agreement = _inner(s_VBK.sum(dim=0), total) - _inner(s_VBK[:G], p_GBK)
+    loss = (normalisers[:G].sum() * (G - 1) + normalisers[G:].sum() * G - agreement) / (G * (V - 1) * B)
+    gradient[:G].mul_(G - 1).add_(p_GBK)
+    gradient[G:].mul_(G)
+    return loss, gradient.sub_(total).view_as(student)
 
 
 def _log_sum_exp(logits: Tensor, softmax: Tensor) -> Tensor:

@@ -1,8 +1,14 @@
 """The projection head of DINO: from a backbone's feature to prototype logits."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rayreid.training.compilation import compilable
 
 
 class WeightNormLinear(nn.Module):
@@ -25,9 +31,44 @@ class WeightNormLinear(nn.Module):
         The softmax that follows divides by a temperature of 0.04: bfloat16 rounds a cosine by up to 0.002,
         which would be 0.05 of a logit.
         """
+        mixed = torch.is_autocast_enabled(x_ND.device.type)
         with torch.autocast(x_ND.device.type, enabled=False):
             weight_KD = torch._weight_norm(self.weight_v, self.weight_g, 0)  # fused; as torch's own weight norm
-            return F.linear(x_ND.to(weight_KD.dtype), weight_KD)
+            x_ND = x_ND.to(weight_KD.dtype)
+            logits: Tensor = _TF32Linear.apply(x_ND, weight_KD) if mixed and x_ND.is_cuda else F.linear(x_ND, weight_KD)
+            return logits
+
+
+class _TF32Linear(torch.autograd.Function):
+    """`F.linear` of float32 on a GPU's TF32 units, forward and backward: a sixth of the time.
+
+    TF32 keeps ten bits of a factor's mantissa: it moves a cosine of 256 terms by some 3e-5, a thousandth of a logit
+    at temperature 0.04. Where the forward pass runs in float32 throughout, this one does too.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_KD: Tensor) -> Tensor:
+        ctx.save_for_backward(x_ND, weight_KD)
+        with _tf32():
+            return x_ND @ weight_KD.T
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x_ND, weight_KD = ctx.saved_tensors
+        (dy_NK,) = gradients
+        with _tf32():
+            dx = dy_NK @ weight_KD if ctx.needs_input_grad[0] else None
+            return dx, dy_NK.T @ x_ND if ctx.needs_input_grad[1] else None
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class DINOHead(nn.Module):
@@ -57,7 +98,11 @@ class DINOHead(nn.Module):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """Features (N, D) → logits (N, K), cosines in [−1, 1] while the gain is 1."""
-        bottleneck = self.mlp(x_ND)
-        unit: Tensor = F.normalize(bottleneck.to(self.last_layer.weight_v.dtype), dim=-1)
-        logits: Tensor = self.last_layer(unit)
+        logits: Tensor = self.last_layer(_bottleneck(self.mlp, x_ND, self.last_layer.weight_v.dtype))
         return logits
+
+
+@compilable
+def _bottleneck(mlp: nn.Module, x_ND: Tensor, dtype: torch.dtype) -> Tensor:
+    """The vector before the last layer, of length 1."""
+    return F.normalize(mlp(x_ND).to(dtype), dim=-1)

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
@@ -17,6 +18,17 @@ from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.training import parallel
 from rayreid.training.loop import Batch
+from rayreid.training.staging import lane_for, one_ahead
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A micro-batch as the decoding threads leave it, and the seconds for which the loop waited for it."""
+
+    epoch: int
+    rows: np.ndarray
+    data: Any
+    wait: float
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,17 @@ class Feed:
         Raises:
             UserError: the micro-batches would not be of one size, or an image cannot be read.
         """
+        with closing(self._loaded(start, end)) as pieces:
+            for piece, data in self._prepared(pieces):
+                yield Batch(self._keys(piece.rows), data, piece.wait)
+
+    def _prepared(self, pieces: Iterator["_Piece"]) -> Iterator[tuple["_Piece", Any]]:
+        if self.device.type == "cpu":  # the decoding threads have done it
+            return ((piece, piece.data) for piece in pieces)
+        return one_ahead(pieces, self._upload, lane_for(self.device))
+
+    def _loaded(self, start: int, end: int | None) -> Generator["_Piece", None, None]:
+        """What the decoding threads make, in the plan's order."""
         ahead = self.ahead or max(4, self.threads)
         # One torch thread each: they work beside one another and beside the step.
         with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -63,10 +86,7 @@ class Feed:
                 epoch, rows, future = waiting.popleft()
                 began = time.monotonic()
                 data = future.result()
-                wait = time.monotonic() - began
-                if self.device.type != "cpu":
-                    data = self._prepare(data.to(self.device), epoch, rows)
-                yield Batch(self._keys(rows), data, wait)
+                yield _Piece(epoch, rows, data, time.monotonic() - began)
 
     def _work(self, start: int, end: int | None) -> Iterator[tuple[int, np.ndarray]]:
         for step in count(start) if end is None else range(start, end):
@@ -78,12 +98,15 @@ class Feed:
                 yield epoch, part
 
     def _load(self, epoch: int, rows: np.ndarray) -> Any:
-        """Decoded images; on the CPU already prepared."""
+        """Decoded images, from where the device can fetch them; on the CPU already prepared."""
         images = ImageBatch.collate([self.store.image(int(row)) for row in rows])
-        return self._prepare(images, epoch, rows) if self.device.type == "cpu" else images
+        if self.device.type == "cpu":
+            return self.prepare(images, self._keys(rows), epoch, rows)
+        return images.pinned() if self.device.type == "cuda" else images
 
-    def _prepare(self, images: ImageBatch, epoch: int, rows: np.ndarray) -> Any:
-        return self.prepare(images, self._keys(rows), epoch, rows)
+    def _upload(self, piece: "_Piece") -> Any:
+        images = piece.data.to(self.device, non_blocking=True)
+        return self.prepare(images, self._keys(piece.rows), piece.epoch, piece.rows)
 
     def _keys(self, rows: np.ndarray) -> list[str]:
         return [str(self.store.keys[int(row)]) for row in rows]

@@ -33,36 +33,93 @@ class Part:
     loss: Tensor
 
 
-def stop_unless_finite(
-    step: int, parts: Sequence[Part], gradients: Sequence[Tensor], rates: Mapping[str, float], loss_scale: float
-) -> None:
-    """Stop every worker where any of them has a loss, or all of them a gradient, that is not finite.
+@dataclass(frozen=True)
+class _Watched:
+    """An optimizer step whose numbers the device may still be computing.
 
-    Args:
-        step: the optimizer step, for the message.
-        parts: this worker's micro-batches of the step.
-        gradients: norms of the averaged gradients. Under a gradient scaler give none: it expects a gradient to
-            overflow now and then, and skips that step.
-        rates, loss_scale: what was in force, for the message.
-
-    Raises:
-        NonFiniteLossError: the same on every worker, by the first worker that had such a loss.
+    Attributes:
+        flags: (workers + 1,), on the host: how many losses of each worker, and gradients of all, are not finite.
+        copied: recorded behind the copy of the flags; None where it was made at once.
     """
-    world, rank = parallel.world_size(), parallel.rank()
-    losses = torch.stack([part.loss for part in parts])
-    flags = torch.zeros(world + 1, device=losses.device)
-    flags[rank] = (~torch.isfinite(losses).all()).float()
-    for norm in gradients:
-        flags[world] += (~torch.isfinite(norm)).float()
-    *workers, gradient = parallel.all_reduce_sum(flags).tolist()
-    where = [worker for worker, bad in enumerate(workers) if bad]
-    if not where and not gradient:
-        return
-    at = ", ".join(f"{name} {value:.3g}" for name, value in [*rates.items(), ("loss scale", loss_scale)])
-    report = _report(f"step {step}", parts, where, at)
-    # The images that did it are known to the worker that had them: all raise what the first of those says.
-    message, keys = json.loads(parallel.broadcast_text(json.dumps(report), where[0] if where else 0, losses.device))
-    raise NonFiniteLossError(message, keys)
+
+    step: int
+    parts: Sequence[Part]
+    rates: Mapping[str, float]
+    loss_scale: float
+    flags: Tensor
+    copied: torch.cuda.Event | None
+
+    def bad(self) -> tuple[list[int], bool]:
+        """The workers with a loss that is not finite, and whether a gradient is not; waits for the device."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        *workers, gradient = self.flags.tolist()
+        return [worker for worker, count in enumerate(workers) if count], bool(gradient)
+
+
+class Guard:
+    """Ends a run on every worker where a loss of any of them, or a gradient of all, is not finite.
+
+    On a GPU nothing waits for the step that was just queued: its flags are read when the next one is queued, too. So
+    one more step may have been made before the run ends, but nothing of it is kept: whoever is about to log or to
+    save asks `clean` first.
+    """
+
+    def __init__(self) -> None:
+        self._watched: _Watched | None = None
+
+    def watch(
+        self,
+        step: int,
+        parts: Sequence[Part],
+        gradients: Sequence[Tensor],
+        rates: Mapping[str, float],
+        loss_scale: float,
+    ) -> None:
+        """Begin to watch an optimizer step; `settle` the one before first. All workers call it.
+
+        Args:
+            step: the optimizer step, for the message.
+            parts: this worker's micro-batches of the step.
+            gradients: norms of the averaged gradients. Under a gradient scaler give none: it expects a gradient to
+                overflow now and then, and skips that step.
+            rates, loss_scale: what was in force, for the message.
+        """
+        losses = torch.stack([part.loss for part in parts])
+        flags = torch.zeros(parallel.world_size() + 1, device=losses.device)
+        flags[parallel.rank()] = (~torch.isfinite(losses)).sum()
+        flags[-1] = sum((~torch.isfinite(norm)).float() for norm in gradients)
+        parallel.all_reduce_sum(flags)
+        copied = None
+        if flags.is_cuda:
+            flags = torch.empty(flags.shape, pin_memory=True).copy_(flags, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        self._watched = _Watched(step, parts, rates, loss_scale, flags, copied)
+
+    def clean(self) -> bool:
+        """Return whether the watched step is finite everywhere; waits for the device, but for no other worker."""
+        return self._watched is None or self._watched.bad() == ([], False)
+
+    def settle(self) -> None:
+        """Raise unless the watched step is finite everywhere; all workers call it at the same place.
+
+        Raises:
+            NonFiniteLossError: the same on every worker, by the first worker that had such a loss.
+        """
+        watched, self._watched = self._watched, None
+        if watched is None:
+            return
+        where, gradient = watched.bad()
+        if not where and not gradient:
+            return
+        rates = [*watched.rates.items(), ("loss scale", watched.loss_scale)]
+        at = ", ".join(f"{name} {value:.3g}" for name, value in rates)
+        report = _report(f"step {watched.step}", watched.parts, where, at)
+        # The images that did it are known to the worker that had them: all raise what the first of those says.
+        device = watched.parts[0].loss.device
+        message, keys = json.loads(parallel.broadcast_text(json.dumps(report), where[0] if where else 0, device))
+        raise NonFiniteLossError(message, keys)
 
 
 def _report(step: str, parts: Sequence[Part], where: Sequence[int], at: str) -> tuple[str, list[str]]:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from rayreid.training import parallel
 from rayreid.training.checkpoint import Checkpoints, restore
-from rayreid.training.guard import Part, stop_unless_finite
+from rayreid.training.compilation import compiled
+from rayreid.training.guard import Guard, Part
 from rayreid.training.meter import Meter
 
 
@@ -73,6 +74,7 @@ class LoopSettings:
         seed: with step and rank it seeds torch's generator before every step, so that a resumed run draws the same.
         log_every: optimizer steps between logged rows.
         checkpoint_seconds: longest time between two checkpoints; one is also written after every epoch.
+        compile: run the forward pass's `compilable` functions compiled; the results agree but for rounding.
     """
 
     steps_per_epoch: int
@@ -82,6 +84,7 @@ class LoopSettings:
     seed: int = 0
     log_every: int = 10
     checkpoint_seconds: float = 600.0
+    compile: bool = False
 
     @property
     def steps(self) -> int:
@@ -90,7 +93,7 @@ class LoopSettings:
 
 
 def resolve_precision(wanted: str, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-    """`auto` is bf16 where the device computes it natively, else float32."""
+    """Return the precision: `auto` is bf16 where the device computes it natively; else fp16 on a GPU, fp32 on a CPU."""
     if wanted != "auto":
         return wanted  # type: ignore[return-value]
     if device.type == "cuda":
@@ -130,8 +133,8 @@ def train(
             in no throughput. A run resumed at an epoch's end calls it again for that epoch: it may have been cut off.
 
     Raises:
-        NonFiniteLossError: on every worker, in the step whose loss is not finite on any of them; in fp32 and bf16
-            also for a gradient.
+        NonFiniteLossError: on every worker, for a step whose loss is not finite on any of them; in fp32 and bf16
+            also for a gradient. On a GPU it is noticed while the next step runs; neither is logged or saved.
         UserError: a checkpoint is another architecture's, or is not on storage that all workers share.
     """
     optimizer = method.build_optimizer()
@@ -163,6 +166,7 @@ class _Run:
         self.settings, self.device, self.checkpoints = settings, device, checkpoints
         self.log, self.after_epoch = log, after_epoch
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.guard = Guard()
         self.meter = Meter(parallel.world_size() if device.type == "cuda" else 0)
         self.saved_at = self.epoch_began = time.monotonic()
 
@@ -195,11 +199,17 @@ class _Run:
             scalars = {name: scalars.get(name, 0) + value for name, value in losses.items()}
         gradients = self._update(step)
         watched = () if self.scaler.is_enabled() else tuple(gradients.values())
-        stop_unless_finite(step, parts, watched, rates, loss_scale)
+        self.guard.settle()
+        self.guard.watch(step, parts, watched, rates, loss_scale)
+        if self.device.type != "cuda" or self._ends_epoch(step):
+            self.guard.settle()
         mean = {name: value / self.settings.accumulate for name, value in scalars.items()}
         if parallel.rank() == 0:
             self._log(step, {**mean, **gradients}, {**rates, **self._scale()})
             self._save(step + 1)
+
+    def _ends_epoch(self, step: int) -> bool:
+        return (step + 1) % self.settings.steps_per_epoch == 0
 
     def end_epoch(self, done: int) -> None:
         """After `done` steps, where they end an epoch: what the caller wants to see of it."""
@@ -214,7 +224,7 @@ class _Run:
         self.epoch_began = time.monotonic()
 
     def _differentiate(self, batch: Batch) -> dict[str, Tensor]:
-        with autocast(self.settings.precision, self.device):
+        with autocast(self.settings.precision, self.device), compiled(self.settings.compile):
             losses = self.method.losses(batch.data)
         self.scaler.scale(losses["loss"] / self.settings.accumulate).backward()
         return {name: value.detach() for name, value in losses.items()}
@@ -233,9 +243,8 @@ class _Run:
         return {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
 
     def _log(self, step: int, scalars: dict[str, Tensor], rates: dict[str, float]) -> None:
-        done = step + 1
-        epoch_end = done % self.settings.steps_per_epoch == 0
-        if done % self.settings.log_every and done != self.settings.steps and not epoch_end:
+        done, epoch_end = step + 1, self._ends_epoch(step)
+        if (done % self.settings.log_every and not epoch_end) or not self.guard.clean():
             return
         values = {name: float(value) for name, value in scalars.items()}
         # In fp16 a gradient may have overflowed: the scaler passed over that step, and there is no norm to show.
@@ -247,7 +256,7 @@ class _Run:
     def _save(self, done: int) -> None:
         epoch, within = divmod(done, self.settings.steps_per_epoch)
         due = not within or time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
-        if self.checkpoints is None or not due:
+        if self.checkpoints is None or not due or not self.guard.clean():
             return
         state = {
             "step": done,

@@ -1,0 +1,78 @@
+"""Compiled forward passes, switched on by a context as autocast is.
+
+Functions are compiled, never modules: state names stay as they are, and all blocks of a network share one compiled
+function, because their parameters are its inputs. What differs between blocks and steps (drop-path masks,
+temperatures) enters as tensors: a Python number would be built into the code and compile it again when it changes.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial, wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+import torch._dynamo
+
+from rayreid.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SHAPES = 64
+"""Compiled versions of one function, of other shapes or modes, before torch refuses another."""
+
+_backend: ContextVar[str | None] = ContextVar("compilation_backend", default=None)
+
+
+def resolve_compile(wanted: bool | str, device: torch.device) -> bool:
+    """Return whether to compile: `auto` is true on CUDA, and false on a CPU, where it gains nothing.
+
+    Raises:
+        UserError: Compilation is asked for on a GPU for which Triton generates no code (before Volta).
+    """
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0)
+    if wanted is True and old:
+        raise UserError("compile: true needs a GPU of compute capability 7.0 or newer; use compile: false")
+    return device.type == "cuda" and not old if wanted == "auto" else bool(wanted)
+
+
+@contextmanager
+def compiled(enabled: bool = True, backend: str = "inductor") -> Iterator[None]:
+    """Run every `compilable` function that is called inside compiled.
+
+    Args:
+        enabled: False leaves everything as it is outside.
+        backend: Of `torch.compile`; tests use "aot_eager", which needs no compiler.
+    """
+    token = _backend.set(backend if enabled else None)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
+
+
+def compilable(function: Callable[P, R] | None = None, *, breaks: bool = False) -> Callable[..., R]:
+    """Let a function run compiled inside `compiled`; outside it is called as it is.
+
+    Shapes are constants of the compiled code: a function should meet few of them.
+
+    Args:
+        function: Of tensors, modules and constants.
+        breaks: It may call what cannot be compiled, such as a collective operation: the parts between are compiled.
+    """
+    if function is None:
+        return partial(compilable, breaks=breaks)
+    versions: dict[str, Callable[P, R]] = {}
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        backend = _backend.get()
+        if backend is None or torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        if backend not in versions:
+            torch._dynamo.config.recompile_limit = SHAPES
+            versions[backend] = torch.compile(function, backend=backend, dynamic=False, fullgraph=not breaks)
+        return versions[backend](*args, **kwargs)
+
+    return run
