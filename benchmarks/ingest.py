@@ -46,9 +46,9 @@ def run_stage(images: Path, root: Path, cpus: int, began: float) -> dict[str, fl
     from rich.console import Console
 
     from rayreid.config import Source
+    from rayreid.console import Screen
     from rayreid.stages.ingest import plan
     from rayreid.stages.production import produce
-    from rayreid.stages.progress import Screen
     from rayreid.tracking import Tracker
 
     ray.init(

@@ -149,9 +149,9 @@ def run_stage(root: Path, notes: Path, args: argparse.Namespace) -> dict[str, fl
 
     from rayreid.artifacts import Artifact
     from rayreid.config import Score
+    from rayreid.console import Screen
     from rayreid.stages import score
     from rayreid.stages.production import produce
-    from rayreid.stages.progress import Screen
     from rayreid.tracking import Tracker
 
     start_ray(args.cpus)

@@ -14,7 +14,7 @@ import pytest
 
 from rayreid.artifacts import lineage
 from rayreid.config import Experiment
-from rayreid.experiment_file import load_experiment, rows
+from rayreid.config.loading import load_experiment, rows
 from rayreid.models.hub import is_name
 from rayreid.stages.plan import plan
 from rayreid.stages.trials import corners, trials

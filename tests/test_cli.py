@@ -553,7 +553,7 @@ def test_an_error_of_the_program_keeps_its_traceback(home, monkeypatch):
     def fail(*args):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("rayreid.experiment_file.load_experiment", fail)
+    monkeypatch.setattr("rayreid.config.loading.load_experiment", fail)
     with pytest.raises(ZeroDivisionError):
         main(["config", "x.yaml"])
 
@@ -562,7 +562,7 @@ def test_ctrl_c_is_told_in_one_line_with_its_own_status(monkeypatch, capsys):
     def interrupted(*of, **rest):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rayreid.experiment_file.load_experiment", interrupted)
+    monkeypatch.setattr("rayreid.config.loading.load_experiment", interrupted)
     with pytest.raises(SystemExit) as ended:
         main(["config", "x.yaml"])
     assert ended.value.code == 130
@@ -587,7 +587,7 @@ def test_ctrl_c_is_answered_at_once_whoever_handles_it(monkeypatch, capsys):
         assert seen == [signal.SIGINT] * 2 and said == "rayreid: stopping what runs; this may take half a minute\n"
         raise UserError("looked at")
 
-    monkeypatch.setattr("rayreid.experiment_file.load_experiment", handled_by_another)
+    monkeypatch.setattr("rayreid.config.loading.load_experiment", handled_by_another)
     threads = threading.active_count()
     with pytest.raises(SystemExit):
         main(["config", "x.yaml"])
@@ -603,7 +603,7 @@ def test_a_users_error_that_comes_from_a_ray_task_is_unwrapped(home, monkeypatch
     def fail(*args):
         raise TaskError("a long remote traceback\nof many lines")
 
-    monkeypatch.setattr("rayreid.experiment_file.load_experiment", fail)
+    monkeypatch.setattr("rayreid.config.loading.load_experiment", fail)
     with pytest.raises(SystemExit) as ended:
         main(["config", "x.yaml"])
     assert ended.value.code == 2

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayreid.artifacts import data_path, inside_job, output_root
 from rayreid.config import Resources
 from rayreid.errors import UserError
+from rayreid.paths import data_path, inside_job, output_root
 from rayreid.tracking_store import tracking_uri
 
 _PACKAGE = Path(__file__).parent

@@ -123,9 +123,9 @@ def prepare(root: Path) -> None:
 def drive(root: Path, notes: Path, seconds: float) -> None:
     """Score, as a process of its own; `RAYREID_ROOT` is `root`."""
     from rayreid.cluster import connect
+    from rayreid.console import Screen
     from rayreid.stages import inference, score
     from rayreid.stages.production import produce
-    from rayreid.stages.progress import Screen
     from rayreid.tracking import Tracker
 
     notes.mkdir(exist_ok=True)

@@ -3,15 +3,16 @@
 import io
 from dataclasses import replace
 
-import in_process
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 
+import in_process
 from rayreid.artifacts import Artifact
 from rayreid.config import Adapt, Backbone, Experiment, Resources
+from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
 from rayreid.data.datasets import open_dataset
 from rayreid.data.store import ImageStore, finish_store, write_shard
@@ -24,7 +25,6 @@ from rayreid.stages import adapt, finetune, pretrain, pseudo_report
 from rayreid.stages.look import Look
 from rayreid.stages.plan import STAGE_ROLE, plan
 from rayreid.stages.production import Work
-from rayreid.stages.progress import Screen
 
 CPU = torch.device("cpu")
 BACKBONE = Backbone(name="vit_tiny", stem="ics", depth=1, img_size=(32, 16))

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from rayreid.cli import app
 from rayreid.cluster import Answer
+from rayreid.console import Screen
 from rayreid.stages.doctor import compared, doctor, node, pins, python, room
 from rayreid.stages.host import Examination, Host
-from rayreid.stages.progress import Screen
 from rayreid.stages.storage import token
 
 module = importlib.import_module("rayreid.stages.doctor")

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from rayreid.errors import StoppedEarly
 from rayreid.journal import Journal
-from rayreid.stages.early_stopping import HopelessError, Judged, Rivals
+from rayreid.stages.early_stopping import Judged, Rivals
 
 CPU = torch.device("cpu")
 
@@ -51,5 +52,5 @@ def test_a_training_is_ended_after_the_probe_that_says_so_and_not_for_one_bad_pr
     Journal(own).append({"step": 9, "epoch": 1.0, "probe_mAP": 0.25})
     assert look(2) == {"probe_mAP": 0.05}  # it had reached 25 %, above the median of 20 %
     assert look(3) == {}
-    with pytest.raises(HopelessError, match="epoch 4"):
+    with pytest.raises(StoppedEarly, match="epoch 4"):
         look(4)

@@ -7,10 +7,10 @@ import torch
 from mlflow import MlflowClient
 
 from rayreid.cluster import connect
+from rayreid.config.loading import load_experiment, rows
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store import ImageStore
 from rayreid.evaluation.probe import choose_probe
-from rayreid.experiment_file import load_experiment, rows
 from rayreid.journal import Journal
 from rayreid.models.embedding import Embedder
 from rayreid.selection.cfs import cfs
@@ -26,6 +26,7 @@ ROWS = [{"label": "none", "pretrain": "none"}, {"label": "cfs half", "select.fra
 @pytest.fixture(scope="module")
 def outcome(root, tmp_path_factory):
     import yaml
+
     from tiny_experiment import TINY
 
     path = tmp_path_factory.mktemp("experiment") / "tiny.yaml"

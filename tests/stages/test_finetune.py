@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-import in_process
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import in_process
 from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Experiment, Finetune, Resources
 from rayreid.data.balanced_sampling import BalancedPlan

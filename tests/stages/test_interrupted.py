@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from killed import newest_step
 from mlflow import MlflowClient
+
+from killed import newest_step
 from tiny_experiment import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from job_head import checkout, started
 
 pytestmark = pytest.mark.ray

@@ -6,9 +6,10 @@ import time
 
 import pytest
 import yaml
+from mlflow import MlflowClient
+
 from job_head import checkout, started
 from killed import newest_step, wait_for_step
-from mlflow import MlflowClient
 from tiny_experiment import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -11,19 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import in_process
-import killed
 import psutil
 import pytest
 import torch
 import yaml
-from killed import newest_step, wait_for_step
 from safetensors.torch import load_file
-from tiny_experiment import TINY
 
-from rayreid.experiment_file import load_experiment
+import in_process
+import killed
+from killed import newest_step, wait_for_step
+from rayreid.config.loading import load_experiment
 from rayreid.journal import Journal
 from rayreid.stages.plan import plan
+from tiny_experiment import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -9,21 +9,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from tiny_experiment import TINY
 
-from rayreid.artifacts import output_root
 from rayreid.cluster import connect
+from rayreid.config.loading import load_experiment
 from rayreid.data.feature_file import read_features
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.experiment_file import load_experiment
 from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import save_backbone
+from rayreid.paths import output_root
 from rayreid.stages.compare import compare
 from rayreid.stages.given import find_artifact, find_model, output_file
 from rayreid.stages.matrix import matrix
 from rayreid.stages.predict import predict
 from rayreid.stages.search import search
+from tiny_experiment import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

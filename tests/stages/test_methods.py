@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from pairs import PAIRS, SIZE, SMALL, shrink
 
+from pairs import PAIRS, SIZE, SMALL, shrink
 from rayreid.config import Backbone, Experiment, Pretrain, Source
 from rayreid.pretraining.collapse import CollapseWatch, SpreadWatch
 from rayreid.pretraining.dino import DINO

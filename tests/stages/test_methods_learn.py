@@ -17,8 +17,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from pairs import PAIRS, SIZE, SMALL, shrink
 
+from pairs import PAIRS, SIZE, SMALL, shrink
 from rayreid.config import Backbone, Pretrain
 from rayreid.data.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop
 from rayreid.data.batch import ImageBatch

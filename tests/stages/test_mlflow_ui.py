@@ -11,6 +11,7 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
+
 from tracked_sweep import put_down
 
 pytestmark = pytest.mark.slow

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from rayreid.config.loading import load_experiment, rows
 from rayreid.data.datasets.market1501 import Market1501
 from rayreid.data.datasets.table import Table
-from rayreid.experiment_file import load_experiment, rows
 from rayreid.stages.plan import plan, shared
 
 REPO = Path(__file__).parents[2]

@@ -12,11 +12,11 @@ from rich.console import Console
 from rayreid.artifacts import Artifact
 from rayreid.cluster import Share
 from rayreid.config import Score, Select
+from rayreid.console import Screen
 from rayreid.data.shards import checksum
 from rayreid.data.store import ImageStore, Record, finish_store, write_shard
 from rayreid.stages import features, priority, select, shard_results
 from rayreid.stages.production import Work
-from rayreid.stages.progress import Screen
 from rayreid.stages.subset import subset_rows
 
 IMAGES, DIMENSIONS = 60, 8

@@ -9,13 +9,13 @@ import torch
 import yaml
 from PIL import Image
 from rich.console import Console
-from tiny_experiment import TINY
 
 from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Proxy, Resources, ScoreTarget
+from rayreid.config.loading import load_experiment
+from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
 from rayreid.errors import UserError
-from rayreid.experiment_file import load_experiment
 from rayreid.models.backbones import build_backbone
 from rayreid.models.embedding import Embedder
 from rayreid.models.weights import read_header, save_backbone
@@ -24,7 +24,7 @@ from rayreid.stages.checks import check
 from rayreid.stages.inference import weights_of
 from rayreid.stages.plan import plan
 from rayreid.stages.production import Work
-from rayreid.stages.progress import Screen
+from tiny_experiment import TINY
 
 SMALL = Backbone(name="vit_tiny", depth=1, img_size=(32, 16))
 CPU = torch.device("cpu")

@@ -8,18 +8,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow import MlflowClient
-from tiny_experiment import TINY
 
 from rayreid.cluster import connect
 from rayreid.config import Experiment
+from rayreid.config.loading import change
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store import ImageStore
-from rayreid.experiment_file import change
 from rayreid.models.backbones import build_backbone
 from rayreid.models.embedding import Embedder
 from rayreid.models.weights import save_backbone
 from rayreid.stages.experiment import run_stage
 from rayreid.stages.selections import compare
+from tiny_experiment import TINY
 
 pytestmark = pytest.mark.ray
 

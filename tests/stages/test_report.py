@@ -5,12 +5,12 @@ import shutil
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
-from tracked_sweep import NOTHING, WHOLE, put_down
 
 from rayreid.errors import UserError
 from rayreid.stages.outcomes import latest, selection_costs, trials_of
 from rayreid.stages.report import find, report
 from rayreid.stages.tracked import History
+from tracked_sweep import NOTHING, WHOLE, put_down
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from rich.console import Console
 from rayreid.artifacts import Artifact
 from rayreid.cluster import Share
 from rayreid.config import Score, Select
+from rayreid.console import Screen
 from rayreid.data.store import ImageStore, Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.stages import score, select, shard_results
 from rayreid.stages.production import Work
-from rayreid.stages.progress import Screen
 from rayreid.stages.provenance import Provenance
 
 IMAGES, SHARDS = 30, 3

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
-from killed import workers_on
 from ray.cluster_utils import Cluster
 from scoring_parts import (
     BROKEN,
@@ -30,6 +29,7 @@ from scoring_parts import (
     write_proxies,
 )
 
+from killed import workers_on
 from rayreid.cluster import Share
 from rayreid.data.store import ImageStore
 from rayreid.stages import inference, score

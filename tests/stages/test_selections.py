@@ -8,13 +8,13 @@ import pyarrow as pa
 import pytest
 import yaml
 from PIL import Image
-from tiny_experiment import TINY
 
+from rayreid.config.loading import load_experiment
 from rayreid.data.store import ImageStore, Record, finish_store, write_shard
-from rayreid.experiment_file import load_experiment
 from rayreid.stages import selections
 from rayreid.stages.provenance import Provenance
 from rayreid.stages.selections import STRATEGIES, Selection
+from tiny_experiment import TINY
 
 IMAGES = 40
 

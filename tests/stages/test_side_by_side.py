@@ -3,7 +3,7 @@
 import pytest
 
 from rayreid.artifacts import Artifact
-from rayreid.experiment_file import load_experiment
+from rayreid.config.loading import load_experiment
 from rayreid.stages.experiment import open_desk
 from rayreid.stages.side_by_side import blocked, produce_all
 

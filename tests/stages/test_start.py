@@ -8,13 +8,13 @@ from rich.console import Console
 
 from rayreid.artifacts import Artifact
 from rayreid.config import Backbone
+from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.models import hub
 from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import save_backbone
 from rayreid.stages import start
 from rayreid.stages.production import Work
-from rayreid.stages.progress import Screen
 
 HALF = (0.5, 0.5, 0.5)
 SMALL = Backbone(name="vit_tiny", depth=1, img_size=(64, 32))

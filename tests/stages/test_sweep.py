@@ -7,16 +7,16 @@ import threading
 
 import pytest
 from mlflow import MlflowClient
-from tiny_experiment import TINY
 
 from rayreid.cluster import connect
+from rayreid.config.loading import load_experiment
 from rayreid.errors import UserError
-from rayreid.experiment_file import load_experiment
 from rayreid.lease import here
 from rayreid.stages.experiment import folder_of, open_desk
 from rayreid.stages.registry import register_best
 from rayreid.stages.report import report
 from rayreid.stages.sweep import alone, sweep
+from tiny_experiment import TINY
 
 pytestmark = pytest.mark.ray
 

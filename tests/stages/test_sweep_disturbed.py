@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from job_head import checkout, started
-from killed import workers_on
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
+
+from job_head import checkout, started
+from killed import workers_on
 from tiny_experiment import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

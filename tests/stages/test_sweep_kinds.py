@@ -10,16 +10,16 @@ from dataclasses import replace
 import psutil
 import pytest
 import ray
-import swept
 from mlflow import MlflowClient
-from tiny_experiment import TINY
 
-from rayreid.experiment_file import load_experiment
+import swept
+from rayreid.config.loading import load_experiment
 from rayreid.journal import Journal
 from rayreid.stages import sweep as stage
 from rayreid.stages.outcomes import trials_of
 from rayreid.stages.report import find
 from rayreid.stages.sweep import sweep
+from tiny_experiment import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -19,6 +19,7 @@ from torch import nn
 from rayreid.artifacts import Artifact
 from rayreid.cluster import Share, connect
 from rayreid.config import Backbone, Pretrain, Resources
+from rayreid.console import Screen
 from rayreid.data.sampling import ShufflePlan
 from rayreid.data.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
@@ -26,7 +27,6 @@ from rayreid.journal import Journal
 from rayreid.models.weights import load_backbone
 from rayreid.stages import pretrain, start, trainer
 from rayreid.stages.production import SCRATCH, Work
-from rayreid.stages.progress import Screen
 from rayreid.stages.trainer import Training, fit
 
 IMAGES, BATCH, EPOCHS = 8, 4, 2

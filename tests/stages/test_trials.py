@@ -2,8 +2,8 @@
 
 import pytest
 
+from rayreid.config.loading import load_experiment
 from rayreid.errors import UserError
-from rayreid.experiment_file import load_experiment
 from rayreid.stages.trials import corners, rounded, trials
 
 SPACE = {"finetune.lr": {"loguniform": [1e-4, 1e-1]}, "finetune.erasing": {"uniform": [0, 1]}, "seed": [0, 1]}

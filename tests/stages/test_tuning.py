@@ -7,10 +7,9 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from ray.exceptions import RayActorError
 
 from rayreid import outage
-from rayreid.errors import UserError
-from rayreid.experiment_file import load_experiment
+from rayreid.config.loading import load_experiment
+from rayreid.errors import StoppedEarly, UserError
 from rayreid.stages import tuning
-from rayreid.stages.early_stopping import HopelessError
 from rayreid.stages.experiment import open_desk
 from rayreid.stages.left_running import end_below, ending
 
@@ -99,7 +98,7 @@ def test_what_was_lost_with_a_node_is_left_to_tune(experiment, owner, reported, 
 
 
 def test_one_that_is_ended_early_has_not_failed(experiment, owner, root, reported, monkeypatch):
-    run_one(monkeypatch, experiment, owner, raises(HopelessError("below the median")))
+    run_one(monkeypatch, experiment, owner, raises(StoppedEarly("below the median")))
     assert reported == [{"stopped": 1.0}] and not list(root.glob("experiments/*/error.txt"))
     assert tuning.stops(open_desk(experiment), experiment) == {"one": "below the median"}
 

@@ -71,7 +71,7 @@ def compare(
 @app.command()
 def matrix(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
     """Evaluate every model (the file's rows, and weights files) on every target, in one table."""
-    from rayreid.experiment_file import load_experiment
+    from rayreid.config.loading import load_experiment
     from rayreid.stages.matrix import matrix as evaluate
 
     evaluate(load_experiment(file, overrides or ()))

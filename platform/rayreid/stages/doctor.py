@@ -11,12 +11,12 @@ from typing import Literal
 
 from rich.markup import escape
 
-from rayreid.artifacts import inside_job
 from rayreid.cluster import Answer, ask_every_node, connect
+from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.lease import Lease
+from rayreid.paths import inside_job
 from rayreid.stages.host import Examination, Host, versions
-from rayreid.stages.progress import Screen
 from rayreid.stages.storage import Token, token
 from rayreid.tracking import Tracker
 

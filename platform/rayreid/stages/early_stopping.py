@@ -12,17 +12,13 @@ from typing import Any
 
 import torch
 
-from rayreid.errors import UserError
+from rayreid.errors import StoppedEarly
 from rayreid.journal import Journal
 from rayreid.training import parallel
 
 LEAST = 3
 """Rivals that must have come as far before any training is ended."""
 _MEASURE = "probe_mAP"
-
-
-class HopelessError(UserError):
-    """A training was ended by the median rule: no fault, and no result."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class Judged:
         """(epochs done) → the probe's figures, or nothing where none is due.
 
         Raises (the function that is returned):
-            HopelessError: on worker 0, where the rule ends the training; Ray then stops the others.
+            StoppedEarly: on worker 0, where the rule ends the training; Ray then stops the others.
         """
         look = self.probe(method, device, threads)
 
@@ -85,7 +81,7 @@ class Judged:
                 best = max(found[_MEASURE], _best(self.journal, epochs, whole=False) or 0.0)
                 reason = self.rivals.verdict(epochs, best, self.journal)
                 if reason is not None:
-                    raise HopelessError(reason)
+                    raise StoppedEarly(reason)
             return found
 
         return judge

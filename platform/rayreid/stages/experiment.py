@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from rich.markup import escape
 
-from rayreid import recipes
-from rayreid.artifacts import Artifact, output_root
+from rayreid.artifacts import Artifact
 from rayreid.cluster import connect
-from rayreid.config import Experiment
+from rayreid.config import Experiment, method_defaults
+from rayreid.config.loading import dump, flatten, rows
+from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval_figures import cmc_curve
-from rayreid.experiment_file import dump, flatten, rows
 from rayreid.files import make_folder, write_atomically
+from rayreid.paths import output_root
 from rayreid.stages.checks import check, check_workers
 from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.plan import STAGE_ROLE, plan, shared
 from rayreid.stages.production import produce
-from rayreid.stages.progress import Screen
 from rayreid.stages.provenance import provenance_of
 from rayreid.stages.storage import check_storage
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
@@ -116,7 +116,7 @@ def run_row(label: str, experiment: Experiment, desk: Desk, run: Run, rivals: Ri
     """Produce one experiment's metrics under its own MLflow run.
 
     Raises:
-        HopelessError: its pre-training was ended, held against rivals.
+        StoppedEarly: its pre-training was ended, held against rivals.
     """
     graph = plan(experiment, desk.root, rivals)
     tags = {**tags_of(experiment), "row": label}
@@ -192,7 +192,7 @@ def _params(experiment: Experiment) -> dict[str, Any]:
     if method == "none":
         tree["pretrain"] = {"method": "none"}
     else:
-        tree["pretrain"] = {key: value for key, value in tree["pretrain"].items() if recipes.uses(method, key)}
+        tree["pretrain"] = {key: value for key, value in tree["pretrain"].items() if method_defaults.uses(method, key)}
     if experiment.adapt.method == "none":
         tree["adapt"] = {"method": "none"}
     return flatten(tree)

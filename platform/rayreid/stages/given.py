@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayreid.artifacts import inside_job, output_root
 from rayreid.data.datasets import open_dataset
 from rayreid.data.listed import ListedImages
 from rayreid.data.shards import checksum
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.models.weights import read_header
+from rayreid.paths import inside_job, output_root
 from rayreid.stages.inference import weights_of
 
 MODELS = ("finetune", "adapt", "pretrain", "proxy", "given")

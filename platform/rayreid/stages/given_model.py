@@ -5,13 +5,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rayreid.artifacts import Artifact, data_path
+from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Checkpoint
 from rayreid.data.shards import checksum, replacing
 from rayreid.errors import UserError
 from rayreid.models import hub
 from rayreid.models.checkpoints import read_header_text
 from rayreid.models.weights import read_header
+from rayreid.paths import data_path
 from rayreid.stages import finetune, proxies
 from rayreid.stages.production import Work
 

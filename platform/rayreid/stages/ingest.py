@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import ray
 
-from rayreid.artifacts import Artifact, data_path
+from rayreid.artifacts import Artifact
 from rayreid.config import Source
+from rayreid.console import Bar
 from rayreid.data.datasets import Dataset, open_dataset
 from rayreid.data.datasets.place import is_uri
 from rayreid.data.index import clear_strays, finish_store
@@ -22,8 +23,8 @@ from rayreid.data.listing import deal, write_part
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet
+from rayreid.paths import data_path
 from rayreid.stages.production import Work, identity
-from rayreid.stages.progress import Bar
 
 VERSION = 2  # raised, too, when the drawn dataset draws something else
 _AHEAD = 2  # shards given out per CPU

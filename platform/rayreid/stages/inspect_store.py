@@ -6,11 +6,11 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from rayreid.console import Screen
 from rayreid.data.inspection import Spread, Summary, captions, sample_images, summarise
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.files import write_atomically
-from rayreid.stages.progress import Screen
 
 _SHEET = 48
 _NAMES = 12  # columns for the names on the left

@@ -10,13 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.models.architecture import Shape, patch_of, read_off
 from rayreid.models.backbones import SWINS, VITS, Backbone, build_backbone
 from rayreid.models.checkpoints import read_checkpoint, stem_of
 from rayreid.models.formats import TITLES, Checkpoint
 from rayreid.models.weights import check_weights, read_header
-from rayreid.stages.progress import Screen
 from rayreid.stages.weights import OWN_FACTS, listed, reasons
 
 BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")

@@ -12,13 +12,15 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from rayreid.artifacts import Artifact, output_root
+from rayreid.artifacts import Artifact
 from rayreid.cluster import connect
 from rayreid.config import Experiment, Source
+from rayreid.config.loading import rows
+from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval_figures import score_matrix
-from rayreid.experiment_file import rows
 from rayreid.files import write_atomically
+from rayreid.paths import output_root
 from rayreid.stages import evaluate, given_model, ingest
 from rayreid.stages.checks import check, check_workers
 from rayreid.stages.contents import Datasets, check_answers
@@ -26,7 +28,6 @@ from rayreid.stages.experiment import experiment_run, folder_of, open_desk, tags
 from rayreid.stages.naming import slug
 from rayreid.stages.plan import plan
 from rayreid.stages.production import produce
-from rayreid.stages.progress import Screen
 from rayreid.stages.storage import check_storage
 from rayreid.tracking import Run
 

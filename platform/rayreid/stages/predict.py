@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from rayreid.cluster import connect
 from rayreid.config import Auto
+from rayreid.console import Screen
 from rayreid.data.feature_file import FeatureTable, write_features
 from rayreid.data.listed import ListedImages
 from rayreid.data.store import ImageStore
@@ -14,7 +15,6 @@ from rayreid.errors import UserError
 from rayreid.files import write_atomically
 from rayreid.stages.extraction import extract
 from rayreid.stages.given import Model, find_model, open_images, output_file, place
-from rayreid.stages.progress import Screen
 
 
 def predict(

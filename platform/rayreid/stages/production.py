@@ -13,11 +13,10 @@ from rich.markup import escape
 
 from rayreid.artifacts import Artifact
 from rayreid.config import Section
-from rayreid.errors import UserError
-from rayreid.experiment_file import flatten
+from rayreid.config.loading import flatten
+from rayreid.console import Screen, clock
+from rayreid.errors import StoppedEarly, UserError
 from rayreid.files import write_atomically
-from rayreid.stages.early_stopping import HopelessError
-from rayreid.stages.progress import Screen, clock
 from rayreid.tracking import Run
 
 _NOTE = "run.json"
@@ -99,7 +98,7 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
         with _stage_run(artifact, folder, parent, tags) as run:
             try:
                 facts = artifact.job(Work(artifact, folder, run, screen))
-            except HopelessError as ended:
+            except StoppedEarly as ended:
                 run.give_up(str(ended))
                 raise
             seconds = time.monotonic() - began

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from rayreid.artifacts import data_path
 from rayreid.config import Source
 from rayreid.data.datasets.synthetic import ORIGINS
 from rayreid.errors import UserError
+from rayreid.paths import data_path
 from rayreid.stages.ingest import open_source
 
 

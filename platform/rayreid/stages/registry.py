@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from rayreid.artifacts import output_root
+from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.models.extractor import load_extractor
+from rayreid.paths import output_root
 from rayreid.stages.experiment import COLUMNS
 from rayreid.stages.outcomes import Trial, trials_of
-from rayreid.stages.progress import Screen
 from rayreid.stages.report import find
 from rayreid.tracking import Run, Tracker
 

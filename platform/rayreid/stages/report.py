@@ -6,18 +6,18 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from rayreid.artifacts import output_root
+from rayreid.config.loading import load_experiment
+from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.evaluation.outcomes import Curve, Group, curves, grouped, names_of, pareto
 from rayreid.evaluation.page import Page
 from rayreid.evaluation.published import CLAIMED, incomparable, published_for
 from rayreid.evaluation.sweep_figures import cost_figure, fraction_curves
-from rayreid.experiment_file import load_experiment
 from rayreid.files import make_folder, write_atomically
 from rayreid.models.stems import STEMS
+from rayreid.paths import output_root
 from rayreid.stages.experiment import digest_of
 from rayreid.stages.outcomes import Trial, latest, selection_costs, trials_of
-from rayreid.stages.progress import Screen
 from rayreid.stages.tracked import History, Record
 from rayreid.tracking import Run, Tracker
 from rayreid.tracking_store import tracking_uri

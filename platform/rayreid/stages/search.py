@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayreid.cluster import connect
+from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
 from rayreid.data.feature_file import FeatureTable, read_features
 from rayreid.data.images import decode
@@ -22,7 +23,6 @@ from rayreid.models.embedding import Embedder
 from rayreid.stages.given import Model, find_model, open_images, output_file, place
 from rayreid.stages.pictures import PICTURES, save_picture
 from rayreid.stages.predict import features_of
-from rayreid.stages.progress import Screen
 
 DRAWN = 40
 """Queries in one picture, at most; the table has them all."""

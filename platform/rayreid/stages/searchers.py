@@ -8,8 +8,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from rayreid.config import Sweep
+from rayreid.config.loading import describe
 from rayreid.errors import UserError
-from rayreid.experiment_file import describe
 from rayreid.stages.trials import rounded
 
 JOURNAL = "search.log"

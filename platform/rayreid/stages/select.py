@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from rayreid.artifacts import Artifact, data_path, lineage
+from rayreid.artifacts import Artifact, lineage
 from rayreid.config import Select
 from rayreid.data.shards import checksum
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import score_histogram
 from rayreid.files import write_atomically
+from rayreid.paths import data_path
 from rayreid.selection.filelist import match_entries, read_list
 from rayreid.selection.strategies import cut, priority
 from rayreid.stages import score

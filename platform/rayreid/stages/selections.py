@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rayreid.artifacts import Artifact, output_root
+from rayreid.artifacts import Artifact
 from rayreid.cluster import connect
 from rayreid.config import Experiment
+from rayreid.config.loading import change, rows
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.comparison_figures import agreement_matrices, keep_rates
 from rayreid.evaluation.figures import group_colours, image_sheet, score_histogram
 from rayreid.evaluation.page import Page
-from rayreid.experiment_file import change, rows
 from rayreid.files import write_atomically
+from rayreid.paths import output_root
 from rayreid.selection.overlap import jaccard, rank_correlation
 from rayreid.selection.strategies import cut
 from rayreid.stages import select

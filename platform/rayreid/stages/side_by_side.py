@@ -8,10 +8,10 @@ from ray.exceptions import RayError
 
 from rayreid.artifacts import Artifact, lineage
 from rayreid.config import Experiment
+from rayreid.console import Screen
 from rayreid.outage import PATIENCE_SECONDS
 from rayreid.stages.experiment import Desk, open_desk
 from rayreid.stages.production import produce
-from rayreid.stages.progress import Screen
 from rayreid.tracking import Run
 
 

@@ -8,7 +8,6 @@ import torch
 from rich.markup import escape
 from safetensors.torch import save_file
 
-from rayreid.artifacts import data_path
 from rayreid.config import Backbone
 from rayreid.data.shards import checksum
 from rayreid.errors import UserError
@@ -16,6 +15,7 @@ from rayreid.models import backbones, hub
 from rayreid.models.checkpoints import read_checkpoint
 from rayreid.models.report import LoadReport
 from rayreid.models.weights import check_weights, load_weights
+from rayreid.paths import data_path
 from rayreid.stages.production import Work
 
 FOLDER = "start"

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayreid.artifacts import data_path, output_root
 from rayreid.cluster import alone, ask_every_node
 from rayreid.errors import UserError
 from rayreid.files import make_folder, write_atomically
+from rayreid.paths import data_path, output_root
 
 _PATIENCE_SECONDS = 5.0  # a network file system may show a new file late
 

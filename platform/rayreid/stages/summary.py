@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayreid.artifacts import Artifact, lineage
-from rayreid.stages.progress import Screen, clock
+from rayreid.console import Screen, clock
 from rayreid.stages.provenance import Provenance
 from rayreid.stages.score import auc_of
 

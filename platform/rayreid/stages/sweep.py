@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from rich.markup import escape
 
-from rayreid.artifacts import Artifact, output_root
+from rayreid.artifacts import Artifact
 from rayreid.cluster import connect
 from rayreid.config import Experiment
+from rayreid.config.loading import describe
 from rayreid.errors import UserError
-from rayreid.experiment_file import describe
 from rayreid.lease import Lease
+from rayreid.paths import output_root
 from rayreid.stages.checks import check, check_workers
 from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.experiment import (

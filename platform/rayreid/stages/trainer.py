@@ -15,17 +15,16 @@ from rich.markup import escape
 
 from rayreid.cluster import awaited_share
 from rayreid.config import Resources
+from rayreid.console import Bar
 from rayreid.data.sampling import Plan
 from rayreid.data.store import ImageStore
-from rayreid.errors import UserError
+from rayreid.errors import StoppedEarly, UserError
 from rayreid.evaluation.figures import loss_curves
 from rayreid.files import write_atomically
 from rayreid.journal import Journal, MetricsFeed
 from rayreid.stages import interim
-from rayreid.stages.early_stopping import HopelessError
 from rayreid.stages.interrupts import Trainer
 from rayreid.stages.production import Work
-from rayreid.stages.progress import Bar
 from rayreid.training import parallel
 from rayreid.training.checkpoint import Checkpoints, Milestones
 from rayreid.training.feed import Feed
@@ -162,7 +161,7 @@ def _worker(config: dict[str, Any]) -> None:
         path = training.folder / _FAILURE.format(parallel.rank())
         where = f"; all {len(error.keys)} keys: {path}" if isinstance(error, NonFiniteLossError) else ""
         content = {"message": f"{error}{where}", "keys": getattr(error, "keys", [])}
-        content["hopeless"] = isinstance(error, HopelessError)
+        content["hopeless"] = isinstance(error, StoppedEarly)
         write_atomically(path, json.dumps(content))
         raise
 
@@ -196,7 +195,7 @@ def _failures(folder: Path) -> list[Path]:
 def _raise_failure(folder: Path) -> None:
     for path in _failures(folder):
         content = json.loads(path.read_text())
-        raise (HopelessError if content["hopeless"] else UserError)(content["message"])
+        raise (StoppedEarly if content["hopeless"] else UserError)(content["message"])
 
 
 class _Delivery:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from rayreid.config import Experiment, Range, Sweep
+from rayreid.config.loading import change, describe
 from rayreid.errors import UserError
-from rayreid.experiment_file import change, describe
 
 _DIGITS = 4
 """Significant digits of a number that was drawn: enough to search with, few enough to read, and to write down."""

@@ -13,17 +13,17 @@ import ray
 from ray import tune
 from rich.markup import escape
 
-from rayreid.artifacts import output_root
 from rayreid.cluster import training_share
 from rayreid.config import Experiment
-from rayreid.errors import UserError
+from rayreid.console import Screen
+from rayreid.errors import StoppedEarly, UserError
 from rayreid.files import make_folder, write_atomically
 from rayreid.outage import PATIENCE_SECONDS
-from rayreid.stages.early_stopping import HopelessError, Rivals
+from rayreid.paths import output_root
+from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.experiment import Desk, digest_of, experiment_run, folder_of, open_desk, run_row
 from rayreid.stages.inference import LOST
 from rayreid.stages.interrupts import handler_kept
-from rayreid.stages.progress import Screen
 from rayreid.stages.searchers import OptunaSearcher
 from rayreid.stages.side_by_side import reason_of
 from rayreid.stages.trials import sweep_of, trial
@@ -160,7 +160,7 @@ def _reach(label: str, one: Experiment, experiment: Experiment, parent: str, riv
     with experiment_run(desk, one, label, Run(desk.tracker, parent)) as run:
         try:
             return dict(run_row(label, one, desk, run, rivals).metrics())
-        except HopelessError as ended:
+        except StoppedEarly as ended:
             run.give_up(str(ended))
             note = {"label": label, "why": str(ended)}
             write_atomically(_stop_folder(desk, experiment) / f"{digest_of(one)}.json", json.dumps(note))

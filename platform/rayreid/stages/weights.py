@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.markup import escape
 
+from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.models.architecture import recognise
 from rayreid.models.backbones import Backbone, build_backbone
@@ -17,7 +18,6 @@ from rayreid.models.checkpoints import Checkpoint, read_checkpoint
 from rayreid.models.conversion import write_timm, write_transreid
 from rayreid.models.onnx_export import export_onnx, require_onnx
 from rayreid.models.weights import load_weights, read_header, save_backbone
-from rayreid.stages.progress import Screen
 
 SUFFIXES = {"safetensors": (".safetensors",), "timm": (".safetensors", ".pth"), "transreid": (".pth",)}
 MARKS = {"safetensors": "rayreid"}  # what stands in a file's name for its form, where it is not the form's own

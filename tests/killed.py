@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
-from rayreid.artifacts import output_root
-from rayreid.experiment_file import load_experiment
+from rayreid.config.loading import load_experiment
+from rayreid.paths import output_root
 from rayreid.stages.experiment import run_stage
 
 

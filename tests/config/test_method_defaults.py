@@ -5,8 +5,8 @@ from fractions import Fraction
 import pytest
 
 from rayreid.config import Backbone, Pretrain
+from rayreid.config.method_defaults import BY_METHOD, PUBLISHED, USED_BY, warmup
 from rayreid.errors import UserError
-from rayreid.recipes import BY_METHOD, PUBLISHED, USED_BY, warmup
 
 SECTION = set(Pretrain.model_fields)
 

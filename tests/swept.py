@@ -2,7 +2,7 @@
 
 import sys
 
-from rayreid.experiment_file import load_experiment
+from rayreid.config.loading import load_experiment
 from rayreid.stages.sweep import sweep
 
 if __name__ == "__main__":

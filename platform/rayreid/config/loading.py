@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rayreid.config import Experiment
+from rayreid.config.method_defaults import OWN_KEYS, PUBLISHED
 from rayreid.errors import UserError
-from rayreid.recipes import OWN_KEYS, PUBLISHED
 
 _PROXY_INHERITS = ("seed", "backbone", "pretrain", "finetune")
 _WAYS = ("usl", "uda")

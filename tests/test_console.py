@@ -3,13 +3,13 @@ import io
 import pytest
 from rich.console import Console
 
-from rayreid.stages.progress import Screen
+from rayreid.console import Screen
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("rayreid.stages.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rayreid.console.time.monotonic", lambda: now[0])
     return now
 
 

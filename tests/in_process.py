@@ -8,9 +8,9 @@ from rich.console import Console
 
 from rayreid.artifacts import Artifact
 from rayreid.cluster import Share
+from rayreid.console import Screen
 from rayreid.stages import trainer
 from rayreid.stages.production import Work
-from rayreid.stages.progress import Screen
 
 
 class InProcess:

@@ -1,7 +1,7 @@
 """Every method with every kind of backbone that it is said to be for, and small networks of these kinds."""
 
+from rayreid.config.method_defaults import PUBLISHED
 from rayreid.models import backbones
-from rayreid.recipes import PUBLISHED
 from small_resnet import SmallResNet
 
 SIZE = (64, 32)

@@ -5,10 +5,10 @@ import pytest
 import yaml
 
 from rayreid.config import Experiment
+from rayreid.config.loading import change, describe, dump, flatten, load_experiment, rows
 from rayreid.errors import UserError
-from rayreid.experiment_file import change, describe, dump, flatten, load_experiment, rows
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FILES = sorted(path for path in EXPERIMENTS.glob("**/*.yaml") if path.name != "defaults.yaml")
 
 SOURCES = """

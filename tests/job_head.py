@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import psutil
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parent.parent
 RAY = str(Path(sys.executable).parent / "ray")
 
 
