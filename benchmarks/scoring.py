@@ -147,11 +147,11 @@ def run_stage(root: Path, notes: Path, args: argparse.Namespace) -> dict[str, fl
     import scoring
     from rich.console import Console
 
-    from rayreid.artifacts import Artifact
     from rayreid.config import Score
     from rayreid.console import Screen
     from rayreid.stages import score
     from rayreid.stages.production import produce
+    from rayreid.storage.artifacts import Artifact
     from rayreid.tracking import Tracker
 
     start_ray(args.cpus)
@@ -228,7 +228,7 @@ def compare_proxies(root: Path, args: argparse.Namespace) -> None:
 
 def compare_memory(root: Path, args: argparse.Namespace, jpegs: list[bytes]) -> None:
     """The stage with a trivial head on pools of several sizes."""
-    from rayreid.artifacts import Artifact
+    from rayreid.storage.artifacts import Artifact
 
     print("\nthe stage with a trivial head: its driver's peak memory, before it begins and in all; its time")
     for count in args.pools:

@@ -6,11 +6,11 @@ import ray.train.torch
 import torch
 from rich.console import Console
 
-from rayreid.artifacts import Artifact
 from rayreid.cluster import Share
 from rayreid.console import Screen
 from rayreid.stages import trainer
 from rayreid.stages.production import Work
+from rayreid.storage.artifacts import Artifact
 
 
 class InProcess:

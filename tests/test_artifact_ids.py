@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from rayreid.artifacts import lineage
 from rayreid.config import Experiment
 from rayreid.config.loading import load_experiment, rows
 from rayreid.models.hub import is_name
 from rayreid.stages.plan import plan
 from rayreid.stages.trials import corners, trials
+from rayreid.storage.artifacts import lineage
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 PINS = Path(__file__).parent / "artifact_ids.json"

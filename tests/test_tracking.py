@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from rayreid.checkout import git_sha
 from rayreid.errors import UserError
-from rayreid.journal import Journal, MetricsFeed
+from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.tracking import Run, Tracker
 from rayreid.tracking_store import tracking_uri
 

@@ -18,7 +18,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from rayreid import outage
 from rayreid.errors import UserError
-from rayreid.journal import Journal, MetricsFeed
+from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.tracking import Run, Tracker
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from rayreid import __version__
 from rayreid.checkout import git_sha
 from rayreid.files import make_folder
-from rayreid.journal import MetricsFeed
 from rayreid.outage import Outage, reason
 from rayreid.outbox import Outbox
+from rayreid.storage.metrics_log import MetricsFeed
 from rayreid.tracking_store import open_store, send, tracking_uri
 
 PARENT = "mlflow.parentRunId"

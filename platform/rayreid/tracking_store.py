@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rayreid.errors import UserError
-from rayreid.lease import Lease
 from rayreid.outage import Outage, reason
+from rayreid.storage.lease import Lease
 
 _SQLITE = "sqlite:///"
 _LEASE = ".mlflow-lease.json"

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from rich.console import Console
 
 import in_process
-from rayreid.artifacts import Artifact
 from rayreid.config import Adapt, Backbone, Experiment, Resources
 from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
@@ -18,13 +17,14 @@ from rayreid.data.datasets import open_dataset
 from rayreid.data.store import ImageStore, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval import evaluate_retrieval
-from rayreid.journal import Journal
 from rayreid.models.embedding import Embedder
 from rayreid.reid.pseudo_labels import Clustering
 from rayreid.stages import adapt, finetune, pretrain, pseudo_report
 from rayreid.stages.look import Look
 from rayreid.stages.plan import STAGE_ROLE, plan
 from rayreid.stages.production import Work
+from rayreid.storage.artifacts import Artifact
+from rayreid.storage.metrics_log import Journal
 
 CPU = torch.device("cpu")
 BACKBONE = Backbone(name="vit_tiny", stem="ics", depth=1, img_size=(32, 16))

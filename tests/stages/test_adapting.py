@@ -7,9 +7,9 @@ from mlflow import MlflowClient
 
 from rayreid.cluster import connect
 from rayreid.config.loading import load_experiment, rows
-from rayreid.journal import Journal
 from rayreid.stages.experiment import run
 from rayreid.stages.plan import plan
+from rayreid.storage.metrics_log import Journal
 from tiny_experiment import TINY
 
 pytestmark = pytest.mark.ray

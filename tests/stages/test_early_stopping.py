@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rayreid.errors import StoppedEarly
-from rayreid.journal import Journal
 from rayreid.stages.early_stopping import Judged, Rivals
+from rayreid.storage.metrics_log import Journal
 
 CPU = torch.device("cpu")
 

@@ -11,12 +11,12 @@ from rayreid.config.loading import load_experiment, rows
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store import ImageStore
 from rayreid.evaluation.probe import choose_probe
-from rayreid.journal import Journal
 from rayreid.models.embedding import Embedder
 from rayreid.selection.cfs import cfs
 from rayreid.stages import finetune, pretrain
 from rayreid.stages.experiment import run, run_stage
 from rayreid.stages.plan import plan
+from rayreid.storage.metrics_log import Journal
 
 pytestmark = pytest.mark.ray
 

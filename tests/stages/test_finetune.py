@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 
 import in_process
-from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Experiment, Finetune, Resources
 from rayreid.data.balanced_sampling import BalancedPlan
 from rayreid.data.camera_sampling import CameraPlan
@@ -16,13 +15,14 @@ from rayreid.data.datasets import open_dataset
 from rayreid.data.sampling import IdentityPlan, ShufflePlan
 from rayreid.data.store import ImageStore, finish_store, write_shard
 from rayreid.evaluation.retrieval import evaluate_retrieval
-from rayreid.journal import Journal
 from rayreid.models.embedding import Embedder, Pass
 from rayreid.models.weights import read_header
 from rayreid.stages import finetune
 from rayreid.stages.inference import weights_of
 from rayreid.stages.look import BEST, Best, Look
 from rayreid.stages.plan import plan
+from rayreid.storage.artifacts import Artifact
+from rayreid.storage.metrics_log import Journal
 
 CPU = torch.device("cpu")
 EPOCHS = 3

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rayreid.artifacts import Artifact
 from rayreid.cluster import Share
 from rayreid.config import Score, Select
 from rayreid.console import Screen
@@ -18,6 +17,7 @@ from rayreid.data.store import ImageStore, Record, finish_store, write_shard
 from rayreid.stages import features, priority, select, shard_results
 from rayreid.stages.production import Work
 from rayreid.stages.subset import subset_rows
+from rayreid.storage.artifacts import Artifact
 
 IMAGES, DIMENSIONS = 60, 8
 

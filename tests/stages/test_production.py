@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from rayreid.artifacts import Artifact
 from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.stages.production import Work, produce
+from rayreid.storage.artifacts import Artifact
 
 
 class Recorder:

@@ -10,7 +10,6 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Proxy, Resources, ScoreTarget
 from rayreid.config.loading import load_experiment
 from rayreid.console import Screen
@@ -24,6 +23,7 @@ from rayreid.stages.checks import check
 from rayreid.stages.inference import weights_of
 from rayreid.stages.plan import plan
 from rayreid.stages.production import Work
+from rayreid.storage.artifacts import Artifact
 from tiny_experiment import TINY
 
 SMALL = Backbone(name="vit_tiny", depth=1, img_size=(32, 16))

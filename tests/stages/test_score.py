@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rayreid.artifacts import Artifact
 from rayreid.cluster import Share
 from rayreid.config import Score, Select
 from rayreid.console import Screen
@@ -18,6 +17,7 @@ from rayreid.errors import UserError
 from rayreid.stages import score, select, shard_results
 from rayreid.stages.production import Work
 from rayreid.stages.provenance import Provenance
+from rayreid.storage.artifacts import Artifact
 
 IMAGES, SHARDS = 30, 3
 

@@ -15,6 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+
+from killed import workers_on
+from rayreid.cluster import Share
+from rayreid.data.store import ImageStore
+from rayreid.stages import inference, score
+from rayreid.stages.inference import stream
+from rayreid.stages.shard_results import rows_by_shard
 from scoring_parts import (
     BROKEN,
     IN_SHARD,
@@ -28,13 +35,6 @@ from scoring_parts import (
     write_pool,
     write_proxies,
 )
-
-from killed import workers_on
-from rayreid.cluster import Share
-from rayreid.data.store import ImageStore
-from rayreid.stages import inference, score
-from rayreid.stages.inference import stream
-from rayreid.stages.shard_results import rows_by_shard
 
 pytestmark = pytest.mark.ray
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from rayreid.artifacts import Artifact
 from rayreid.config.loading import load_experiment
 from rayreid.stages.experiment import open_desk
 from rayreid.stages.side_by_side import blocked, produce_all
+from rayreid.storage.artifacts import Artifact
 
 
 @pytest.fixture

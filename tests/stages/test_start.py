@@ -6,7 +6,6 @@ import timm
 import torch
 from rich.console import Console
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Backbone
 from rayreid.console import Screen
 from rayreid.errors import UserError
@@ -15,6 +14,7 @@ from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import save_backbone
 from rayreid.stages import start
 from rayreid.stages.production import Work
+from rayreid.storage.artifacts import Artifact
 
 HALF = (0.5, 0.5, 0.5)
 SMALL = Backbone(name="vit_tiny", depth=1, img_size=(64, 32))

@@ -11,11 +11,11 @@ from mlflow import MlflowClient
 from rayreid.cluster import connect
 from rayreid.config.loading import load_experiment
 from rayreid.errors import UserError
-from rayreid.lease import here
 from rayreid.stages.experiment import folder_of, open_desk
 from rayreid.stages.registry import register_best
 from rayreid.stages.report import report
 from rayreid.stages.sweep import alone, sweep
+from rayreid.storage.lease import here
 from tiny_experiment import TINY
 
 pytestmark = pytest.mark.ray

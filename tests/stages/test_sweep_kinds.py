@@ -14,11 +14,11 @@ from mlflow import MlflowClient
 
 import swept
 from rayreid.config.loading import load_experiment
-from rayreid.journal import Journal
 from rayreid.stages import sweep as stage
 from rayreid.stages.outcomes import trials_of
 from rayreid.stages.report import find
 from rayreid.stages.sweep import sweep
+from rayreid.storage.metrics_log import Journal
 from tiny_experiment import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Adapt, Backbone, Resources
 from rayreid.data.batch import ImageBatch
 from rayreid.data.reid_transforms import Interpolation, ReIDTest, ReIDTrain
@@ -26,6 +25,7 @@ from rayreid.stages.look import Look
 from rayreid.stages.production import Work, identity
 from rayreid.stages.start import Start, network
 from rayreid.stages.trainer import Log, Training, fit
+from rayreid.storage.artifacts import Artifact
 from rayreid.training.loop import Batch, resolve_precision
 
 VERSION = 2

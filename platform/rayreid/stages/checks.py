@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from rayreid.artifacts import Artifact
 from rayreid.cluster import training_share
 from rayreid.config import PATCH, Backbone, Experiment, Finetune, Pretrain, Source
 from rayreid.errors import UserError
@@ -12,6 +11,7 @@ from rayreid.selection.filelist import read_list
 from rayreid.stages import adapt, select, start
 from rayreid.stages.contents import Contents, Datasets
 from rayreid.stages.ranking import check_proxies, finetunes_proxies, needs_source, pretrains_proxy
+from rayreid.storage.artifacts import Artifact
 
 
 def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Artifact]]) -> None:

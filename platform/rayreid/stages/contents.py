@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Source
 from rayreid.data.datasets import Dataset
 from rayreid.data.store import ImageStore
@@ -17,6 +16,7 @@ from rayreid.errors import UserError
 from rayreid.evaluation.probe import findable_identities
 from rayreid.evaluation.protocol import check_findable
 from rayreid.stages import ingest, pretrain
+from rayreid.storage.artifacts import Artifact
 
 SPLITS = ("train", "query", "gallery")
 """Of a target."""

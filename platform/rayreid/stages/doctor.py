@@ -14,10 +14,10 @@ from rich.markup import escape
 from rayreid.cluster import Answer, ask_every_node, connect
 from rayreid.console import Screen
 from rayreid.errors import UserError
-from rayreid.lease import Lease
 from rayreid.paths import inside_job
 from rayreid.stages.host import Examination, Host, versions
 from rayreid.stages.storage import Token, token
+from rayreid.storage.lease import Lease
 from rayreid.tracking import Tracker
 
 _OLDEST = (3, 11)

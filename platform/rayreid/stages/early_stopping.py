@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rayreid.errors import StoppedEarly
-from rayreid.journal import Journal
+from rayreid.storage.metrics_log import Journal
 from rayreid.training import parallel
 
 LEAST = 3

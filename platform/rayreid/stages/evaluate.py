@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Evaluate, Rerank
 from rayreid.data.store import ImageStore
 from rayreid.errors import UserError
@@ -22,6 +21,7 @@ from rayreid.stages.evaluation_figures import Rankings, draw
 from rayreid.stages.extraction import extract
 from rayreid.stages.inference import weights_of
 from rayreid.stages.production import Work, identity
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
 RERANKED = "_rerank"

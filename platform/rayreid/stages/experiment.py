@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from rich.markup import escape
 
-from rayreid.artifacts import Artifact
 from rayreid.cluster import connect
 from rayreid.config import Experiment, method_defaults
 from rayreid.config.loading import dump, flatten, rows
@@ -27,6 +26,7 @@ from rayreid.stages.provenance import provenance_of
 from rayreid.stages.storage import check_storage
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
 from rayreid.stages.system_metrics import watched
+from rayreid.storage.artifacts import Artifact
 from rayreid.tracking import Run, Tracker
 
 COLUMNS = ("strategy", "fraction", "stem", "backbone", "method", "adapt", "seed")

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Score
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store import ImageStore
@@ -22,6 +21,7 @@ from rayreid.stages.finetune import labelled_rows
 from rayreid.stages.inference import weights_of
 from rayreid.stages.production import Work, identity
 from rayreid.stages.shard_results import ShardResults, fill, rows_by_shard
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
 Part = Literal["all", "train"]

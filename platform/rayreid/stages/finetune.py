@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Finetune, Resources
 from rayreid.data.balanced_sampling import BalancedPlan
 from rayreid.data.batch import ImageBatch
@@ -25,6 +24,7 @@ from rayreid.stages.look import BEST, Best, Look
 from rayreid.stages.production import Work, identity
 from rayreid.stages.start import Start, network
 from rayreid.stages.trainer import Training, fit
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 2
 WEIGHTS = "model.safetensors"

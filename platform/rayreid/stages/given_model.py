@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Checkpoint
 from rayreid.data.shards import checksum, replacing
 from rayreid.errors import UserError
@@ -15,6 +14,7 @@ from rayreid.models.weights import read_header
 from rayreid.paths import data_path
 from rayreid.stages import finetune, proxies
 from rayreid.stages.production import Work
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
 

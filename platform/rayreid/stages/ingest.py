@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import ray
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Source
 from rayreid.console import Bar
 from rayreid.data.datasets import Dataset, open_dataset
@@ -25,6 +24,7 @@ from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet
 from rayreid.paths import data_path
 from rayreid.stages.production import Work, identity
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 2  # raised, too, when the drawn dataset draws something else
 _AHEAD = 2  # shards given out per CPU

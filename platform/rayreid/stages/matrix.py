@@ -12,7 +12,6 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from rayreid.artifacts import Artifact
 from rayreid.cluster import connect
 from rayreid.config import Experiment, Source
 from rayreid.config.loading import rows
@@ -29,6 +28,7 @@ from rayreid.stages.naming import slug
 from rayreid.stages.plan import plan
 from rayreid.stages.production import produce
 from rayreid.stages.storage import check_storage
+from rayreid.storage.artifacts import Artifact
 from rayreid.tracking import Run
 
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")

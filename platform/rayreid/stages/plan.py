@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rayreid.artifacts import Artifact, lineage
 from rayreid.config import Experiment
 from rayreid.errors import UserError
 from rayreid.stages import adapt, evaluate, finetune, ingest, pretrain
 from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.ranking import plan_subset
+from rayreid.storage.artifacts import Artifact, lineage
 
 ROLES = (
     "pool",

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Pretrain, Resources
 from rayreid.data.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop
 from rayreid.data.batch import ImageBatch
@@ -25,6 +24,7 @@ from rayreid.stages.production import Work, identity
 from rayreid.stages.start import Start, network
 from rayreid.stages.subset import subset_rows
 from rayreid.stages.trainer import METRICS, Training, fit
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 2
 WEIGHTS = "backbone.safetensors"

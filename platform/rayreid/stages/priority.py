@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from rayreid.artifacts import Artifact
 from rayreid.cluster import training_share
 from rayreid.config import Resources, Select
 from rayreid.data.store import ImageStore
@@ -24,6 +23,7 @@ from rayreid.selection.similarity import nearest
 from rayreid.stages import features, score
 from rayreid.stages.production import Work, identity
 from rayreid.stages.provenance import Provenance
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
 

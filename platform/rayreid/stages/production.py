@@ -11,12 +11,12 @@ from typing import Any
 
 from rich.markup import escape
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Section
 from rayreid.config.loading import flatten
 from rayreid.console import Screen, clock
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.files import write_atomically
+from rayreid.storage.artifacts import Artifact
 from rayreid.tracking import Run
 
 _NOTE = "run.json"

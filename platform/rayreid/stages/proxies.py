@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Checkpoint, Proxy, Resources
 from rayreid.errors import UserError
 from rayreid.models.report import LoadReport
@@ -13,6 +12,7 @@ from rayreid.models.weights import load_weights, save_backbone
 from rayreid.stages import finetune, pretrain, start
 from rayreid.stages.production import Work, identity
 from rayreid.stages.weights import IMAGENET, NORMALISED
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
 

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from rayreid.data.store import ImageStore
 from rayreid.evaluation.figures import image_sheet, loss_curves
-from rayreid.journal import Journal
 from rayreid.reid.clustering import OUTLIER
 from rayreid.stages.production import Work
+from rayreid.storage.metrics_log import Journal
 
 _CLUSTERS, _IMAGES = 6, 8
 """Of a sheet: one line per cluster."""

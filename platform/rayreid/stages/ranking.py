@@ -1,10 +1,10 @@
 """What a subset stands on: the proxies, scores, features and priorities that its strategy needs, and no others."""
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Experiment
 from rayreid.errors import UserError
 from rayreid.stages import features, ingest, priority, proxies, score, select
 from rayreid.stages.provenance import Provenance, provenance_of
+from rayreid.storage.artifacts import Artifact
 
 
 def plan_subset(e: Experiment, pool: Artifact, target: Artifact) -> dict[str, Artifact]:

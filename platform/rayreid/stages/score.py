@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Score
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store import ImageStore
@@ -25,6 +24,7 @@ from rayreid.stages.inference import weights_of
 from rayreid.stages.production import Work, identity
 from rayreid.stages.provenance import Provenance
 from rayreid.stages.shard_results import ShardResults, fill
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
 SHEET = 48

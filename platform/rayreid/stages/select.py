@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from rayreid.artifacts import Artifact, lineage
 from rayreid.config import Select
 from rayreid.data.shards import checksum
 from rayreid.data.store import ImageStore
@@ -24,6 +23,7 @@ from rayreid.stages.priority import read_priority
 from rayreid.stages.production import Work, identity
 from rayreid.stages.provenance import Provenance
 from rayreid.stages.subset import SUBSET, write_subset
+from rayreid.storage.artifacts import Artifact, lineage
 
 VERSION = 1
 MANIFEST = "manifest.json"

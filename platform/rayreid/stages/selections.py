@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rayreid.artifacts import Artifact
 from rayreid.cluster import connect
 from rayreid.config import Experiment
 from rayreid.config.loading import change, rows
@@ -31,6 +30,7 @@ from rayreid.stages.production import produce
 from rayreid.stages.provenance import Provenance, provenance_of
 from rayreid.stages.score import LABELS, extremes
 from rayreid.stages.storage import check_storage
+from rayreid.storage.artifacts import Artifact
 from rayreid.tracking import Run
 
 STRATEGIES = ("cfs", "target_similarity", "cluster", "random")

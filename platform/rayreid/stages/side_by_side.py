@@ -6,12 +6,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from rayreid.artifacts import Artifact, lineage
 from rayreid.config import Experiment
 from rayreid.console import Screen
 from rayreid.outage import PATIENCE_SECONDS
 from rayreid.stages.experiment import Desk, open_desk
 from rayreid.stages.production import produce
+from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.tracking import Run
 
 

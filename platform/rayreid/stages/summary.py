@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from rayreid.artifacts import Artifact, lineage
 from rayreid.console import Screen, clock
 from rayreid.stages.provenance import Provenance
 from rayreid.stages.score import auc_of
+from rayreid.storage.artifacts import Artifact, lineage
 
 SCORES = ("mAP", "rank1", "rank5", "rank10", "mINP")
 

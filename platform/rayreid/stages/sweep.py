@@ -5,12 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from rich.markup import escape
 
-from rayreid.artifacts import Artifact
 from rayreid.cluster import connect
 from rayreid.config import Experiment
 from rayreid.config.loading import describe
 from rayreid.errors import UserError
-from rayreid.lease import Lease
 from rayreid.paths import output_root
 from rayreid.stages.checks import check, check_workers
 from rayreid.stages.early_stopping import Rivals
@@ -35,6 +33,8 @@ from rayreid.stages.system_metrics import watched
 from rayreid.stages.trainer import METRICS
 from rayreid.stages.trials import corners, sweep_of, trial, trials
 from rayreid.stages.tuning import run_trials, slots, stops
+from rayreid.storage.artifacts import Artifact
+from rayreid.storage.lease import Lease
 from rayreid.tracking import Run
 
 Plans = Mapping[str, Mapping[str, Artifact]]

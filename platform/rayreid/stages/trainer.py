@@ -21,10 +21,10 @@ from rayreid.data.store import ImageStore
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.evaluation.figures import loss_curves
 from rayreid.files import write_atomically
-from rayreid.journal import Journal, MetricsFeed
 from rayreid.stages import interim
 from rayreid.stages.interrupts import Trainer
 from rayreid.stages.production import Work
+from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.training import parallel
 from rayreid.training.checkpoint import Checkpoints, Milestones
 from rayreid.training.feed import Feed

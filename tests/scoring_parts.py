@@ -99,9 +99,9 @@ def plain_loop(store: ImageStore, source: Path, target: Path) -> np.ndarray:
 
 def artifact_in(root: Path):
     """The scores of the pool that `prepare` made under `root`."""
-    from rayreid.artifacts import Artifact
     from rayreid.config import Score
     from rayreid.stages import score
+    from rayreid.storage.artifacts import Artifact
 
     pool = Artifact(root, "ingest", 1, {})
     source, target = (Artifact(root, "proxy", 1, {"role": role}) for role in ("source", "target"))

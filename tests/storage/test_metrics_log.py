@@ -1,6 +1,6 @@
 """The journal of a training run."""
 
-from rayreid.journal import Journal
+from rayreid.storage.metrics_log import Journal
 
 
 def test_rows_are_read_on_from_where_one_stopped(tmp_path):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from rayreid import lease as lease_module
 from rayreid.files import make_folder
-from rayreid.lease import Lease
+from rayreid.storage import lease as lease_module
+from rayreid.storage.lease import Lease
 
-PLATFORM = Path(__file__).parent.parent / "platform"
-HEAD = "import os, sys\nfrom pathlib import Path\nfrom rayreid.lease import Lease\n"
+PLATFORM = Path(__file__).parents[2] / "platform"
+HEAD = "import os, sys\nfrom pathlib import Path\nfrom rayreid.storage.lease import Lease\n"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from typing import Any
 
 from rayreid.errors import UserError
 from rayreid.files import make_folder, write_atomically
-from rayreid.lease import Lease, held_by_another
+from rayreid.storage.lease import Lease, held_by_another
 
 _FACTS = "artifact.json"
 _LEASE = "lease.json"

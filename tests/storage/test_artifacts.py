@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from rayreid.artifacts import Artifact, lineage
 from rayreid.config import Pretrain
 from rayreid.errors import UserError
 from rayreid.files import make_folder
 from rayreid.paths import data_path, output_root
+from rayreid.storage.artifacts import Artifact, lineage
 
 
 def artifact(root=Path("/outputs"), stage="pretrain", version=1, fields=None, inputs=None, job=None) -> Artifact:
