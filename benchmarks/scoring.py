@@ -152,7 +152,7 @@ def run_stage(root: Path, notes: Path, args: argparse.Namespace) -> dict[str, fl
     from rayreid.stages import score
     from rayreid.stages.production import produce
     from rayreid.storage.artifacts import Artifact
-    from rayreid.tracking import Tracker
+    from rayreid.tracking.run import Tracker
 
     start_ray(args.cpus)
     score._Head = scoring.nothing  # type: ignore[assignment, misc]

@@ -126,7 +126,7 @@ def drive(root: Path, notes: Path, seconds: float) -> None:
     from rayreid.console import Screen
     from rayreid.stages import inference, score
     from rayreid.stages.production import produce
-    from rayreid.tracking import Tracker
+    from rayreid.tracking.run import Tracker
 
     notes.mkdir(exist_ok=True)
     inference._CHUNK["cpu"] = (16, 16)

@@ -13,7 +13,7 @@ from typing import Any
 from rayreid.config import Resources
 from rayreid.errors import UserError
 from rayreid.paths import data_path, inside_job, output_root
-from rayreid.tracking_store import tracking_uri
+from rayreid.tracking.store import tracking_uri
 
 _PACKAGE = Path(__file__).parent
 _POLL_SECONDS = 5.0

@@ -14,7 +14,7 @@ from rayreid.models.backbones import build_backbone
 from rayreid.models.extractor import load_extractor
 from rayreid.models.weights import save_backbone
 from rayreid.stages.registry import fetch_weights, register
-from rayreid.tracking import Tracker
+from rayreid.tracking.run import Tracker
 
 ELSEWHERE = """
 import sys, mlflow, numpy, torch

@@ -9,7 +9,7 @@ from PIL import Image
 from rayreid.errors import UserError
 from rayreid.stages.outcomes import latest, selection_costs, trials_of
 from rayreid.stages.report import find, report
-from rayreid.stages.tracked import History
+from rayreid.tracking.history import History
 from tracked_sweep import NOTHING, WHOLE, put_down
 
 

@@ -6,12 +6,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from ray.exceptions import RayActorError
 
-from rayreid import outage
 from rayreid.config.loading import load_experiment
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.stages import tuning
 from rayreid.stages.experiment import open_desk
-from rayreid.stages.left_running import end_below, ending
+from rayreid.tracking import outage
+from rayreid.tracking.orphans import end_below, ending
 
 pytestmark = pytest.mark.ray
 

@@ -18,7 +18,7 @@ from rayreid.paths import inside_job
 from rayreid.stages.host import Examination, Host, versions
 from rayreid.stages.storage import Token, token
 from rayreid.storage.lease import Lease
-from rayreid.tracking import Tracker
+from rayreid.tracking.run import Tracker
 
 _OLDEST = (3, 11)
 _GIB = 2**30

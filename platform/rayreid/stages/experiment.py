@@ -25,9 +25,9 @@ from rayreid.stages.production import produce
 from rayreid.stages.provenance import provenance_of
 from rayreid.stages.storage import check_storage
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
-from rayreid.stages.system_metrics import watched
 from rayreid.storage.artifacts import Artifact
-from rayreid.tracking import Run, Tracker
+from rayreid.tracking.run import Run, Tracker
+from rayreid.tracking.system_metrics import watched
 
 COLUMNS = ("strategy", "fraction", "stem", "backbone", "method", "adapt", "seed")
 """By what runs are compared: tags and parameters of these names, the same in every experiment's run."""

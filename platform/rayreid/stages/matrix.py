@@ -24,12 +24,12 @@ from rayreid.stages import evaluate, given_model, ingest
 from rayreid.stages.checks import check, check_workers
 from rayreid.stages.contents import Datasets, check_answers
 from rayreid.stages.experiment import experiment_run, folder_of, open_desk, tags_of
-from rayreid.stages.naming import slug
 from rayreid.stages.plan import plan
 from rayreid.stages.production import produce
 from rayreid.stages.storage import check_storage
 from rayreid.storage.artifacts import Artifact
-from rayreid.tracking import Run
+from rayreid.tracking.names import slug
+from rayreid.tracking.run import Run
 
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rayreid.errors import UserError
 from rayreid.evaluation.outcomes import Outcome
 from rayreid.stages.experiment import COLUMNS
-from rayreid.stages.tracked import History, Record
+from rayreid.tracking.history import History, Record
 
 _TOLD_BY_COLUMNS = (
     "name",

@@ -17,7 +17,7 @@ from rayreid.console import Screen, clock
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.files import write_atomically
 from rayreid.storage.artifacts import Artifact
-from rayreid.tracking import Run
+from rayreid.tracking.run import Run
 
 _NOTE = "run.json"
 """Names the MLflow run, for the process that goes on after an interruption."""

@@ -16,7 +16,7 @@ from rayreid.paths import output_root
 from rayreid.stages.experiment import COLUMNS
 from rayreid.stages.outcomes import Trial, trials_of
 from rayreid.stages.report import find
-from rayreid.tracking import Run, Tracker
+from rayreid.tracking.run import Run, Tracker
 
 _FOLDER = "model"
 _MODELS = ("run.adapted", "run.model", "run.weights")

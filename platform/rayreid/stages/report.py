@@ -18,9 +18,9 @@ from rayreid.models.stems import STEMS
 from rayreid.paths import output_root
 from rayreid.stages.experiment import digest_of
 from rayreid.stages.outcomes import Trial, latest, selection_costs, trials_of
-from rayreid.stages.tracked import History, Record
-from rayreid.tracking import Run, Tracker
-from rayreid.tracking_store import tracking_uri
+from rayreid.tracking.history import History, Record
+from rayreid.tracking.run import Run, Tracker
+from rayreid.tracking.store import tracking_uri
 
 PAGE = "report.html"
 _MOST_CURVES = 12

@@ -24,14 +24,14 @@ from rayreid.selection.strategies import cut
 from rayreid.stages import select
 from rayreid.stages.checks import check
 from rayreid.stages.experiment import experiment_run, folder_of, open_desk, tags_of
-from rayreid.stages.naming import slug
 from rayreid.stages.plan import plan
 from rayreid.stages.production import produce
 from rayreid.stages.provenance import Provenance, provenance_of
 from rayreid.stages.score import LABELS, extremes
 from rayreid.stages.storage import check_storage
 from rayreid.storage.artifacts import Artifact
-from rayreid.tracking import Run
+from rayreid.tracking.names import slug
+from rayreid.tracking.run import Run
 
 STRATEGIES = ("cfs", "target_similarity", "cluster", "random")
 """What is compared unless the user says otherwise: all that need no file list."""

@@ -22,20 +22,20 @@ from rayreid.stages.experiment import (
     shared_tags,
     write_results,
 )
-from rayreid.stages.left_running import ending
 from rayreid.stages.plan import plan, shared
 from rayreid.stages.provenance import provenance_of
 from rayreid.stages.searchers import OptunaSearcher, require_optuna
 from rayreid.stages.side_by_side import blocked, produce_all
 from rayreid.stages.storage import check_storage
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
-from rayreid.stages.system_metrics import watched
 from rayreid.stages.trainer import METRICS
 from rayreid.stages.trials import corners, sweep_of, trial, trials
 from rayreid.stages.tuning import run_trials, slots, stops
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.lease import Lease
-from rayreid.tracking import Run
+from rayreid.tracking.orphans import ending
+from rayreid.tracking.run import Run
+from rayreid.tracking.system_metrics import watched
 
 Plans = Mapping[str, Mapping[str, Artifact]]
 

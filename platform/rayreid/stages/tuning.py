@@ -18,7 +18,6 @@ from rayreid.config import Experiment
 from rayreid.console import Screen
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.files import make_folder, write_atomically
-from rayreid.outage import PATIENCE_SECONDS
 from rayreid.paths import output_root
 from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.experiment import Desk, digest_of, experiment_run, folder_of, open_desk, run_row
@@ -27,7 +26,8 @@ from rayreid.stages.interrupts import handler_kept
 from rayreid.stages.searchers import OptunaSearcher
 from rayreid.stages.side_by_side import reason_of
 from rayreid.stages.trials import sweep_of, trial
-from rayreid.tracking import Run
+from rayreid.tracking.outage import PATIENCE_SECONDS
+from rayreid.tracking.run import Run
 
 _FAILED, _STOPPED = "failed", "stopped"
 """What a trial reports in place of metrics: why it has none; that it was ended early."""

@@ -16,10 +16,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
-from rayreid import outage
 from rayreid.errors import UserError
 from rayreid.storage.metrics_log import Journal, MetricsFeed
-from rayreid.tracking import Run, Tracker
+from rayreid.tracking import outage
+from rayreid.tracking.run import Run, Tracker
 
 
 class Flaky:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayreid.errors import UserError
-from rayreid.tracking import PARENT
+from rayreid.tracking.run import PARENT
 
 _PAGE = 500
 

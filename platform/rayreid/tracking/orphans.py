@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rayreid.tracking import PARENT, Run
+from rayreid.tracking.run import PARENT, Run
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rayreid.errors import UserError
-from rayreid.outage import Outage, reason
 from rayreid.storage.lease import Lease
+from rayreid.tracking.outage import Outage, reason
 
 _SQLITE = "sqlite:///"
 _LEASE = ".mlflow-lease.json"

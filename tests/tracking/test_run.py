@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from sqlalchemy.exc import OperationalError
 
-from rayreid.checkout import git_sha
+from rayreid.tracking.revision import git_sha
 from rayreid.errors import UserError
 from rayreid.storage.metrics_log import Journal, MetricsFeed
-from rayreid.tracking import Run, Tracker
-from rayreid.tracking_store import tracking_uri
+from rayreid.tracking.run import Run, Tracker
+from rayreid.tracking.store import tracking_uri
 
-PLATFORM = Path(__file__).parent.parent / "platform"
+PLATFORM = Path(__file__).parents[2] / "platform"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,8 @@ def test_the_default_store_is_a_database_in_the_output_root(tracker, root):
 def test_two_commands_may_begin_at_once_where_there_is_nothing_yet(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     program = (
-        "import sys; from pathlib import Path; from rayreid.tracking import Tracker\nTracker(Path(sys.argv[1]), 'a')"
+        "import sys; from pathlib import Path; from rayreid.tracking.run import Tracker\n"
+        "Tracker(Path(sys.argv[1]), 'a')"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "outputs")]
     environment = {**os.environ, "PYTHONPATH": str(PLATFORM)}

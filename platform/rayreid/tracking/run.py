@@ -13,12 +13,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rayreid import __version__
-from rayreid.checkout import git_sha
 from rayreid.files import make_folder
-from rayreid.outage import Outage, reason
-from rayreid.outbox import Outbox
 from rayreid.storage.metrics_log import MetricsFeed
-from rayreid.tracking_store import open_store, send, tracking_uri
+from rayreid.tracking.outage import Outage, reason
+from rayreid.tracking.outbox import Outbox
+from rayreid.tracking.revision import git_sha
+from rayreid.tracking.store import open_store, send, tracking_uri
 
 PARENT = "mlflow.parentRunId"
 """The tag that nests a run under another."""

@@ -3,9 +3,9 @@ from mlflow.exceptions import MlflowException, RestException
 from requests import ConnectionError as NoConnection
 from requests import HTTPError, Response
 
-from rayreid import outage
 from rayreid.errors import UserError
-from rayreid.outage import Outage
+from rayreid.tracking import outage
+from rayreid.tracking.outage import Outage
 
 SERVER = "http://127.0.0.1:5000"
 AWAY = MlflowException("API request to http://… failed with exception …\nMax retries exceeded")

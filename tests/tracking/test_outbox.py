@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from rayreid.outbox import Outbox
+from rayreid.tracking.outbox import Outbox
 
 
 @pytest.fixture
