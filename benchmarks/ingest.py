@@ -69,7 +69,7 @@ def run_stage(images: Path, root: Path, cpus: int, began: float) -> dict[str, fl
 
 def start_worker() -> None:
     """What a worker process does once, before its first shard."""
-    import rayreid.data.listing  # noqa: F401
+    import rayreid.data.store.listing  # noqa: F401
 
     time.sleep(1)  # so that no worker is given two of these
 

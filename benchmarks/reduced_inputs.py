@@ -19,7 +19,7 @@ import torch
 
 from rayreid.data.datasets.folder import Folder
 from rayreid.data.datasets.market1501 import Market1501
-from rayreid.data.store import Record
+from rayreid.data.store.store import Record
 from rayreid.stages.weights import convert_weights
 
 POOL, TARGET = "unlabelled-pool", "market1501-resplit"

@@ -27,7 +27,7 @@ from store_access import make_store
 from timing import Paired, in_turns, number, paired, show_table
 
 from rayreid.data.batch import ImageBatch
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.models.backbones import build_backbone
 from rayreid.models.embedding import AUTO_BATCH, Embedder, Pass
 from rayreid.models.weights import save_backbone

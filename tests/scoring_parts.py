@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from rayreid.data.batch import ImageBatch
-from rayreid.data.store import ImageStore, Record, finish_store, write_shard
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.models.backbones import build_backbone
 from rayreid.models.embedding import Embedder
 from rayreid.models.weights import save_backbone

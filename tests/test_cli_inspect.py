@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rayreid.cli import main
-from rayreid.data.store import ImageStore, Record, finish_store, write_shard
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 
 PLATFORM = Path(__file__).parent.parent / "platform"
 

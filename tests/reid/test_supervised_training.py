@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from rayreid.data.balanced_sampling import BalancedPlan
-from rayreid.data.camera_sampling import CameraPlan
+from rayreid.data.augment.reid_transforms import ReIDTrain
 from rayreid.data.datasets import open_dataset
-from rayreid.data.reid_transforms import ReIDTrain
-from rayreid.data.sampling import IdentityPlan, ShufflePlan
-from rayreid.data.store import ImageStore, finish_store, write_shard
+from rayreid.data.sampling.balanced import BalancedPlan
+from rayreid.data.sampling.batch_plans import IdentityPlan, ShufflePlan
+from rayreid.data.sampling.camera import CameraPlan
+from rayreid.data.store.store import ImageStore, finish_store, write_shard
 from rayreid.models.backbones import build_backbone
 from rayreid.reid.supervised import SupervisedReID
 from rayreid.training.checkpoint import Checkpoints

@@ -14,7 +14,7 @@ from rayreid.config import Adapt, Backbone, Experiment, Resources
 from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
 from rayreid.data.datasets import open_dataset
-from rayreid.data.store import ImageStore, finish_store, write_shard
+from rayreid.data.store.store import ImageStore, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval import evaluate_retrieval
 from rayreid.models.embedding import Embedder

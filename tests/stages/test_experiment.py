@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from rayreid.cluster import connect
 from rayreid.config.loading import load_experiment, rows
 from rayreid.data.batch import ImageBatch
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.probe import choose_probe
 from rayreid.models.embedding import Embedder
 from rayreid.selection.cfs import cfs

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 import in_process
 from rayreid.config import Backbone, Experiment, Finetune, Resources
-from rayreid.data.balanced_sampling import BalancedPlan
-from rayreid.data.camera_sampling import CameraPlan
 from rayreid.data.datasets import open_dataset
-from rayreid.data.sampling import IdentityPlan, ShufflePlan
-from rayreid.data.store import ImageStore, finish_store, write_shard
+from rayreid.data.sampling.balanced import BalancedPlan
+from rayreid.data.sampling.batch_plans import IdentityPlan, ShufflePlan
+from rayreid.data.sampling.camera import CameraPlan
+from rayreid.data.store.store import ImageStore, finish_store, write_shard
 from rayreid.evaluation.retrieval import evaluate_retrieval
 from rayreid.models.embedding import Embedder, Pass
 from rayreid.models.weights import read_header

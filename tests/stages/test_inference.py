@@ -10,7 +10,7 @@ from PIL import Image
 from ray.exceptions import WorkerCrashedError
 
 from rayreid.cluster import Share
-from rayreid.data.store import Record, finish_store, write_shard
+from rayreid.data.store.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.stages import inference
 from rayreid.stages.inference import _Actor, _unpack, stream

@@ -35,7 +35,7 @@ def test_a_submitted_job_does_the_same(head, tiny):
     assert json.loads((model / "artifact.json").read_text())["recipe"]["fields"]["finetune"]["lr"] == 0.002
 
     files = travelled(head)
-    assert {"tiny.yaml", "constraints.txt", "jobs/run.py", "platform/rayreid/data/store.py"} <= files
+    assert {"tiny.yaml", "constraints.txt", "jobs/run.py", "platform/rayreid/data/store/store.py"} <= files
     stays = (".git/", ".venv/", "data/", "outputs/", "mlruns/", "tests/")
     assert [name for name in files if name.startswith(stays) or name.endswith(".db")] == []
 

@@ -12,8 +12,8 @@ import yaml
 
 from rayreid.cluster import connect
 from rayreid.config.loading import load_experiment
-from rayreid.data.feature_file import read_features
-from rayreid.data.store import ImageStore
+from rayreid.data.store.feature_file import read_features
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import save_backbone

@@ -20,10 +20,10 @@ import torch
 
 from pairs import PAIRS, SIZE, SMALL, shrink
 from rayreid.config import Backbone, Pretrain
-from rayreid.data.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop
+from rayreid.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop
+from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.batch import ImageBatch
-from rayreid.data.reid_transforms import ReIDTest
-from rayreid.data.sampling import ShufflePlan
+from rayreid.data.sampling.batch_plans import ShufflePlan
 from rayreid.evaluation.probe import choose_probe
 from rayreid.stages.methods import METHODS, Run, crops_of
 from rayreid.stages.start import network

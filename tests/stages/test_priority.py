@@ -12,8 +12,8 @@ from rich.console import Console
 from rayreid.cluster import Share
 from rayreid.config import Score, Select
 from rayreid.console import Screen
-from rayreid.data.shards import checksum
-from rayreid.data.store import ImageStore, Record, finish_store, write_shard
+from rayreid.data.store.shards import checksum
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.stages import features, priority, select, shard_results
 from rayreid.stages.production import Work
 from rayreid.stages.subset import subset_rows

@@ -12,7 +12,7 @@ from rich.console import Console
 from rayreid.cluster import Share
 from rayreid.config import Score, Select
 from rayreid.console import Screen
-from rayreid.data.store import ImageStore, Record, finish_store, write_shard
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.stages import score, select, shard_results
 from rayreid.stages.production import Work

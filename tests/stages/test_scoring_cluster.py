@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 from killed import workers_on
 from rayreid.cluster import Share
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.stages import inference, score
 from rayreid.stages.inference import stream
 from rayreid.stages.shard_results import rows_by_shard

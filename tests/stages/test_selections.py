@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from rayreid.config.loading import load_experiment
-from rayreid.data.store import ImageStore, Record, finish_store, write_shard
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.stages import selections
 from rayreid.stages.provenance import Provenance
 from rayreid.stages.selections import STRATEGIES, Selection

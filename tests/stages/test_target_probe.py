@@ -8,8 +8,8 @@ import torch
 
 from rayreid.config import Backbone, Experiment, Pretrain
 from rayreid.data.datasets import open_dataset
-from rayreid.data.sampling import ShufflePlan
-from rayreid.data.store import ImageStore, finish_store, write_shard
+from rayreid.data.sampling.batch_plans import ShufflePlan
+from rayreid.data.store.store import ImageStore, finish_store, write_shard
 from rayreid.evaluation.probe import choose_probe
 from rayreid.stages import pretrain
 from rayreid.stages.interim import note, outcome

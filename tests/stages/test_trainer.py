@@ -19,8 +19,8 @@ from torch import nn
 from rayreid.cluster import Share, connect
 from rayreid.config import Backbone, Pretrain, Resources
 from rayreid.console import Screen
-from rayreid.data.sampling import ShufflePlan
-from rayreid.data.store import Record, finish_store, write_shard
+from rayreid.data.sampling.batch_plans import ShufflePlan
+from rayreid.data.store.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.models.weights import load_backbone
 from rayreid.stages import pretrain, start, trainer

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from sqlalchemy.exc import OperationalError
 
-from rayreid.tracking.revision import git_sha
 from rayreid.errors import UserError
 from rayreid.storage.metrics_log import Journal, MetricsFeed
+from rayreid.tracking.revision import git_sha
 from rayreid.tracking.run import Run, Tracker
 from rayreid.tracking.store import tracking_uri
 

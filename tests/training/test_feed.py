@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rayreid.data.sampling import IdentityPlan, ShufflePlan
-from rayreid.data.store import ImageStore, Record, finish_store, write_shard
+from rayreid.data.sampling.batch_plans import IdentityPlan, ShufflePlan
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.training.feed import Feed
 

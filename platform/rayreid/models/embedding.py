@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from rayreid.config import Auto
+from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.batch import ImageBatch
 from rayreid.data.images import decode
-from rayreid.data.listed import Images
-from rayreid.data.reid_transforms import ReIDTest
+from rayreid.data.store.listed import Images
 from rayreid.errors import UserError
 from rayreid.models.neck import load_neck
 from rayreid.models.weights import load_backbone

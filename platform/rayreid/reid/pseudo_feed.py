@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rayreid.data.batch import ImageBatch
-from rayreid.data.camera_sampling import CameraPlan
-from rayreid.data.sampling import Rows
-from rayreid.data.store import ImageStore
+from rayreid.data.sampling.batch_plans import Rows
+from rayreid.data.sampling.camera import CameraPlan
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.reid.cluster_contrast import ClusterContrast
 from rayreid.reid.clustering import OUTLIER, cluster_means

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from rayreid.config import Adapt, Backbone, Resources
+from rayreid.data.augment.reid_transforms import Interpolation, ReIDTest, ReIDTrain
 from rayreid.data.batch import ImageBatch
-from rayreid.data.reid_transforms import Interpolation, ReIDTest, ReIDTrain
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import extract
 from rayreid.models.neck import Neck

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from rayreid.config import Source
-from rayreid.data.datasets import Dataset
-from rayreid.data.store import ImageStore
+from rayreid.data.datasets import Dataset, open_source
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import findable_identities
 from rayreid.evaluation.protocol import check_findable
@@ -65,7 +65,7 @@ class Datasets:
 
 
 def _look(role: str, source: Source, artifact: Artifact, enough: int) -> Contents:
-    contents = _stored(role, artifact.path) if artifact.complete else _listed(role, ingest.open_source(source), enough)
+    contents = _stored(role, artifact.path) if artifact.complete else _listed(role, open_source(source), enough)
     if role == "pool":
         pretrain.refuse_test_images(source.dataset, contents.images or ())
     if role == "target":

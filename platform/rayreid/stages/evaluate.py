@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayreid.config import Evaluate, Rerank
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.protocol import check_findable
 from rayreid.evaluation.rerank import Reranking

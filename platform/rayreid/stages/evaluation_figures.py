@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from rayreid.data.batch import ImageBatch
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.attention import attention_sheet
 from rayreid.evaluation.retrieval import RetrievalReport, top_k
 from rayreid.evaluation.retrieval_figures import cmc_curve, ranked_lists

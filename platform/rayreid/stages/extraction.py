@@ -10,8 +10,8 @@ import torch
 from rayreid.config import Auto
 from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
-from rayreid.data.listed import ListedImages
-from rayreid.data.store import ImageStore
+from rayreid.data.store.listed import ListedImages
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.models.embedding import Embedder
 from rayreid.stages.inference import stream

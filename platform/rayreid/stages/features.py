@@ -14,7 +14,7 @@ import torch
 
 from rayreid.config import Score
 from rayreid.data.batch import ImageBatch
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.models.embedding import Embedder
 from rayreid.selection.cfs import directions
 from rayreid.stages.finetune import labelled_rows

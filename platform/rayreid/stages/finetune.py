@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from rayreid.config import Backbone, Finetune, Resources
-from rayreid.data.balanced_sampling import BalancedPlan
+from rayreid.data.augment.reid_transforms import ReIDTest, ReIDTrain
 from rayreid.data.batch import ImageBatch
-from rayreid.data.camera_sampling import CameraPlan
-from rayreid.data.reid_transforms import ReIDTest, ReIDTrain
-from rayreid.data.sampling import IdentityPlan, Plan, ShufflePlan
-from rayreid.data.store import ImageStore
+from rayreid.data.sampling.balanced import BalancedPlan
+from rayreid.data.sampling.batch_plans import IdentityPlan, Plan, ShufflePlan
+from rayreid.data.sampling.camera import CameraPlan
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.models.weights import save_backbone
 from rayreid.reid.supervised import SupervisedReID

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rayreid.data.datasets import open_dataset
-from rayreid.data.listed import ListedImages
-from rayreid.data.shards import checksum
-from rayreid.data.store import ImageStore
+from rayreid.data.store.listed import ListedImages
+from rayreid.data.store.shards import checksum
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.models.weights import read_header
 from rayreid.paths import inside_job, output_root

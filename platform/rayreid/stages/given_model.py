@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rayreid.config import Backbone, Checkpoint
-from rayreid.data.shards import checksum, replacing
+from rayreid.data.store.shards import checksum, replacing
 from rayreid.errors import UserError
 from rayreid.models import hub
 from rayreid.models.checkpoints import read_header_text

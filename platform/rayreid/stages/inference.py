@@ -19,8 +19,8 @@ from ray.util.annotations import RayDeprecationWarning
 
 from rayreid.cluster import scoring_actors
 from rayreid.config import Auto
-from rayreid.data.listed import Images
-from rayreid.data.store import ImageStore
+from rayreid.data.store.listed import Images
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.models.embedding import Head, Pass
 from rayreid.stages.look import BEST

@@ -14,15 +14,13 @@ import ray
 
 from rayreid.config import Source
 from rayreid.console import Bar
-from rayreid.data.datasets import Dataset, open_dataset
-from rayreid.data.datasets.place import is_uri
-from rayreid.data.index import clear_strays, finish_store
-from rayreid.data.inspection import sample_images
-from rayreid.data.listing import deal, write_part
-from rayreid.data.store import ImageStore
+from rayreid.data.datasets import Dataset, open_source
+from rayreid.data.store.index import clear_strays, finish_store
+from rayreid.data.store.inspection import sample_images
+from rayreid.data.store.listing import deal, write_part
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet
-from rayreid.paths import data_path
 from rayreid.stages.production import Work, identity
 from rayreid.storage.artifacts import Artifact
 
@@ -34,18 +32,6 @@ _SHEET = 48
 def plan(root: Path, source: Source) -> Artifact:
     """The image store of a dataset. Its folder is part of the identity: another folder is another dataset."""
     return Artifact(root, "ingest", VERSION, identity(source=source), job=partial(_ingest, source))
-
-
-def open_source(source: Source) -> Dataset:
-    """The dataset that a configuration names.
-
-    Raises:
-        UserError: unknown dataset or option, missing folder, another layout.
-    """
-    root = source.root
-    if root and not is_uri(root):
-        root = str(data_path(root))
-    return open_dataset(source.dataset, root, **source.options)
 
 
 def _ingest(source: Source, work: Work) -> dict[str, Any]:

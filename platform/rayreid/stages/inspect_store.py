@@ -7,8 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayreid.console import Screen
-from rayreid.data.inspection import Spread, Summary, captions, sample_images, summarise
-from rayreid.data.store import ImageStore
+from rayreid.data.store.inspection import Spread, Summary, captions, sample_images, summarise
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.files import write_atomically
 

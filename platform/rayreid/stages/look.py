@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayreid.data.reid_transforms import ReIDTest
-from rayreid.data.store import ImageStore
+from rayreid.data.augment.reid_transforms import ReIDTest
+from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.probe import extract
 from rayreid.evaluation.retrieval import evaluate_retrieval
 from rayreid.models.weights import read_header

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from rayreid.config import Backbone, Pretrain
 from rayreid.config.method_defaults import BY_METHOD, Recipe, uses
-from rayreid.data.augment import MultiCrop
+from rayreid.data.augment.augment import MultiCrop
 from rayreid.models import backbones
 from rayreid.pretraining.collapse import CollapseWatch, SpreadWatch
 from rayreid.pretraining.dino import DINO

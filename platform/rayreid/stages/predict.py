@@ -8,9 +8,9 @@ from rich.markup import escape
 from rayreid.cluster import connect
 from rayreid.config import Auto
 from rayreid.console import Screen
-from rayreid.data.feature_file import FeatureTable, write_features
-from rayreid.data.listed import ListedImages
-from rayreid.data.store import ImageStore
+from rayreid.data.store.feature_file import FeatureTable, write_features
+from rayreid.data.store.listed import ListedImages
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.files import write_atomically
 from rayreid.stages.extraction import extract

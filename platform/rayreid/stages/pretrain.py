@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from rayreid.config import Backbone, Pretrain, Resources
-from rayreid.data.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop
+from rayreid.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop
 from rayreid.data.batch import ImageBatch
-from rayreid.data.sampling import ShufflePlan
-from rayreid.data.store import ImageStore
+from rayreid.data.sampling.batch_plans import ShufflePlan
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.models.weights import save_backbone
 from rayreid.stages import start

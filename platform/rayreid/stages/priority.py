@@ -16,7 +16,7 @@ import torch
 
 from rayreid.cluster import training_share
 from rayreid.config import Resources, Select
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.files import write_atomically
 from rayreid.selection.clusters import SAMPLE, cluster_count, even_priority, find_centres
 from rayreid.selection.similarity import nearest

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from rayreid.config import Backbone, Pretrain
-from rayreid.data.augment import IMAGENET_MEAN, IMAGENET_STD
-from rayreid.data.reid_transforms import ReIDTest
-from rayreid.data.store import ImageStore
+from rayreid.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
+from rayreid.data.augment.reid_transforms import ReIDTest
+from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.probe import Probe, choose_probe, extract
 from rayreid.stages import interim
 from rayreid.stages.production import Work

@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from rayreid.config import Source
-from rayreid.data.datasets.synthetic import ORIGINS
+from rayreid.data.datasets import open_source
+from rayreid.data.synthetic.synthetic import ORIGINS
 from rayreid.errors import UserError
 from rayreid.paths import data_path
-from rayreid.stages.ingest import open_source
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.figures import image_sheet, loss_curves
 from rayreid.reid.clustering import OUTLIER
 from rayreid.stages.production import Work

@@ -15,7 +15,7 @@ import torch
 
 from rayreid.config import Score
 from rayreid.data.batch import ImageBatch
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet, score_histogram
 from rayreid.models.embedding import Embedder

@@ -12,10 +12,10 @@ from rich.table import Table
 from rayreid.cluster import connect
 from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
-from rayreid.data.feature_file import FeatureTable, read_features
 from rayreid.data.images import decode
-from rayreid.data.listed import ListedImages
-from rayreid.data.store import ImageStore
+from rayreid.data.store.feature_file import FeatureTable, read_features
+from rayreid.data.store.listed import ListedImages
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval import top_k
 from rayreid.evaluation.retrieval_figures import ranked_lists

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from rayreid.config import Select
-from rayreid.data.shards import checksum
-from rayreid.data.store import ImageStore
+from rayreid.data.store.shards import checksum
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import score_histogram
 from rayreid.files import write_atomically

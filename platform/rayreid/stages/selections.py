@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rayreid.cluster import connect
 from rayreid.config import Experiment
 from rayreid.config.loading import change, rows
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.comparison_figures import agreement_matrices, keep_rates
 from rayreid.evaluation.figures import group_colours, image_sheet, score_histogram

@@ -10,7 +10,7 @@ import torch
 
 from rayreid.cluster import scoring_actors
 from rayreid.config import Score
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.files import write_atomically
 from rayreid.models.embedding import Head

@@ -9,7 +9,7 @@ from rich.markup import escape
 from safetensors.torch import save_file
 
 from rayreid.config import Backbone
-from rayreid.data.shards import checksum
+from rayreid.data.store.shards import checksum
 from rayreid.errors import UserError
 from rayreid.models import backbones, hub
 from rayreid.models.checkpoints import read_checkpoint

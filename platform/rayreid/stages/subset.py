@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.files import write_atomically
 
 SUBSET = "subset.parquet"

@@ -16,8 +16,8 @@ from rich.markup import escape
 from rayreid.cluster import awaited_share
 from rayreid.config import Resources
 from rayreid.console import Bar
-from rayreid.data.sampling import Plan
-from rayreid.data.store import ImageStore
+from rayreid.data.sampling.batch_plans import Plan
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.evaluation.figures import loss_curves
 from rayreid.files import write_atomically

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from rayreid.data.batch import ImageBatch
-from rayreid.data.sampling import Plan
-from rayreid.data.store import ImageStore
+from rayreid.data.sampling.batch_plans import Plan
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.training import parallel
 from rayreid.training.loop import Batch
