@@ -47,8 +47,8 @@ def run_stage(images: Path, root: Path, cpus: int, began: float) -> dict[str, fl
 
     from rayreid.config import Source
     from rayreid.console import Screen
+    from rayreid.execution.production import produce
     from rayreid.stages.ingest import plan
-    from rayreid.stages.production import produce
     from rayreid.tracking.run import Tracker
 
     ray.init(

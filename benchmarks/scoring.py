@@ -102,14 +102,14 @@ def run_pipeline(root: Path, notes: Path, args: argparse.Namespace) -> dict[str,
     """The stage's forward passes on Ray Data."""
     import scoring  # by its name, under which the actors know it, too
 
-    from rayreid.stages import inference
+    from rayreid.execution import actor_pool
 
     began = time.time()
     start_ray(args.cpus)
     store = ImageStore(root / "store")
-    inference._CHUNK["cpu"] = (args.item, args.item)
+    actor_pool._CHUNK["cpu"] = (args.item, args.item)
     build = partial(scoring.timed, root, args.precision, notes)
-    results = inference.stream(store.directory, [np.arange(len(store))], build, args.batch)
+    results = actor_pool.stream(store.directory, [np.arange(len(store))], build, args.batch)
     scored = sum(len(rows) for rows, _, _ in results)
     rate, running = steady(notes)
     return {"rate": rate, "start": running - began, "images": scored}
@@ -149,8 +149,8 @@ def run_stage(root: Path, notes: Path, args: argparse.Namespace) -> dict[str, fl
 
     from rayreid.config import Score
     from rayreid.console import Screen
+    from rayreid.execution.production import produce
     from rayreid.stages import score
-    from rayreid.stages.production import produce
     from rayreid.storage.artifacts import Artifact
     from rayreid.tracking.run import Tracker
 

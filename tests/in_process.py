@@ -6,10 +6,10 @@ import ray.train.torch
 import torch
 from rich.console import Console
 
-from rayreid.cluster import Share
 from rayreid.console import Screen
-from rayreid.stages import trainer
-from rayreid.stages.production import Work
+from rayreid.execution import trainer
+from rayreid.execution.production import Work
+from rayreid.execution.resources import Share
 from rayreid.storage.artifacts import Artifact
 
 

@@ -122,14 +122,15 @@ def prepare(root: Path) -> None:
 
 def drive(root: Path, notes: Path, seconds: float) -> None:
     """Score, as a process of its own; `RAYREID_ROOT` is `root`."""
-    from rayreid.cluster import connect
     from rayreid.console import Screen
-    from rayreid.stages import inference, score
-    from rayreid.stages.production import produce
+    from rayreid.execution import actor_pool
+    from rayreid.execution.connection import connect
+    from rayreid.execution.production import produce
+    from rayreid.stages import score
     from rayreid.tracking.run import Tracker
 
     notes.mkdir(exist_ok=True)
-    inference._CHUNK["cpu"] = (16, 16)
+    actor_pool._CHUNK["cpu"] = (16, 16)
     head = score._Head
     score._Head = lambda *arguments: Counting(head(*arguments), notes, seconds)
     with connect(), Tracker(root, "killed").run("scoring") as run:

@@ -16,10 +16,10 @@ from PIL import Image
 
 from rayreid import __version__
 from rayreid.cli import main
-from rayreid.cluster import Share
 from rayreid.config import Experiment, Source
 from rayreid.data.store.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
+from rayreid.execution.resources import Share
 from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import save_backbone
 from rayreid.stages import ingest

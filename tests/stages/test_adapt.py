@@ -17,12 +17,12 @@ from rayreid.data.datasets import open_dataset
 from rayreid.data.store.store import ImageStore, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval import evaluate_retrieval
+from rayreid.execution.production import Work
 from rayreid.models.embedding import Embedder
 from rayreid.reid.pseudo_labels import Clustering
 from rayreid.stages import adapt, finetune, pretrain, pseudo_report
 from rayreid.stages.look import Look
 from rayreid.stages.plan import STAGE_ROLE, plan
-from rayreid.stages.production import Work
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.metrics_log import Journal
 

@@ -5,8 +5,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from rayreid.cluster import connect
 from rayreid.config.loading import load_experiment, rows
+from rayreid.execution.connection import connect
 from rayreid.stages.experiment import run
 from rayreid.stages.plan import plan
 from rayreid.storage.metrics_log import Journal

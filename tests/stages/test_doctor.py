@@ -8,11 +8,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from rayreid.cli import app
-from rayreid.cluster import Answer
 from rayreid.console import Screen
+from rayreid.execution.nodes import Answer
+from rayreid.execution.shared_storage import token
 from rayreid.stages.doctor import compared, doctor, node, pins, python, room
 from rayreid.stages.host import Examination, Host
-from rayreid.stages.storage import token
 
 module = importlib.import_module("rayreid.stages.doctor")
 machine = importlib.import_module("rayreid.stages.host")

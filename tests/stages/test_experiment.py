@@ -6,11 +6,11 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from rayreid.cluster import connect
 from rayreid.config.loading import load_experiment, rows
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.probe import choose_probe
+from rayreid.execution.connection import connect
 from rayreid.models.embedding import Embedder
 from rayreid.selection.cfs import cfs
 from rayreid.stages import finetune, pretrain

@@ -16,10 +16,9 @@ from rayreid.data.sampling.camera import CameraPlan
 from rayreid.data.store.store import ImageStore, finish_store, write_shard
 from rayreid.evaluation.retrieval import evaluate_retrieval
 from rayreid.models.embedding import Embedder, Pass
-from rayreid.models.weights import read_header
+from rayreid.models.weights import BEST, read_header, weights_of
 from rayreid.stages import finetune
-from rayreid.stages.inference import weights_of
-from rayreid.stages.look import BEST, Best, Look
+from rayreid.stages.look import Best, Look
 from rayreid.stages.plan import plan
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.metrics_log import Journal

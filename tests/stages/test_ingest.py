@@ -15,12 +15,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from rayreid.cluster import connect
 from rayreid.config.loading import load_experiment
 from rayreid.data.datasets.folder import Folder
 from rayreid.data.store.index import finish_store
 from rayreid.data.store.listing import deal, write_part
 from rayreid.data.store.store import ImageStore
+from rayreid.execution.connection import connect
 from rayreid.stages.experiment import run_stage
 from tiny_experiment import TINY
 

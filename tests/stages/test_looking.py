@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 
-from rayreid.cluster import connect
 from rayreid.config.loading import load_experiment
 from rayreid.data.store.feature_file import read_features
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.execution.connection import connect
 from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import save_backbone
 from rayreid.paths import output_root

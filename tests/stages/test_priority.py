@@ -9,13 +9,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rayreid.cluster import Share
 from rayreid.config import Score, Select
 from rayreid.console import Screen
 from rayreid.data.store.shards import checksum
 from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
-from rayreid.stages import features, priority, select, shard_results
-from rayreid.stages.production import Work
+from rayreid.execution import shard_results
+from rayreid.execution.production import Work
+from rayreid.execution.resources import Share
+from rayreid.stages import features, priority, select
 from rayreid.stages.subset import subset_rows
 from rayreid.storage.artifacts import Artifact
 

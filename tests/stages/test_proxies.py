@@ -15,14 +15,13 @@ from rayreid.config.loading import load_experiment
 from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
 from rayreid.errors import UserError
+from rayreid.execution.production import Work
 from rayreid.models.backbones import build_backbone
 from rayreid.models.embedding import Embedder
-from rayreid.models.weights import read_header, save_backbone
+from rayreid.models.weights import read_header, save_backbone, weights_of
 from rayreid.stages import proxies
 from rayreid.stages.checks import check
-from rayreid.stages.inference import weights_of
 from rayreid.stages.plan import plan
-from rayreid.stages.production import Work
 from rayreid.storage.artifacts import Artifact
 from tiny_experiment import TINY
 

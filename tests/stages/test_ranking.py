@@ -9,11 +9,11 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from rayreid.cluster import connect
 from rayreid.config import Experiment
 from rayreid.config.loading import change
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
+from rayreid.execution.connection import connect
 from rayreid.models.backbones import build_backbone
 from rayreid.models.embedding import Embedder
 from rayreid.models.weights import save_backbone

@@ -9,13 +9,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rayreid.cluster import Share
 from rayreid.config import Score, Select
 from rayreid.console import Screen
 from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.errors import UserError
-from rayreid.stages import score, select, shard_results
-from rayreid.stages.production import Work
+from rayreid.execution import shard_results
+from rayreid.execution.production import Work
+from rayreid.execution.resources import Share
+from rayreid.stages import score, select
 from rayreid.stages.provenance import Provenance
 from rayreid.storage.artifacts import Artifact
 
@@ -149,7 +150,7 @@ def test_a_line_that_was_cut_off_is_written_anew(scoring, unfinished):
 
 
 def test_one_that_stopped_after_its_last_shard_is_finished(scoring, monkeypatch):
-    from rayreid.stages.inference import stream
+    from rayreid.execution.actor_pool import stream
 
     def fail(*args):
         raise KeyboardInterrupt

@@ -9,11 +9,11 @@ from rich.console import Console
 from rayreid.config import Backbone
 from rayreid.console import Screen
 from rayreid.errors import UserError
+from rayreid.execution.production import Work
 from rayreid.models import hub
 from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import save_backbone
 from rayreid.stages import start
-from rayreid.stages.production import Work
 from rayreid.storage.artifacts import Artifact
 
 HALF = (0.5, 0.5, 0.5)

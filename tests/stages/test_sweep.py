@@ -8,9 +8,9 @@ import threading
 import pytest
 from mlflow import MlflowClient
 
-from rayreid.cluster import connect
 from rayreid.config.loading import load_experiment
 from rayreid.errors import UserError
+from rayreid.execution.connection import connect
 from rayreid.stages.experiment import folder_of, open_desk
 from rayreid.stages.registry import register_best
 from rayreid.stages.report import report

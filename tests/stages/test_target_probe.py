@@ -11,8 +11,8 @@ from rayreid.data.datasets import open_dataset
 from rayreid.data.sampling.batch_plans import ShufflePlan
 from rayreid.data.store.store import ImageStore, finish_store, write_shard
 from rayreid.evaluation.probe import choose_probe
+from rayreid.execution.periodic_metrics import note, outcome
 from rayreid.stages import pretrain
-from rayreid.stages.interim import note, outcome
 from rayreid.stages.plan import plan
 from rayreid.stages.probe import TargetProbe
 from rayreid.training.checkpoint import Checkpoints

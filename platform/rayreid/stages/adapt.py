@@ -15,6 +15,8 @@ from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import extract
+from rayreid.execution.production import Work, identity
+from rayreid.execution.trainer import Log, Training, fit
 from rayreid.models.neck import Neck
 from rayreid.models.weights import save_backbone
 from rayreid.reid.cluster_contrast import ClusterContrast
@@ -22,9 +24,7 @@ from rayreid.reid.pseudo_feed import PseudoLabelFeed, PseudoLabelPlan
 from rayreid.reid.pseudo_labels import Clustering, PseudoLabels
 from rayreid.stages import finetune, pretrain, pseudo_report, start
 from rayreid.stages.look import Look
-from rayreid.stages.production import Work, identity
 from rayreid.stages.start import Start, network
-from rayreid.stages.trainer import Log, Training, fit
 from rayreid.storage.artifacts import Artifact
 from rayreid.training.loop import Batch, resolve_precision
 

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from rayreid.cluster import training_share
 from rayreid.config import PATCH, Backbone, Experiment, Finetune, Pretrain, Source
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import NOTHING_TO_FIND
+from rayreid.execution.resources import training_share
 from rayreid.selection.filelist import read_list
 from rayreid.stages import adapt, select, start
 from rayreid.stages.contents import Contents, Datasets

@@ -11,12 +11,13 @@ from typing import Literal
 
 from rich.markup import escape
 
-from rayreid.cluster import Answer, ask_every_node, connect
 from rayreid.console import Screen
 from rayreid.errors import UserError
+from rayreid.execution.connection import connect
+from rayreid.execution.nodes import Answer, ask_every_node
+from rayreid.execution.shared_storage import Token, token
 from rayreid.paths import inside_job
 from rayreid.stages.host import Examination, Host, versions
-from rayreid.stages.storage import Token, token
 from rayreid.storage.lease import Lease
 from rayreid.tracking.run import Tracker
 

@@ -16,11 +16,11 @@ from rayreid.errors import UserError
 from rayreid.evaluation.protocol import check_findable
 from rayreid.evaluation.rerank import Reranking
 from rayreid.evaluation.retrieval import RetrievalReport, evaluate_retrieval
+from rayreid.execution.feature_extraction import extract
+from rayreid.execution.production import Work, identity
 from rayreid.files import write_atomically
+from rayreid.models.weights import weights_of
 from rayreid.stages.evaluation_figures import Rankings, draw
-from rayreid.stages.extraction import extract
-from rayreid.stages.inference import weights_of
-from rayreid.stages.production import Work, identity
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 1

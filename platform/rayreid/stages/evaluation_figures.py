@@ -12,10 +12,10 @@ from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.attention import attention_sheet
 from rayreid.evaluation.retrieval import RetrievalReport, top_k
 from rayreid.evaluation.retrieval_figures import cmc_curve, ranked_lists
+from rayreid.execution.production import Work
 from rayreid.files import make_folder
 from rayreid.models.backbones import ViT
 from rayreid.models.embedding import Embedder
-from rayreid.stages.production import Work
 
 FOLDER = "figures"
 LISTS = 8

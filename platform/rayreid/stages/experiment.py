@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 from rich.markup import escape
 
-from rayreid.cluster import connect
 from rayreid.config import Experiment, method_defaults
 from rayreid.config.loading import dump, flatten, rows
 from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval_figures import cmc_curve
+from rayreid.execution.connection import connect
+from rayreid.execution.production import produce
+from rayreid.execution.shared_storage import check_storage
 from rayreid.files import make_folder, write_atomically
 from rayreid.paths import output_root
 from rayreid.stages.checks import check, check_workers
 from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.plan import STAGE_ROLE, plan, shared
-from rayreid.stages.production import produce
 from rayreid.stages.provenance import provenance_of
-from rayreid.stages.storage import check_storage
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.run import Run, Tracker

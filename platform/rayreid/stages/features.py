@@ -15,12 +15,12 @@ import torch
 from rayreid.config import Score
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
+from rayreid.execution.production import Work, identity
+from rayreid.execution.shard_results import ShardResults, fill, rows_by_shard
 from rayreid.models.embedding import Embedder
+from rayreid.models.weights import weights_of
 from rayreid.selection.cfs import directions
 from rayreid.stages.finetune import labelled_rows
-from rayreid.stages.inference import weights_of
-from rayreid.stages.production import Work, identity
-from rayreid.stages.shard_results import ShardResults, fill, rows_by_shard
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 1

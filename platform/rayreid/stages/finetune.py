@@ -17,13 +17,13 @@ from rayreid.data.sampling.batch_plans import IdentityPlan, Plan, ShufflePlan
 from rayreid.data.sampling.camera import CameraPlan
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.models.weights import save_backbone
+from rayreid.execution.production import Work, identity
+from rayreid.execution.trainer import Training, fit
+from rayreid.models.weights import BEST, save_backbone
 from rayreid.reid.supervised import SupervisedReID
 from rayreid.stages import pretrain, start
-from rayreid.stages.look import BEST, Best, Look
-from rayreid.stages.production import Work, identity
+from rayreid.stages.look import Best, Look
 from rayreid.stages.start import Start, network
-from rayreid.stages.trainer import Training, fit
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 2

@@ -10,9 +10,8 @@ from rayreid.data.store.listed import ListedImages
 from rayreid.data.store.shards import checksum
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.models.weights import read_header
+from rayreid.models.weights import read_header, weights_of
 from rayreid.paths import inside_job, output_root
-from rayreid.stages.inference import weights_of
 
 MODELS = ("finetune", "adapt", "pretrain", "proxy", "given")
 """Stages whose artifacts hold a network."""

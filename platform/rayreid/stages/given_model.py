@@ -8,12 +8,12 @@ from typing import Any
 from rayreid.config import Backbone, Checkpoint
 from rayreid.data.store.shards import checksum, replacing
 from rayreid.errors import UserError
+from rayreid.execution.production import Work
 from rayreid.models import hub
 from rayreid.models.checkpoints import read_header_text
 from rayreid.models.weights import read_header
 from rayreid.paths import data_path
 from rayreid.stages import finetune, proxies
-from rayreid.stages.production import Work
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 1

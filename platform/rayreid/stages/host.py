@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from rayreid.errors import UserError
+from rayreid.execution.shared_storage import Token
 from rayreid.neighbours.knn import check_sample, nearest
-from rayreid.stages.storage import Token
 
 _POINTS, _WIDTH, _NEAREST = 2000, 64, 10
 _RAY_STOPS = 0.05  # Ray takes no more objects on a disk with less of it free

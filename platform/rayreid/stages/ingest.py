@@ -21,7 +21,7 @@ from rayreid.data.store.listing import deal, write_part
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet
-from rayreid.stages.production import Work, identity
+from rayreid.execution.production import Work, identity
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 2  # raised, too, when the drawn dataset draws something else

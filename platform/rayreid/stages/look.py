@@ -12,14 +12,10 @@ from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.probe import extract
 from rayreid.evaluation.retrieval import evaluate_retrieval
+from rayreid.execution import periodic_metrics
 from rayreid.models.weights import read_header
-from rayreid.stages import interim
 from rayreid.training import parallel
 from rayreid.training.loop import resolve_precision
-
-BEST = "best.safetensors"
-"""Beside an artifact's weights: those of the epoch that looked best. Chosen on the test itself, hence for the record
-alone: nothing goes on from them."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class Look:
         precision = resolve_precision(self.precision, device)
 
         def look(epochs: int) -> dict[str, float]:
-            if not interim.due(epochs, self.every, self.epochs):
+            if not periodic_metrics.due(epochs, self.every, self.epochs):
                 return {}
             # Where batch norm takes each worker's own statistics, worker 0's are those that are kept.
             parallel.broadcast_buffers(method)

@@ -12,12 +12,14 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from rayreid.cluster import connect
 from rayreid.config import Experiment, Source
 from rayreid.config.loading import rows
 from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval_figures import score_matrix
+from rayreid.execution.connection import connect
+from rayreid.execution.production import produce
+from rayreid.execution.shared_storage import check_storage
 from rayreid.files import write_atomically
 from rayreid.paths import output_root
 from rayreid.stages import evaluate, given_model, ingest
@@ -25,8 +27,6 @@ from rayreid.stages.checks import check, check_workers
 from rayreid.stages.contents import Datasets, check_answers
 from rayreid.stages.experiment import experiment_run, folder_of, open_desk, tags_of
 from rayreid.stages.plan import plan
-from rayreid.stages.production import produce
-from rayreid.stages.storage import check_storage
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.names import slug
 from rayreid.tracking.run import Run

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from rayreid.config import Backbone, Pretrain
 from rayreid.config.method_defaults import BY_METHOD, Recipe, uses
 from rayreid.data.augment.augment import MultiCrop
+from rayreid.execution.trainer import Watch
 from rayreid.models import backbones
 from rayreid.pretraining.collapse import CollapseWatch, SpreadWatch
 from rayreid.pretraining.dino import DINO
@@ -15,7 +16,6 @@ from rayreid.pretraining.moby import MoBY
 from rayreid.pretraining.mocov2 import MoCoV2
 from rayreid.pretraining.mocov3 import MoCoV3, patch_projection
 from rayreid.pretraining.momentum import Rates
-from rayreid.stages.trainer import Watch
 from rayreid.training.loop import Method
 from rayreid.training.schedules import Constant, Schedule, WarmupCosine
 

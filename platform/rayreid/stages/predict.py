@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 from rich.markup import escape
 
-from rayreid.cluster import connect
 from rayreid.config import Auto
 from rayreid.console import Screen
 from rayreid.data.store.feature_file import FeatureTable, write_features
 from rayreid.data.store.listed import ListedImages
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.execution.connection import connect
+from rayreid.execution.feature_extraction import extract
 from rayreid.files import write_atomically
-from rayreid.stages.extraction import extract
 from rayreid.stages.given import Model, find_model, open_images, output_file, place
 
 

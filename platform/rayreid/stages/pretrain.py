@@ -15,15 +15,15 @@ from rayreid.data.batch import ImageBatch
 from rayreid.data.sampling.batch_plans import ShufflePlan
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.execution.production import Work, identity
+from rayreid.execution.trainer import METRICS, Training, fit
 from rayreid.models.weights import save_backbone
 from rayreid.stages import start
 from rayreid.stages.early_stopping import Judged, Rivals
 from rayreid.stages.methods import METHODS, Pretraining, Run, crops_of, resolved
 from rayreid.stages.probe import on_target
-from rayreid.stages.production import Work, identity
 from rayreid.stages.start import Start, network
 from rayreid.stages.subset import subset_rows
-from rayreid.stages.trainer import METRICS, Training, fit
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 2

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from rayreid.cluster import training_share
 from rayreid.config import Resources, Select
 from rayreid.data.store.store import ImageStore
+from rayreid.execution.production import Work, identity
+from rayreid.execution.resources import training_share
 from rayreid.files import write_atomically
 from rayreid.selection.clusters import SAMPLE, cluster_count, even_priority, find_centres
 from rayreid.selection.similarity import nearest
 from rayreid.stages import features, score
-from rayreid.stages.production import Work, identity
 from rayreid.stages.provenance import Provenance
 from rayreid.storage.artifacts import Artifact
 

@@ -12,8 +12,8 @@ from rayreid.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.probe import Probe, choose_probe, extract
-from rayreid.stages import interim
-from rayreid.stages.production import Work
+from rayreid.execution import periodic_metrics
+from rayreid.execution.production import Work
 from rayreid.training.loop import resolve_precision
 
 
@@ -44,7 +44,7 @@ class TargetProbe:
         precision = resolve_precision(self.precision, device)
 
         def look(epochs: int) -> dict[str, float]:
-            if not interim.due(epochs, self.every, self.epochs):
+            if not periodic_metrics.due(epochs, self.every, self.epochs):
                 return {}
             features = extract(method.backbone, store, self.probe.rows, transform, device, precision, threads)
             return self.probe.score(features)

@@ -7,11 +7,11 @@ from typing import Any
 
 from rayreid.config import Backbone, Checkpoint, Proxy, Resources
 from rayreid.errors import UserError
+from rayreid.execution.production import Work, identity
+from rayreid.models.normalisation import IMAGENET, NORMALISED
 from rayreid.models.report import LoadReport
 from rayreid.models.weights import load_weights, save_backbone
 from rayreid.stages import finetune, pretrain, start
-from rayreid.stages.production import Work, identity
-from rayreid.stages.weights import IMAGENET, NORMALISED
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 1

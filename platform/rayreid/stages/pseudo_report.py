@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.figures import image_sheet, loss_curves
+from rayreid.execution.production import Work
 from rayreid.reid.clustering import OUTLIER
-from rayreid.stages.production import Work
 from rayreid.storage.metrics_log import Journal
 
 _CLUSTERS, _IMAGES = 6, 8

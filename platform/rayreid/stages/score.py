@@ -18,12 +18,12 @@ from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet, score_histogram
+from rayreid.execution.production import Work, identity
+from rayreid.execution.shard_results import ShardResults, fill
 from rayreid.models.embedding import Embedder
+from rayreid.models.weights import weights_of
 from rayreid.selection.cfs import cfs
-from rayreid.stages.inference import weights_of
-from rayreid.stages.production import Work, identity
 from rayreid.stages.provenance import Provenance
-from rayreid.stages.shard_results import ShardResults, fill
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 1

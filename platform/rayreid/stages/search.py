@@ -9,7 +9,6 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from rayreid.cluster import connect
 from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
 from rayreid.data.images import decode
@@ -19,6 +18,7 @@ from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval import top_k
 from rayreid.evaluation.retrieval_figures import ranked_lists
+from rayreid.execution.connection import connect
 from rayreid.models.embedding import Embedder
 from rayreid.stages.given import Model, find_model, open_images, output_file, place
 from rayreid.stages.pictures import PICTURES, save_picture

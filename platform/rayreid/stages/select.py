@@ -13,14 +13,14 @@ from rayreid.data.store.shards import checksum
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import score_histogram
+from rayreid.execution.production import Work, identity
 from rayreid.files import write_atomically
+from rayreid.models.weights import weights_of
 from rayreid.paths import data_path
 from rayreid.selection.filelist import match_entries, read_list
 from rayreid.selection.strategies import cut, priority
 from rayreid.stages import score
-from rayreid.stages.inference import weights_of
 from rayreid.stages.priority import read_priority
-from rayreid.stages.production import Work, identity
 from rayreid.stages.provenance import Provenance
 from rayreid.stages.subset import SUBSET, write_subset
 from rayreid.storage.artifacts import Artifact, lineage

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rayreid.cluster import connect
 from rayreid.config import Experiment
 from rayreid.config.loading import change, rows
 from rayreid.data.store.store import ImageStore
@@ -17,6 +16,9 @@ from rayreid.errors import UserError
 from rayreid.evaluation.comparison_figures import agreement_matrices, keep_rates
 from rayreid.evaluation.figures import group_colours, image_sheet, score_histogram
 from rayreid.evaluation.page import Page
+from rayreid.execution.connection import connect
+from rayreid.execution.production import produce
+from rayreid.execution.shared_storage import check_storage
 from rayreid.files import write_atomically
 from rayreid.paths import output_root
 from rayreid.selection.overlap import jaccard, rank_correlation
@@ -25,10 +27,8 @@ from rayreid.stages import select
 from rayreid.stages.checks import check
 from rayreid.stages.experiment import experiment_run, folder_of, open_desk, tags_of
 from rayreid.stages.plan import plan
-from rayreid.stages.production import produce
 from rayreid.stages.provenance import Provenance, provenance_of
 from rayreid.stages.score import LABELS, extremes
-from rayreid.stages.storage import check_storage
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.names import slug
 from rayreid.tracking.run import Run

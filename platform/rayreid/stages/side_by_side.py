@@ -8,8 +8,8 @@ from ray.exceptions import RayError
 
 from rayreid.config import Experiment
 from rayreid.console import Screen
+from rayreid.execution.production import produce
 from rayreid.stages.experiment import Desk, open_desk
-from rayreid.stages.production import produce
 from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.tracking.outage import PATIENCE_SECONDS
 from rayreid.tracking.run import Run

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from rayreid.config import Backbone
 from rayreid.data.store.shards import checksum
 from rayreid.errors import UserError
+from rayreid.execution.production import Work
 from rayreid.models import backbones, hub
 from rayreid.models.checkpoints import read_checkpoint
 from rayreid.models.report import LoadReport
 from rayreid.models.weights import check_weights, load_weights
 from rayreid.paths import data_path
-from rayreid.stages.production import Work
 
 FOLDER = "start"
 """Where weights that were fetched lie for the workers, in the artifact while it is made."""

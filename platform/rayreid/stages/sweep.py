@@ -5,10 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from rich.markup import escape
 
-from rayreid.cluster import connect
 from rayreid.config import Experiment
 from rayreid.config.loading import describe
 from rayreid.errors import UserError
+from rayreid.execution.connection import connect
+from rayreid.execution.shared_storage import check_storage
+from rayreid.execution.trainer import METRICS
 from rayreid.paths import output_root
 from rayreid.stages.checks import check, check_workers
 from rayreid.stages.early_stopping import Rivals
@@ -26,9 +28,7 @@ from rayreid.stages.plan import plan, shared
 from rayreid.stages.provenance import provenance_of
 from rayreid.stages.searchers import OptunaSearcher, require_optuna
 from rayreid.stages.side_by_side import blocked, produce_all
-from rayreid.stages.storage import check_storage
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
-from rayreid.stages.trainer import METRICS
 from rayreid.stages.trials import corners, sweep_of, trial, trials
 from rayreid.stages.tuning import run_trials, slots, stops
 from rayreid.storage.artifacts import Artifact

@@ -13,16 +13,16 @@ import ray
 from ray import tune
 from rich.markup import escape
 
-from rayreid.cluster import training_share
 from rayreid.config import Experiment
 from rayreid.console import Screen
 from rayreid.errors import StoppedEarly, UserError
+from rayreid.execution.actor_pool import LOST
+from rayreid.execution.interrupts import handler_kept
+from rayreid.execution.resources import training_share
 from rayreid.files import make_folder, write_atomically
 from rayreid.paths import output_root
 from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.experiment import Desk, digest_of, experiment_run, folder_of, open_desk, run_row
-from rayreid.stages.inference import LOST
-from rayreid.stages.interrupts import handler_kept
 from rayreid.stages.searchers import OptunaSearcher
 from rayreid.stages.side_by_side import reason_of
 from rayreid.stages.trials import sweep_of, trial

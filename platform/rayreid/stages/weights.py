@@ -16,19 +16,13 @@ from rayreid.models.architecture import recognise
 from rayreid.models.backbones import Backbone, build_backbone
 from rayreid.models.checkpoints import Checkpoint, read_checkpoint
 from rayreid.models.conversion import write_timm, write_transreid
+from rayreid.models.normalisation import NORMALISED
 from rayreid.models.onnx_export import export_onnx, require_onnx
 from rayreid.models.weights import load_weights, read_header, save_backbone
 
 SUFFIXES = {"safetensors": (".safetensors",), "timm": (".safetensors", ".pth"), "transreid": (".pth",)}
 MARKS = {"safetensors": "rayreid"}  # what stands in a file's name for its form, where it is not the form's own
 FOREIGN: dict[str, Callable[[Path, Backbone], list[str]]] = {"timm": write_timm, "transreid": write_transreid}
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-# Formats whose normalisation is known: that of pre-training, ours and published, and of the published ReID models.
-NORMALISED = {
-    **dict.fromkeys(("rayreid-state", "transreid-pretraining", "dino", "mocov2", "mocov3", "moby"), IMAGENET),
-    **dict.fromkeys(("reid", "cluster-contrast"), HALF),
-}
 OWN_FACTS = ("format", "backbone", "mean", "std", "img_size", "num_heads")
 
 

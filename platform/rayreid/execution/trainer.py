@@ -13,17 +13,17 @@ import torch
 from ray.train.v2.api.exceptions import TrainingFailedError
 from rich.markup import escape
 
-from rayreid.cluster import awaited_share
 from rayreid.config import Resources
 from rayreid.console import Bar
 from rayreid.data.sampling.batch_plans import Plan
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.evaluation.figures import loss_curves
+from rayreid.execution import periodic_metrics
+from rayreid.execution.interrupts import Trainer
+from rayreid.execution.production import Work
+from rayreid.execution.resources import awaited_share
 from rayreid.files import write_atomically
-from rayreid.stages import interim
-from rayreid.stages.interrupts import Trainer
-from rayreid.stages.production import Work
 from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.training import parallel
 from rayreid.training.checkpoint import Checkpoints, Milestones
@@ -36,7 +36,7 @@ METRICS = "metrics.jsonl"
 _FAILURE = "failure-{}.json"
 _RESOLVED = "resolved.json"
 _NO_CURVE = ("step", "epoch", "time", "wait", "gpu_hours")
-_NO_CURVE_PREFIXES = (*(f"{kind}_" for kind in interim.KINDS), "seconds_")
+_NO_CURVE_PREFIXES = (*(f"{kind}_" for kind in periodic_metrics.KINDS), "seconds_")
 _POLL_SECONDS = 2.0
 
 Watch = Callable[[Mapping[str, float]], str | None]
@@ -140,7 +140,7 @@ def fit(work: Work, training: Training, resources: Resources, watch: Watch = lam
         "steps": total,
         "images_seen": total * training.plan.size,
         "final_loss": history[-1]["loss"],
-        **interim.outcome(work, history),
+        **periodic_metrics.outcome(work, history),
         "workers": share.workers,
         "gpu_hours": history[-1]["gpu_hours"],
         **json.loads((work.folder / _RESOLVED).read_text()),
@@ -261,4 +261,4 @@ class _Delivery:
 
 def _note(row: Mapping[str, float]) -> str:
     pace = f"{row['images_per_second']:.0f} images/s, {100 * row['wait']:.0f} % waiting"
-    return f"epoch {row['epoch']:.1f}  loss {row['loss']:.3f}  {pace}{interim.note(row)}"
+    return f"epoch {row['epoch']:.1f}  loss {row['loss']:.3f}  {pace}{periodic_metrics.note(row)}"

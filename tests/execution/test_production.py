@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rayreid.console import Screen
 from rayreid.errors import UserError
-from rayreid.stages.production import Work, produce
+from rayreid.execution.production import Work, produce
 from rayreid.storage.artifacts import Artifact
 
 

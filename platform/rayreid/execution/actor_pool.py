@@ -17,13 +17,12 @@ from ray.data import ActorPoolStrategy
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 from ray.util.annotations import RayDeprecationWarning
 
-from rayreid.cluster import scoring_actors
 from rayreid.config import Auto
 from rayreid.data.store.listed import Images
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.execution.resources import scoring_actors
 from rayreid.models.embedding import Head, Pass
-from rayreid.stages.look import BEST
 
 _CHUNK = {"cpu": (128, 1024), "cuda": (1024, 4096)}
 """Rows per work item, at least and at most: enough to pay for its scheduling, few enough to keep all actors busy to the
@@ -35,15 +34,6 @@ LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
 """What Ray raises where a process or its node is gone."""
 _TRIES = 3
 """Executions in a row that may end by a lost worker without a single result: then it is no accident."""
-
-
-def weights_of(folder: Path) -> Path:
-    """The weights file of an artifact of pre-training, fine-tuning, adaptation, or of a user's checkpoint.
-
-    It is the last epoch's; those of the epoch that looked best on query and gallery are for the record.
-    """
-    [path] = (path for path in folder.glob("*.safetensors") if path.name != BEST)
-    return path
 
 
 class _Actor:

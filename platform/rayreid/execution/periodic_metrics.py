@@ -6,7 +6,7 @@ Its figures stand in rows of the journal at the end of an epoch: `<kind>_mAP` an
 from collections.abc import Mapping, Sequence
 
 from rayreid.evaluation.figures import loss_curves
-from rayreid.stages.production import Work
+from rayreid.execution.production import Work
 
 KINDS = ("probe", "eval")
 """On the target's split train, and on its query and gallery."""

@@ -4,7 +4,7 @@ import threading
 import pytest
 import ray.train.torch
 
-from rayreid.stages.interrupts import Trainer, handler_kept
+from rayreid.execution.interrupts import Trainer, handler_kept
 
 
 def another(number, frame):

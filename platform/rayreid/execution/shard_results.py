@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rayreid.cluster import scoring_actors
 from rayreid.config import Score
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.execution.actor_pool import stream
+from rayreid.execution.production import Work
+from rayreid.execution.resources import scoring_actors
 from rayreid.files import write_atomically
 from rayreid.models.embedding import Head
-from rayreid.stages.inference import stream
-from rayreid.stages.production import Work
 
 UNDECODABLE = "undecodable.tsv"
 """Lists the images that could not be decoded, with the reason."""

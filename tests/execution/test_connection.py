@@ -6,10 +6,11 @@ import time
 import pytest
 import ray
 
-from rayreid import cluster
-from rayreid.cluster import Share, awaited_share, connect, scoring_actors, training_share
 from rayreid.config import Resources
 from rayreid.errors import UserError
+from rayreid.execution import resources
+from rayreid.execution.connection import connect
+from rayreid.execution.resources import Share, awaited_share, scoring_actors, training_share
 
 NO_ONE = {"memory": 1e9}
 SMALL, LARGE = {"CPU": 2.0}, {"CPU": 3.0}
@@ -47,7 +48,7 @@ def test_more_workers_than_gpus_are_refused_unless_the_cluster_is_to_add_nodes(m
 def test_in_the_middle_of_a_command_a_lost_node_is_waited_for(monkeypatch):
     there = [alive(NO_ONE), alive(NO_ONE), alive(NO_ONE, {"CPU": 8.0, "GPU": 1.0})]
     monkeypatch.setattr("ray.nodes", lambda: there.pop(0) if len(there) > 1 else there[0])
-    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(resources, "_POLL_SECONDS", 0.01)
     assert awaited_share(Resources()) == Share(1, 8, True) and len(there) == 1
     there[:] = [alive(NO_ONE)]
     with pytest.raises(UserError, match="the cluster has 0 CPUs"):

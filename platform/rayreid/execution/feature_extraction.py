@@ -13,8 +13,8 @@ from rayreid.data.batch import ImageBatch
 from rayreid.data.store.listed import ListedImages
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.execution.actor_pool import stream
 from rayreid.models.embedding import Embedder
-from rayreid.stages.inference import stream
 
 
 class _Head:

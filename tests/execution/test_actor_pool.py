@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from ray.exceptions import WorkerCrashedError
 
-from rayreid.cluster import Share
 from rayreid.data.store.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
-from rayreid.stages import inference
-from rayreid.stages.inference import _Actor, _unpack, stream
+from rayreid.execution import actor_pool
+from rayreid.execution.actor_pool import _Actor, _unpack, stream
+from rayreid.execution.resources import Share
 
 
 def write_store(folder: Path, broken: int | None = None) -> Path:
@@ -110,7 +110,7 @@ def test_nothing_to_do_needs_no_cluster(tmp_path, monkeypatch, rows):
     def refuse(*args, **kwargs):
         raise AssertionError("there is nothing to do")
 
-    monkeypatch.setattr(inference, "scoring_actors", refuse)
+    monkeypatch.setattr(actor_pool, "scoring_actors", refuse)
     monkeypatch.setattr("ray.data.from_items", refuse)
     assert list(stream(tmp_path, rows, brightness, 8)) == []
 
@@ -142,11 +142,11 @@ class Execution:
 @pytest.fixture
 def lose(monkeypatch):
     """Stream ten rows two by two through some `Execution`."""
-    monkeypatch.setattr(inference, "scoring_actors", lambda: Share(1, 1, False))
-    monkeypatch.setitem(inference._CHUNK, "cpu", (2, 2))
+    monkeypatch.setattr(actor_pool, "scoring_actors", lambda: Share(1, 1, False))
+    monkeypatch.setitem(actor_pool._CHUNK, "cpu", (2, 2))
 
     def lose(execution):
-        monkeypatch.setattr(inference, "_execute", execution)
+        monkeypatch.setattr(actor_pool, "_execute", execution)
         return [row for rows, _, _ in stream(Path(), [np.arange(6), np.arange(6, 10)], brightness, 8) for row in rows]
 
     return lose
@@ -169,7 +169,7 @@ def test_workers_that_are_lost_before_they_give_anything_end_it(lose):
 @pytest.mark.parametrize(("images", "items"), [(10, 1), (1000, 8), (50_000, 65), (1_000_000, 977)])
 def test_items_are_few_and_small(lose, monkeypatch, images, items):
     execution = Execution()
-    monkeypatch.setattr(inference, "_CHUNK", {"cpu": (128, 1024)})
-    monkeypatch.setattr(inference, "_execute", execution)
+    monkeypatch.setattr(actor_pool, "_CHUNK", {"cpu": (128, 1024)})
+    monkeypatch.setattr(actor_pool, "_execute", execution)
     assert sum(len(part) for part, _, _ in stream(Path(), [np.arange(images)], brightness, 8)) == images
     assert len(execution.asked[0]) == items

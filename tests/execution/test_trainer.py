@@ -16,16 +16,18 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from rich.console import Console
 from torch import nn
 
-from rayreid.cluster import Share, connect
 from rayreid.config import Backbone, Pretrain, Resources
 from rayreid.console import Screen
 from rayreid.data.sampling.batch_plans import ShufflePlan
 from rayreid.data.store.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
+from rayreid.execution import trainer
+from rayreid.execution.connection import connect
+from rayreid.execution.production import SCRATCH, Work
+from rayreid.execution.resources import Share
+from rayreid.execution.trainer import Training, fit
 from rayreid.models.weights import load_backbone
-from rayreid.stages import pretrain, start, trainer
-from rayreid.stages.production import SCRATCH, Work
-from rayreid.stages.trainer import Training, fit
+from rayreid.stages import pretrain, start
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.metrics_log import Journal
 

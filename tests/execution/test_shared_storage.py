@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from rayreid.cluster import Answer
 from rayreid.errors import UserError
-from rayreid.stages import storage
-from rayreid.stages.storage import check_storage, token
+from rayreid.execution import shared_storage
+from rayreid.execution.nodes import Answer
+from rayreid.execution.shared_storage import check_storage, token
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def places(tmp_path, monkeypatch):
     data.mkdir()
     monkeypatch.setenv("RAYREID_ROOT", str(root))
     monkeypatch.setenv("RAYREID_DATA", str(data))
-    monkeypatch.setattr(storage, "_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(shared_storage, "_PATIENCE_SECONDS", 0.3)
     return root, data
 
 
@@ -82,8 +82,8 @@ def cluster(monkeypatch):
     """Nodes that answer as they are told to."""
 
     def of(*pairs):
-        monkeypatch.setattr(storage, "alone", lambda: False)
-        monkeypatch.setattr(storage, "ask_every_node", lambda question: answers(*pairs))
+        monkeypatch.setattr(shared_storage, "alone", lambda: False)
+        monkeypatch.setattr(shared_storage, "ask_every_node", lambda question: answers(*pairs))
 
     return of
 
@@ -113,6 +113,6 @@ def test_a_large_cluster_s_faults_are_counted(cluster):
 
 
 def test_a_single_machine_asks_nobody(monkeypatch):
-    monkeypatch.setattr(storage, "alone", lambda: True)
-    monkeypatch.setattr(storage, "ask_every_node", lambda question: pytest.fail("asked"))
+    monkeypatch.setattr(shared_storage, "alone", lambda: True)
+    monkeypatch.setattr(shared_storage, "ask_every_node", lambda question: pytest.fail("asked"))
     check_storage()

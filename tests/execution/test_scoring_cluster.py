@@ -17,11 +17,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 from killed import workers_on
-from rayreid.cluster import Share
 from rayreid.data.store.store import ImageStore
-from rayreid.stages import inference, score
-from rayreid.stages.inference import stream
-from rayreid.stages.shard_results import rows_by_shard
+from rayreid.execution import actor_pool
+from rayreid.execution.actor_pool import stream
+from rayreid.execution.resources import Share
+from rayreid.execution.shard_results import rows_by_shard
+from rayreid.stages import score
 from scoring_parts import (
     BROKEN,
     IN_SHARD,
@@ -38,8 +39,8 @@ from scoring_parts import (
 
 pytestmark = pytest.mark.ray
 
-HERE = Path(__file__).parent
-PATHS = os.pathsep.join([str(HERE), str(HERE.parents[1] / "platform")])
+HERE = Path(__file__).resolve().parent.parent
+PATHS = os.pathsep.join([str(HERE), str(HERE.parent / "platform")])
 CLUSTER = {"include_dashboard": False, "runtime_env": {"env_vars": {"PYTHONPATH": PATHS}}, "log_to_driver": False}
 
 
@@ -56,7 +57,7 @@ def pool(tmp_path_factory):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Many work items, so that every actor has some at all times."""
-    monkeypatch.setitem(inference._CHUNK, "cpu", (16, 16))
+    monkeypatch.setitem(actor_pool._CHUNK, "cpu", (16, 16))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")  # several nodes on a busy machine take their time
 
@@ -104,7 +105,7 @@ def test_scores_are_those_of_a_plain_loop_whatever_the_actors_batches_and_order(
     pieces = list(rows_by_shard(store).values())
     assert len(pieces) == SHARDS and {len(piece) for piece in pieces} == {IN_SHARD}
     for number, batch_size, order in [(1, 7, pieces), (3, "auto", [np.arange(len(store))[::-1]])]:
-        monkeypatch.setattr(inference, "scoring_actors", lambda number=number: Share(number, 1, False))
+        monkeypatch.setattr(actor_pool, "scoring_actors", lambda number=number: Share(number, 1, False))
         check(stream(store.directory, order, head(pool), batch_size), pool)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayreid.cluster import alone, ask_every_node
 from rayreid.errors import UserError
+from rayreid.execution.nodes import alone, ask_every_node
 from rayreid.files import make_folder, write_atomically
 from rayreid.paths import data_path, output_root
 
