@@ -27,7 +27,8 @@ from rayreid.execution.production import SCRATCH, Work
 from rayreid.execution.resources import Share
 from rayreid.execution.trainer import Training, fit
 from rayreid.models.weights import load_backbone
-from rayreid.stages import pretrain, start
+from rayreid.stages import pretrain
+from rayreid.stages.training import initial_weights
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.metrics_log import Journal
 
@@ -439,11 +440,11 @@ def test_a_relative_checkpoint_is_found_from_another_folder(tmp_path, monkeypatc
     monkeypatch.delenv("RAYREID_DATA", raising=False)
     backbone = Backbone(name="vit_tiny", depth=1, img_size=(64, 32), weights="w.pth")
     loaded, seen = [], []
-    torch.save(start.network(backbone).state_dict(), "w.pth")
+    torch.save(initial_weights.network(backbone).state_dict(), "w.pth")
     artifact = Artifact(tmp_path, "pretrain", 1, {}, {"pool": Artifact(tmp_path, "ingest", 1, {})})
     monkeypatch.setattr(Work, "input", lambda self, role: store())
     monkeypatch.setattr(pretrain, "fit", lambda work, training, resources, watch: seen.append(training) or {})
-    monkeypatch.setattr(start, "load_weights", lambda network, path, strict: loaded.append(path))
+    monkeypatch.setattr(initial_weights, "load_weights", lambda network, path, strict: loaded.append(path))
     run = type("Recorder", (), {name: lambda self, *values: None for name in ("dataset", "params", "tags", "file")})()
     config = Pretrain(epochs=1, batch_size=4, out_dim=8, hidden_dim=8, bottleneck_dim=8)
     pretrain._pretrain(config, backbone, 0, Resources(), None, Work(artifact, tmp_path, run, Screen()))

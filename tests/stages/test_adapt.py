@@ -20,9 +20,10 @@ from rayreid.evaluation.retrieval import evaluate_retrieval
 from rayreid.execution.production import Work
 from rayreid.models.embedding import Embedder
 from rayreid.reid.pseudo_labels import Clustering
-from rayreid.stages import adapt, finetune, pretrain, pseudo_report
-from rayreid.stages.look import Look
+from rayreid.stages import adapt, finetune, pretrain
 from rayreid.stages.plan import STAGE_ROLE, plan
+from rayreid.stages.training import pseudo_label_figures
+from rayreid.stages.training.validation import Look
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.metrics_log import Journal
 
@@ -202,9 +203,9 @@ def test_by_default_it_does_not_look(store, method):
 
 def test_it_says_that_labels_were_kept():
     found = {"epoch": 6.0, "clusters": 1.0, "outliers": 12.0, "kept_labels": 1.0}
-    assert pseudo_report.watch(found).startswith("epoch 7: 1 clusters, 12 outliers cannot be trained on")
-    assert pseudo_report.watch({**found, "kept_labels": 0.0}) is None
-    assert pseudo_report.watch({"step": 3, "loss": 1.0}) is None
+    assert pseudo_label_figures.watch(found).startswith("epoch 7: 1 clusters, 12 outliers cannot be trained on")
+    assert pseudo_label_figures.watch({**found, "kept_labels": 0.0}) is None
+    assert pseudo_label_figures.watch({"step": 3, "loss": 1.0}) is None
 
 
 def test_figures_and_facts_of_the_labels(store, tmp_path):
@@ -225,7 +226,7 @@ def test_figures_and_facts_of_the_labels(store, tmp_path):
             figures[name] = figure
 
     work = Work(Artifact(tmp_path, "adapt", 1, {}), tmp_path, Run(), Screen(Console(file=io.StringIO())))
-    facts = pseudo_report.draw(work, store, tmp_path, 2)
+    facts = pseudo_label_figures.draw(work, store, tmp_path, 2)
     assert facts["final_clusters"] == 4 and facts["final_ari"] == 0.5 and facts["epochs_with_kept_labels"] == 1
     assert facts["total_seconds_extract"] == 2 and facts["total_seconds_cluster"] == 1
     assert {axes.get_title(loc="left") for axes in figures["figures/labels.png"].axes} == {
@@ -242,7 +243,7 @@ def test_figures_and_facts_of_the_labels(store, tmp_path):
 
 
 def test_of_a_long_run_ten_sheets_are_drawn(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(pseudo_report, "sheet", lambda *rest: None)
+    monkeypatch.setattr(pseudo_label_figures, "sheet", lambda *rest: None)
     train = store.rows_of("train")
     figures = []
     (tmp_path / "metrics.jsonl").write_text(
@@ -257,7 +258,7 @@ def test_of_a_long_run_ten_sheets_are_drawn(store, tmp_path, monkeypatch):
             figures.append(name)
 
     work = Work(Artifact(tmp_path, "adapt", 1, {}), tmp_path, Run(), Screen(Console(file=io.StringIO())))
-    pseudo_report.draw(work, store, tmp_path, 50)
+    pseudo_label_figures.draw(work, store, tmp_path, 50)
     assert (
         len(figures) == 11 and figures[1] == "figures/clusters/0001.png" and figures[-1] == "figures/clusters/0050.png"
     )

@@ -18,8 +18,8 @@ from rayreid.evaluation.retrieval import evaluate_retrieval
 from rayreid.models.embedding import Embedder, Pass
 from rayreid.models.weights import BEST, read_header, weights_of
 from rayreid.stages import finetune
-from rayreid.stages.look import Best, Look
 from rayreid.stages.plan import plan
+from rayreid.stages.training.validation import Best, Look
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.metrics_log import Journal
 

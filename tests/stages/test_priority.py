@@ -16,8 +16,8 @@ from rayreid.data.store.store import ImageStore, Record, finish_store, write_sha
 from rayreid.execution import shard_results
 from rayreid.execution.production import Work
 from rayreid.execution.resources import Share
+from rayreid.selection.subset_file import subset_rows
 from rayreid.stages import features, priority, select
-from rayreid.stages.subset import subset_rows
 from rayreid.storage.artifacts import Artifact
 
 IMAGES, DIMENSIONS = 60, 8

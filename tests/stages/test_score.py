@@ -16,8 +16,8 @@ from rayreid.errors import UserError
 from rayreid.execution import shard_results
 from rayreid.execution.production import Work
 from rayreid.execution.resources import Share
+from rayreid.selection.provenance import Provenance
 from rayreid.stages import score, select
-from rayreid.stages.provenance import Provenance
 from rayreid.storage.artifacts import Artifact
 
 IMAGES, SHARDS = 30, 3

@@ -11,8 +11,8 @@ from PIL import Image
 
 from rayreid.config.loading import load_experiment
 from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
+from rayreid.selection.provenance import Provenance
 from rayreid.stages import selections
-from rayreid.stages.provenance import Provenance
 from rayreid.stages.selections import STRATEGIES, Selection
 from tiny_experiment import TINY
 

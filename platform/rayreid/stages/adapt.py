@@ -22,9 +22,10 @@ from rayreid.models.weights import save_backbone
 from rayreid.reid.cluster_contrast import ClusterContrast
 from rayreid.reid.pseudo_feed import PseudoLabelFeed, PseudoLabelPlan
 from rayreid.reid.pseudo_labels import Clustering, PseudoLabels
-from rayreid.stages import finetune, pretrain, pseudo_report, start
-from rayreid.stages.look import Look
-from rayreid.stages.start import Start, network
+from rayreid.stages import finetune, pretrain
+from rayreid.stages.training import initial_weights, pseudo_label_figures
+from rayreid.stages.training.initial_weights import Start, network
+from rayreid.stages.training.validation import Look
 from rayreid.storage.artifacts import Artifact
 from rayreid.training.loop import Batch, resolve_precision
 
@@ -47,7 +48,7 @@ def plan(
 ) -> Artifact:
     """A ReID model: a backbone adapted to a target, from pre-trained or source-supervised weights, or a checkpoint."""
     inputs = {"target": target, **({"weights": weights} if weights else {})}
-    begun = None if weights else start.identifier(backbone)
+    begun = None if weights else initial_weights.identifier(backbone)
     fields = identity(adapt=config, backbone=backbone, seed=seed, start=begun)
     job = partial(_adapt, config, backbone, seed, resources)
     return Artifact(target.root, "adapt", VERSION, fields, inputs, job)
@@ -75,7 +76,7 @@ def _adapt(config: Adapt, backbone: Backbone, seed: int, resources: Resources, w
     store = ImageStore(work.input("target"))
     rows = store.rows_of("train")
     check_images(config, len(rows))
-    weights, started = start.prepare(work, backbone, _given(work))
+    weights, started = initial_weights.prepare(work, backbone, _given(work))
     header = {"method": f"cluster contrast, {config.method}", "epochs": config.epochs, "artifact": str(work.artifact)}
     c = config
     training = Training(
@@ -97,8 +98,8 @@ def _adapt(config: Adapt, backbone: Backbone, seed: int, resources: Resources, w
     profile = {"images": len(rows)}
     work.run.dataset("target", store.fingerprint, str(store.directory), profile, "adapt")
     work.resolved({"decay_every": c.decay_epochs})
-    facts = fit(work, training, resources, pseudo_report.watch)
-    found = pseudo_report.draw(work, store, work.folder / LABELS, c.epochs)
+    facts = fit(work, training, resources, pseudo_label_figures.watch)
+    found = pseudo_label_figures.draw(work, store, work.folder / LABELS, c.epochs)
     work.run.file(work.folder / WEIGHTS, "weights")
     return {**profile, **facts, **found, **started}
 

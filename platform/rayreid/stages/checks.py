@@ -8,9 +8,10 @@ from rayreid.errors import UserError
 from rayreid.evaluation.probe import NOTHING_TO_FIND
 from rayreid.execution.resources import training_share
 from rayreid.selection.filelist import read_list
-from rayreid.stages import adapt, select, start
+from rayreid.stages import adapt, select
 from rayreid.stages.contents import Contents, Datasets
 from rayreid.stages.ranking import check_proxies, finetunes_proxies, needs_source, pretrains_proxy
+from rayreid.stages.training import initial_weights
 from rayreid.storage.artifacts import Artifact
 
 
@@ -27,7 +28,7 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
     """
     experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
-        start.check(backbone)
+        initial_weights.check(backbone)
     for e in experiments:
         _check_dealing(e, 1 if e.resources.workers == "auto" else e.resources.workers)
         if needs_source(e):

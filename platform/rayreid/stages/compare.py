@@ -10,9 +10,9 @@ from rich.table import Table
 from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.evaluation.comparison import Comparison, align, compare_queries
+from rayreid.evaluation.figures import PICTURES, save_picture
 from rayreid.evaluation.retrieval_figures import cmc_curve
 from rayreid.stages.given import Made, find_artifact, output_file
-from rayreid.stages.pictures import PICTURES, save_picture
 
 _METRICS = {"mAP": "mAP %", "rank1": "Rank-1 %", "rank5": "Rank-5 %", "rank10": "Rank-10 %", "mINP": "mINP %"}
 

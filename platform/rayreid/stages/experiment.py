@@ -20,11 +20,11 @@ from rayreid.execution.production import produce
 from rayreid.execution.shared_storage import check_storage
 from rayreid.files import make_folder, write_atomically
 from rayreid.paths import output_root
+from rayreid.selection.provenance import provenance_of
 from rayreid.stages.checks import check, check_workers
-from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.plan import STAGE_ROLE, plan, shared
-from rayreid.stages.provenance import provenance_of
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
+from rayreid.stages.training.early_stopping import Rivals
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.run import Run, Tracker
 from rayreid.tracking.system_metrics import watched

@@ -21,9 +21,10 @@ from rayreid.execution.production import Work, identity
 from rayreid.execution.trainer import Training, fit
 from rayreid.models.weights import BEST, save_backbone
 from rayreid.reid.supervised import SupervisedReID
-from rayreid.stages import pretrain, start
-from rayreid.stages.look import Best, Look
-from rayreid.stages.start import Start, network
+from rayreid.stages import pretrain
+from rayreid.stages.training import initial_weights
+from rayreid.stages.training.initial_weights import Start, network
+from rayreid.stages.training.validation import Best, Look
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 2
@@ -41,7 +42,7 @@ def plan(
 ) -> Artifact:
     """A ReID model: a backbone fine-tuned on a target, from pre-trained weights, a checkpoint, or from scratch."""
     inputs = {"target": target, **({"weights": weights} if weights else {})}
-    begun = None if weights else start.identifier(backbone)
+    begun = None if weights else initial_weights.identifier(backbone)
     fields = identity(finetune=config, backbone=backbone, seed=seed, start=begun)
     job = partial(_finetune, config, backbone, seed, resources)
     return Artifact(target.root, "finetune", VERSION, fields, inputs, job)
@@ -52,7 +53,7 @@ def _finetune(config: Finetune, backbone: Backbone, seed: int, resources: Resour
     rows = labelled_rows(store)
     classes, labels = np.unique(store.pids[rows], return_inverse=True)
     given = work.input("weights") / pretrain.WEIGHTS if "weights" in work.artifact.inputs else None
-    weights, started = start.prepare(work, backbone, given)
+    weights, started = initial_weights.prepare(work, backbone, given)
     steps = sampling(config, rows, store.pids[rows], store.camids[rows], seed)
     label_of_row = np.full(len(store), -1)
     label_of_row[rows] = labels

@@ -6,8 +6,8 @@ from pathlib import Path
 from rayreid.config import Experiment
 from rayreid.errors import UserError
 from rayreid.stages import adapt, evaluate, finetune, ingest, pretrain
-from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.ranking import plan_subset
+from rayreid.stages.training.early_stopping import Rivals
 from rayreid.storage.artifacts import Artifact, lineage
 
 ROLES = (

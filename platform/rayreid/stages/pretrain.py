@@ -18,12 +18,12 @@ from rayreid.errors import UserError
 from rayreid.execution.production import Work, identity
 from rayreid.execution.trainer import METRICS, Training, fit
 from rayreid.models.weights import save_backbone
-from rayreid.stages import start
-from rayreid.stages.early_stopping import Judged, Rivals
-from rayreid.stages.methods import METHODS, Pretraining, Run, crops_of, resolved
-from rayreid.stages.probe import on_target
-from rayreid.stages.start import Start, network
-from rayreid.stages.subset import subset_rows
+from rayreid.selection.subset_file import subset_rows
+from rayreid.stages.training import initial_weights
+from rayreid.stages.training.early_stopping import Judged, Rivals
+from rayreid.stages.training.initial_weights import Start, network
+from rayreid.stages.training.methods import METHODS, Pretraining, Run, crops_of, resolved
+from rayreid.stages.training.probe import on_target
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 2
@@ -46,7 +46,7 @@ def plan(
     changes nothing in the weights, and stands beside them. Held against rivals, it may be ended: then there are none.
     """
     inputs = {"pool": pool, **({"subset": subset} if subset else {})}
-    fields = identity(pretrain=config, backbone=backbone, seed=seed, start=start.identifier(backbone))
+    fields = identity(pretrain=config, backbone=backbone, seed=seed, start=initial_weights.identifier(backbone))
     job = partial(_pretrain, config, backbone, seed, resources, rivals)
     beside = {"target": target} if target and config.probe_epochs else {}
     return Artifact(pool.root, "pretrain", VERSION, fields, inputs, job, beside=beside)
@@ -71,7 +71,7 @@ def _pretrain(
     store = ImageStore(work.input("pool"))
     refuse_test_images(store.manifest["dataset"], store.manifest["counts"])
     chosen = subset_rows(store, work.input("subset")) if "subset" in work.artifact.inputs else np.arange(len(store))
-    weights, started = start.prepare(work, backbone)
+    weights, started = initial_weights.prepare(work, backbone)
     steps = ShufflePlan(chosen, config.batch_size, seed)
     probe = on_target(work, config, backbone)
     header = {"method": config.method, "epochs": config.epochs, "artifact": str(work.artifact)}

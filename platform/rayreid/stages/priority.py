@@ -20,9 +20,9 @@ from rayreid.execution.production import Work, identity
 from rayreid.execution.resources import training_share
 from rayreid.files import write_atomically
 from rayreid.selection.clusters import SAMPLE, cluster_count, even_priority, find_centres
+from rayreid.selection.provenance import Provenance
 from rayreid.selection.similarity import nearest
 from rayreid.stages import features, score
-from rayreid.stages.provenance import Provenance
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 1

@@ -2,8 +2,8 @@
 
 from rayreid.config import Experiment
 from rayreid.errors import UserError
+from rayreid.selection.provenance import Provenance, provenance_of
 from rayreid.stages import features, ingest, priority, proxies, score, select
-from rayreid.stages.provenance import Provenance, provenance_of
 from rayreid.storage.artifacts import Artifact
 
 

@@ -23,7 +23,7 @@ from rayreid.execution.shard_results import ShardResults, fill
 from rayreid.models.embedding import Embedder
 from rayreid.models.weights import weights_of
 from rayreid.selection.cfs import cfs
-from rayreid.stages.provenance import Provenance
+from rayreid.selection.provenance import Provenance
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 1

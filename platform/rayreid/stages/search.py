@@ -16,12 +16,12 @@ from rayreid.data.store.feature_file import FeatureTable, read_features
 from rayreid.data.store.listed import ListedImages
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.evaluation.figures import PICTURES, save_picture
 from rayreid.evaluation.retrieval import top_k
 from rayreid.evaluation.retrieval_figures import ranked_lists
 from rayreid.execution.connection import connect
 from rayreid.models.embedding import Embedder
 from rayreid.stages.given import Model, find_model, open_images, output_file, place
-from rayreid.stages.pictures import PICTURES, save_picture
 from rayreid.stages.predict import features_of
 
 DRAWN = 40

@@ -18,11 +18,11 @@ from rayreid.files import write_atomically
 from rayreid.models.weights import weights_of
 from rayreid.paths import data_path
 from rayreid.selection.filelist import match_entries, read_list
+from rayreid.selection.provenance import Provenance
 from rayreid.selection.strategies import cut, priority
+from rayreid.selection.subset_file import SUBSET, write_subset
 from rayreid.stages import score
 from rayreid.stages.priority import read_priority
-from rayreid.stages.provenance import Provenance
-from rayreid.stages.subset import SUBSET, write_subset
 from rayreid.storage.artifacts import Artifact, lineage
 
 VERSION = 1

@@ -22,12 +22,12 @@ from rayreid.execution.shared_storage import check_storage
 from rayreid.files import write_atomically
 from rayreid.paths import output_root
 from rayreid.selection.overlap import jaccard, rank_correlation
+from rayreid.selection.provenance import Provenance, provenance_of
 from rayreid.selection.strategies import cut
 from rayreid.stages import select
 from rayreid.stages.checks import check
 from rayreid.stages.experiment import experiment_run, folder_of, open_desk, tags_of
 from rayreid.stages.plan import plan
-from rayreid.stages.provenance import Provenance, provenance_of
 from rayreid.stages.score import LABELS, extremes
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.names import slug

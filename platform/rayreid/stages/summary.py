@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayreid.console import Screen, clock
-from rayreid.stages.provenance import Provenance
+from rayreid.selection.provenance import Provenance
 from rayreid.stages.score import auc_of
 from rayreid.storage.artifacts import Artifact, lineage
 

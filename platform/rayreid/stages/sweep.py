@@ -12,8 +12,8 @@ from rayreid.execution.connection import connect
 from rayreid.execution.shared_storage import check_storage
 from rayreid.execution.trainer import METRICS
 from rayreid.paths import output_root
+from rayreid.selection.provenance import provenance_of
 from rayreid.stages.checks import check, check_workers
-from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.experiment import (
     Desk,
     experiment_run,
@@ -25,10 +25,10 @@ from rayreid.stages.experiment import (
     write_results,
 )
 from rayreid.stages.plan import plan, shared
-from rayreid.stages.provenance import provenance_of
 from rayreid.stages.searchers import OptunaSearcher, require_optuna
 from rayreid.stages.side_by_side import blocked, produce_all
 from rayreid.stages.summary import Row, row_of, show_hint, show_table, show_times
+from rayreid.stages.training.early_stopping import Rivals
 from rayreid.stages.trials import corners, sweep_of, trial, trials
 from rayreid.stages.tuning import run_trials, slots, stops
 from rayreid.storage.artifacts import Artifact

@@ -21,10 +21,10 @@ from rayreid.execution.interrupts import handler_kept
 from rayreid.execution.resources import training_share
 from rayreid.files import make_folder, write_atomically
 from rayreid.paths import output_root
-from rayreid.stages.early_stopping import Rivals
 from rayreid.stages.experiment import Desk, digest_of, experiment_run, folder_of, open_desk, run_row
 from rayreid.stages.searchers import OptunaSearcher
 from rayreid.stages.side_by_side import reason_of
+from rayreid.stages.training.early_stopping import Rivals
 from rayreid.stages.trials import sweep_of, trial
 from rayreid.tracking.outage import PATIENCE_SECONDS
 from rayreid.tracking.run import Run

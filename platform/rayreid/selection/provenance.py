@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from rayreid.config import Source
-from rayreid.data.datasets import open_source
+from rayreid.data.datasets import NamedDataset, open_source
 from rayreid.data.synthetic.synthetic import ORIGINS
 from rayreid.errors import UserError
 from rayreid.paths import data_path
@@ -67,7 +67,19 @@ class Provenance:
         return table["origin"].take(places)
 
 
-def provenance_of(source: Source) -> Provenance | None:
+class Pool(NamedDataset, Protocol):
+    """A pool as an experiment file names it, with what it says of its images' origins."""
+
+    @property
+    def provenance(self) -> str | None:
+        """CSV file `key,origin`; None: there is none."""
+
+    @property
+    def relevant(self) -> str | None:
+        """The origin that is the target's own domain."""
+
+
+def provenance_of(source: Pool) -> Provenance | None:
     """What is known of a pool: the file that the configuration names, or what a synthetic pool knows of itself.
 
     The file is read here, ahead of everything, so that what is wrong with it does not come up after hours of scoring.
@@ -115,6 +127,6 @@ def _check_relevant(relevant: str, origins: Sequence[str], source: str) -> None:
         raise UserError(f"pool.relevant is {relevant!r}, which is no origin in {source}; there are: {known}")
 
 
-def _drawn(source: Source) -> pa.Table:
+def _drawn(source: NamedDataset) -> pa.Table:
     origins = open_source(source).origins()  # type: ignore[attr-defined]
     return pa.table({"key": list(origins), "origin": list(origins.values())})

@@ -11,8 +11,8 @@ from rayreid.pretraining.moby import MoBY
 from rayreid.pretraining.mocov2 import MoCoV2
 from rayreid.pretraining.mocov3 import MoCoV3
 from rayreid.stages.experiment import _params, tags_of
-from rayreid.stages.methods import METHODS, Run, crops_of, resolved
-from rayreid.stages.start import network
+from rayreid.stages.training.initial_weights import network
+from rayreid.stages.training.methods import METHODS, Run, crops_of, resolved
 
 IMAGES = 6
 HEADS = {"out_dim": 32, "hidden_dim": 64, "warmup_epochs": 0}

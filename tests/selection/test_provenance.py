@@ -7,7 +7,7 @@ import pytest
 
 from rayreid.config import Source
 from rayreid.errors import UserError
-from rayreid.stages.provenance import provenance_of
+from rayreid.selection.provenance import provenance_of
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from rayreid.evaluation.probe import choose_probe
 from rayreid.execution.periodic_metrics import note, outcome
 from rayreid.stages import pretrain
 from rayreid.stages.plan import plan
-from rayreid.stages.probe import TargetProbe
+from rayreid.stages.training.probe import TargetProbe
 from rayreid.training.checkpoint import Checkpoints
 from rayreid.training.feed import Feed
 from rayreid.training.loop import LoopSettings, train
@@ -89,7 +89,9 @@ def test_a_training_that_is_probed_is_the_one_that_is_not(store, target_probe, t
 
 @pytest.mark.parametrize(("every", "looked"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (3, [3, 5]), (9, [5])])
 def test_it_looks_every_so_many_epochs_and_after_the_last(target_probe, every, looked, monkeypatch):
-    monkeypatch.setattr("rayreid.stages.probe.extract", lambda backbone, store, rows, *rest: torch.ones(len(rows), 2))
+    monkeypatch.setattr(
+        "rayreid.stages.training.probe.extract", lambda backbone, store, rows, *rest: torch.ones(len(rows), 2)
+    )
     method = type("Method", (), {"backbone": None})()
     look = TargetProbe(target_probe.store, target_probe.probe, target_probe.size, every, 5, "fp32")(method, CPU, 1)
     assert [epochs for epochs in range(1, 6) if look(epochs)] == looked

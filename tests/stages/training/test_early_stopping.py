@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rayreid.errors import StoppedEarly
-from rayreid.stages.early_stopping import Judged, Rivals
+from rayreid.stages.training.early_stopping import Judged, Rivals
 from rayreid.storage.metrics_log import Journal
 
 CPU = torch.device("cpu")

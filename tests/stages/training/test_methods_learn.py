@@ -25,8 +25,8 @@ from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.batch import ImageBatch
 from rayreid.data.sampling.batch_plans import ShufflePlan
 from rayreid.evaluation.probe import choose_probe
-from rayreid.stages.methods import METHODS, Run, crops_of
-from rayreid.stages.start import network
+from rayreid.stages.training.initial_weights import network
+from rayreid.stages.training.methods import METHODS, Run, crops_of
 
 MARGIN = 0.04
 PERSONS, CAMERAS, POOL, BATCH, EPOCHS = 40, 6, 256, 32, 20
