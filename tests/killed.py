@@ -15,7 +15,7 @@ import psutil
 
 from rayreid.config.loading import load_experiment
 from rayreid.paths import output_root
-from rayreid.stages.experiment import run_stage
+from rayreid.pipeline.experiment_runner import run_stage
 
 
 def newest_step(root: Path) -> int:

@@ -3,7 +3,7 @@
 import sys
 
 from rayreid.config.loading import load_experiment
-from rayreid.stages.sweep import sweep
+from rayreid.sweeps.sweep_runner import sweep
 
 if __name__ == "__main__":
     sweep(load_experiment(sys.argv[1]))

@@ -15,9 +15,9 @@ import pytest
 from rayreid.config import Experiment
 from rayreid.config.loading import load_experiment, rows
 from rayreid.models.hub import is_name
-from rayreid.stages.plan import plan
-from rayreid.stages.trials import corners, trials
+from rayreid.pipeline.graph import plan
 from rayreid.storage.artifacts import lineage
+from rayreid.sweeps.trials import corners, trials
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 PINS = Path(__file__).parent / "artifact_ids.json"

@@ -38,7 +38,7 @@ def refused(path, *overrides) -> str:
 
 
 def combinations(experiment: Experiment) -> list[Experiment]:
-    """A grid's trials, as `rayreid.stages.trials` makes them, without importing Ray; of a range both its bounds."""
+    """A grid's trials, as `rayreid.sweeps.trials` makes them, without importing Ray; of a range both its bounds."""
     parameters = {
         key: values if isinstance(values, list) else [*(values.uniform or values.loguniform)]
         for key, values in experiment.sweep.parameters.items()

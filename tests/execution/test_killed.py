@@ -21,7 +21,7 @@ import in_process
 import killed
 from killed import newest_step, wait_for_step
 from rayreid.config.loading import load_experiment
-from rayreid.stages.plan import plan
+from rayreid.pipeline.graph import plan
 from rayreid.storage.metrics_log import Journal
 from tiny_experiment import TINY
 

@@ -19,9 +19,9 @@ from rayreid.errors import UserError
 from rayreid.evaluation.retrieval import evaluate_retrieval
 from rayreid.execution.production import Work
 from rayreid.models.embedding import Embedder
+from rayreid.pipeline.graph import STAGE_ROLE, plan
 from rayreid.reid.pseudo_labels import Clustering
 from rayreid.stages import adapt, finetune, pretrain
-from rayreid.stages.plan import STAGE_ROLE, plan
 from rayreid.stages.training import pseudo_label_figures
 from rayreid.stages.training.validation import Look
 from rayreid.storage.artifacts import Artifact

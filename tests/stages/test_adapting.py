@@ -7,8 +7,8 @@ from mlflow import MlflowClient
 
 from rayreid.config.loading import load_experiment, rows
 from rayreid.execution.connection import connect
-from rayreid.stages.experiment import run
-from rayreid.stages.plan import plan
+from rayreid.pipeline.experiment_runner import run
+from rayreid.pipeline.graph import plan
 from rayreid.storage.metrics_log import Journal
 from tiny_experiment import TINY
 

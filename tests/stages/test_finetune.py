@@ -17,8 +17,8 @@ from rayreid.data.store.store import ImageStore, finish_store, write_shard
 from rayreid.evaluation.retrieval import evaluate_retrieval
 from rayreid.models.embedding import Embedder, Pass
 from rayreid.models.weights import BEST, read_header, weights_of
+from rayreid.pipeline.graph import plan
 from rayreid.stages import finetune
-from rayreid.stages.plan import plan
 from rayreid.stages.training.validation import Best, Look
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.metrics_log import Journal

@@ -21,7 +21,7 @@ from rayreid.data.store.index import finish_store
 from rayreid.data.store.listing import deal, write_part
 from rayreid.data.store.store import ImageStore
 from rayreid.execution.connection import connect
-from rayreid.stages.experiment import run_stage
+from rayreid.pipeline.experiment_runner import run_stage
 from tiny_experiment import TINY
 
 pytestmark = pytest.mark.ray

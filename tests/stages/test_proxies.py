@@ -19,9 +19,9 @@ from rayreid.execution.production import Work
 from rayreid.models.backbones import build_backbone
 from rayreid.models.embedding import Embedder
 from rayreid.models.weights import read_header, save_backbone, weights_of
+from rayreid.pipeline.graph import plan
+from rayreid.pipeline.preflight import check
 from rayreid.stages import proxies
-from rayreid.stages.checks import check
-from rayreid.stages.plan import plan
 from rayreid.storage.artifacts import Artifact
 from tiny_experiment import TINY
 

@@ -27,11 +27,11 @@ def run(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
 
     experiment = load_experiment(file, overrides or ())
     if experiment.sweep is not None:
-        from rayreid.stages.sweep import sweep as run_sweep
+        from rayreid.sweeps.sweep_runner import sweep as run_sweep
 
         run_sweep(experiment)
     else:
-        from rayreid.stages.experiment import run as run_experiment
+        from rayreid.pipeline.experiment_runner import run as run_experiment
 
         run_experiment(experiment)
 
@@ -40,7 +40,7 @@ def run(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
 def sweep(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
     """Run the combinations of values under `sweep.parameters` with Ray Tune; shared stages run once."""
     from rayreid.config.loading import load_experiment
-    from rayreid.stages.sweep import sweep as run_sweep
+    from rayreid.sweeps.sweep_runner import sweep as run_sweep
 
     run_sweep(load_experiment(file, overrides or ()))
 
@@ -56,7 +56,7 @@ def config(file: File, overrides: Overrides = None, debug: Debug = False) -> Non
 def _stage_command(stage: str) -> Callable[..., None]:
     def command(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
         from rayreid.config.loading import load_experiment
-        from rayreid.stages.experiment import run_stage
+        from rayreid.pipeline.experiment_runner import run_stage
 
         run_stage(load_experiment(file, overrides or ()), stage)
 
@@ -79,7 +79,7 @@ def selections(
 ) -> None:
     """Compare what strategies and rows choose from the pool: scores, overlap, sheets, origins, on one HTML page."""
     from rayreid.config.loading import load_experiment
-    from rayreid.stages.selections import STRATEGIES, compare
+    from rayreid.pipeline.selection_report import STRATEGIES, compare
 
     compare(load_experiment(file, overrides or ()), strategy or STRATEGIES)
 
@@ -94,10 +94,10 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Report on a sweep, from MLflow alone: curves, stems, costs and published results on one HTML page, and PNGs."""
-    from rayreid.stages.report import report as make_report
+    from rayreid.reports.sweep_report import report as make_report
 
     make_report(sweep, overrides or ())
     if register:
-        from rayreid.stages.registry import register_best
+        from rayreid.reports.model_registry import register_best
 
         register_best(sweep, overrides or ())

@@ -5,12 +5,12 @@ import torch
 
 from pairs import PAIRS, SIZE, SMALL, shrink
 from rayreid.config import Backbone, Experiment, Pretrain, Source
+from rayreid.pipeline.experiment_runner import _params, tags_of
 from rayreid.pretraining.collapse import CollapseWatch, SpreadWatch
 from rayreid.pretraining.dino import DINO
 from rayreid.pretraining.moby import MoBY
 from rayreid.pretraining.mocov2 import MoCoV2
 from rayreid.pretraining.mocov3 import MoCoV3
-from rayreid.stages.experiment import _params, tags_of
 from rayreid.stages.training.initial_weights import network
 from rayreid.stages.training.methods import METHODS, Run, crops_of, resolved
 

@@ -12,8 +12,8 @@ from rayreid.data.sampling.batch_plans import ShufflePlan
 from rayreid.data.store.store import ImageStore, finish_store, write_shard
 from rayreid.evaluation.probe import choose_probe
 from rayreid.execution.periodic_metrics import note, outcome
+from rayreid.pipeline.graph import plan
 from rayreid.stages import pretrain
-from rayreid.stages.plan import plan
 from rayreid.stages.training.probe import TargetProbe
 from rayreid.training.checkpoint import Checkpoints
 from rayreid.training.feed import Feed

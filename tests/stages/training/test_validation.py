@@ -15,14 +15,14 @@ from rayreid.data.store.feature_file import read_features
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.execution.connection import connect
+from rayreid.inference.compare import compare
+from rayreid.inference.named_inputs import find_artifact, find_model, output_file
+from rayreid.inference.predict import predict
+from rayreid.inference.search import search
 from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import save_backbone
 from rayreid.paths import output_root
-from rayreid.stages.compare import compare
-from rayreid.stages.given import find_artifact, find_model, output_file
-from rayreid.stages.matrix import matrix
-from rayreid.stages.predict import predict
-from rayreid.stages.search import search
+from rayreid.pipeline.matrix import matrix
 from tiny_experiment import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
