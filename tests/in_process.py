@@ -8,7 +8,7 @@ from rich.console import Console
 
 from rayreid.console import Screen
 from rayreid.execution import trainer
-from rayreid.execution.production import Work
+from rayreid.execution.production import StageContext
 from rayreid.execution.resources import Share
 from rayreid.storage.artifacts import Artifact
 
@@ -59,7 +59,7 @@ def train_here(monkeypatch) -> None:
     monkeypatch.setattr(trainer, "_POLL_SECONDS", 0.05)
 
 
-def work_on(artifact: Artifact) -> Work:
+def work_on(artifact: Artifact) -> StageContext:
     """What a stage is given to make the artifact with; its screen writes to memory."""
     artifact.path.mkdir(parents=True, exist_ok=True)
-    return Work(artifact, artifact.path, Recorder(), Screen(Console(file=io.StringIO(), width=200)))
+    return StageContext(artifact, artifact.path, Recorder(), Screen(Console(file=io.StringIO(), width=200)))

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rayreid.console import Screen
 from rayreid.errors import UserError
-from rayreid.execution.production import Work, produce
+from rayreid.execution.production import StageContext, produce
 from rayreid.storage.artifacts import Artifact
 
 
@@ -43,7 +43,7 @@ class Recorder:
 @pytest.fixture
 def make(tmp_path):
     def make(job, beside=None, **inputs):
-        artifact = Artifact(tmp_path, "stage", 1, {"answer": 42}, inputs, job, beside=beside or {})
+        artifact = Artifact(tmp_path, "stage", 1, {"answer": 42}, inputs, job, auxiliary=beside or {})
         return produce(artifact, Recorder(), Screen(Console(file=io.StringIO())), {})
 
     return make
@@ -114,7 +114,7 @@ def test_what_stands_beside_is_made_first_and_only_for_what_is_not_complete(make
 
 def test_what_auto_came_to_is_shown_in_a_line_and_logged(tmp_path):
     run, shown = Recorder(), io.StringIO()
-    work = Work(Artifact(tmp_path, "stage", 1, {}), tmp_path, run, Screen(Console(file=shown)))
+    work = StageContext(Artifact(tmp_path, "stage", 1, {}), tmp_path, run, Screen(Console(file=shown)))
     work.resolved({"lr": 1e-3, "local_size": (64, 32)}, {"probe_every": 2, "gpu": False})
     assert shown.getvalue() == "    lr 0.001, local_size (64, 32), probe_every 2, gpu False\n"
     assert run.logged == {f"resolved.{name}": value for name, value in [("lr", 1e-3), ("local_size", (64, 32))]}

@@ -23,7 +23,7 @@ from rayreid.data.store.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.execution import trainer
 from rayreid.execution.connection import connect
-from rayreid.execution.production import SCRATCH, Work
+from rayreid.execution.production import SCRATCH, StageContext
 from rayreid.execution.resources import Share
 from rayreid.execution.trainer import Training, fit
 from rayreid.models.weights import load_backbone
@@ -148,7 +148,7 @@ def store(tmp_path_factory):
 def work(tmp_path):
     artifact = Artifact(tmp_path, "pretrain", 1, {})
     artifact.path.mkdir(parents=True)
-    return Work(artifact, artifact.path, Run(), Screen(Console(file=io.StringIO(), width=200)))
+    return StageContext(artifact, artifact.path, Run(), Screen(Console(file=io.StringIO(), width=200)))
 
 
 @pytest.fixture
@@ -371,8 +371,8 @@ def test_what_a_probe_sees_is_told_drawn_and_kept(work, training, workers):
 
 def test_a_pre_training_is_probed_on_the_target_beside_it(work, workers, store, monkeypatch):
     beside = {"target": Artifact(work.folder, "ingest", 1, {})}
-    work = replace(work, artifact=replace(work.artifact, beside=beside))
-    monkeypatch.setattr(Work, "input", lambda self, role: {"pool": pool, "target": target}[role])
+    work = replace(work, artifact=replace(work.artifact, auxiliary=beside))
+    monkeypatch.setattr(StageContext, "input", lambda self, role: {"pool": pool, "target": target}[role])
     pool, target = store(), store(people=2)
     backbone = Backbone(name="vit_tiny", depth=1, img_size=(64, 32))
     config = Pretrain(epochs=5, batch_size=4, local_crops=0, out_dim=8, hidden_dim=8, bottleneck_dim=8, probe_every=2)
@@ -389,7 +389,7 @@ def test_a_pre_training_is_probed_on_the_target_beside_it(work, workers, store, 
 
 @pytest.mark.parametrize("method", ["mocov3", "moby"])
 def test_another_method_is_trained_logged_and_kept_in_the_same_way(work, workers, store, monkeypatch, method):
-    monkeypatch.setattr(Work, "input", lambda self, role: pool)
+    monkeypatch.setattr(StageContext, "input", lambda self, role: pool)
     pool = store()
     backbone = Backbone(name="vit_tiny", depth=1, img_size=(64, 32), stem="ics")
     config = Pretrain(method=method, epochs=2, batch_size=4, out_dim=8, hidden_dim=8, precision="fp32")
@@ -442,12 +442,12 @@ def test_a_relative_checkpoint_is_found_from_another_folder(tmp_path, monkeypatc
     loaded, seen = [], []
     torch.save(initial_weights.network(backbone).state_dict(), "w.pth")
     artifact = Artifact(tmp_path, "pretrain", 1, {}, {"pool": Artifact(tmp_path, "ingest", 1, {})})
-    monkeypatch.setattr(Work, "input", lambda self, role: store())
+    monkeypatch.setattr(StageContext, "input", lambda self, role: store())
     monkeypatch.setattr(pretrain, "fit", lambda work, training, resources, watch: seen.append(training) or {})
     monkeypatch.setattr(initial_weights, "load_weights", lambda network, path, strict: loaded.append(path))
     run = type("Recorder", (), {name: lambda self, *values: None for name in ("dataset", "params", "tags", "file")})()
     config = Pretrain(epochs=1, batch_size=4, out_dim=8, hidden_dim=8, bottleneck_dim=8)
-    pretrain._pretrain(config, backbone, 0, Resources(), None, Work(artifact, tmp_path, run, Screen()))
+    pretrain._pretrain(config, backbone, 0, Resources(), None, StageContext(artifact, tmp_path, run, Screen()))
     monkeypatch.chdir(tmp_path / "there")
     seen[0].build(torch.device("cpu"))
     assert loaded == [tmp_path / "here" / "w.pth"] and loaded[0].is_file()

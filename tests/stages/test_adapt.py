@@ -17,7 +17,7 @@ from rayreid.data.datasets import open_dataset
 from rayreid.data.store.store import ImageStore, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval import evaluate_retrieval
-from rayreid.execution.production import Work
+from rayreid.execution.production import StageContext
 from rayreid.models.embedding import Embedder
 from rayreid.pipeline.graph import STAGE_ROLE, plan
 from rayreid.reid.pseudo_labels import Clustering
@@ -117,7 +117,7 @@ def test_the_id_follows_what_changes_the_result(tmp_path):
 @pytest.mark.parametrize(("stage", "name"), [("pretrain", pretrain.WEIGHTS), ("finetune", finetune.WEIGHTS)])
 def test_it_starts_from_its_input_s_weights(tmp_path, stage, name):
     weights = Artifact(tmp_path, stage, 1, {})
-    work = Work(Artifact(tmp_path, "adapt", 1, {}, {"weights": weights}), tmp_path, None, None)
+    work = StageContext(Artifact(tmp_path, "adapt", 1, {}, {"weights": weights}), tmp_path, None, None)
     assert adapt._given(work) == weights.path / name
     assert adapt._given(replace(work, artifact=Artifact(tmp_path, "adapt", 1, {}))) is None
 
@@ -225,7 +225,7 @@ def test_figures_and_facts_of_the_labels(store, tmp_path):
         def figure(self, figure, name):
             figures[name] = figure
 
-    work = Work(Artifact(tmp_path, "adapt", 1, {}), tmp_path, Run(), Screen(Console(file=io.StringIO())))
+    work = StageContext(Artifact(tmp_path, "adapt", 1, {}), tmp_path, Run(), Screen(Console(file=io.StringIO())))
     facts = pseudo_label_figures.draw(work, store, tmp_path, 2)
     assert facts["final_clusters"] == 4 and facts["final_ari"] == 0.5 and facts["epochs_with_kept_labels"] == 1
     assert facts["total_seconds_extract"] == 2 and facts["total_seconds_cluster"] == 1
@@ -257,7 +257,7 @@ def test_of_a_long_run_ten_sheets_are_drawn(store, tmp_path, monkeypatch):
         def figure(self, figure, name):
             figures.append(name)
 
-    work = Work(Artifact(tmp_path, "adapt", 1, {}), tmp_path, Run(), Screen(Console(file=io.StringIO())))
+    work = StageContext(Artifact(tmp_path, "adapt", 1, {}), tmp_path, Run(), Screen(Console(file=io.StringIO())))
     pseudo_label_figures.draw(work, store, tmp_path, 50)
     assert (
         len(figures) == 11 and figures[1] == "figures/clusters/0001.png" and figures[-1] == "figures/clusters/0050.png"

@@ -14,7 +14,7 @@ from rayreid.console import Screen
 from rayreid.data.store.shards import checksum
 from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.execution import shard_results
-from rayreid.execution.production import Work
+from rayreid.execution.production import StageContext
 from rayreid.execution.resources import Share
 from rayreid.selection.subset_file import subset_rows
 from rayreid.stages import features, priority, select
@@ -31,7 +31,7 @@ class Run:
 def work_on(artifact: Artifact) -> Artifact:
     """Do an artifact's job here."""
     artifact.path.mkdir(parents=True, exist_ok=True)
-    facts = artifact.job(Work(artifact, artifact.path, Run(), Screen(Console(file=io.StringIO()))))
+    facts = artifact.job(StageContext(artifact, artifact.path, Run(), Screen(Console(file=io.StringIO()))))
     artifact.finish(facts)
     return artifact
 

@@ -15,7 +15,7 @@ from rayreid.config.loading import load_experiment
 from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
 from rayreid.errors import UserError
-from rayreid.execution.production import Work
+from rayreid.execution.production import StageContext
 from rayreid.models.backbones import build_backbone
 from rayreid.models.embedding import Embedder
 from rayreid.models.weights import read_header, save_backbone, weights_of
@@ -47,7 +47,7 @@ def adopted(tmp_path):
         pool = Artifact(tmp_path, "ingest", 1, {})
         artifact = proxies.plan_source(pool, Proxy(backbone=SMALL, source=checkpoint), Resources())
         artifact.path.mkdir(parents=True, exist_ok=True)
-        artifact.finish(artifact.job(Work(artifact, artifact.path, Run(), Screen(Console(file=io.StringIO())))))
+        artifact.finish(artifact.job(StageContext(artifact, artifact.path, Run(), Screen(Console(file=io.StringIO())))))
         return artifact
 
     return adopted

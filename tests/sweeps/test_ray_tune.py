@@ -8,7 +8,7 @@ from ray.exceptions import RayActorError
 
 from rayreid.config.loading import load_experiment
 from rayreid.errors import StoppedEarly, UserError
-from rayreid.pipeline.experiment_runner import open_desk
+from rayreid.pipeline.experiment_runner import open_session
 from rayreid.sweeps import ray_tune
 from rayreid.tracking import outage
 from rayreid.tracking.orphans import end_below, ending
@@ -31,7 +31,7 @@ def experiment(tiny, root):
 
 @pytest.fixture
 def owner(experiment):
-    return open_desk(experiment).tracker.run("sweep")
+    return open_session(experiment).tracker.run("sweep")
 
 
 def run_one(monkeypatch, experiment, owner, run_row):
@@ -63,7 +63,7 @@ def test_it_waits_for_a_tracking_server_that_is_away_and_a_command_does_not(expe
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", away)
     monkeypatch.setattr(outage, "_POLL_SECONDS", 0.01)
     with pytest.raises(UserError, match="does not answer"):
-        open_desk(experiment)
+        open_session(experiment)
     asked.clear()
     run_one(monkeypatch, experiment, owner, reaches)
     assert len(asked) == 3 and reported == [{"mAP": 0.5}]
@@ -100,7 +100,7 @@ def test_what_was_lost_with_a_node_is_left_to_tune(experiment, owner, reported, 
 def test_one_that_is_ended_early_has_not_failed(experiment, owner, root, reported, monkeypatch):
     run_one(monkeypatch, experiment, owner, raises(StoppedEarly("below the median")))
     assert reported == [{"stopped": 1.0}] and not list(root.glob("experiments/*/error.txt"))
-    assert ray_tune.stops(open_desk(experiment), experiment) == {"one": "below the median"}
+    assert ray_tune.stops(open_session(experiment), experiment) == {"one": "below the median"}
 
 
 def status_of(run):
@@ -139,8 +139,8 @@ def test_a_trial_that_is_lost_for_good_has_its_reason_in_mlflow(experiment, owne
     monkeypatch.setattr("ray.tune.Tuner", Tuner)
     monkeypatch.setattr(ray_tune, "slots", lambda experiment: 1)
     whole = load_experiment(tiny(pretrain="none", sweep={"parameters": {"seed": [0]}}))
-    desk = open_desk(experiment)
-    assert ray_tune.run_trials(whole, {"one": experiment}, None, desk, owner) == {"one": "the actor died"}
+    session = open_session(experiment)
+    assert ray_tune.run_trials(whole, {"one": experiment}, None, session, owner) == {"one": "the actor died"}
     (run,) = [
         run
         for run in owner.client.search_runs([owner.tracker.experiment_id], "tags.error = 'the actor died'")

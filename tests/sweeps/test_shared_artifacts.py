@@ -3,7 +3,7 @@
 import pytest
 
 from rayreid.config.loading import load_experiment
-from rayreid.pipeline.experiment_runner import open_desk
+from rayreid.pipeline.experiment_runner import open_session
 from rayreid.storage.artifacts import Artifact
 from rayreid.sweeps.shared_artifacts import blocked, produce_all
 
@@ -31,17 +31,17 @@ def artifact(root, made):
 
 def test_each_is_made_once_after_what_it_stands_on(tiny, artifact, made):
     experiment = load_experiment(tiny(pretrain="none"))
-    desk = open_desk(experiment)
+    session = open_session(experiment)
     pool = artifact("pool")
     proxy = artifact("proxy", pool, fails=True)
     scores = artifact("scores", proxy)
     subset = artifact("subset", scores, pool)
     other = artifact("random subset", pool)
     everything = [subset, scores, other, proxy, pool]
-    failed = produce_all(everything, 1, experiment, desk, desk.tracker.run("sweep"), {})
+    failed = produce_all(everything, 1, experiment, session, session.tracker.run("sweep"), {})
     assert made == ["pool", "random subset"]
     reason = f"{proxy}: on line 2"
     assert failed == dict.fromkeys((proxy.id, scores.id, subset.id), reason)
     assert blocked(subset, failed) == reason and blocked(other, failed) is None
-    produce_all(everything, 1, experiment, desk, desk.tracker.run("again"), {})
+    produce_all(everything, 1, experiment, session, session.tracker.run("again"), {})
     assert made == ["pool", "random subset"]

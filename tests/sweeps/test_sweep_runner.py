@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from rayreid.config.loading import load_experiment
 from rayreid.errors import UserError
 from rayreid.execution.connection import connect
-from rayreid.pipeline.experiment_runner import folder_of, open_desk
+from rayreid.pipeline.experiment_runner import folder_of, open_session
 from rayreid.reports.model_registry import register_best
 from rayreid.reports.sweep_report import report
 from rayreid.storage.lease import here
@@ -31,11 +31,11 @@ def test_a_rule_that_would_look_at_nothing_is_refused(tiny, root):
 def test_a_second_command_waits_until_the_first_is_over(tiny, root, capsys):
     """A second Optuna search would take the first one's trials for those of a process that is gone."""
     experiment = load_experiment(tiny(sweep={"parameters": {"seed": [0, 1]}}))
-    desk = open_desk(experiment)
+    session = open_session(experiment)
     went_on = threading.Event()
 
     def second():
-        with alone(desk, experiment):
+        with alone(session, experiment):
             went_on.set()
 
     with subprocess.Popen(["sleep", "60"]) as first:

@@ -22,7 +22,7 @@ from rayreid.data.store.listed import Images
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.execution.resources import scoring_actors
-from rayreid.models.embedding import Head, Pass
+from rayreid.models.embedding import BatchFunction, Pass
 
 _CHUNK = {"cpu": (128, 1024), "cuda": (1024, 4096)}
 """Rows per work item, at least and at most: enough to pay for its scheduling, few enough to keep all actors busy to the
@@ -43,7 +43,9 @@ class _Actor:
     one of its own and leave nothing of it but the text of a traceback.
     """
 
-    def __init__(self, store: Path | Images, build: Callable[[torch.device], Head], batch_size: int | Auto, cpus: int):
+    def __init__(
+        self, store: Path | Images, build: Callable[[torch.device], BatchFunction], batch_size: int | Auto, cpus: int
+    ):
         torch.set_num_threads(cpus)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.fault = ""
@@ -73,7 +75,10 @@ class _Actor:
 
 
 def stream(
-    store: Path | Images, rows: Sequence[np.ndarray], build: Callable[[torch.device], Head], batch_size: int | Auto
+    store: Path | Images,
+    rows: Sequence[np.ndarray],
+    build: Callable[[torch.device], BatchFunction],
+    batch_size: int | Auto,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
     """Compute a head over images, on all GPUs or CPUs of the cluster.
 
@@ -112,7 +117,10 @@ def stream(
 
 
 def _execute(
-    store: Path | Images, left: Mapping[int, np.ndarray], build: Callable[[torch.device], Head], batch_size: int | Auto
+    store: Path | Images,
+    left: Mapping[int, np.ndarray],
+    build: Callable[[torch.device], BatchFunction],
+    batch_size: int | Auto,
 ) -> Iterator[dict[str, Any]]:
     """One execution of Ray Data over numbered pieces of rows.
 

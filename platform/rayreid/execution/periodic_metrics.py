@@ -6,7 +6,7 @@ Its figures stand in rows of the journal at the end of an epoch: `<kind>_mAP` an
 from collections.abc import Mapping, Sequence
 
 from rayreid.evaluation.figures import loss_curves
-from rayreid.execution.production import Work
+from rayreid.execution.production import StageContext
 
 KINDS = ("probe", "eval")
 """On the target's split train, and on its query and gallery."""
@@ -17,14 +17,14 @@ def due(epochs: int, every: int, total: int) -> bool:
     return bool(every) and (epochs % every == 0 or epochs == total)
 
 
-def outcome(work: Work, history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def outcome(context: StageContext, history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The last and the best figures of a training's rows, as facts; draws their curves."""
     facts: dict[str, float] = {}
     for kind in KINDS:
         rows = [row for row in history if f"{kind}_mAP" in row]
         if rows:
             names = [f"{kind}_mAP", f"{kind}_rank1"]
-            work.run.figure(loss_curves(rows, names, x="epoch"), f"figures/{kind}.png")
+            context.run.figure(loss_curves(rows, names, x="epoch"), f"figures/{kind}.png")
             best = max(rows, key=lambda row: row[f"{kind}_mAP"])
             # Not under the same names: facts are metrics of the run, too, and would add a point to the curves.
             facts |= {f"final_{name}": rows[-1][name] for name in names}

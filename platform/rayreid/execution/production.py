@@ -27,7 +27,7 @@ SCRATCH = ("checkpoints", "ray", "start")
 
 
 @dataclass(frozen=True)
-class Work:
+class StageContext:
     """What a stage is given to make one artifact with.
 
     Attributes:
@@ -44,7 +44,7 @@ class Work:
 
     def input(self, role: str) -> Path:
         """The folder of an input artifact, or of one that stands beside it."""
-        return {**self.artifact.beside, **self.artifact.inputs}[role].path
+        return {**self.artifact.auxiliary, **self.artifact.inputs}[role].path
 
     def resolved(self, fixed: Mapping[str, Any], passing: Mapping[str, Any] | None = None) -> None:
         """Show what `auto` came to in one line, and log it as `resolved.*`.
@@ -81,7 +81,7 @@ def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, 
         produce(needed, parent, screen, tags)
     if artifact.complete:
         return artifact
-    for needed in artifact.beside.values():
+    for needed in artifact.auxiliary.values():
         produce(needed, parent, screen, tags)
     waiting = partial(screen.say, f"[dim]{artifact}: another run makes it, and is waited for[/]")
     with artifact.writing(waiting) as folder:
@@ -97,7 +97,7 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
     try:
         with _stage_run(artifact, folder, parent, tags) as run:
             try:
-                facts = artifact.job(Work(artifact, folder, run, screen))
+                facts = artifact.job(StageContext(artifact, folder, run, screen))
             except StoppedEarly as ended:
                 run.give_up(str(ended))
                 raise

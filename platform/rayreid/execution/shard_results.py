@@ -12,10 +12,10 @@ from rayreid.config import Score
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.execution.actor_pool import stream
-from rayreid.execution.production import Work
+from rayreid.execution.production import StageContext
 from rayreid.execution.resources import scoring_actors
 from rayreid.files import write_atomically
-from rayreid.models.embedding import Head
+from rayreid.models.embedding import BatchFunction
 
 UNDECODABLE = "undecodable.tsv"
 """Lists the images that could not be decoded, with the reason."""
@@ -144,14 +144,20 @@ class ShardResults(ABC):
         return np.full((len(self.shards[shard]), *self._shape), np.nan, self.dtype)
 
 
-def fill(results: ShardResults, build: Callable[[torch.device], Head], config: Score, work: Work, title: str) -> None:
+def fill(
+    results: ShardResults,
+    build: Callable[[torch.device], BatchFunction],
+    config: Score,
+    context: StageContext,
+    title: str,
+) -> None:
     """Have the missing results computed, by all GPUs or CPUs of the cluster.
 
     Raises:
         UserError: more than `config.max_bad_fraction` of the images cannot be decoded, or what the head raises.
     """
     store = results.store
-    with work.screen.bar(title, results.images) as bar:
+    with context.screen.bar(title, results.images) as bar:
         bar.to(results.done)
         results.check(config.max_bad_fraction)
         share, began = scoring_actors(), time.monotonic()
@@ -161,7 +167,7 @@ def fill(results: ShardResults, build: Callable[[torch.device], Head], config: S
             bar.to(results.done)
         results.finish()
         gpus = share.workers if share.gpu else 0
-        work.run.metrics({"gpu_hours": gpus * (time.monotonic() - began) / 3600})
+        context.run.metrics({"gpu_hours": gpus * (time.monotonic() - began) / 3600})
 
 
 def rows_by_shard(store: ImageStore, rows: np.ndarray | None = None) -> dict[int, np.ndarray]:

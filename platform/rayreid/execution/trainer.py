@@ -15,19 +15,19 @@ from rich.markup import escape
 
 from rayreid.config import Resources
 from rayreid.console import Bar
-from rayreid.data.sampling.batch_plans import Plan
+from rayreid.data.sampling.batch_plans import BatchPlan
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.evaluation.figures import loss_curves
 from rayreid.execution import periodic_metrics
 from rayreid.execution.interrupts import Trainer
-from rayreid.execution.production import Work
+from rayreid.execution.production import StageContext
 from rayreid.execution.resources import awaited_share
 from rayreid.files import write_atomically
 from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.training import parallel
 from rayreid.training.checkpoint import Checkpoints, Milestones
-from rayreid.training.feed import Feed
+from rayreid.training.feed import Prefetcher
 from rayreid.training.guard import NonFiniteLossError
 from rayreid.training.loop import Batch, LoopSettings, Method, resolve_precision, train
 
@@ -64,7 +64,7 @@ class Training:
 
     folder: Path
     store: Path
-    plan: Plan
+    plan: BatchPlan
     build: Callable[[torch.device], tuple[Method, Callable[..., Any]]]
     save: Callable[[Any], None]
     epochs: int
@@ -95,7 +95,9 @@ class Training:
         return Checkpoints(self.folder / "checkpoints", self.keep_checkpoints, milestones)
 
 
-def fit(work: Work, training: Training, resources: Resources, watch: Watch = lambda row: None) -> dict[str, Any]:
+def fit(
+    context: StageContext, training: Training, resources: Resources, watch: Watch = lambda row: None
+) -> dict[str, Any]:
     """Run a training on Ray Train until its result is saved; returns facts for the artifact.
 
     A lost worker is replaced and goes on from the newest checkpoint, `resources.max_failures` times. What the user
@@ -107,9 +109,9 @@ def fit(work: Work, training: Training, resources: Resources, watch: Watch = lam
         RuntimeError: workers were lost or failed otherwise, more often than `resources.max_failures`.
     """
     share = awaited_share(resources)
-    work.resolved({}, {"workers": share.workers, "cpus_per_worker": share.cpus, "gpu": share.gpu})
+    context.resolved({}, {"workers": share.workers, "cpus_per_worker": share.cpus, "gpu": share.gpu})
     total = training.plan.steps_per_epoch * training.epochs
-    for old in _failures(work.folder):
+    for old in _failures(context.folder):
         old.unlink()
     trainer = Trainer(
         _worker,
@@ -121,29 +123,29 @@ def fit(work: Work, training: Training, resources: Resources, watch: Watch = lam
         ),
         run_config=ray.train.RunConfig(
             # A name that was used before would silently resume Ray's own record of it: it is this artifact's own.
-            name=work.artifact.id,
-            storage_path=str(work.folder / "ray"),
+            name=context.artifact.id,
+            storage_path=str(context.folder / "ray"),
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
         ),
     )
-    with work.screen.bar(work.artifact.stage, total) as bar, _Delivery(work, bar, watch):
+    with context.screen.bar(context.artifact.stage, total) as bar, _Delivery(context, bar, watch):
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            _raise_failure(work.folder)
-            raise RuntimeError(f"{work.artifact}: training failed on its workers\n{error}") from error
-    _raise_failure(work.folder)
-    history = Journal(work.folder / METRICS).history()
+            _raise_failure(context.folder)
+            raise RuntimeError(f"{context.artifact}: training failed on its workers\n{error}") from error
+    _raise_failure(context.folder)
+    history = Journal(context.folder / METRICS).history()
     drawn = [name for name in history[-1] if name not in _NO_CURVE and not name.startswith(_NO_CURVE_PREFIXES)]
-    work.run.figure(loss_curves(history, drawn), "figures/loss.png")
+    context.run.figure(loss_curves(history, drawn), "figures/loss.png")
     return {
         "steps": total,
         "images_seen": total * training.plan.size,
         "final_loss": history[-1]["loss"],
-        **periodic_metrics.outcome(work, history),
+        **periodic_metrics.outcome(context, history),
         "workers": share.workers,
         "gpu_hours": history[-1]["gpu_hours"],
-        **json.loads((work.folder / _RESOLVED).read_text()),
+        **json.loads((context.folder / _RESOLVED).read_text()),
     }
 
 
@@ -175,7 +177,7 @@ def _train(training: Training, cpus: int) -> None:
     feed: Callable[[int], Iterator[Batch]] = (
         training.feed(method, prepare, device, cpus, journal.append)
         if training.feed
-        else Feed(ImageStore(training.store), training.plan, prepare, device, training.accumulate, threads=cpus)
+        else Prefetcher(ImageStore(training.store), training.plan, prepare, device, training.accumulate, threads=cpus)
     )
     settings = training.settings(device)
     if parallel.rank() == 0:
@@ -201,11 +203,11 @@ def _raise_failure(folder: Path) -> None:
 class _Delivery:
     """While workers train: their rows go to MLflow, onto the bar and past the watch, from a thread of the driver."""
 
-    def __init__(self, work: Work, bar: Bar, watch: Watch):
-        self._feed = MetricsFeed(work.folder / METRICS, work.run)
+    def __init__(self, context: StageContext, bar: Bar, watch: Watch):
+        self._feed = MetricsFeed(context.folder / METRICS, context.run)
         # Read beside the feed: a tracking server that is away hides nothing from the user.
-        self._journal, self._offset = Journal(work.folder / METRICS), 0
-        self._work, self._bar, self._watch = work, bar, watch
+        self._journal, self._offset = Journal(context.folder / METRICS), 0
+        self._work, self._bar, self._watch = context, bar, watch
         self._last: dict[str, float] = {}
         self._warning: str | None = None
         self._read()  # an earlier process's rows: they are for the watch alone, and say nothing of this one's pace

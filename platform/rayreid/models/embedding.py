@@ -60,7 +60,7 @@ class Embedder:
         return out
 
 
-class Head(Protocol):
+class BatchFunction(Protocol):
     """What is computed of a decoded batch."""
 
     def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
@@ -81,7 +81,7 @@ class Pass:
         threads: for decoding.
     """
 
-    def __init__(self, store: Images, head: Head, batch_size: int | Auto, device: torch.device, threads: int):
+    def __init__(self, store: Images, head: BatchFunction, batch_size: int | Auto, device: torch.device, threads: int):
         self.store, self.head = store, head
         self.batch_size = AUTO_BATCH[device.type] if batch_size == "auto" else batch_size
         self._decoders = ThreadPoolExecutor(threads)

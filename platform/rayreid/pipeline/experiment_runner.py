@@ -24,7 +24,7 @@ from rayreid.pipeline.graph import STAGE_ROLE, plan, shared
 from rayreid.pipeline.preflight import check, check_workers
 from rayreid.pipeline.summary import Row, row_of, show_hint, show_table, show_times
 from rayreid.selection.provenance import provenance_of
-from rayreid.stages.training.early_stopping import Rivals
+from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.run import Run, Tracker
 from rayreid.tracking.system_metrics import watched
@@ -37,7 +37,7 @@ INPUTS = {"pool": "pretrain", "source": "finetune", "target": "evaluate"}
 
 
 @dataclass(frozen=True)
-class Desk:
+class Session:
     """What running needs besides the experiment: where outputs go, who tracks, who shows."""
 
     root: Path
@@ -45,7 +45,7 @@ class Desk:
     screen: Screen
 
 
-def open_desk(experiment: Experiment, screen: Screen | None = None, patience: float = 0.0) -> Desk:
+def open_session(experiment: Experiment, screen: Screen | None = None, patience: float = 0.0) -> Session:
     """The output root and its tracking store.
 
     Args:
@@ -60,7 +60,7 @@ def open_desk(experiment: Experiment, screen: Screen | None = None, patience: fl
     root = output_root()
     make_folder(root)
     screen = screen or Screen()
-    return Desk(root, Tracker(root, experiment.name, lambda line: screen.say(escape(line)), patience), screen)
+    return Session(root, Tracker(root, experiment.name, lambda line: screen.say(escape(line)), patience), screen)
 
 
 def run(experiment: Experiment) -> list[Row]:
@@ -73,20 +73,20 @@ def run(experiment: Experiment) -> list[Row]:
     root = output_root()
     plans = {label: plan(row, root) for label, row in table.items()}
     check(table.values(), plans)
-    desk = open_desk(experiment)
-    with connect(), experiment_run(desk, experiment) as parent, watched(parent):
+    session = open_session(experiment)
+    with connect(), experiment_run(session, experiment) as parent, watched(parent):
         check_storage()
         check_workers(table.values())
         if experiment.compare:
-            results = _run_rows(table, plans, desk, parent)
+            results = _run_rows(table, plans, session, parent)
         else:
-            results = [run_row(experiment.name, table[experiment.name], desk, parent)]
-        write_results(desk, experiment, results)
+            results = [run_row(experiment.name, table[experiment.name], session, parent)]
+        write_results(session, experiment, results)
         if experiment.compare:
             draw_curves(plans, folder_of(root, experiment) / "cmc.png", parent)
-        show_table(desk.screen, results)
-        show_times(desk.screen, plans.values())
-        show_hint(desk.screen, desk.tracker.uri)
+        show_table(session.screen, results)
+        show_times(session.screen, plans.values())
+        show_hint(session.screen, session.tracker.uri)
     return results
 
 
@@ -102,26 +102,28 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
     wanted = [artifact for role, artifact in graph.items() if role.partition(".")[0] in STAGE_ROLE[stage]]
     if not wanted:
         raise UserError(f"stage {stage}: experiment {experiment.name!r} has no use for it as configured")
-    desk = open_desk(experiment)
-    with connect(), experiment_run(desk, row) as parent, watched(parent):
+    session = open_session(experiment)
+    with connect(), experiment_run(session, row) as parent, watched(parent):
         check_storage()
         check_workers([row])
-        made = [produce(artifact, parent, desk.screen, tags_of(row)) for artifact in wanted]
+        made = [produce(artifact, parent, session.screen, tags_of(row)) for artifact in wanted]
     for artifact in made:
-        desk.screen.say(f"{artifact.path}")
+        session.screen.say(f"{artifact.path}")
     return made
 
 
-def run_row(label: str, experiment: Experiment, desk: Desk, run: Run, rivals: Rivals | None = None) -> Row:
+def run_row(
+    label: str, experiment: Experiment, session: Session, run: Run, stopping: MedianStopping | None = None
+) -> Row:
     """Produce one experiment's metrics under its own MLflow run.
 
     Raises:
         StoppedEarly: its pre-training was ended, held against rivals.
     """
-    graph = plan(experiment, desk.root, rivals)
+    graph = plan(experiment, session.root, stopping)
     tags = {**tags_of(experiment), "row": label}
     run.tags(tags)
-    produce(graph["metrics"], run, desk.screen, tags)
+    produce(graph["metrics"], run, session.screen, tags)
     for role, artifact in graph.items():
         run.tags({f"artifact.{role}": artifact, f"run.{role}": artifact.facts["run"]})
     for role, context in INPUTS.items():
@@ -135,27 +137,29 @@ def run_row(label: str, experiment: Experiment, desk: Desk, run: Run, rivals: Ri
 
 
 def _run_rows(
-    table: Mapping[str, Experiment], plans: Mapping[str, Mapping[str, Artifact]], desk: Desk, parent: Run
+    table: Mapping[str, Experiment], plans: Mapping[str, Mapping[str, Artifact]], session: Session, parent: Run
 ) -> list[Row]:
     for artifact in shared(plans):
-        produce(artifact, parent, desk.screen, shared_tags(next(iter(table.values()))))
+        produce(artifact, parent, session.screen, shared_tags(next(iter(table.values()))))
     results = []
     for label, experiment in table.items():
-        desk.screen.say(f"[bold cyan]{escape(label)}[/]")
-        with experiment_run(desk, experiment, label, parent) as run:
-            results.append(run_row(label, experiment, desk, run))
+        session.screen.say(f"[bold cyan]{escape(label)}[/]")
+        with experiment_run(session, experiment, label, parent) as run:
+            results.append(run_row(label, experiment, session, run))
     return results
 
 
-def experiment_run(desk: Desk, experiment: Experiment, label: str | None = None, parent: Run | None = None) -> Run:
+def experiment_run(
+    session: Session, experiment: Experiment, label: str | None = None, parent: Run | None = None
+) -> Run:
     """The MLflow run of an experiment or row: the one that an earlier call began, or a new one.
 
     The resolved configuration is written beside it, in `<root>/experiments/`, and logged.
     """
-    folder = folder_of(desk.root, experiment)
+    folder = folder_of(session.root, experiment)
     note = _note(folder, parent)
     if note.exists():
-        continued = desk.tracker.resume(json.loads(note.read_text())["run"])
+        continued = session.tracker.resume(json.loads(note.read_text())["run"])
         if continued is not None:
             return continued
     name = label or experiment.name
@@ -163,7 +167,7 @@ def experiment_run(desk: Desk, experiment: Experiment, label: str | None = None,
     tags = common_tags(experiment) if several else tags_of(experiment)
     tags |= {"experiment": experiment.name, "config": digest_of(experiment)}
     tags["level"] = "sweep" if experiment.sweep else "comparison" if experiment.compare else "experiment"
-    run = parent.child(name, tags) if parent else desk.tracker.run(name, tags)
+    run = parent.child(name, tags) if parent else session.tracker.run(name, tags)
     write_atomically(folder / "config.yaml", dump(experiment))
     write_atomically(note, json.dumps({"run": run.id}))
     run.text(dump(experiment), "config.yaml")
@@ -171,10 +175,10 @@ def experiment_run(desk: Desk, experiment: Experiment, label: str | None = None,
     return run
 
 
-def is_recorded(desk: Desk, experiment: Experiment, parent: Run) -> bool:
+def is_recorded(session: Session, experiment: Experiment, parent: Run) -> bool:
     """Whether MLflow holds a finished run of it under this parent."""
-    note = _note(folder_of(desk.root, experiment), parent)
-    return note.exists() and desk.tracker.status(json.loads(note.read_text())["run"]) == "FINISHED"
+    note = _note(folder_of(session.root, experiment), parent)
+    return note.exists() and session.tracker.status(json.loads(note.read_text())["run"]) == "FINISHED"
 
 
 def _note(folder: Path, parent: Run | None) -> Path:
@@ -236,10 +240,10 @@ def shared_tags(experiment: Experiment) -> dict[str, Any]:
     return common_tags(experiment) | {"shared": "true"}
 
 
-def write_results(desk: Desk, experiment: Experiment, results: list[Row]) -> None:
+def write_results(session: Session, experiment: Experiment, results: list[Row]) -> None:
     """The table as JSON beside the configuration."""
     content = [{"label": row.label, **row.metrics()} for row in results]
-    write_atomically(folder_of(desk.root, experiment) / "results.json", json.dumps(content, indent=1))
+    write_atomically(folder_of(session.root, experiment) / "results.json", json.dumps(content, indent=1))
 
 
 def draw_curves(plans: Mapping[str, Mapping[str, Artifact]], path: Path, run: Run) -> None:

@@ -7,7 +7,7 @@ from rayreid.config import Experiment
 from rayreid.errors import UserError
 from rayreid.pipeline.selection_graph import plan_subset
 from rayreid.stages import adapt, evaluate, finetune, ingest, pretrain
-from rayreid.stages.training.early_stopping import Rivals
+from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact, lineage
 
 ROLES = (
@@ -41,7 +41,7 @@ STAGE_ROLE = {
 """What a stage's own command makes."""
 
 
-def plan(experiment: Experiment, root: Path, rivals: Rivals | None = None) -> dict[str, Artifact]:
+def plan(experiment: Experiment, root: Path, stopping: MedianStopping | None = None) -> dict[str, Artifact]:
     """The artifacts of one experiment by role; those that it has no use for are absent.
 
     A fraction of 1 needs no subset, no scores and no proxies; `pretrain.method: none` needs no pool.
@@ -49,7 +49,7 @@ def plan(experiment: Experiment, root: Path, rivals: Rivals | None = None) -> di
     Args:
         experiment: whose.
         root: of the outputs.
-        rivals: what its pre-training is held against, and may be ended by.
+        stopping: what its pre-training is held against, and may be ended by.
 
     Raises:
         UserError: a file that the configuration names does not exist.
@@ -61,7 +61,7 @@ def plan(experiment: Experiment, root: Path, rivals: Rivals | None = None) -> di
         if not e.select.whole:
             graph.update(plan_subset(e, graph["pool"], graph["target"]))
         graph["weights"] = pretrain.plan(
-            graph["pool"], graph.get("subset"), e.pretrain, e.backbone, e.seed, e.resources, graph["target"], rivals
+            graph["pool"], graph.get("subset"), e.pretrain, e.backbone, e.seed, e.resources, graph["target"], stopping
         )
     graph.update(_models(e, graph["target"], graph.get("weights")))
     graph["metrics"] = evaluate.plan(graph["target"], _last(graph), e.evaluate)

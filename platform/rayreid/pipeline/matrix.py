@@ -23,7 +23,7 @@ from rayreid.execution.shared_storage import check_storage
 from rayreid.files import write_atomically
 from rayreid.paths import output_root
 from rayreid.pipeline.dataset_facts import Datasets, check_answers
-from rayreid.pipeline.experiment_runner import experiment_run, folder_of, open_desk, tags_of
+from rayreid.pipeline.experiment_runner import experiment_run, folder_of, open_session, tags_of
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.preflight import check, check_workers
 from rayreid.stages import evaluate, given_model, ingest
@@ -79,21 +79,21 @@ def matrix(experiment: Experiment) -> list[Cell]:
     datasets = Datasets(root, 0)
     for label, source in targets.items():
         check_answers(f"target {label}", source.dataset, datasets.look(f"target {label}", source))
-    desk = open_desk(experiment)
-    with connect(), experiment_run(desk, experiment) as run:
+    session = open_session(experiment)
+    with connect(), experiment_run(session, experiment) as run:
         check_storage()
         check_workers(own.values())
         cells = []
         for model, network in models.items():
             tags = {**(tags_of(own[model]) if model in own else {}), "row": model}
-            produce(network, run, desk.screen, tags)
+            produce(network, run, session.screen, tags)
             for target, store in stores.items():
-                desk.screen.say(f"[bold cyan]{escape(model)} on {escape(target)}[/]")
+                session.screen.say(f"[bold cyan]{escape(model)} on {escape(target)}[/]")
                 cell = evaluate.plan(store, network, experiment.evaluate)
-                produce(cell, run, desk.screen, {**tags, "target": target})
+                produce(cell, run, session.screen, {**tags, "target": target})
                 cells.append(Cell(model, target, store.facts["dataset"], cell))
         _keep(cells, folder_of(root, experiment), run)
-        _show(desk.screen, cells)
+        _show(session.screen, cells)
     return cells
 
 

@@ -21,7 +21,7 @@ from rayreid.execution.production import produce
 from rayreid.execution.shared_storage import check_storage
 from rayreid.files import write_atomically
 from rayreid.paths import output_root
-from rayreid.pipeline.experiment_runner import experiment_run, folder_of, open_desk, tags_of
+from rayreid.pipeline.experiment_runner import experiment_run, folder_of, open_session, tags_of
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.preflight import check
 from rayreid.selection.overlap import jaccard, rank_correlation
@@ -91,18 +91,18 @@ def compare(experiment: Experiment, strategies: Sequence[str] = STRATEGIES) -> P
     if len({graph["pool"].id for graph in plans.values()}) > 1:
         raise UserError(f"experiment {experiment.name!r}: selections from different pools cannot be compared")
     check(wanted.values(), plans)
-    desk = open_desk(experiment)
+    session = open_session(experiment)
     path = folder_of(root, experiment) / "selections.html"
-    with connect(), experiment_run(desk, experiment) as run:
+    with connect(), experiment_run(session, experiment) as run:
         check_storage()
         for label, graph in plans.items():
-            produce(graph["subset"], run, desk.screen, {**tags_of(wanted[label]), "row": label})
+            produce(graph["subset"], run, session.screen, {**tags_of(wanted[label]), "row": label})
         store = ImageStore(next(iter(plans.values()))["pool"].path)
         found = [_selection(label, wanted[label], graph, store) for label, graph in plans.items()]
         page = _page(experiment, store, found, provenance_of(experiment.pool), run)
         write_atomically(path, page.html())
         run.file(path)
-    desk.screen.say(f"{path}")
+    session.screen.say(f"{path}")
     return path
 
 

@@ -15,7 +15,7 @@ from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import extract
-from rayreid.execution.production import Work, identity
+from rayreid.execution.production import StageContext, identity
 from rayreid.execution.trainer import Log, Training, fit
 from rayreid.models.neck import Neck
 from rayreid.models.weights import save_backbone
@@ -72,19 +72,23 @@ def check_images(config: Adapt, images: int) -> None:
         )
 
 
-def _adapt(config: Adapt, backbone: Backbone, seed: int, resources: Resources, work: Work) -> dict[str, Any]:
-    store = ImageStore(work.input("target"))
+def _adapt(config: Adapt, backbone: Backbone, seed: int, resources: Resources, context: StageContext) -> dict[str, Any]:
+    store = ImageStore(context.input("target"))
     rows = store.rows_of("train")
     check_images(config, len(rows))
-    weights, started = initial_weights.prepare(work, backbone, _given(work))
-    header = {"method": f"cluster contrast, {config.method}", "epochs": config.epochs, "artifact": str(work.artifact)}
+    weights, started = initial_weights.prepare(context, backbone, _given(context))
+    header = {
+        "method": f"cluster contrast, {config.method}",
+        "epochs": config.epochs,
+        "artifact": str(context.artifact),
+    }
     c = config
     training = Training(
-        folder=work.folder,
+        folder=context.folder,
         store=store.directory,
         plan=PseudoLabelPlan(rows, store.camids[rows], c.clusters, c.instances, c.iterations, seed),
         build=_Build(c, backbone, seed, weights),
-        save=partial(_save, work.folder / WEIGHTS, header),
+        save=partial(_save, context.folder / WEIGHTS, header),
         epochs=c.epochs,
         accumulate=1,
         precision=c.precision,
@@ -93,22 +97,22 @@ def _adapt(config: Adapt, backbone: Backbone, seed: int, resources: Resources, w
         keep_checkpoints=c.keep_checkpoints,
         keep_every_epochs=c.keep_every_epochs,
         probe=Look(store.directory, _test(backbone), c.evaluate_every, c.epochs, c.precision),
-        feed=_Feeding(c, backbone, store.directory, work.folder / LABELS, seed),
+        feed=_Feeding(c, backbone, store.directory, context.folder / LABELS, seed),
     )
     profile = {"images": len(rows)}
-    work.run.dataset("target", store.fingerprint, str(store.directory), profile, "adapt")
-    work.resolved({"decay_every": c.decay_epochs})
-    facts = fit(work, training, resources, pseudo_label_figures.watch)
-    found = pseudo_label_figures.draw(work, store, work.folder / LABELS, c.epochs)
-    work.run.file(work.folder / WEIGHTS, "weights")
+    context.run.dataset("target", store.fingerprint, str(store.directory), profile, "adapt")
+    context.resolved({"decay_every": c.decay_epochs})
+    facts = fit(context, training, resources, pseudo_label_figures.watch)
+    found = pseudo_label_figures.draw(context, store, context.folder / LABELS, c.epochs)
+    context.run.file(context.folder / WEIGHTS, "weights")
     return {**profile, **facts, **found, **started}
 
 
-def _given(work: Work) -> Path | None:
-    if "weights" not in work.artifact.inputs:
+def _given(context: StageContext) -> Path | None:
+    if "weights" not in context.artifact.inputs:
         return None
     names = {"pretrain": pretrain.WEIGHTS, "finetune": finetune.WEIGHTS}
-    return work.input("weights") / names[work.artifact.inputs["weights"].stage]
+    return context.input("weights") / names[context.artifact.inputs["weights"].stage]
 
 
 def _test(backbone: Backbone) -> ReIDTest:

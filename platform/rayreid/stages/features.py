@@ -15,7 +15,7 @@ import torch
 from rayreid.config import Score
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
-from rayreid.execution.production import Work, identity
+from rayreid.execution.production import StageContext, identity
 from rayreid.execution.shard_results import ShardResults, fill, rows_by_shard
 from rayreid.models.embedding import Embedder
 from rayreid.models.weights import weights_of
@@ -79,9 +79,9 @@ def _path(folder: Path, shard: int) -> Path:
     return folder / "features" / f"{shard:05d}.npy"
 
 
-def _extract(part: Part, config: Score, work: Work) -> dict[str, Any]:
-    store = ImageStore(work.input("images"))
-    work.run.dataset("images", store.fingerprint, str(store.directory), {"images": len(store)}, "features")
-    files = _Files(work.folder / "features", store, rows_of(store, part))
-    fill(files, partial(_Head, weights_of(work.input("source")), config.precision), config, work, "features")
+def _extract(part: Part, config: Score, context: StageContext) -> dict[str, Any]:
+    store = ImageStore(context.input("images"))
+    context.run.dataset("images", store.fingerprint, str(store.directory), {"images": len(store)}, "features")
+    files = _Files(context.folder / "features", store, rows_of(store, part))
+    fill(files, partial(_Head, weights_of(context.input("source")), config.precision), config, context, "features")
     return {"images": files.done, "bad": files.bad}

@@ -13,11 +13,11 @@ from rayreid.config import Backbone, Finetune, Resources
 from rayreid.data.augment.reid_transforms import ReIDTest, ReIDTrain
 from rayreid.data.batch import ImageBatch
 from rayreid.data.sampling.balanced import BalancedPlan
-from rayreid.data.sampling.batch_plans import IdentityPlan, Plan, ShufflePlan
+from rayreid.data.sampling.batch_plans import BatchPlan, IdentityPlan, ShufflePlan
 from rayreid.data.sampling.camera import CameraPlan
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.execution.production import Work, identity
+from rayreid.execution.production import StageContext, identity
 from rayreid.execution.trainer import Training, fit
 from rayreid.models.weights import BEST, save_backbone
 from rayreid.reid.supervised import SupervisedReID
@@ -48,22 +48,24 @@ def plan(
     return Artifact(target.root, "finetune", VERSION, fields, inputs, job)
 
 
-def _finetune(config: Finetune, backbone: Backbone, seed: int, resources: Resources, work: Work) -> dict[str, Any]:
-    store = ImageStore(work.input("target"))
+def _finetune(
+    config: Finetune, backbone: Backbone, seed: int, resources: Resources, context: StageContext
+) -> dict[str, Any]:
+    store = ImageStore(context.input("target"))
     rows = labelled_rows(store)
     classes, labels = np.unique(store.pids[rows], return_inverse=True)
-    given = work.input("weights") / pretrain.WEIGHTS if "weights" in work.artifact.inputs else None
-    weights, started = initial_weights.prepare(work, backbone, given)
+    given = context.input("weights") / pretrain.WEIGHTS if "weights" in context.artifact.inputs else None
+    weights, started = initial_weights.prepare(context, backbone, given)
     steps = sampling(config, rows, store.pids[rows], store.camids[rows], seed)
     label_of_row = np.full(len(store), -1)
     label_of_row[rows] = labels
-    header = {"method": "supervised", "epochs": config.epochs, "artifact": str(work.artifact)}
+    header = {"method": "supervised", "epochs": config.epochs, "artifact": str(context.artifact)}
     training = Training(
-        folder=work.folder,
+        folder=context.folder,
         store=store.directory,
         plan=steps,
         build=_Build(config, backbone, seed, steps.steps_per_epoch, len(classes), weights, label_of_row),
-        save=partial(_save, header, work.folder / WEIGHTS),
+        save=partial(_save, header, context.folder / WEIGHTS),
         epochs=config.epochs,
         accumulate=1,
         precision=config.precision,
@@ -71,15 +73,15 @@ def _finetune(config: Finetune, backbone: Backbone, seed: int, resources: Resour
         checkpoint_minutes=config.checkpoint_minutes,
         keep_checkpoints=config.keep_checkpoints,
         keep_every_epochs=config.keep_every_epochs,
-        probe=_look(config, backbone, store, Best(work.folder / BEST, partial(_save, header))),
+        probe=_look(config, backbone, store, Best(context.folder / BEST, partial(_save, header))),
     )
     profile = {"images": len(rows), "identities": len(classes)}
-    work.run.dataset("target", store.fingerprint, str(store.directory), profile, "finetune")
-    work.resolved(
+    context.run.dataset("target", store.fingerprint, str(store.directory), profile, "finetune")
+    context.resolved(
         {"warmup_epochs": config.warmup, "steps_per_epoch": steps.steps_per_epoch, "images_per_step": steps.size}
     )
-    facts = fit(work, training, resources)
-    work.run.file(work.folder / WEIGHTS, "weights")
+    facts = fit(context, training, resources)
+    context.run.file(context.folder / WEIGHTS, "weights")
     return {**profile, **facts, **started}
 
 
@@ -96,7 +98,7 @@ def labelled_rows(store: ImageStore) -> np.ndarray:
     return rows
 
 
-def sampling(config: Finetune, rows: np.ndarray, pids: np.ndarray, camids: np.ndarray, seed: int) -> Plan:
+def sampling(config: Finetune, rows: np.ndarray, pids: np.ndarray, camids: np.ndarray, seed: int) -> BatchPlan:
     """Which images a step takes, by the configured sampler.
 
     Args:

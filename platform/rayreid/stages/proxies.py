@@ -7,7 +7,7 @@ from typing import Any
 
 from rayreid.config import Backbone, Checkpoint, Proxy, Resources
 from rayreid.errors import UserError
-from rayreid.execution.production import Work, identity
+from rayreid.execution.production import StageContext, identity
 from rayreid.models.normalisation import IMAGENET, NORMALISED
 from rayreid.models.report import LoadReport
 from rayreid.models.weights import load_weights, save_backbone
@@ -62,14 +62,14 @@ def plan_adoption(root: Path, role: str, checkpoint: Checkpoint, backbone: Backb
     return Artifact(root, "proxy", VERSION, {**fields, "role": role}, job=partial(_adopt, checkpoint, backbone, name))
 
 
-def _adopt(checkpoint: Checkpoint, config: Backbone, name: str, work: Work) -> dict[str, Any]:
+def _adopt(checkpoint: Checkpoint, config: Backbone, name: str, context: StageContext) -> dict[str, Any]:
     """Write the user's checkpoint as a weights file of ours, with what it needs of its images."""
     backbone, file = initial_weights.network(config), initial_weights.source(_started(checkpoint, config))
     assert file is not None
     report = load_weights(backbone, file)
     mean, std = _normalisation(checkpoint, report)
-    save_backbone(work.folder / name, backbone, mean, std, method="given", artifact=str(work.artifact))
-    work.run.params({"resolved.mean": mean, "resolved.std": std, "file": file})
+    save_backbone(context.folder / name, backbone, mean, std, method="given", artifact=str(context.artifact))
+    context.run.params({"resolved.mean": mean, "resolved.std": std, "file": file})
     return {"file": str(file), "format": report.format, "mean": list(mean), "std": list(std)}
 
 

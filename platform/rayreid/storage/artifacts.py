@@ -1,8 +1,8 @@
 """Where outputs live: `<root>/<stage>/<id>/`, named by what they are made from, never half-read.
 
-An artifact's id is a hash of the fields that change its result, of its inputs' ids and of the stage's recipe
-version. It is complete when its `artifact.json` exists, which is written last and atomically. Who writes an
-artifact holds its lease, so that two runs never write the same one.
+An artifact's id is a hash of the fields that change its result, of its inputs' ids and of the stage's version. It is
+complete when its `artifact.json` exists, which is written last and atomically. Who writes an artifact holds its lease,
+so that two runs never write the same one.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ class Artifact:
     Attributes:
         root: the outputs' root folder.
         stage: the stage that makes it.
-        version: that stage's recipe version, raised when its code changes what it computes.
+        version: that stage's version, raised when its code changes what it computes.
         fields: what of the configuration changes the result, as plain JSON values.
         inputs: the artifacts it is made from, by role.
-        beside: artifacts, by role, that are needed while it is made but do not change it (images to watch a training
+        auxiliary: artifacts, by role, that are needed while it is made but do not change it (images to watch a training
             with). They are no part of the identity, and are made only where this one is not complete.
         job: what the stage needs to run besides (resources, paths); not part of the identity.
     """
@@ -43,11 +43,11 @@ class Artifact:
     version: int
     fields: Mapping[str, Any]
     inputs: Mapping[str, "Artifact"] = field(default_factory=dict)
-    beside: Mapping[str, "Artifact"] = field(default_factory=dict, compare=False, repr=False, kw_only=True)
+    auxiliary: Mapping[str, "Artifact"] = field(default_factory=dict, compare=False, repr=False, kw_only=True)
     job: Any = field(default=None, compare=False, repr=False)
 
     @cached_property
-    def recipe(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """All that the id is a hash of."""
         inputs = {role: artifact.id for role, artifact in self.inputs.items()}
         return {"stage": self.stage, "version": self.version, "fields": dict(self.fields), "inputs": inputs}
@@ -55,7 +55,7 @@ class Artifact:
     @cached_property
     def id(self) -> str:
         """12 hexadecimal digits."""
-        text = json.dumps(self.recipe, sort_keys=True)
+        text = json.dumps(self.identity, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
     @property
@@ -103,7 +103,7 @@ class Artifact:
         """
         if held_by_another(self.path / _LEASE):
             raise UserError(f"{self.path}: another run took this artifact over while this one stood still; run again")
-        content = {"id": self.id, "recipe": self.recipe, "facts": dict(facts)}
+        content = {"id": self.id, "recipe": self.identity, "facts": dict(facts)}
         write_atomically(self.path / _FACTS, json.dumps(content, indent=1))
 
     def __str__(self) -> str:

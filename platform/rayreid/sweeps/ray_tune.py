@@ -21,8 +21,8 @@ from rayreid.execution.interrupts import handler_kept
 from rayreid.execution.resources import training_share
 from rayreid.files import make_folder, write_atomically
 from rayreid.paths import output_root
-from rayreid.pipeline.experiment_runner import Desk, digest_of, experiment_run, folder_of, open_desk, run_row
-from rayreid.stages.training.early_stopping import Rivals
+from rayreid.pipeline.experiment_runner import Session, digest_of, experiment_run, folder_of, open_session, run_row
+from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.sweeps.optuna_search import OptunaSearcher
 from rayreid.sweeps.shared_artifacts import reason_of
 from rayreid.sweeps.trials import sweep_of, trial
@@ -37,9 +37,9 @@ def run_trials(
     experiment: Experiment,
     todo: Mapping[str, Experiment],
     searcher: OptunaSearcher | None,
-    desk: Desk,
+    session: Session,
     parent: Run,
-    rivals: Rivals | None = None,
+    stopping: MedianStopping | None = None,
 ) -> dict[str, str]:
     """Run trials, those of `todo` or those of a searcher.
 
@@ -55,7 +55,7 @@ def run_trials(
     total = searcher.left if searcher else len(todo)
     # A trial's own process only waits for its Train workers. With a CPU for it, trials and workers could hold all
     # CPUs between them and wait for ever; zero CPUs is refused; so it takes a token amount of memory.
-    run_trial = partial(_trial, todo=dict(todo), experiment=experiment, parent=parent.id, rivals=rivals)
+    run_trial = partial(_trial, todo=dict(todo), experiment=experiment, parent=parent.id, stopping=stopping)
     trainable = tune.with_resources(run_trial, {"memory": 2**20})
     tuner = tune.Tuner(
         trainable,
@@ -67,9 +67,9 @@ def run_trials(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(folder_of(desk.root, experiment)),
+            storage_path=str(folder_of(session.root, experiment)),
             verbose=0,
-            callbacks=[_Teller(desk.screen, total)],
+            callbacks=[_Teller(session.screen, total)],
             failure_config=tune.FailureConfig(max_failures=experiment.resources.max_failures),
         ),
     )
@@ -85,7 +85,7 @@ def run_trials(
         label = str(config.get("label", "?"))
         if result.error is not None:
             failures[label] = reason_of(result.error)
-            with experiment_run(desk, _experiment_of(config, todo, experiment), label, parent) as run:
+            with experiment_run(session, _experiment_of(config, todo, experiment), label, parent) as run:
                 run.fail(failures[label])  # its own process is gone, and could not
         elif _FAILED in told:
             failures[label] = told[_FAILED]
@@ -94,9 +94,9 @@ def run_trials(
     return failures
 
 
-def stops(desk: Desk, experiment: Experiment) -> dict[str, str]:
+def stops(session: Session, experiment: Experiment) -> dict[str, str]:
     """The trials that were ended early, now or by an earlier command: label → why."""
-    notes = [json.loads(path.read_text()) for path in sorted(_stop_folder(desk, experiment).glob("*.json"))]
+    notes = [json.loads(path.read_text()) for path in sorted(_stop_folder(session, experiment).glob("*.json"))]
     return {note["label"]: note["why"] for note in notes}
 
 
@@ -116,7 +116,7 @@ def _trial(
     todo: Mapping[str, Experiment],
     experiment: Experiment,
     parent: str,
-    rivals: Rivals | None = None,
+    stopping: MedianStopping | None = None,
 ) -> None:
     """One trial, in a process of its own.
 
@@ -132,7 +132,7 @@ def _trial(
     failure = folder_of(output_root(), one) / "error.txt"
     failure.unlink(missing_ok=True)
     try:
-        reached = _reach(label, one, experiment, parent, rivals)
+        reached = _reach(label, one, experiment, parent, stopping)
     except LOST:
         raise
     except Exception as error:
@@ -143,7 +143,7 @@ def _trial(
 
 def _put_down(label: str, error: UserError, experiment: Experiment, parent: str) -> str:
     """Say in MLflow why a suggestion is no experiment; returns the reason."""
-    owner = Run(open_desk(experiment, Screen(), PATIENCE_SECONDS).tracker, parent)
+    owner = Run(open_session(experiment, Screen(), PATIENCE_SECONDS).tracker, parent)
     with owner.child(label, {"experiment": experiment.name, "row": label, "level": "experiment"}) as run:
         run.fail(str(error))
     return reason_of(error)
@@ -154,21 +154,23 @@ def _experiment_of(config: Mapping[str, Any], todo: Mapping[str, Experiment], ex
     return todo[config["label"]] if config["label"] in todo else trial(experiment, json.loads(config["changes"]))
 
 
-def _reach(label: str, one: Experiment, experiment: Experiment, parent: str, rivals: Rivals | None) -> dict[str, Any]:
+def _reach(
+    label: str, one: Experiment, experiment: Experiment, parent: str, stopping: MedianStopping | None
+) -> dict[str, Any]:
     """A trial's metrics; or that it was ended early."""
-    desk = open_desk(experiment, Screen(), PATIENCE_SECONDS)
-    with experiment_run(desk, one, label, Run(desk.tracker, parent)) as run:
+    session = open_session(experiment, Screen(), PATIENCE_SECONDS)
+    with experiment_run(session, one, label, Run(session.tracker, parent)) as run:
         try:
-            return dict(run_row(label, one, desk, run, rivals).metrics())
+            return dict(run_row(label, one, session, run, stopping).metrics())
         except StoppedEarly as ended:
             run.give_up(str(ended))
             note = {"label": label, "why": str(ended)}
-            write_atomically(_stop_folder(desk, experiment) / f"{digest_of(one)}.json", json.dumps(note))
+            write_atomically(_stop_folder(session, experiment) / f"{digest_of(one)}.json", json.dumps(note))
             return {_STOPPED: 1.0}
 
 
-def _stop_folder(desk: Desk, experiment: Experiment) -> Path:
-    folder = folder_of(desk.root, experiment) / "stopped"
+def _stop_folder(session: Session, experiment: Experiment) -> Path:
+    folder = folder_of(session.root, experiment) / "stopped"
     make_folder(folder)
     return folder
 

@@ -9,14 +9,19 @@ from ray.exceptions import RayError
 from rayreid.config import Experiment
 from rayreid.console import Screen
 from rayreid.execution.production import produce
-from rayreid.pipeline.experiment_runner import Desk, open_desk
+from rayreid.pipeline.experiment_runner import Session, open_session
 from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.tracking.outage import PATIENCE_SECONDS
 from rayreid.tracking.run import Run
 
 
 def produce_all(
-    artifacts: Iterable[Artifact], slots: int, experiment: Experiment, desk: Desk, owner: Run, tags: Mapping[str, Any]
+    artifacts: Iterable[Artifact],
+    slots: int,
+    experiment: Experiment,
+    session: Session,
+    owner: Run,
+    tags: Mapping[str, Any],
 ) -> dict[str, str]:
     """Make artifacts, each once; one that fails takes with it only those that stand on it.
 
@@ -27,7 +32,7 @@ def produce_all(
         artifacts: inputs before what they go into.
         slots: how many at a time.
         experiment: opens the tracking store elsewhere.
-        desk, owner, tags: where they are made, and the MLflow run and tags of theirs.
+        session, owner, tags: where they are made, and the MLflow run and tags of theirs.
 
     Returns:
         Artifact id → why it could not be made.
@@ -44,15 +49,15 @@ def produce_all(
                 failed[waiting.pop(one.id).id] = reason
             elif slots == 1:
                 del waiting[one.id]
-                _note(failed, one, _attempt(one, owner, desk.screen, tags))
+                _note(failed, one, _attempt(one, owner, session.screen, tags))
             elif len(running) < slots:
-                desk.screen.say(f"[bold]▸ {one}[/]")
+                session.screen.say(f"[bold]▸ {one}[/]")
                 running[elsewhere.remote(waiting.pop(one.id), experiment, owner.id, tags)] = one
         if running:
             for done in ray.wait(list(running))[0]:
                 one = running.pop(done)
                 _note(failed, one, _answer(one, done))
-                desk.screen.say(f"  [red]✗[/] {one}" if one.id in failed else f"  [green]✓[/] {one}")
+                session.screen.say(f"  [red]✗[/] {one}" if one.id in failed else f"  [green]✓[/] {one}")
     return failed
 
 
@@ -65,12 +70,12 @@ def blocked(artifact: Artifact, failed: Mapping[str, str]) -> str | None:
 def _needs(artifact: Artifact, waiting: Mapping[str, Artifact], running: Mapping[Any, Artifact]) -> bool:
     """Whether something it stands on, or has beside it, is yet to be made."""
     pending = {*waiting, *(one.id for one in running.values())}
-    return bool(pending & lineage({**artifact.inputs, **artifact.beside}).keys())
+    return bool(pending & lineage({**artifact.inputs, **artifact.auxiliary}).keys())
 
 
 def _produce(artifact: Artifact, experiment: Experiment, owner: str, tags: Mapping[str, Any]) -> str | None:
-    desk = open_desk(experiment, Screen(), PATIENCE_SECONDS)
-    return _attempt(artifact, Run(desk.tracker, owner), desk.screen, tags)
+    session = open_session(experiment, Screen(), PATIENCE_SECONDS)
+    return _attempt(artifact, Run(session.tracker, owner), session.screen, tags)
 
 
 def _answer(artifact: Artifact, done: ray.ObjectRef) -> str | None:

@@ -13,11 +13,11 @@ from rayreid.execution.shared_storage import check_storage
 from rayreid.execution.trainer import METRICS
 from rayreid.paths import output_root
 from rayreid.pipeline.experiment_runner import (
-    Desk,
+    Session,
     experiment_run,
     folder_of,
     is_recorded,
-    open_desk,
+    open_session,
     run_row,
     shared_tags,
     write_results,
@@ -26,7 +26,7 @@ from rayreid.pipeline.graph import plan, shared
 from rayreid.pipeline.preflight import check, check_workers
 from rayreid.pipeline.summary import Row, row_of, show_hint, show_table, show_times
 from rayreid.selection.provenance import provenance_of
-from rayreid.stages.training.early_stopping import Rivals
+from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.lease import Lease
 from rayreid.sweeps.optuna_search import OptunaSearcher, require_optuna
@@ -57,58 +57,58 @@ def sweep(experiment: Experiment) -> list[Row]:
     plans = {str(label): plan(one, root) for label, one in checked.items()}
     check(checked.values(), plans)
     _check_stopping(experiment, checked.values())
-    desk = open_desk(experiment)
+    session = open_session(experiment)
     with (
-        alone(desk, experiment),
+        alone(session, experiment),
         connect(),
-        experiment_run(desk, experiment) as parent,
+        experiment_run(session, experiment) as parent,
         watched(parent),
         ending(parent),
     ):
         check_storage()
         check_workers(checked.values())
         ahead = shared(plans, least=len(plans)) if searched else shared(_distinct(plans))
-        failed = produce_all(ahead, slots(experiment), experiment, desk, parent, shared_tags(experiment))
+        failed = produce_all(ahead, slots(experiment), experiment, session, parent, shared_tags(experiment))
         if searched:
             if failed:
                 raise UserError(next(iter(failed.values())))
             searcher = OptunaSearcher(sweep_of(experiment), folder_of(root, experiment))
-            failures = run_trials(experiment, {}, searcher, desk, parent) if searcher.left else {}
+            failures = run_trials(experiment, {}, searcher, session, parent) if searcher.left else {}
             known = {describe(changes): trial(experiment, changes) for changes in searcher.done()}
             plans = {label: plan(one, root) for label, one in known.items()}
             for label, one in known.items():
-                if not is_recorded(desk, one, parent):  # it was made while another tracking store was in use
-                    with experiment_run(desk, one, label, parent) as run:
-                        run_row(label, one, desk, run)
+                if not is_recorded(session, one, parent):  # it was made while another tracking store was in use
+                    with experiment_run(session, one, label, parent) as run:
+                        run_row(label, one, session, run)
         else:
-            failures = _run_known(experiment, known, plans, failed, desk, parent)
-        ended = stops(desk, experiment)
+            failures = _run_known(experiment, known, plans, failed, session, parent)
+        ended = stops(session, experiment)
         rows = [
             row_of(label, graph, provenance_of(known[label].pool))
             for label, graph in plans.items()
             if graph["metrics"].complete
         ]
-        write_results(desk, experiment, rows)
-        show_table(desk.screen, rows)
-        show_times(desk.screen, plans.values())
+        write_results(session, experiment, rows)
+        show_table(session.screen, rows)
+        show_times(session.screen, plans.values())
         for label, error in failures.items():
-            desk.screen.say(f"[red]failed[/] {escape(label)}: {escape(error)}")
+            session.screen.say(f"[red]failed[/] {escape(label)}: {escape(error)}")
         for label, why in ended.items():
-            desk.screen.say(f"[yellow]ended early[/] {escape(label)}: {escape(why)}")
-        show_hint(desk.screen, desk.tracker.uri)
+            session.screen.say(f"[yellow]ended early[/] {escape(label)}: {escape(why)}")
+        show_hint(session.screen, session.tracker.uri)
     if not rows:
         raise UserError(f"every trial of the sweep {experiment.name!r} failed; see the errors above")
     return rows
 
 
 @contextlib.contextmanager
-def alone(desk: Desk, experiment: Experiment) -> Iterator[None]:
+def alone(session: Session, experiment: Experiment) -> Iterator[None]:
     """One command at a time is at a sweep: a second one waits, and finds what the first has finished."""
 
     def waiting() -> None:
-        desk.screen.say("[dim]another command is at this sweep, and is waited for[/]")
+        session.screen.say("[dim]another command is at this sweep, and is waited for[/]")
 
-    with Lease(folder_of(desk.root, experiment) / "lease.json", waiting=waiting):
+    with Lease(folder_of(session.root, experiment) / "lease.json", waiting=waiting):
         yield
 
 
@@ -127,7 +127,7 @@ def _run_known(
     known: Mapping[str, Experiment],
     plans: Plans,
     failed: Mapping[str, str],
-    desk: Desk,
+    session: Session,
     parent: Run,
 ) -> dict[str, str]:
     """Run the trials of a grid or of drawn ones; returns the errors of those that failed.
@@ -135,28 +135,28 @@ def _run_known(
     Tune is given those alone that are yet to be run. What is complete already, or stands on a stage that failed, is put
     down here.
     """
-    ended = stops(desk, experiment)
+    ended = stops(session, experiment)
     unfinished = {label: graph for label, graph in _distinct(plans).items() if label not in ended}
     open_ones = {label: graph for label, graph in unfinished.items() if not graph["metrics"].complete}
     reasons = {label: blocked(graph["metrics"], failed) for label, graph in open_ones.items()}
     failures = {label: reason for label, reason in reasons.items() if reason is not None}
     todo = {label: known[label] for label in open_ones if label not in failures}
     if todo:
-        rivals = _rivals(experiment, plans)
-        failures |= run_trials(experiment, todo, None, desk, parent, rivals)
+        stopping = _rivals(experiment, plans)
+        failures |= run_trials(experiment, todo, None, session, parent, stopping)
     causes = {plans[label]["metrics"].id: error for label, error in failures.items()}
     for label, one in known.items():
         metrics = plans[label]["metrics"]
-        if label in todo or label in ended or (metrics.complete and is_recorded(desk, one, parent)):
+        if label in todo or label in ended or (metrics.complete and is_recorded(session, one, parent)):
             continue
-        with experiment_run(desk, one, label, parent) as run:
+        with experiment_run(session, one, label, parent) as run:
             if metrics.complete:
-                run_row(label, one, desk, run)
+                run_row(label, one, session, run)
             elif metrics.id in causes:
                 failures[label] = causes[metrics.id]
                 run.fail(failures[label])
             else:  # it is the same as one that was ended early
-                run.give_up(stops(desk, experiment)[_first_like(plans, label)])
+                run.give_up(stops(session, experiment)[_first_like(plans, label)])
     return failures
 
 
@@ -167,10 +167,10 @@ def _check_stopping(experiment: Experiment, trials: Iterable[Experiment]) -> Non
         raise UserError("sweep.stop_below_median goes by the probe, but pretrain.probe_every is 0; set it")
 
 
-def _rivals(experiment: Experiment, plans: Plans) -> Rivals | None:
+def _rivals(experiment: Experiment, plans: Plans) -> MedianStopping | None:
     """What the trials' pre-trainings are held against: one another. Those that several share ran before, unjudged."""
     grace = sweep_of(experiment).stop_below_median
     if grace is None:
         return None
     journals = {graph["weights"].path / METRICS: None for graph in plans.values() if "weights" in graph}
-    return Rivals(tuple(journals), grace)
+    return MedianStopping(tuple(journals), grace)

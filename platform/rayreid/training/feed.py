@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rayreid.data.batch import ImageBatch
-from rayreid.data.sampling.batch_plans import Plan
+from rayreid.data.sampling.batch_plans import BatchPlan
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.training import parallel
@@ -20,7 +20,7 @@ from rayreid.training.loop import Batch
 
 
 @dataclass(frozen=True)
-class Feed:
+class Prefetcher:
     """Micro-batches of a store by a plan.
 
     Attributes:
@@ -35,7 +35,7 @@ class Feed:
     """
 
     store: ImageStore
-    plan: Plan
+    plan: BatchPlan
     prepare: Callable[[ImageBatch, Sequence[str], int, np.ndarray], Any]
     device: torch.device
     accumulate: int = 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rayreid.errors import StoppedEarly
-from rayreid.stages.training.early_stopping import Judged, Rivals
+from rayreid.stages.training.early_stopping import Judged, MedianStopping
 from rayreid.storage.metrics_log import Journal
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def rivals(tmp_path):
 
 
 def test_what_lies_below_the_median_of_those_that_came_as_far_is_ended(rivals, tmp_path):
-    rule = Rivals(tuple(rivals), grace=1)
+    rule = MedianStopping(tuple(rivals), grace=1)
     reason = rule.verdict(2, 0.19, tmp_path / "own.jsonl")
     assert "epoch 2" in reason and "19.0" in reason and "3 other trials, 20.0" in reason
     assert rule.verdict(2, 0.2, tmp_path / "own.jsonl") is None
@@ -33,10 +33,10 @@ def test_what_lies_below_the_median_of_those_that_came_as_far_is_ended(rivals, t
 
 
 def test_nothing_is_ended_before_its_time_or_against_few(rivals, tmp_path):
-    assert Rivals(tuple(rivals), grace=3).verdict(2, 0.0, tmp_path / "own.jsonl") is None
-    assert Rivals(tuple(rivals[:2]), grace=1).verdict(2, 0.0, tmp_path / "own.jsonl") is None
+    assert MedianStopping(tuple(rivals), grace=3).verdict(2, 0.0, tmp_path / "own.jsonl") is None
+    assert MedianStopping(tuple(rivals[:2]), grace=1).verdict(2, 0.0, tmp_path / "own.jsonl") is None
     # Of three the training itself is one.
-    assert Rivals(tuple(rivals), grace=1).verdict(2, 0.0, rivals[0]) is None
+    assert MedianStopping(tuple(rivals), grace=1).verdict(2, 0.0, rivals[0]) is None
 
 
 def test_a_training_is_ended_after_the_probe_that_says_so_and_not_for_one_bad_probe(rivals, tmp_path):
@@ -44,7 +44,7 @@ def test_a_training_is_ended_after_the_probe_that_says_so_and_not_for_one_bad_pr
     found = {1: 0.15, 2: 0.05, 4: 0.05}
     judged = Judged(
         lambda method, device, threads: lambda epochs: {"probe_mAP": found[epochs]} if epochs in found else {},
-        Rivals((*rivals, own), grace=2),
+        MedianStopping((*rivals, own), grace=2),
         own,
     )
     look = judged(None, CPU, 1)

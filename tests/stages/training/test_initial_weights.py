@@ -9,7 +9,7 @@ from rich.console import Console
 from rayreid.config import Backbone
 from rayreid.console import Screen
 from rayreid.errors import UserError
-from rayreid.execution.production import Work
+from rayreid.execution.production import StageContext
 from rayreid.models import hub
 from rayreid.models.backbones import build_backbone
 from rayreid.models.weights import save_backbone
@@ -28,7 +28,7 @@ def spoken():
 
 @pytest.fixture
 def work(tmp_path, spoken):
-    return Work(Artifact(tmp_path, "pretrain", 1, {}), tmp_path, None, Screen(Console(file=spoken, width=1000)))
+    return StageContext(Artifact(tmp_path, "pretrain", 1, {}), tmp_path, None, Screen(Console(file=spoken, width=1000)))
 
 
 @pytest.fixture

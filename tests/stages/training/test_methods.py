@@ -12,7 +12,7 @@ from rayreid.pretraining.moby import MoBY
 from rayreid.pretraining.mocov2 import MoCoV2
 from rayreid.pretraining.mocov3 import MoCoV3
 from rayreid.stages.training.initial_weights import network
-from rayreid.stages.training.methods import METHODS, Run, crops_of, resolved
+from rayreid.stages.training.methods import METHODS, MethodSetup, crops_of, resolved
 
 IMAGES = 6
 HEADS = {"out_dim": 32, "hidden_dim": 64, "warmup_epochs": 0}
@@ -35,7 +35,7 @@ def build(method: str, kind: str, **changes):
     backbone = Backbone(img_size=SIZE, **SMALL[kind])
     recipe = config.recipe(backbone)
     pair = network(backbone, recipe.drop_path), network(backbone)
-    return METHODS[method].build(*pair, Run(config, recipe, steps_per_epoch=2)), config, recipe
+    return METHODS[method].build(*pair, MethodSetup(config, recipe, steps_per_epoch=2)), config, recipe
 
 
 def batch_of(method: str) -> list[torch.Tensor]:

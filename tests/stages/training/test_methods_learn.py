@@ -26,7 +26,7 @@ from rayreid.data.batch import ImageBatch
 from rayreid.data.sampling.batch_plans import ShufflePlan
 from rayreid.evaluation.probe import choose_probe
 from rayreid.stages.training.initial_weights import network
-from rayreid.stages.training.methods import METHODS, Run, crops_of
+from rayreid.stages.training.methods import METHODS, MethodSetup, crops_of
 
 MARGIN = 0.04
 PERSONS, CAMERAS, POOL, BATCH, EPOCHS = 40, 6, 256, 32, 20
@@ -124,7 +124,7 @@ def pre_train(method: str, kind: str, world: tuple[list[np.ndarray], Look], seed
     recipe, plan = config.recipe(backbone), ShufflePlan(np.arange(len(pool)), BATCH, seed)
     torch.manual_seed(seed)
     networks = network(backbone, recipe.drop_path), network(backbone)
-    trained = METHODS[method].build(*networks, Run(config, recipe, plan.steps_per_epoch))
+    trained = METHODS[method].build(*networks, MethodSetup(config, recipe, plan.steps_per_epoch))
     crops, optimizer = crops_of(config, recipe, SIZE), trained.build_optimizer()
 
     def batch(step: int) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ from rayreid.pipeline.graph import plan
 from rayreid.stages import pretrain
 from rayreid.stages.training.probe import TargetProbe
 from rayreid.training.checkpoint import Checkpoints
-from rayreid.training.feed import Feed
+from rayreid.training.feed import Prefetcher
 from rayreid.training.loop import LoopSettings, train
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def run(store, target_probe=None, checkpoints=None, until=None):
 
     settings = LoopSettings(plan.steps_per_epoch, EPOCHS)
     with contextlib.suppress(KeyboardInterrupt):
-        train(method, Feed(store, plan, prepare, CPU), settings, CPU, checkpoints, rows.append, after)
+        train(method, Prefetcher(store, plan, prepare, CPU), settings, CPU, checkpoints, rows.append, after)
     return method, rows
 
 
@@ -116,8 +116,8 @@ def test_the_target_stands_beside_pre_trainings_and_changes_no_id(tmp_path):
     )
     without = plan(experiment(pretrain={"probe_every": 0}, proxy={"pretrain": {"probe_every": 0}}), tmp_path)
     for role in ("source_proxy", "weights"):
-        assert with_probe[role].beside == {"target": with_probe["target"]}
-        assert without[role].beside == {}
+        assert with_probe[role].auxiliary == {"target": with_probe["target"]}
+        assert without[role].auxiliary == {}
     assert with_probe["target"].id != other["target"].id
     assert with_probe["source_proxy"].id == other["source_proxy"].id == without["source_proxy"].id
     random = [

@@ -16,7 +16,7 @@ from rayreid.errors import UserError
 Rows = npt.NDArray[np.int64]
 
 
-class Plan(Protocol):
+class BatchPlan(Protocol):
     """What the training loop asks of a plan."""
 
     steps_per_epoch: int

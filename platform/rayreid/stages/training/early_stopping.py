@@ -22,7 +22,7 @@ _MEASURE = "probe_mAP"
 
 
 @dataclass(frozen=True)
-class Rivals:
+class MedianStopping:
     """What a pre-training is held against; travels to the workers pickled.
 
     Attributes:
@@ -59,12 +59,12 @@ class Judged:
 
     Attributes:
         probe: what makes the look.
-        rivals: what it is held against.
+        stopping: what it is held against.
         journal: the training's own.
     """
 
     probe: Callable[[Any, torch.device, int], Callable[[int], dict[str, float]]]
-    rivals: Rivals
+    stopping: MedianStopping
     journal: Path
 
     def __call__(self, method: Any, device: torch.device, threads: int) -> Callable[[int], dict[str, float]]:
@@ -79,7 +79,7 @@ class Judged:
             found = look(epochs)
             if found and parallel.rank() == 0:
                 best = max(found[_MEASURE], _best(self.journal, epochs, whole=False) or 0.0)
-                reason = self.rivals.verdict(epochs, best, self.journal)
+                reason = self.stopping.verdict(epochs, best, self.journal)
                 if reason is not None:
                     raise StoppedEarly(reason)
             return found

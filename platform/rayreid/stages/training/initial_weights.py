@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from rayreid.config import Backbone
 from rayreid.data.store.shards import checksum
 from rayreid.errors import UserError
-from rayreid.execution.production import Work
+from rayreid.execution.production import StageContext
 from rayreid.models import backbones, hub
 from rayreid.models.checkpoints import read_checkpoint
 from rayreid.models.report import LoadReport
@@ -81,11 +81,11 @@ def check(config: Backbone) -> LoadReport | None:
     return None if found is None else check_weights(backbone, found, config.strict)
 
 
-def prepare(work: Work, config: Backbone, given: Path | None = None) -> tuple[Start | None, dict[str, Any]]:
+def prepare(context: StageContext, config: Backbone, given: Path | None = None) -> tuple[Start | None, dict[str, Any]]:
     """Check the start weights before any worker is started, say what will be loaded, and give all workers the same.
 
     Args:
-        work: what is being made.
+        context: what is being made.
         config: the network; where `weights` and `strict` say what it starts from.
         given: weights of an earlier stage instead.
 
@@ -100,9 +100,9 @@ def prepare(work: Work, config: Backbone, given: Path | None = None) -> tuple[St
     report = check(config)
     if report is None:
         return None, {}
-    work.screen.say(f"  starts from {escape(str(report))}")
+    context.screen.say(f"  starts from {escape(str(report))}")
     found = source(config)
-    path = found if isinstance(found, Path) else _fetch(work.folder, str(found))
+    path = found if isinstance(found, Path) else _fetch(context.folder, str(found))
     return Start(path, config.strict), {"start": report.figures()}
 
 

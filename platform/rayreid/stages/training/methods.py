@@ -32,7 +32,7 @@ class Pretraining(Method, Protocol):
 
 
 @dataclass(frozen=True)
-class Run:
+class MethodSetup:
     """What a method is built for.
 
     Attributes:
@@ -56,7 +56,7 @@ class Run:
         return Rates(r.optimizer, lr, r.weight_decay, momentum or rising, clip)
 
 
-Builder = Callable[[backbones.Backbone, backbones.Backbone, Run], Pretraining]
+Builder = Callable[[backbones.Backbone, backbones.Backbone, MethodSetup], Pretraining]
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Entry:
     watch: Callable[[Pretrain, Recipe], Watch] = lambda config, recipe: SpreadWatch()
 
 
-def _dino(student: backbones.Backbone, teacher: backbones.Backbone, run: Run) -> Pretraining:
-    c, r = run.config, run.recipe
+def _dino(student: backbones.Backbone, teacher: backbones.Backbone, setup: MethodSetup) -> Pretraining:
+    c, r = setup.config, setup.recipe
     return DINO(  # type: ignore[return-value]
         student,
         teacher,
         DINOSchedules(
             epochs=c.epochs,
-            steps_per_epoch=run.steps_per_epoch,
+            steps_per_epoch=setup.steps_per_epoch,
             lr=r.lr,
             min_lr=r.min_lr,
             warmup_epochs=r.warmup_epochs,
@@ -93,27 +93,27 @@ def _dino(student: backbones.Backbone, teacher: backbones.Backbone, run: Run) ->
     )
 
 
-def _mocov3(base: backbones.Backbone, momentum: backbones.Backbone, run: Run) -> Pretraining:
-    r = run.recipe
+def _mocov3(base: backbones.Backbone, momentum: backbones.Backbone, setup: MethodSetup) -> Pretraining:
+    r = setup.recipe
     vit = isinstance(base, backbones.ViT)
     return MoCoV3(
         base,
         momentum,
-        run.rates(),
+        setup.rates(),
         layers=3 if vit else 2,
         hidden_dim=r.hidden_dim,
         out_dim=r.out_dim,
         temperature=r.temperature,
-        frozen=patch_projection(base, run.fresh) if isinstance(base, backbones.ViT) and r.freeze_patch else None,
+        frozen=patch_projection(base, setup.fresh) if isinstance(base, backbones.ViT) and r.freeze_patch else None,
     )
 
 
-def _mocov2(base: backbones.Backbone, momentum: backbones.Backbone, run: Run) -> Pretraining:
-    r = run.recipe
+def _mocov2(base: backbones.Backbone, momentum: backbones.Backbone, setup: MethodSetup) -> Pretraining:
+    r = setup.recipe
     return MoCoV2(
         base,
         momentum,
-        run.rates(momentum=Constant(r.teacher_momentum)),
+        setup.rates(momentum=Constant(r.teacher_momentum)),
         hidden_dim=r.hidden_dim,
         out_dim=r.out_dim,
         temperature=r.temperature,
@@ -121,12 +121,12 @@ def _mocov2(base: backbones.Backbone, momentum: backbones.Backbone, run: Run) ->
     )
 
 
-def _moby(base: backbones.Backbone, momentum: backbones.Backbone, run: Run) -> Pretraining:
-    r = run.recipe
+def _moby(base: backbones.Backbone, momentum: backbones.Backbone, setup: MethodSetup) -> Pretraining:
+    r = setup.recipe
     return MoBY(
         base,
         momentum,
-        run.rates(clip=r.clip),
+        setup.rates(clip=r.clip),
         hidden_dim=r.hidden_dim,
         out_dim=r.out_dim,
         temperature=r.temperature,

@@ -13,7 +13,7 @@ from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.probe import Probe, choose_probe, extract
 from rayreid.execution import periodic_metrics
-from rayreid.execution.production import Work
+from rayreid.execution.production import StageContext
 from rayreid.training.loop import resolve_precision
 
 
@@ -52,16 +52,16 @@ class TargetProbe:
         return look
 
 
-def on_target(work: Work, config: Pretrain, backbone: Backbone) -> TargetProbe | None:
+def on_target(context: StageContext, config: Pretrain, backbone: Backbone) -> TargetProbe | None:
     """The probe on the target that the stage was given beside its inputs; None where it was given none.
 
     Raises:
         UserError: the target has no identity that could be found again.
     """
-    if "target" not in work.artifact.beside:
+    if "target" not in context.artifact.auxiliary:
         return None
-    store = ImageStore(work.input("target"))
+    store = ImageStore(context.input("target"))
     probe = choose_probe(store.pids, store.camids, store.rows_of("train"), config.probe_images)
     profile = {"queries": probe.queries, "gallery": len(probe.rows) - probe.queries}
-    work.run.dataset("target", store.fingerprint, str(store.directory), profile, "probe")
+    context.run.dataset("target", store.fingerprint, str(store.directory), profile, "probe")
     return TargetProbe(store.directory, probe, backbone.img_size, config.probe_epochs, config.epochs, config.precision)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.figures import image_sheet, loss_curves
-from rayreid.execution.production import Work
+from rayreid.execution.production import StageContext
 from rayreid.reid.clustering import OUTLIER
 from rayreid.storage.metrics_log import Journal
 
@@ -29,11 +29,11 @@ def watch(row: Mapping[str, float]) -> str | None:
     return f"epoch {round(row['epoch']) + 1}: {found} cannot be trained on; the labels of the epoch before stay"
 
 
-def draw(work: Work, store: ImageStore, labels: Path, epochs: int) -> dict[str, float]:
+def draw(context: StageContext, store: ImageStore, labels: Path, epochs: int) -> dict[str, float]:
     """Draw the labels' curves and some clusters of the epochs.
 
     Args:
-        work: what is being made.
+        context: what is being made.
         store: the images.
         labels: the folder of the epochs' labels, `NNNN.npz` from 1.
         epochs: length of the training.
@@ -41,12 +41,12 @@ def draw(work: Work, store: ImageStore, labels: Path, epochs: int) -> dict[str, 
     Returns:
         What was found last, and the seconds of all epochs by phase.
     """
-    rows = [row for row in Journal(work.folder / "metrics.jsonl").history() if "clusters" in row]
+    rows = [row for row in Journal(context.folder / "metrics.jsonl").history() if "clusters" in row]
     names = [name for name in _CURVES if name in rows[-1]]
-    work.run.figure(loss_curves(rows, names, x="epoch"), "figures/labels.png")
+    context.run.figure(loss_curves(rows, names, x="epoch"), "figures/labels.png")
     for epoch in np.linspace(1, epochs, min(_SHEETS, epochs)).round().astype(int):
         with np.load(labels / f"{epoch:04d}.npz") as file:
-            work.run.figure(sheet(store, file["rows"], file["labels"]), f"figures/clusters/{epoch:04d}.png")
+            context.run.figure(sheet(store, file["rows"], file["labels"]), f"figures/clusters/{epoch:04d}.png")
     kept = [name for name in ("clusters", "outliers", "images_used", "ari", "nmi", "pair_f") if name in rows[-1]]
     return {
         **{f"final_{name}": rows[-1][name] for name in kept},
