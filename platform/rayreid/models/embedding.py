@@ -4,12 +4,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
-from rayreid.config import Auto
 from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.batch import ImageBatch
 from rayreid.data.images import decode
@@ -18,6 +17,8 @@ from rayreid.errors import UserError
 from rayreid.models.neck import load_neck
 from rayreid.models.weights import load_backbone
 from rayreid.training.loop import autocast, resolve_precision
+
+Auto = Literal["auto"]
 
 AUTO_BATCH = {"cpu": 32, "cuda": 512}
 """Images per forward pass where the user leaves it open: as measured on a CPU, whose caches they should not exceed; on
