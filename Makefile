@@ -30,9 +30,10 @@ format: $(READY)  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lint: $(READY)    ## check formatting and style
+lint: $(READY)    ## check formatting, style and which room imports which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 types: $(READY)   ## check types on the domain and ground floors
 	$(BIN)/mypy

@@ -12,7 +12,7 @@ from timing import paired, show_table
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from rayreid.data.augment import MultiCrop
+from rayreid.data.augment.augment import MultiCrop
 from rayreid.data.batch import ImageBatch
 from rayreid.models.backbones import build_backbone
 from rayreid.pretraining.dino import DINO

@@ -46,10 +46,10 @@ def run_stage(images: Path, root: Path, cpus: int, began: float) -> dict[str, fl
     from rich.console import Console
 
     from rayreid.config import Source
+    from rayreid.console import Screen
+    from rayreid.execution.production import produce
     from rayreid.stages.ingest import plan
-    from rayreid.stages.production import produce
-    from rayreid.stages.progress import Screen
-    from rayreid.tracking import Tracker
+    from rayreid.tracking.run import Tracker
 
     ray.init(
         address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
@@ -69,7 +69,7 @@ def run_stage(images: Path, root: Path, cpus: int, began: float) -> dict[str, fl
 
 def start_worker() -> None:
     """What a worker process does once, before its first shard."""
-    import rayreid.data.listing  # noqa: F401
+    import rayreid.data.store.listing  # noqa: F401
 
     time.sleep(1)  # so that no worker is given two of these
 

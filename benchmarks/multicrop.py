@@ -20,8 +20,8 @@ from PIL import Image, ImageFilter
 from timing import Paired, paired, show_table
 from torchvision import transforms as T
 
-from rayreid.data import colour_cpu, resample_cpu
-from rayreid.data.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop
+from rayreid.data.augment import colour_cpu, resample_cpu
+from rayreid.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop
 from rayreid.data.batch import ImageBatch
 from rayreid.data.images import decode
 

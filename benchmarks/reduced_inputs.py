@@ -19,8 +19,8 @@ import torch
 
 from rayreid.data.datasets.folder import Folder
 from rayreid.data.datasets.market1501 import Market1501
-from rayreid.data.store import Record
-from rayreid.stages.weights import convert_weights
+from rayreid.data.store.store import Record
+from rayreid.diagnostics.convert_weights import convert_weights
 
 POOL, TARGET = "unlabelled-pool", "market1501-resplit"
 IMAGES = "images"

@@ -27,7 +27,7 @@ from store_access import make_store
 from timing import Paired, in_turns, number, paired, show_table
 
 from rayreid.data.batch import ImageBatch
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.models.backbones import build_backbone
 from rayreid.models.embedding import AUTO_BATCH, Embedder, Pass
 from rayreid.models.weights import save_backbone
@@ -102,14 +102,14 @@ def run_pipeline(root: Path, notes: Path, args: argparse.Namespace) -> dict[str,
     """The stage's forward passes on Ray Data."""
     import scoring  # by its name, under which the actors know it, too
 
-    from rayreid.stages import inference
+    from rayreid.execution import actor_pool
 
     began = time.time()
     start_ray(args.cpus)
     store = ImageStore(root / "store")
-    inference._CHUNK["cpu"] = (args.item, args.item)
+    actor_pool._CHUNK["cpu"] = (args.item, args.item)
     build = partial(scoring.timed, root, args.precision, notes)
-    results = inference.stream(store.directory, [np.arange(len(store))], build, args.batch)
+    results = actor_pool.stream(store.directory, [np.arange(len(store))], build, args.batch)
     scored = sum(len(rows) for rows, _, _ in results)
     rate, running = steady(notes)
     return {"rate": rate, "start": running - began, "images": scored}
@@ -147,12 +147,12 @@ def run_stage(root: Path, notes: Path, args: argparse.Namespace) -> dict[str, fl
     import scoring
     from rich.console import Console
 
-    from rayreid.artifacts import Artifact
     from rayreid.config import Score
+    from rayreid.console import Screen
+    from rayreid.execution.production import produce
     from rayreid.stages import score
-    from rayreid.stages.production import produce
-    from rayreid.stages.progress import Screen
-    from rayreid.tracking import Tracker
+    from rayreid.storage.artifacts import Artifact
+    from rayreid.tracking.run import Tracker
 
     start_ray(args.cpus)
     score._Head = scoring.nothing  # type: ignore[assignment, misc]
@@ -228,7 +228,7 @@ def compare_proxies(root: Path, args: argparse.Namespace) -> None:
 
 def compare_memory(root: Path, args: argparse.Namespace, jpegs: list[bytes]) -> None:
     """The stage with a trivial head on pools of several sizes."""
-    from rayreid.artifacts import Artifact
+    from rayreid.storage.artifacts import Artifact
 
     print("\nthe stage with a trivial head: its driver's peak memory, before it begins and in all; its time")
     for count in args.pools:

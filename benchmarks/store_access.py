@@ -13,7 +13,7 @@ from pictures import random_jpegs
 from timing import paired, show_table
 
 from rayreid.data.images import decode
-from rayreid.data.store import ImageStore, Record, finish_store, write_shard
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 
 SHARD = 20_000
 CHUNK = 2**20

@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parent.parent
 RAY_START = re.compile(r"\bray start\b")
 TOKEN = "~/.ray/auth_token"
 

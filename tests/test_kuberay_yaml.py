@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parent.parent
 PLACES = {"RAYREID_ROOT": "/mnt/rayreid/outputs", "RAYREID_DATA": "/mnt/rayreid/data"}
 
 

@@ -8,7 +8,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parent.parent
 FOLDERS = {"platform", "experiments", "jobs", "tests", "benchmarks", "docs"}
 FILES = {
     "cluster.yaml",
@@ -75,7 +75,7 @@ def test_links_between_the_documents_lead_somewhere():
 
 
 def test_the_readmes_experiment_loads(tmp_path):
-    from rayreid.experiment_file import load_experiment, rows
+    from rayreid.config.loading import load_experiment, rows
 
     example = re.search(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     (tmp_path / "mine.yaml").write_text(example)

@@ -6,7 +6,7 @@ import numpy as np
 
 from gpu_rows.clock import kernels, seconds_each
 from gpu_rows.steps import LOCAL_CROPS, LOCAL_SIZE, SIZE
-from rayreid.data.augment import MultiCrop
+from rayreid.data.augment.augment import MultiCrop
 from rayreid.data.batch import ImageBatch
 
 

@@ -11,7 +11,7 @@ from dino_plain import PlainDINO
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpu_rows.clock import kernels, seconds_each, wait
-from rayreid.data.augment import MultiCrop
+from rayreid.data.augment.augment import MultiCrop
 from rayreid.data.batch import ImageBatch
 from rayreid.models.backbones import build_backbone
 from rayreid.pretraining.dino import DINO

@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one clear line that names the file or key and says what to do. The command line prints it
     without a traceback (unless `--debug`) and exits with status 2.
     """
+
+
+class StoppedEarly(UserError):  # noqa: N818 - no fault
+    """A training was stopped by the median rule: it did not fail, and it has no result."""

@@ -11,9 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 
+from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.batch import ImageBatch
-from rayreid.data.reid_transforms import ReIDTest
-from rayreid.data.store import ImageStore, Record, finish_store, write_shard
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import QUERY_SHARE, choose_probe, extract, findable_identities
 from rayreid.evaluation.retrieval import evaluate_retrieval

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rayreid.data.store import ImageStore, Record, finish_store, write_shard
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.models.embedding import AUTO_BATCH, Pass
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rayreid.data.reid_transforms import ReIDTest, ReIDTrain
-from rayreid.data.store import ImageStore, Record, finish_store, write_shard
+from rayreid.data.augment.reid_transforms import ReIDTest, ReIDTrain
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import extract
 from rayreid.models.backbones import build_backbone

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from rayreid.data.balanced_sampling import BalancedPlan
-from rayreid.data.camera_sampling import CameraPlan
+from rayreid.data.augment.reid_transforms import ReIDTrain
 from rayreid.data.datasets import open_dataset
-from rayreid.data.reid_transforms import ReIDTrain
-from rayreid.data.sampling import IdentityPlan, ShufflePlan
-from rayreid.data.store import ImageStore, finish_store, write_shard
+from rayreid.data.sampling.balanced import BalancedPlan
+from rayreid.data.sampling.batch_plans import IdentityPlan, ShufflePlan
+from rayreid.data.sampling.camera import CameraPlan
+from rayreid.data.store.store import ImageStore, finish_store, write_shard
 from rayreid.models.backbones import build_backbone
 from rayreid.reid.supervised import SupervisedReID
 from rayreid.training.checkpoint import Checkpoints
-from rayreid.training.feed import Feed
+from rayreid.training.feed import Prefetcher
 from rayreid.training.guard import NonFiniteLossError
 from rayreid.training.loop import LoopSettings, train
 
@@ -69,7 +69,7 @@ def run(
         return transform(images, keys, epoch, 0), torch.as_tensor(label[taken])
 
     def batches(start):
-        for step, batch in enumerate(Feed(store, plan, prepare, CPU)(start), start):
+        for step, batch in enumerate(Prefetcher(store, plan, prepare, CPU)(start), start):
             if step == killed_at:
                 raise KilledError
             if step == poison:

@@ -3,28 +3,29 @@
 import io
 from dataclasses import replace
 
-import in_process
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from rayreid.artifacts import Artifact
+import in_process
 from rayreid.config import Adapt, Backbone, Experiment, Resources
+from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
 from rayreid.data.datasets import open_dataset
-from rayreid.data.store import ImageStore, finish_store, write_shard
+from rayreid.data.store.store import ImageStore, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval import evaluate_retrieval
-from rayreid.journal import Journal
+from rayreid.execution.production import StageContext
 from rayreid.models.embedding import Embedder
+from rayreid.pipeline.graph import STAGE_ROLE, plan
 from rayreid.reid.pseudo_labels import Clustering
-from rayreid.stages import adapt, finetune, pretrain, pseudo_report
-from rayreid.stages.look import Look
-from rayreid.stages.plan import STAGE_ROLE, plan
-from rayreid.stages.production import Work
-from rayreid.stages.progress import Screen
+from rayreid.stages import adapt, finetune, pretrain
+from rayreid.stages.training import pseudo_label_figures
+from rayreid.stages.training.validation import Look
+from rayreid.storage.artifacts import Artifact
+from rayreid.storage.metrics_log import Journal
 
 CPU = torch.device("cpu")
 BACKBONE = Backbone(name="vit_tiny", stem="ics", depth=1, img_size=(32, 16))
@@ -116,7 +117,7 @@ def test_the_id_follows_what_changes_the_result(tmp_path):
 @pytest.mark.parametrize(("stage", "name"), [("pretrain", pretrain.WEIGHTS), ("finetune", finetune.WEIGHTS)])
 def test_it_starts_from_its_input_s_weights(tmp_path, stage, name):
     weights = Artifact(tmp_path, stage, 1, {})
-    work = Work(Artifact(tmp_path, "adapt", 1, {}, {"weights": weights}), tmp_path, None, None)
+    work = StageContext(Artifact(tmp_path, "adapt", 1, {}, {"weights": weights}), tmp_path, None, None)
     assert adapt._given(work) == weights.path / name
     assert adapt._given(replace(work, artifact=Artifact(tmp_path, "adapt", 1, {}))) is None
 
@@ -202,9 +203,9 @@ def test_by_default_it_does_not_look(store, method):
 
 def test_it_says_that_labels_were_kept():
     found = {"epoch": 6.0, "clusters": 1.0, "outliers": 12.0, "kept_labels": 1.0}
-    assert pseudo_report.watch(found).startswith("epoch 7: 1 clusters, 12 outliers cannot be trained on")
-    assert pseudo_report.watch({**found, "kept_labels": 0.0}) is None
-    assert pseudo_report.watch({"step": 3, "loss": 1.0}) is None
+    assert pseudo_label_figures.watch(found).startswith("epoch 7: 1 clusters, 12 outliers cannot be trained on")
+    assert pseudo_label_figures.watch({**found, "kept_labels": 0.0}) is None
+    assert pseudo_label_figures.watch({"step": 3, "loss": 1.0}) is None
 
 
 def test_figures_and_facts_of_the_labels(store, tmp_path):
@@ -224,8 +225,8 @@ def test_figures_and_facts_of_the_labels(store, tmp_path):
         def figure(self, figure, name):
             figures[name] = figure
 
-    work = Work(Artifact(tmp_path, "adapt", 1, {}), tmp_path, Run(), Screen(Console(file=io.StringIO())))
-    facts = pseudo_report.draw(work, store, tmp_path, 2)
+    work = StageContext(Artifact(tmp_path, "adapt", 1, {}), tmp_path, Run(), Screen(Console(file=io.StringIO())))
+    facts = pseudo_label_figures.draw(work, store, tmp_path, 2)
     assert facts["final_clusters"] == 4 and facts["final_ari"] == 0.5 and facts["epochs_with_kept_labels"] == 1
     assert facts["total_seconds_extract"] == 2 and facts["total_seconds_cluster"] == 1
     assert {axes.get_title(loc="left") for axes in figures["figures/labels.png"].axes} == {
@@ -242,7 +243,7 @@ def test_figures_and_facts_of_the_labels(store, tmp_path):
 
 
 def test_of_a_long_run_ten_sheets_are_drawn(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(pseudo_report, "sheet", lambda *rest: None)
+    monkeypatch.setattr(pseudo_label_figures, "sheet", lambda *rest: None)
     train = store.rows_of("train")
     figures = []
     (tmp_path / "metrics.jsonl").write_text(
@@ -256,8 +257,8 @@ def test_of_a_long_run_ten_sheets_are_drawn(store, tmp_path, monkeypatch):
         def figure(self, figure, name):
             figures.append(name)
 
-    work = Work(Artifact(tmp_path, "adapt", 1, {}), tmp_path, Run(), Screen(Console(file=io.StringIO())))
-    pseudo_report.draw(work, store, tmp_path, 50)
+    work = StageContext(Artifact(tmp_path, "adapt", 1, {}), tmp_path, Run(), Screen(Console(file=io.StringIO())))
+    pseudo_label_figures.draw(work, store, tmp_path, 50)
     assert (
         len(figures) == 11 and figures[1] == "figures/clusters/0001.png" and figures[-1] == "figures/clusters/0050.png"
     )

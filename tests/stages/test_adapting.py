@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import yaml
 from mlflow import MlflowClient
-from tiny_experiment import TINY
 
-from rayreid.cluster import connect
-from rayreid.experiment_file import load_experiment, rows
-from rayreid.journal import Journal
-from rayreid.stages.experiment import run
-from rayreid.stages.plan import plan
+from rayreid.config.loading import load_experiment, rows
+from rayreid.execution.connection import connect
+from rayreid.pipeline.experiment_runner import run
+from rayreid.pipeline.graph import plan
+from rayreid.storage.metrics_log import Journal
+from tiny_experiment import TINY
 
 pytestmark = pytest.mark.ray
 

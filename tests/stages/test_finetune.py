@@ -2,27 +2,26 @@
 
 from dataclasses import replace
 
-import in_process
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from rayreid.artifacts import Artifact
+import in_process
 from rayreid.config import Backbone, Experiment, Finetune, Resources
-from rayreid.data.balanced_sampling import BalancedPlan
-from rayreid.data.camera_sampling import CameraPlan
 from rayreid.data.datasets import open_dataset
-from rayreid.data.sampling import IdentityPlan, ShufflePlan
-from rayreid.data.store import ImageStore, finish_store, write_shard
+from rayreid.data.sampling.balanced import BalancedPlan
+from rayreid.data.sampling.batch_plans import IdentityPlan, ShufflePlan
+from rayreid.data.sampling.camera import CameraPlan
+from rayreid.data.store.store import ImageStore, finish_store, write_shard
 from rayreid.evaluation.retrieval import evaluate_retrieval
-from rayreid.journal import Journal
 from rayreid.models.embedding import Embedder, Pass
-from rayreid.models.weights import read_header
+from rayreid.models.weights import BEST, read_header, weights_of
+from rayreid.pipeline.graph import plan
 from rayreid.stages import finetune
-from rayreid.stages.inference import weights_of
-from rayreid.stages.look import BEST, Best, Look
-from rayreid.stages.plan import plan
+from rayreid.stages.training.validation import Best, Look
+from rayreid.storage.artifacts import Artifact
+from rayreid.storage.metrics_log import Journal
 
 CPU = torch.device("cpu")
 EPOCHS = 3

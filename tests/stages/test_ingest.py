@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
-from tiny_experiment import TINY
 
-from rayreid.cluster import connect
+from rayreid.config.loading import load_experiment
 from rayreid.data.datasets.folder import Folder
-from rayreid.data.index import finish_store
-from rayreid.data.listing import deal, write_part
-from rayreid.data.store import ImageStore
-from rayreid.experiment_file import load_experiment
-from rayreid.stages.experiment import run_stage
+from rayreid.data.store.index import finish_store
+from rayreid.data.store.listing import deal, write_part
+from rayreid.data.store.store import ImageStore
+from rayreid.execution.connection import connect
+from rayreid.pipeline.experiment_runner import run_stage
+from tiny_experiment import TINY
 
 pytestmark = pytest.mark.ray
 

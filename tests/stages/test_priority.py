@@ -9,15 +9,16 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rayreid.artifacts import Artifact
-from rayreid.cluster import Share
 from rayreid.config import Score, Select
-from rayreid.data.shards import checksum
-from rayreid.data.store import ImageStore, Record, finish_store, write_shard
-from rayreid.stages import features, priority, select, shard_results
-from rayreid.stages.production import Work
-from rayreid.stages.progress import Screen
-from rayreid.stages.subset import subset_rows
+from rayreid.console import Screen
+from rayreid.data.store.shards import checksum
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
+from rayreid.execution import shard_results
+from rayreid.execution.production import StageContext
+from rayreid.execution.resources import Share
+from rayreid.selection.subset_file import subset_rows
+from rayreid.stages import features, priority, select
+from rayreid.storage.artifacts import Artifact
 
 IMAGES, DIMENSIONS = 60, 8
 
@@ -30,7 +31,7 @@ class Run:
 def work_on(artifact: Artifact) -> Artifact:
     """Do an artifact's job here."""
     artifact.path.mkdir(parents=True, exist_ok=True)
-    facts = artifact.job(Work(artifact, artifact.path, Run(), Screen(Console(file=io.StringIO()))))
+    facts = artifact.job(StageContext(artifact, artifact.path, Run(), Screen(Console(file=io.StringIO()))))
     artifact.finish(facts)
     return artifact
 

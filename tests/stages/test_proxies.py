@@ -9,22 +9,21 @@ import torch
 import yaml
 from PIL import Image
 from rich.console import Console
-from tiny_experiment import TINY
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Proxy, Resources, ScoreTarget
+from rayreid.config.loading import load_experiment
+from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
 from rayreid.errors import UserError
-from rayreid.experiment_file import load_experiment
+from rayreid.execution.production import StageContext
 from rayreid.models.backbones import build_backbone
 from rayreid.models.embedding import Embedder
-from rayreid.models.weights import read_header, save_backbone
+from rayreid.models.weights import read_header, save_backbone, weights_of
+from rayreid.pipeline.graph import plan
+from rayreid.pipeline.preflight import check
 from rayreid.stages import proxies
-from rayreid.stages.checks import check
-from rayreid.stages.inference import weights_of
-from rayreid.stages.plan import plan
-from rayreid.stages.production import Work
-from rayreid.stages.progress import Screen
+from rayreid.storage.artifacts import Artifact
+from tiny_experiment import TINY
 
 SMALL = Backbone(name="vit_tiny", depth=1, img_size=(32, 16))
 CPU = torch.device("cpu")
@@ -48,7 +47,7 @@ def adopted(tmp_path):
         pool = Artifact(tmp_path, "ingest", 1, {})
         artifact = proxies.plan_source(pool, Proxy(backbone=SMALL, source=checkpoint), Resources())
         artifact.path.mkdir(parents=True, exist_ok=True)
-        artifact.finish(artifact.job(Work(artifact, artifact.path, Run(), Screen(Console(file=io.StringIO())))))
+        artifact.finish(artifact.job(StageContext(artifact, artifact.path, Run(), Screen(Console(file=io.StringIO())))))
         return artifact
 
     return adopted

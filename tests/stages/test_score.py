@@ -9,15 +9,16 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rayreid.artifacts import Artifact
-from rayreid.cluster import Share
 from rayreid.config import Score, Select
-from rayreid.data.store import ImageStore, Record, finish_store, write_shard
+from rayreid.console import Screen
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.errors import UserError
-from rayreid.stages import score, select, shard_results
-from rayreid.stages.production import Work
-from rayreid.stages.progress import Screen
-from rayreid.stages.provenance import Provenance
+from rayreid.execution import shard_results
+from rayreid.execution.production import StageContext
+from rayreid.execution.resources import Share
+from rayreid.selection.provenance import Provenance
+from rayreid.stages import score, select
+from rayreid.storage.artifacts import Artifact
 
 IMAGES, SHARDS = 30, 3
 
@@ -100,7 +101,7 @@ def scoring(pool, monkeypatch):
         artifact = planned(pool, Score(max_bad_fraction=most), provenance, targets)
         artifact.path.mkdir(parents=True, exist_ok=True)
         run = Drawn()
-        facts = artifact.job(Work(artifact, artifact.path, run, Screen(Console(file=io.StringIO()))))
+        facts = artifact.job(StageContext(artifact, artifact.path, run, Screen(Console(file=io.StringIO()))))
         artifact.finish({**facts, "run": "r"})
         return SimpleNamespace(facts=facts, artifact=artifact, figures=run.figures, logged=run.logged)
 
@@ -149,7 +150,7 @@ def test_a_line_that_was_cut_off_is_written_anew(scoring, unfinished):
 
 
 def test_one_that_stopped_after_its_last_shard_is_finished(scoring, monkeypatch):
-    from rayreid.stages.inference import stream
+    from rayreid.execution.actor_pool import stream
 
     def fail(*args):
         raise KeyboardInterrupt
@@ -287,7 +288,7 @@ def test_the_cut_is_drawn_by_the_selection_and_is_its_own(scoring, pool):
     subset = select.plan(pool, made.artifact, Select(fraction=0.2), 0, Provenance(lambda: NEAR, "near"))
     subset.path.mkdir(parents=True)
     run = Drawn()
-    facts = subset.job(Work(subset, subset.path, run, Screen(Console(file=io.StringIO()))))
+    facts = subset.job(StageContext(subset, subset.path, run, Screen(Console(file=io.StringIO()))))
     assert facts["images"] == 6 and facts["share.near"] == 1.0
     [text] = kept(run.figures["figures/cfs_histogram.png"])
     assert "20 % kept" in text and "0.800" in text
@@ -297,5 +298,5 @@ def test_a_random_selection_has_no_cut_to_draw(pool):
     subset = select.plan(pool, None, Select(strategy="random", fraction=0.2), 0, None)
     subset.path.mkdir(parents=True)
     run = Drawn()
-    subset.job(Work(subset, subset.path, run, Screen(Console(file=io.StringIO()))))
+    subset.job(StageContext(subset, subset.path, run, Screen(Console(file=io.StringIO()))))
     assert run.figures == {}

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rayreid.data.sampling import IdentityPlan, ShufflePlan
-from rayreid.data.store import ImageStore, Record, finish_store, write_shard
+from rayreid.data.sampling.batch_plans import IdentityPlan, ShufflePlan
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.errors import UserError
-from rayreid.training.feed import Feed
+from rayreid.training.feed import Prefetcher
 
 CPU = torch.device("cpu")
 IMAGES, BATCH = 14, 4
@@ -50,8 +50,8 @@ def as_it_comes(images, keys, epoch, rows):
     return images, list(keys), epoch, rows
 
 
-def feed(store, plan=None, **changes) -> Feed:
-    return Feed(store, plan or ShufflePlan(np.arange(IMAGES), BATCH, seed=3), as_it_comes, CPU, **changes)
+def feed(store, plan=None, **changes) -> Prefetcher:
+    return Prefetcher(store, plan or ShufflePlan(np.arange(IMAGES), BATCH, seed=3), as_it_comes, CPU, **changes)
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 3, 7])
@@ -93,7 +93,7 @@ def test_identities_come_whole(store):
 @pytest.mark.parametrize(("device", "beside"), [("cpu", True), ("meta", False)])
 def test_images_are_prepared_beside_the_step_on_a_cpu_and_by_the_loop_on_a_device(store, device, beside):
     seen = []
-    made = Feed(
+    made = Prefetcher(
         store,
         ShufflePlan(np.arange(IMAGES), BATCH, seed=3),
         lambda *args: seen.append(threading.current_thread()),

@@ -11,7 +11,7 @@ app = typer.Typer()
 @app.command()
 def doctor(debug: Debug = False) -> None:
     """Look at versions, storage, MLflow, Ray and its nodes; say what is well and what to do; exit status 0 or 1."""
-    from rayreid.stages.doctor import doctor as look
+    from rayreid.diagnostics.doctor import doctor as look
 
     raise typer.Exit(0 if look() else 1)
 

@@ -23,15 +23,15 @@ _STAGES = {
 @app.command()
 def run(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
     """Run an experiment's stages in order, or a sweep where the file declares one; what is complete is skipped."""
-    from rayreid.experiment_file import load_experiment
+    from rayreid.config.loading import load_experiment
 
     experiment = load_experiment(file, overrides or ())
     if experiment.sweep is not None:
-        from rayreid.stages.sweep import sweep as run_sweep
+        from rayreid.sweeps.sweep_runner import sweep as run_sweep
 
         run_sweep(experiment)
     else:
-        from rayreid.stages.experiment import run as run_experiment
+        from rayreid.pipeline.experiment_runner import run as run_experiment
 
         run_experiment(experiment)
 
@@ -39,8 +39,8 @@ def run(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
 @app.command()
 def sweep(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
     """Run the combinations of values under `sweep.parameters` with Ray Tune; shared stages run once."""
-    from rayreid.experiment_file import load_experiment
-    from rayreid.stages.sweep import sweep as run_sweep
+    from rayreid.config.loading import load_experiment
+    from rayreid.sweeps.sweep_runner import sweep as run_sweep
 
     run_sweep(load_experiment(file, overrides or ()))
 
@@ -48,15 +48,15 @@ def sweep(file: File, overrides: Overrides = None, debug: Debug = False) -> None
 @app.command()
 def config(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
     """Print the experiment as it is resolved, with all defaults."""
-    from rayreid.experiment_file import dump, load_experiment
+    from rayreid.config.loading import dump, load_experiment
 
     typer.echo(dump(load_experiment(file, overrides or ())), nl=False)
 
 
 def _stage_command(stage: str) -> Callable[..., None]:
     def command(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
-        from rayreid.experiment_file import load_experiment
-        from rayreid.stages.experiment import run_stage
+        from rayreid.config.loading import load_experiment
+        from rayreid.pipeline.experiment_runner import run_stage
 
         run_stage(load_experiment(file, overrides or ()), stage)
 
@@ -78,8 +78,8 @@ def selections(
     debug: Debug = False,
 ) -> None:
     """Compare what strategies and rows choose from the pool: scores, overlap, sheets, origins, on one HTML page."""
-    from rayreid.experiment_file import load_experiment
-    from rayreid.stages.selections import STRATEGIES, compare
+    from rayreid.config.loading import load_experiment
+    from rayreid.pipeline.selection_report import STRATEGIES, compare
 
     compare(load_experiment(file, overrides or ()), strategy or STRATEGIES)
 
@@ -94,10 +94,10 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Report on a sweep, from MLflow alone: curves, stems, costs and published results on one HTML page, and PNGs."""
-    from rayreid.stages.report import report as make_report
+    from rayreid.reports.sweep_report import report as make_report
 
     make_report(sweep, overrides or ())
     if register:
-        from rayreid.stages.registry import register_best
+        from rayreid.reports.model_registry import register_best
 
         register_best(sweep, overrides or ())

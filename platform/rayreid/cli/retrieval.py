@@ -26,7 +26,7 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Compute the features of any folder of images or image store with a trained model."""
-    from rayreid.stages.predict import predict as compute
+    from rayreid.inference.predict import predict as compute
 
     compute(model, images, out, dataset, split, batch_size or "auto")
 
@@ -48,7 +48,7 @@ def search(
     debug: Debug = False,
 ) -> None:
     """Look for the people in some pictures in a gallery: draw the most similar images, print keys and similarities."""
-    from rayreid.stages.search import search as look
+    from rayreid.inference.search import search as look
 
     look(queries, gallery, model, k, out, images, dataset, split)
 
@@ -63,7 +63,7 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Compare two evaluations query by query: is the difference of their mAP more than chance?"""
-    from rayreid.stages.compare import compare as judge
+    from rayreid.inference.compare import compare as judge
 
     judge(first, second, out, confidence, extremes)
 
@@ -71,7 +71,7 @@ def compare(
 @app.command()
 def matrix(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
     """Evaluate every model (the file's rows, and weights files) on every target, in one table."""
-    from rayreid.experiment_file import load_experiment
-    from rayreid.stages.matrix import matrix as evaluate
+    from rayreid.config.loading import load_experiment
+    from rayreid.pipeline.matrix import matrix as evaluate
 
     evaluate(load_experiment(file, overrides or ()))

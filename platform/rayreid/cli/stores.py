@@ -20,6 +20,6 @@ def inspect_store(
     debug: Debug = False,
 ) -> None:
     """Show what an image store holds: images, rejects, splits, identities, sizes, shards."""
-    from rayreid.stages.inspect_store import inspect_store as show
+    from rayreid.diagnostics.inspect_store import inspect_store as show
 
     show(store, verify=verify, sheet=sheet)

@@ -28,7 +28,7 @@ def inspect_weights(
     debug: Debug = False,
 ) -> None:
     """Show what a weights file holds: origin, architecture, stem, size, parameters, and whether all is understood."""
-    from rayreid.stages.inspect_weights import inspect_weights as show
+    from rayreid.diagnostics.inspect_weights import inspect_weights as show
 
     show(file, keys)
 
@@ -48,7 +48,7 @@ def convert_weights(
     debug: Debug = False,
 ) -> None:
     """Write a weights file in another form: every tensor of the backbone, or nothing."""
-    from rayreid.stages.weights import convert_weights as convert
+    from rayreid.diagnostics.convert_weights import convert_weights as convert
 
     convert(file, to, output, img_size, num_heads, mean, std, force)
 
@@ -63,6 +63,6 @@ def export_weights(
     debug: Debug = False,
 ) -> None:
     """Write the backbone as an ONNX model, run it, and keep it only if it computes the same."""
-    from rayreid.stages.weights import export_weights as export
+    from rayreid.diagnostics.convert_weights import export_weights as export
 
     export(file, onnx, img_size, num_heads, force)

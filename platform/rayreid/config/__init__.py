@@ -3,7 +3,7 @@
 One YAML file is one experiment. Its sections are named after the stages; a key that is not known is refused. The
 defaults below are the method's published numbers (Luo et al., arXiv 2111.12084, and the DINO and TransReID recipes
 it builds on); `experiments/defaults.yaml` shows all of them and is held equal to this module by a test.
-Reading files, inheritance and overrides are in `rayreid.experiment_file`.
+Reading files, inheritance and overrides are in `rayreid.config.loading`.
 """
 
 from typing import Annotated, Any

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from rayreid import recipes
+from rayreid.config import method_defaults
 from rayreid.config.inputs import Backbone
 from rayreid.config.section import (
     ADDED,
@@ -32,7 +32,7 @@ def _within_epochs(warmup: int | Auto, info: ValidationInfo) -> int | Auto:
 class Pretrain(Section):
     """Self-supervised pre-training.
 
-    `auto` is the method's published number, or follows from one: see `rayreid.recipes`.
+    `auto` is the method's published number, or follows from one: see `rayreid.config.method_defaults`.
     """
 
     method: Literal["dino", "mocov3", "mocov2", "moby", "none"] = "dino"
@@ -85,11 +85,11 @@ class Pretrain(Section):
         """`pretrain: none` is short for `pretrain: {method: none}`."""
         return {"method": value} if isinstance(value, str) else value
 
-    @field_validator(*recipes.USED_BY)
+    @field_validator(*method_defaults.USED_BY)
     @classmethod
     def _used(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse what the method has no use for; a default says nothing, it stands in every resolved file."""
-        reason = recipes.misused(info.data.get("method", "none"), str(info.field_name), value)
+        reason = method_defaults.misused(info.data.get("method", "none"), str(info.field_name), value)
         if reason is not None and value != cls.model_fields[str(info.field_name)].default:
             raise ValueError(reason)
         return value
@@ -105,21 +105,23 @@ class Pretrain(Section):
         fields = super().identity()
         if self.method in ("dino", "none"):
             return {
-                name: recipes.DINO.numbers[name] if value == "auto" and name in recipes.DINO.numbers else value
+                name: method_defaults.DINO.numbers[name]
+                if value == "auto" and name in method_defaults.DINO.numbers
+                else value
                 for name, value in fields.items()
             }
-        return {name: value for name, value in fields.items() if recipes.uses(self.method, name)}
+        return {name: value for name, value in fields.items() if method_defaults.uses(self.method, name)}
 
-    def recipe(self, backbone: Backbone) -> recipes.Recipe:
+    def recipe(self, backbone: Backbone) -> method_defaults.Recipe:
         """The method's numbers on that backbone, `auto` resolved.
 
         Raises:
             UserError: the method and the backbone do not go together; says why.
         """
-        given = {name: value for name in recipes.BY_METHOD if (value := getattr(self, name)) != "auto"}
+        given = {name: value for name in method_defaults.BY_METHOD if (value := getattr(self, name)) != "auto"}
         if self.method == "mocov3" and backbone.name.startswith("vit"):
             given.setdefault("freeze_patch", backbone.stem == "patchify")
-        return recipes.published(self.method, backbone.name).recipe(self.batch_size, self.epochs, given)
+        return method_defaults.published(self.method, backbone.name).recipe(self.batch_size, self.epochs, given)
 
     @property
     def probe_epochs(self) -> int:
@@ -177,7 +179,9 @@ class Finetune(Section):
     @property
     def warmup(self) -> int:
         """Epochs of warm-up."""
-        return recipes.warmup(self.epochs, Fraction(1, 6)) if self.warmup_epochs == "auto" else self.warmup_epochs
+        return (
+            method_defaults.warmup(self.epochs, Fraction(1, 6)) if self.warmup_epochs == "auto" else self.warmup_epochs
+        )
 
 
 class Adapt(Section):

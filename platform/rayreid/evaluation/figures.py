@@ -4,8 +4,10 @@ All are made with matplotlib's object interface (no pyplot, hence no global stat
 at the top of this module. Save one with `figure.savefig(path)`.
 """
 
+import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,6 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from rayreid.errors import UserError
+from rayreid.files import write_atomically
+
+PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
+
 
 PALETTE = ("#2a5fa5", "#d9822b", "#3c8d5a", "#8a4f9e", "#b5433c", "#5f7a8a")  # told apart by colour-blind eyes too
 INK, FAINT, MAT = "#2b2f36", "#d9dce1", "#f1f2f4"
@@ -206,3 +214,17 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     half = np.minimum(np.minimum(i, i[::-1]), max(1, len(values) // 80))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     return (sums[i + half + 1] - sums[i - half]) / (2 * half + 1)
+
+
+def save_picture(figure: Figure, path: Path, option: str) -> None:
+    """Write a figure whole or not at all, in the form that the file's suffix says.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    sink = io.BytesIO()
+    figure.savefig(sink, format=path.suffix[1:].lower())
+    try:
+        write_atomically(path, sink.getvalue())
+    except OSError as error:
+        raise UserError(f"{option} {path}: it cannot be written ({error.strerror}); choose another place") from error

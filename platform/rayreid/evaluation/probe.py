@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.batch import ImageBatch
-from rayreid.data.reid_transforms import ReIDTest
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.ranking import UNKNOWN_CAMERA
 from rayreid.evaluation.retrieval import evaluate_retrieval

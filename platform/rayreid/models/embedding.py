@@ -9,10 +9,10 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
+from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.batch import ImageBatch
 from rayreid.data.images import decode
-from rayreid.data.listed import Images
-from rayreid.data.reid_transforms import ReIDTest
+from rayreid.data.store.listed import Images
 from rayreid.errors import UserError
 from rayreid.models.neck import load_neck
 from rayreid.models.weights import load_backbone
@@ -71,7 +71,7 @@ def _filled(crops: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(crops, (0, 0) * 3 + (0, missing)) if missing else crops
 
 
-class Head(Protocol):
+class BatchFunction(Protocol):
     """What is computed of a decoded batch."""
 
     def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
@@ -92,7 +92,7 @@ class Pass:
         threads: for decoding.
     """
 
-    def __init__(self, store: Images, head: Head, batch_size: int | Auto, device: torch.device, threads: int):
+    def __init__(self, store: Images, head: BatchFunction, batch_size: int | Auto, device: torch.device, threads: int):
         self.store, self.head = store, head
         self.batch_size = AUTO_BATCH[device.type] if batch_size == "auto" else batch_size
         self._decoders = ThreadPoolExecutor(threads)

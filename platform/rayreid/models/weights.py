@@ -20,6 +20,10 @@ from rayreid.models.neck import Neck, named
 from rayreid.models.report import Grid, LoadReport
 from rayreid.models.stems import Stem
 
+BEST = "best.safetensors"
+"""Beside an artifact's weights: those of the epoch that looked best. Chosen on the test itself, hence for the record
+alone: nothing goes on from them."""
+
 FORMAT = "rayreid-backbone/1"
 
 
@@ -228,3 +232,12 @@ def _guessed_grid(positions: int, grid: Grid) -> Grid | None:
     if positions == grid[0] * grid[1]:
         return grid
     return guess_grid(positions)
+
+
+def weights_of(folder: Path) -> Path:
+    """The weights file of an artifact of pre-training, fine-tuning, adaptation, or of a user's checkpoint.
+
+    It is the last epoch's; those of the epoch that looked best on query and gallery are for the record.
+    """
+    [path] = (path for path in folder.glob("*.safetensors") if path.name != BEST)
+    return path

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from rayreid.data.batch import ImageBatch
-from rayreid.data.camera_sampling import CameraPlan
-from rayreid.data.sampling import Rows
-from rayreid.data.store import ImageStore
+from rayreid.data.sampling.batch_plans import Rows
+from rayreid.data.sampling.camera import CameraPlan
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.reid.cluster_contrast import ClusterContrast
 from rayreid.reid.clustering import OUTLIER, cluster_means
 from rayreid.reid.pseudo_labels import PseudoLabels
 from rayreid.training import parallel
-from rayreid.training.feed import Feed
+from rayreid.training.feed import Prefetcher
 from rayreid.training.loop import Batch
 
 
@@ -151,7 +151,7 @@ class PseudoLabelFeed:
             )
         self.plan.begin(epoch, self.labels.clusters.labels)
 
-    def _feed(self) -> Feed:
+    def _feed(self) -> Prefetcher:
         """The epoch's batches: the images with their clusters."""
         assert self.labels.clusters is not None
         target = np.full(len(self.store), OUTLIER)
@@ -160,4 +160,4 @@ class PseudoLabelFeed:
         def prepare(images: ImageBatch, keys: Sequence[str], epoch: int, rows: np.ndarray) -> tuple[Tensor, Tensor]:
             return self.prepare(images, keys, epoch, rows), torch.as_tensor(target[rows], device=self.device)
 
-        return Feed(self.store, self.plan, prepare, self.device, threads=self.threads)
+        return Prefetcher(self.store, self.plan, prepare, self.device, threads=self.threads)

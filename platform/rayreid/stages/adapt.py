@@ -9,23 +9,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Adapt, Backbone, Resources
+from rayreid.data.augment.reid_transforms import Interpolation, ReIDTest, ReIDTrain
 from rayreid.data.batch import ImageBatch
-from rayreid.data.reid_transforms import Interpolation, ReIDTest, ReIDTrain
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import extract
+from rayreid.execution.production import StageContext, identity
+from rayreid.execution.trainer import Log, Training, fit
 from rayreid.models.neck import Neck
 from rayreid.models.weights import save_backbone
 from rayreid.reid.cluster_contrast import ClusterContrast
 from rayreid.reid.pseudo_feed import PseudoLabelFeed, PseudoLabelPlan
 from rayreid.reid.pseudo_labels import Clustering, PseudoLabels
-from rayreid.stages import finetune, pretrain, pseudo_report, start
-from rayreid.stages.look import Look
-from rayreid.stages.production import Work, identity
-from rayreid.stages.start import Start, network
-from rayreid.stages.trainer import Log, Training, fit
+from rayreid.stages import finetune, pretrain
+from rayreid.stages.training import initial_weights, pseudo_label_figures
+from rayreid.stages.training.initial_weights import Start, network
+from rayreid.stages.training.validation import Look
+from rayreid.storage.artifacts import Artifact
 from rayreid.training.loop import Batch, resolve_precision
 
 VERSION = 2
@@ -47,7 +48,7 @@ def plan(
 ) -> Artifact:
     """A ReID model: a backbone adapted to a target, from pre-trained or source-supervised weights, or a checkpoint."""
     inputs = {"target": target, **({"weights": weights} if weights else {})}
-    begun = None if weights else start.identifier(backbone)
+    begun = None if weights else initial_weights.identifier(backbone)
     fields = identity(adapt=config, backbone=backbone, seed=seed, start=begun)
     job = partial(_adapt, config, backbone, seed, resources)
     return Artifact(target.root, "adapt", VERSION, fields, inputs, job)
@@ -71,19 +72,23 @@ def check_images(config: Adapt, images: int) -> None:
         )
 
 
-def _adapt(config: Adapt, backbone: Backbone, seed: int, resources: Resources, work: Work) -> dict[str, Any]:
-    store = ImageStore(work.input("target"))
+def _adapt(config: Adapt, backbone: Backbone, seed: int, resources: Resources, context: StageContext) -> dict[str, Any]:
+    store = ImageStore(context.input("target"))
     rows = store.rows_of("train")
     check_images(config, len(rows))
-    weights, started = start.prepare(work, backbone, _given(work))
-    header = {"method": f"cluster contrast, {config.method}", "epochs": config.epochs, "artifact": str(work.artifact)}
+    weights, started = initial_weights.prepare(context, backbone, _given(context))
+    header = {
+        "method": f"cluster contrast, {config.method}",
+        "epochs": config.epochs,
+        "artifact": str(context.artifact),
+    }
     c = config
     training = Training(
-        folder=work.folder,
+        folder=context.folder,
         store=store.directory,
         plan=PseudoLabelPlan(rows, store.camids[rows], c.clusters, c.instances, c.iterations, seed),
         build=_Build(c, backbone, seed, weights),
-        save=partial(_save, work.folder / WEIGHTS, header),
+        save=partial(_save, context.folder / WEIGHTS, header),
         epochs=c.epochs,
         accumulate=1,
         precision=c.precision,
@@ -92,22 +97,22 @@ def _adapt(config: Adapt, backbone: Backbone, seed: int, resources: Resources, w
         keep_checkpoints=c.keep_checkpoints,
         keep_every_epochs=c.keep_every_epochs,
         probe=Look(store.directory, _test(backbone), c.evaluate_every, c.epochs, c.precision),
-        feed=_Feeding(c, backbone, store.directory, work.folder / LABELS, seed),
+        feed=_Feeding(c, backbone, store.directory, context.folder / LABELS, seed),
     )
     profile = {"images": len(rows)}
-    work.run.dataset("target", store.fingerprint, str(store.directory), profile, "adapt")
-    work.resolved({"decay_every": c.decay_epochs})
-    facts = fit(work, training, resources, pseudo_report.watch)
-    found = pseudo_report.draw(work, store, work.folder / LABELS, c.epochs)
-    work.run.file(work.folder / WEIGHTS, "weights")
+    context.run.dataset("target", store.fingerprint, str(store.directory), profile, "adapt")
+    context.resolved({"decay_every": c.decay_epochs})
+    facts = fit(context, training, resources, pseudo_label_figures.watch)
+    found = pseudo_label_figures.draw(context, store, context.folder / LABELS, c.epochs)
+    context.run.file(context.folder / WEIGHTS, "weights")
     return {**profile, **facts, **found, **started}
 
 
-def _given(work: Work) -> Path | None:
-    if "weights" not in work.artifact.inputs:
+def _given(context: StageContext) -> Path | None:
+    if "weights" not in context.artifact.inputs:
         return None
     names = {"pretrain": pretrain.WEIGHTS, "finetune": finetune.WEIGHTS}
-    return work.input("weights") / names[work.artifact.inputs["weights"].stage]
+    return context.input("weights") / names[context.artifact.inputs["weights"].stage]
 
 
 def _test(backbone: Backbone) -> ReIDTest:

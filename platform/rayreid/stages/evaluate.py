@@ -10,18 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Evaluate, Rerank
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.protocol import check_findable
 from rayreid.evaluation.rerank import Reranking
 from rayreid.evaluation.retrieval import RetrievalReport, evaluate_retrieval
+from rayreid.execution.feature_extraction import extract
+from rayreid.execution.production import StageContext, identity
 from rayreid.files import write_atomically
+from rayreid.models.weights import weights_of
 from rayreid.stages.evaluation_figures import Rankings, draw
-from rayreid.stages.extraction import extract
-from rayreid.stages.inference import weights_of
-from rayreid.stages.production import Work, identity
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
 RERANKED = "_rerank"
@@ -34,8 +34,8 @@ def plan(target: Artifact, model: Artifact, config: Evaluate) -> Artifact:
     return Artifact(target.root, "evaluate", VERSION, identity(evaluate=config), inputs, partial(_evaluate, config))
 
 
-def _evaluate(config: Evaluate, work: Work) -> dict[str, Any]:
-    store = ImageStore(work.input("target"))
+def _evaluate(config: Evaluate, context: StageContext) -> dict[str, Any]:
+    store = ImageStore(context.input("target"))
     query, gallery = store.rows_of("query"), store.rows_of("gallery")
     for name, rows in (("query", query), ("gallery", gallery)):
         if not len(rows):
@@ -44,24 +44,24 @@ def _evaluate(config: Evaluate, work: Work) -> dict[str, Any]:
     check_findable(*labels)  # said now, not after the features
     copies = _copies(store, query, gallery)
     if copies:
-        work.screen.say(
+        context.screen.say(
             f"    [yellow]{copies} queries have their very bytes in the gallery, where the protocol counts them[/]"
         )
-    work.run.dataset("target", store.fingerprint, str(store.directory), store.manifest["counts"], "evaluate")
-    weights = weights_of(work.input("model"))
-    features, broken = extract(store, np.concatenate([query, gallery]), weights, config.batch_size, work.screen)
+    context.run.dataset("target", store.fingerprint, str(store.directory), store.manifest["counts"], "evaluate")
+    weights = weights_of(context.input("model"))
+    features, broken = extract(store, np.concatenate([query, gallery]), weights, config.batch_size, context.screen)
     if broken:
         row, reason = next(iter(broken.items()))
         raise UserError(f"{store.directory}: image {store.keys[row]!r} cannot be decoded ({reason})")
     sides = (features[: len(query)], features[len(query) :])
     report = evaluate_retrieval(*sides, *labels, max_rank=config.max_rank)
-    reranked = _reranked(config.rerank, sides, labels, config.max_rank, work) if config.rerank else None
-    _write_queries(work.folder / "queries.parquet", store, query, report, reranked)
-    np.save(work.folder / "cmc.npy", report.cmc)
+    reranked = _reranked(config.rerank, sides, labels, config.max_rank, context) if config.rerank else None
+    _write_queries(context.folder / "queries.parquet", store, query, report, reranked)
+    np.save(context.folder / "cmc.npy", report.cmc)
     if reranked:
-        np.save(work.folder / f"cmc{RERANKED}.npy", reranked.cmc)
-    draw(work, Rankings(store, query, gallery, *sides), report, reranked, weights)
-    work.run.file(work.folder / "queries.parquet")
+        np.save(context.folder / f"cmc{RERANKED}.npy", reranked.cmc)
+    draw(context, Rankings(store, query, gallery, *sides), report, reranked, weights)
+    context.run.file(context.folder / "queries.parquet")
     return {
         **report.metrics(),
         **({f"{name}{RERANKED}": value for name, value in reranked.metrics().items()} if reranked else {}),
@@ -79,9 +79,9 @@ def _reranked(
     sides: tuple[np.ndarray, np.ndarray],
     labels: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     max_rank: int,
-    work: Work,
+    context: StageContext,
 ) -> RetrievalReport:
-    work.screen.say(f"    re-ranking with k1 {config.k1}, k2 {config.k2}, λ {config.weight:g}")
+    context.screen.say(f"    re-ranking with k1 {config.k1}, k2 {config.k2}, λ {config.weight:g}")
     scores = Reranking(config.k1, config.k2, config.weight)
     return evaluate_retrieval(*sides, *labels, max_rank=max_rank, scores=scores)
 

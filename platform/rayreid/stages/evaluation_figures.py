@@ -8,14 +8,14 @@ import torch
 from matplotlib.figure import Figure
 
 from rayreid.data.batch import ImageBatch
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.attention import attention_sheet
 from rayreid.evaluation.retrieval import RetrievalReport, top_k
 from rayreid.evaluation.retrieval_figures import cmc_curve, ranked_lists
+from rayreid.execution.production import StageContext
 from rayreid.files import make_folder
 from rayreid.models.backbones import ViT
 from rayreid.models.embedding import Embedder
-from rayreid.stages.production import Work
 
 FOLDER = "figures"
 LISTS = 8
@@ -37,7 +37,7 @@ class Rankings:
 
 
 def draw(
-    work: Work, rankings: Rankings, report: RetrievalReport, reranked: RetrievalReport | None, weights: Path
+    context: StageContext, rankings: Rankings, report: RetrievalReport, reranked: RetrievalReport | None, weights: Path
 ) -> None:
     """Draw all figures into the artifact's folder `figures/`, and into MLflow."""
     curves = {"model": report.cmc} | ({"re-ranked": reranked.cmc} if reranked else {})
@@ -46,11 +46,11 @@ def draw(
     figures |= {f"ranked_{name}": _lists(rankings, shown, report) for name, shown in chosen.items()}
     looked_at = rankings.query[chosen["random"][:LOOKS]]
     figures |= _attention(rankings.store, looked_at, weights)
-    folder = work.folder / FOLDER
+    folder = context.folder / FOLDER
     make_folder(folder)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png")
-        work.run.file(folder / f"{name}.png", FOLDER)
+        context.run.file(folder / f"{name}.png", FOLDER)
 
 
 def choose(report: RetrievalReport) -> dict[str, np.ndarray]:

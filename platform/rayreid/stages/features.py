@@ -12,16 +12,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Score
 from rayreid.data.batch import ImageBatch
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
+from rayreid.execution.production import StageContext, identity
+from rayreid.execution.shard_results import ShardResults, fill, rows_by_shard
 from rayreid.models.embedding import Embedder
+from rayreid.models.weights import weights_of
 from rayreid.selection.cfs import directions
 from rayreid.stages.finetune import labelled_rows
-from rayreid.stages.inference import weights_of
-from rayreid.stages.production import Work, identity
-from rayreid.stages.shard_results import ShardResults, fill, rows_by_shard
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
 Part = Literal["all", "train"]
@@ -79,9 +79,9 @@ def _path(folder: Path, shard: int) -> Path:
     return folder / "features" / f"{shard:05d}.npy"
 
 
-def _extract(part: Part, config: Score, work: Work) -> dict[str, Any]:
-    store = ImageStore(work.input("images"))
-    work.run.dataset("images", store.fingerprint, str(store.directory), {"images": len(store)}, "features")
-    files = _Files(work.folder / "features", store, rows_of(store, part))
-    fill(files, partial(_Head, weights_of(work.input("source")), config.precision), config, work, "features")
+def _extract(part: Part, config: Score, context: StageContext) -> dict[str, Any]:
+    store = ImageStore(context.input("images"))
+    context.run.dataset("images", store.fingerprint, str(store.directory), {"images": len(store)}, "features")
+    files = _Files(context.folder / "features", store, rows_of(store, part))
+    fill(files, partial(_Head, weights_of(context.input("source")), config.precision), config, context, "features")
     return {"images": files.done, "bad": files.bad}

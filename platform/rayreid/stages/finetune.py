@@ -9,22 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Finetune, Resources
-from rayreid.data.balanced_sampling import BalancedPlan
+from rayreid.data.augment.reid_transforms import ReIDTest, ReIDTrain
 from rayreid.data.batch import ImageBatch
-from rayreid.data.camera_sampling import CameraPlan
-from rayreid.data.reid_transforms import ReIDTest, ReIDTrain
-from rayreid.data.sampling import IdentityPlan, Plan, ShufflePlan
-from rayreid.data.store import ImageStore
+from rayreid.data.sampling.balanced import BalancedPlan
+from rayreid.data.sampling.batch_plans import BatchPlan, IdentityPlan, ShufflePlan
+from rayreid.data.sampling.camera import CameraPlan
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.models.weights import save_backbone
+from rayreid.execution.production import StageContext, identity
+from rayreid.execution.trainer import Training, fit
+from rayreid.models.weights import BEST, save_backbone
 from rayreid.reid.supervised import SupervisedReID
-from rayreid.stages import pretrain, start
-from rayreid.stages.look import BEST, Best, Look
-from rayreid.stages.production import Work, identity
-from rayreid.stages.start import Start, network
-from rayreid.stages.trainer import Training, fit
+from rayreid.stages import pretrain
+from rayreid.stages.training import initial_weights
+from rayreid.stages.training.initial_weights import Start, network
+from rayreid.stages.training.validation import Best, Look
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 2
 WEIGHTS = "model.safetensors"
@@ -41,28 +42,30 @@ def plan(
 ) -> Artifact:
     """A ReID model: a backbone fine-tuned on a target, from pre-trained weights, a checkpoint, or from scratch."""
     inputs = {"target": target, **({"weights": weights} if weights else {})}
-    begun = None if weights else start.identifier(backbone)
+    begun = None if weights else initial_weights.identifier(backbone)
     fields = identity(finetune=config, backbone=backbone, seed=seed, start=begun)
     job = partial(_finetune, config, backbone, seed, resources)
     return Artifact(target.root, "finetune", VERSION, fields, inputs, job)
 
 
-def _finetune(config: Finetune, backbone: Backbone, seed: int, resources: Resources, work: Work) -> dict[str, Any]:
-    store = ImageStore(work.input("target"))
+def _finetune(
+    config: Finetune, backbone: Backbone, seed: int, resources: Resources, context: StageContext
+) -> dict[str, Any]:
+    store = ImageStore(context.input("target"))
     rows = labelled_rows(store)
     classes, labels = np.unique(store.pids[rows], return_inverse=True)
-    given = work.input("weights") / pretrain.WEIGHTS if "weights" in work.artifact.inputs else None
-    weights, started = start.prepare(work, backbone, given)
+    given = context.input("weights") / pretrain.WEIGHTS if "weights" in context.artifact.inputs else None
+    weights, started = initial_weights.prepare(context, backbone, given)
     steps = sampling(config, rows, store.pids[rows], store.camids[rows], seed)
     label_of_row = np.full(len(store), -1)
     label_of_row[rows] = labels
-    header = {"method": "supervised", "epochs": config.epochs, "artifact": str(work.artifact)}
+    header = {"method": "supervised", "epochs": config.epochs, "artifact": str(context.artifact)}
     training = Training(
-        folder=work.folder,
+        folder=context.folder,
         store=store.directory,
         plan=steps,
         build=_Build(config, backbone, seed, steps.steps_per_epoch, len(classes), weights, label_of_row),
-        save=partial(_save, header, work.folder / WEIGHTS),
+        save=partial(_save, header, context.folder / WEIGHTS),
         epochs=config.epochs,
         accumulate=1,
         precision=config.precision,
@@ -70,15 +73,15 @@ def _finetune(config: Finetune, backbone: Backbone, seed: int, resources: Resour
         checkpoint_minutes=config.checkpoint_minutes,
         keep_checkpoints=config.keep_checkpoints,
         keep_every_epochs=config.keep_every_epochs,
-        probe=_look(config, backbone, store, Best(work.folder / BEST, partial(_save, header))),
+        probe=_look(config, backbone, store, Best(context.folder / BEST, partial(_save, header))),
     )
     profile = {"images": len(rows), "identities": len(classes)}
-    work.run.dataset("target", store.fingerprint, str(store.directory), profile, "finetune")
-    work.resolved(
+    context.run.dataset("target", store.fingerprint, str(store.directory), profile, "finetune")
+    context.resolved(
         {"warmup_epochs": config.warmup, "steps_per_epoch": steps.steps_per_epoch, "images_per_step": steps.size}
     )
-    facts = fit(work, training, resources)
-    work.run.file(work.folder / WEIGHTS, "weights")
+    facts = fit(context, training, resources)
+    context.run.file(context.folder / WEIGHTS, "weights")
     return {**profile, **facts, **started}
 
 
@@ -95,7 +98,7 @@ def labelled_rows(store: ImageStore) -> np.ndarray:
     return rows
 
 
-def sampling(config: Finetune, rows: np.ndarray, pids: np.ndarray, camids: np.ndarray, seed: int) -> Plan:
+def sampling(config: Finetune, rows: np.ndarray, pids: np.ndarray, camids: np.ndarray, seed: int) -> BatchPlan:
     """Which images a step takes, by the configured sampler.
 
     Args:

@@ -5,15 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rayreid.artifacts import Artifact, data_path
 from rayreid.config import Backbone, Checkpoint
-from rayreid.data.shards import checksum, replacing
+from rayreid.data.store.shards import checksum, replacing
 from rayreid.errors import UserError
+from rayreid.execution.production import StageContext
 from rayreid.models import hub
 from rayreid.models.checkpoints import read_header_text
 from rayreid.models.weights import read_header
+from rayreid.paths import data_path
 from rayreid.stages import finetune, proxies
-from rayreid.stages.production import Work
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
 
@@ -34,8 +35,8 @@ def plan(root: Path, checkpoint: Checkpoint, backbone: Backbone) -> Artifact:
     return Artifact(root, "given", VERSION, {"checksum": checksum(path)}, job=partial(_copy, path))
 
 
-def _copy(path: Path, work: Work) -> dict[str, Any]:
-    with replacing(work.folder / finetune.WEIGHTS) as temporary:
+def _copy(path: Path, context: StageContext) -> dict[str, Any]:
+    with replacing(context.folder / finetune.WEIGHTS) as temporary:
         shutil.copyfile(path, temporary)
-    work.run.params({"file": path})
+    context.run.params({"file": path})
     return {"file": str(path), "backbone": read_header(path)["backbone"]["name"]}

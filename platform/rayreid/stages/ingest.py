@@ -12,18 +12,17 @@ from typing import Any
 import numpy as np
 import ray
 
-from rayreid.artifacts import Artifact, data_path
 from rayreid.config import Source
-from rayreid.data.datasets import Dataset, open_dataset
-from rayreid.data.datasets.place import is_uri
-from rayreid.data.index import clear_strays, finish_store
-from rayreid.data.inspection import sample_images
-from rayreid.data.listing import deal, write_part
-from rayreid.data.store import ImageStore
+from rayreid.console import Bar
+from rayreid.data.datasets import Dataset, open_source
+from rayreid.data.store.index import clear_strays, finish_store
+from rayreid.data.store.inspection import sample_images
+from rayreid.data.store.listing import deal, write_part
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet
-from rayreid.stages.production import Work, identity
-from rayreid.stages.progress import Bar
+from rayreid.execution.production import StageContext, identity
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 2  # raised, too, when the drawn dataset draws something else
 _AHEAD = 2  # shards given out per CPU
@@ -35,29 +34,17 @@ def plan(root: Path, source: Source) -> Artifact:
     return Artifact(root, "ingest", VERSION, identity(source=source), job=partial(_ingest, source))
 
 
-def open_source(source: Source) -> Dataset:
-    """The dataset that a configuration names.
-
-    Raises:
-        UserError: unknown dataset or option, missing folder, another layout.
-    """
-    root = source.root
-    if root and not is_uri(root):
-        root = str(data_path(root))
-    return open_dataset(source.dataset, root, **source.options)
-
-
-def _ingest(source: Source, work: Work) -> dict[str, Any]:
+def _ingest(source: Source, context: StageContext) -> dict[str, Any]:
     dataset = open_source(source)
-    with work.screen.bar("reading images", None) as bar:
-        shards, listed = _write(dataset, work.folder, source.verify, bar)
+    with context.screen.bar("reading images", None) as bar:
+        shards, listed = _write(dataset, context.folder, source.verify, bar)
     if not shards:
         raise UserError(f"{source.root or source.dataset}: no image found for dataset {source.dataset!r}")
     join = ray.remote(num_cpus=1)(_join)
     manifest, examples = ray.get(
-        join.remote(work.folder, shards, dataset.name, dataset.version, dataset.ignored, listed)
+        join.remote(context.folder, shards, dataset.name, dataset.version, dataset.ignored, listed)
     )
-    _record(work, source, manifest, examples)
+    _record(context, source, manifest, examples)
     return {
         "images": manifest["stored"],
         "rejected": sum(manifest["rejected"].values()),
@@ -107,13 +94,13 @@ def _finished(images: dict[ray.ObjectRef, int]) -> int:
     return sum(images.pop(reference) for reference in ready)
 
 
-def _record(work: Work, source: Source, manifest: Mapping[str, Any], examples: list[np.ndarray]) -> None:
+def _record(context: StageContext, source: Source, manifest: Mapping[str, Any], examples: list[np.ndarray]) -> None:
     """Tell MLflow what was ingested, with a sheet of examples."""
     profile = {name: manifest[name] for name in ("stored", "rejected", "counts", "identities", "cameras")}
-    work.run.dataset(source.dataset, manifest["fingerprint"], source.root or source.dataset, profile, "ingest")
+    context.run.dataset(source.dataset, manifest["fingerprint"], source.root or source.dataset, profile, "ingest")
     for name in ("manifest.json", "rejected.parquet"):
-        work.run.file(work.folder / name)
+        context.run.file(context.folder / name)
     if examples:
-        work.run.figure(image_sheet(examples), "figures/examples.png")
+        context.run.figure(image_sheet(examples), "figures/examples.png")
     for reason, count in manifest["rejected"].items():
-        work.screen.say(f"    rejected: {count} {reason} (listed in {work.folder / 'rejected.parquet'})")
+        context.screen.say(f"    rejected: {count} {reason} (listed in {context.folder / 'rejected.parquet'})")

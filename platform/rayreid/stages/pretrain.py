@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Pretrain, Resources
-from rayreid.data.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop
+from rayreid.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop
 from rayreid.data.batch import ImageBatch
-from rayreid.data.sampling import ShufflePlan
-from rayreid.data.store import ImageStore
+from rayreid.data.sampling.batch_plans import ShufflePlan
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.execution.production import StageContext, identity
+from rayreid.execution.trainer import METRICS, Training, fit
 from rayreid.models.weights import save_backbone
-from rayreid.stages import start
-from rayreid.stages.early_stopping import Judged, Rivals
-from rayreid.stages.methods import METHODS, Pretraining, Run, crops_of, resolved
-from rayreid.stages.probe import on_target
-from rayreid.stages.production import Work, identity
-from rayreid.stages.start import Start, network
-from rayreid.stages.subset import subset_rows
-from rayreid.stages.trainer import METRICS, Training, fit
+from rayreid.selection.subset_file import subset_rows
+from rayreid.stages.training import initial_weights
+from rayreid.stages.training.early_stopping import Judged, MedianStopping
+from rayreid.stages.training.initial_weights import Start, network
+from rayreid.stages.training.methods import METHODS, MethodSetup, Pretraining, crops_of, resolved
+from rayreid.stages.training.probe import on_target
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 2
 WEIGHTS = "backbone.safetensors"
@@ -38,7 +38,7 @@ def plan(
     seed: int,
     resources: Resources,
     target: Artifact | None = None,
-    rivals: Rivals | None = None,
+    stopping: MedianStopping | None = None,
 ) -> Artifact:
     """Weights of a backbone pre-trained on a pool, or on a subset of it.
 
@@ -46,10 +46,10 @@ def plan(
     changes nothing in the weights, and stands beside them. Held against rivals, it may be ended: then there are none.
     """
     inputs = {"pool": pool, **({"subset": subset} if subset else {})}
-    fields = identity(pretrain=config, backbone=backbone, seed=seed, start=start.identifier(backbone))
-    job = partial(_pretrain, config, backbone, seed, resources, rivals)
-    beside = {"target": target} if target and config.probe_epochs else {}
-    return Artifact(pool.root, "pretrain", VERSION, fields, inputs, job, beside=beside)
+    fields = identity(pretrain=config, backbone=backbone, seed=seed, start=initial_weights.identifier(backbone))
+    job = partial(_pretrain, config, backbone, seed, resources, stopping)
+    auxiliary = {"target": target} if target and config.probe_epochs else {}
+    return Artifact(pool.root, "pretrain", VERSION, fields, inputs, job, auxiliary=auxiliary)
 
 
 def refuse_test_images(dataset: str, splits: Container[str]) -> None:
@@ -66,21 +66,28 @@ def refuse_test_images(dataset: str, splits: Container[str]) -> None:
 
 
 def _pretrain(
-    config: Pretrain, backbone: Backbone, seed: int, resources: Resources, rivals: Rivals | None, work: Work
+    config: Pretrain,
+    backbone: Backbone,
+    seed: int,
+    resources: Resources,
+    stopping: MedianStopping | None,
+    context: StageContext,
 ) -> dict[str, Any]:
-    store = ImageStore(work.input("pool"))
+    store = ImageStore(context.input("pool"))
     refuse_test_images(store.manifest["dataset"], store.manifest["counts"])
-    chosen = subset_rows(store, work.input("subset")) if "subset" in work.artifact.inputs else np.arange(len(store))
-    weights, started = start.prepare(work, backbone)
+    chosen = (
+        subset_rows(store, context.input("subset")) if "subset" in context.artifact.inputs else np.arange(len(store))
+    )
+    weights, started = initial_weights.prepare(context, backbone)
     steps = ShufflePlan(chosen, config.batch_size, seed)
-    probe = on_target(work, config, backbone)
-    header = {"method": config.method, "epochs": config.epochs, "artifact": str(work.artifact)}
+    probe = on_target(context, config, backbone)
+    header = {"method": config.method, "epochs": config.epochs, "artifact": str(context.artifact)}
     training = Training(
-        folder=work.folder,
+        folder=context.folder,
         store=store.directory,
         plan=steps,
         build=_Build(config, backbone, seed, steps.steps_per_epoch, weights),
-        save=partial(_save, work.folder / WEIGHTS, header),
+        save=partial(_save, context.folder / WEIGHTS, header),
         epochs=config.epochs,
         accumulate=config.accumulate,
         precision=config.precision,
@@ -88,15 +95,15 @@ def _pretrain(
         checkpoint_minutes=config.checkpoint_minutes,
         keep_checkpoints=config.keep_checkpoints,
         keep_every_epochs=config.keep_every_epochs,
-        probe=Judged(probe, rivals, work.folder / METRICS) if probe and rivals else probe,
+        probe=Judged(probe, stopping, context.folder / METRICS) if probe and stopping else probe,
     )
-    work.run.dataset("pool", store.fingerprint, str(store.directory), {"images": len(chosen)}, "pretrain")
-    work.resolved(
+    context.run.dataset("pool", store.fingerprint, str(store.directory), {"images": len(chosen)}, "pretrain")
+    context.resolved(
         resolved(config, backbone),
         {"probe_every": config.probe_epochs, "probe_images": len(probe.probe.rows)} if probe else {},
     )
-    facts = fit(work, training, resources, METHODS[config.method].watch(config, config.recipe(backbone)))
-    work.run.file(work.folder / WEIGHTS, "weights")
+    facts = fit(context, training, resources, METHODS[config.method].watch(config, config.recipe(backbone)))
+    context.run.file(context.folder / WEIGHTS, "weights")
     return {"images": len(chosen), **facts, **started}
 
 
@@ -115,8 +122,8 @@ class _Build:
         trained, follower = network(self.backbone, recipe.drop_path), network(self.backbone)
         if self.weights is not None:
             self.weights.load(trained)
-        run = Run(self.config, recipe, self.steps_per_epoch, fresh=self.weights is None)
-        method = METHODS[self.config.method].build(trained, follower, run)
+        setup = MethodSetup(self.config, recipe, self.steps_per_epoch, fresh=self.weights is None)
+        method = METHODS[self.config.method].build(trained, follower, setup)
         crops = crops_of(self.config, recipe, self.backbone.img_size)
         return method.to(device), partial(_prepare, crops, self.seed)
 

@@ -14,16 +14,16 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from rayreid.artifacts import Artifact
-from rayreid.cluster import training_share
 from rayreid.config import Resources, Select
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
+from rayreid.execution.production import StageContext, identity
+from rayreid.execution.resources import training_share
 from rayreid.files import write_atomically
 from rayreid.selection.clusters import SAMPLE, cluster_count, even_priority, find_centres
+from rayreid.selection.provenance import Provenance
 from rayreid.selection.similarity import nearest
 from rayreid.stages import features, score
-from rayreid.stages.production import Work, identity
-from rayreid.stages.provenance import Provenance
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
 
@@ -63,19 +63,19 @@ def read_priority(folder: Path) -> pa.Table:
     return pq.read_table(folder / "priority.parquet")
 
 
-def _rank(config: Select, seed: int, provenance: Provenance | None, work: Work) -> dict[str, Any]:
-    store = ImageStore(work.input("pool"))
+def _rank(config: Select, seed: int, provenance: Provenance | None, context: StageContext) -> dict[str, Any]:
+    store = ImageStore(context.input("pool"))
     share = training_share(Resources())  # a GPU, or all CPUs of a node
     task = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.gpu else 0)(_compute)
-    folders = {role: work.input(role) for role in work.artifact.inputs}
+    folders = {role: context.input(role) for role in context.artifact.inputs}
     priority, facts = ray.get(task.remote(config, seed, folders, share.cpus))
     sink = pa.BufferOutputStream()
     keys = store.keys_of(np.arange(len(store)))
     pq.write_table(pa.table({"key": keys, "priority": pa.array(priority)}), sink)
-    write_atomically(work.folder / "priority.parquet", sink.getvalue().to_pybytes())
-    work.run.file(work.folder / "priority.parquet")
+    write_atomically(context.folder / "priority.parquet", sink.getvalue().to_pybytes())
+    context.run.file(context.folder / "priority.parquet")
     judged = provenance.judge(store.keys, priority) if provenance else {}
-    score.draw(work, store, priority, provenance, config.strategy)
+    score.draw(context, store, priority, provenance, config.strategy)
     return {"images": len(priority), "bad": int(np.isnan(priority).sum()), **facts, **judged}
 
 

@@ -5,14 +5,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Backbone, Checkpoint, Proxy, Resources
 from rayreid.errors import UserError
+from rayreid.execution.production import StageContext, identity
+from rayreid.models.normalisation import IMAGENET, NORMALISED
 from rayreid.models.report import LoadReport
 from rayreid.models.weights import load_weights, save_backbone
-from rayreid.stages import finetune, pretrain, start
-from rayreid.stages.production import Work, identity
-from rayreid.stages.weights import IMAGENET, NORMALISED
+from rayreid.stages import finetune, pretrain
+from rayreid.stages.training import initial_weights
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
 
@@ -42,7 +43,7 @@ def check(backbone: Backbone, checkpoints: Mapping[str, Checkpoint]) -> None:
         UserError: one of them.
     """
     for key, checkpoint in checkpoints.items():
-        start.check(_started(checkpoint, backbone))
+        initial_weights.check(_started(checkpoint, backbone))
         same = [other for other in checkpoints if other != key and checkpoints[other].weights == checkpoint.weights]
         if same and "proxy.source" in (key, *same):
             raise UserError(f"{key} and {same[0]} are the same file: every image's score would be 1")
@@ -55,20 +56,20 @@ def _started(checkpoint: Checkpoint, backbone: Backbone) -> Backbone:
 
 def plan_adoption(root: Path, role: str, checkpoint: Checkpoint, backbone: Backbone) -> Artifact:
     """The user's checkpoint as weights of ours, of a pre-trained source or of a fine-tuned target."""
-    content = start.identifier(_started(checkpoint, backbone))
+    content = initial_weights.identifier(_started(checkpoint, backbone))
     fields = identity(backbone=backbone, checksum=content, mean=checkpoint.mean, std=checkpoint.std)
     name = pretrain.WEIGHTS if role == "source" else finetune.WEIGHTS
     return Artifact(root, "proxy", VERSION, {**fields, "role": role}, job=partial(_adopt, checkpoint, backbone, name))
 
 
-def _adopt(checkpoint: Checkpoint, config: Backbone, name: str, work: Work) -> dict[str, Any]:
+def _adopt(checkpoint: Checkpoint, config: Backbone, name: str, context: StageContext) -> dict[str, Any]:
     """Write the user's checkpoint as a weights file of ours, with what it needs of its images."""
-    backbone, file = start.network(config), start.source(_started(checkpoint, config))
+    backbone, file = initial_weights.network(config), initial_weights.source(_started(checkpoint, config))
     assert file is not None
     report = load_weights(backbone, file)
     mean, std = _normalisation(checkpoint, report)
-    save_backbone(work.folder / name, backbone, mean, std, method="given", artifact=str(work.artifact))
-    work.run.params({"resolved.mean": mean, "resolved.std": std, "file": file})
+    save_backbone(context.folder / name, backbone, mean, std, method="given", artifact=str(context.artifact))
+    context.run.params({"resolved.mean": mean, "resolved.std": std, "file": file})
     return {"file": str(file), "format": report.format, "mean": list(mean), "std": list(std)}
 
 

@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rayreid.artifacts import Artifact
 from rayreid.config import Score
 from rayreid.data.batch import ImageBatch
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet, score_histogram
+from rayreid.execution.production import StageContext, identity
+from rayreid.execution.shard_results import ShardResults, fill
 from rayreid.models.embedding import Embedder
+from rayreid.models.weights import weights_of
 from rayreid.selection.cfs import cfs
-from rayreid.stages.inference import weights_of
-from rayreid.stages.production import Work, identity
-from rayreid.stages.provenance import Provenance
-from rayreid.stages.shard_results import ShardResults, fill
+from rayreid.selection.provenance import Provenance
+from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
 SHEET = 48
@@ -127,36 +127,46 @@ class ScoreFiles(ShardResults):
         return scores
 
 
-def _score(config: Score, provenance: Provenance | None, work: Work) -> dict[str, Any]:
-    store = ImageStore(work.input("pool"))
-    work.run.dataset("pool", store.fingerprint, str(store.directory), {"images": len(store)}, "score")
+def _score(config: Score, provenance: Provenance | None, context: StageContext) -> dict[str, Any]:
+    store = ImageStore(context.input("pool"))
+    context.run.dataset("pool", store.fingerprint, str(store.directory), {"images": len(store)}, "score")
     targets = {
-        role.removeprefix(_TARGET).removeprefix("."): weights_of(work.input(role))
-        for role in work.artifact.inputs
+        role.removeprefix(_TARGET).removeprefix("."): weights_of(context.input(role))
+        for role in context.artifact.inputs
         if role.partition(".")[0] == _TARGET
     }
-    files = ScoreFiles(work.folder / "scores", store, list(targets))
-    fill(files, partial(_Head, weights_of(work.input("source")), targets, config.precision), config, work, "scoring")
+    files = ScoreFiles(context.folder / "scores", store, list(targets))
+    fill(
+        files,
+        partial(_Head, weights_of(context.input("source")), targets, config.precision),
+        config,
+        context,
+        "scoring",
+    )
     scores = files.scores()
     usable = scores[np.isfinite(scores)]
     if not len(usable):
-        raise UserError(f"{store.directory}: no image could be decoded; see {work.folder}")
+        raise UserError(f"{store.directory}: no image could be decoded; see {context.folder}")
     facts = {"images": len(scores), "bad": len(scores) - len(usable), "cfs_mean": float(usable.mean())}
     judged = provenance.judge(store.keys, scores) if provenance else {}
-    draw(work, store, scores, provenance, "cfs")
-    for path in sorted((work.folder / "scores").glob("*.parquet")):
-        work.run.file(path, "scores")
+    draw(context, store, scores, provenance, "cfs")
+    for path in sorted((context.folder / "scores").glob("*.parquet")):
+        context.run.file(path, "scores")
     return {**facts, **judged}
 
 
-def draw(work: Work, store: ImageStore, scores: np.ndarray, provenance: Provenance | None, name: str) -> None:
+def draw(
+    context: StageContext, store: ImageStore, scores: np.ndarray, provenance: Provenance | None, name: str
+) -> None:
     """Histogram, and sheets of the highest, median and lowest images; `scores` by index row, NaN: none."""
     rows = np.flatnonzero(np.isfinite(scores))
     groups = provenance.groups(store.keys[rows]) if provenance else None
-    work.run.figure(score_histogram(scores[rows], groups=groups, label=LABELS[name]), f"figures/{name}_histogram.png")
+    context.run.figure(
+        score_histogram(scores[rows], groups=groups, label=LABELS[name]), f"figures/{name}_histogram.png"
+    )
     for part, shown in extremes(scores, SHEET).items():
         titles = [f"{value:.3f}" for value in scores[shown]]
-        work.run.figure(image_sheet([store.image(row) for row in shown], titles), f"figures/{name}_{part}.png")
+        context.run.figure(image_sheet([store.image(row) for row in shown], titles), f"figures/{name}_{part}.png")
 
 
 def extremes(scores: np.ndarray, count: int) -> dict[str, np.ndarray]:

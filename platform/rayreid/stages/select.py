@@ -8,21 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from rayreid.artifacts import Artifact, data_path, lineage
 from rayreid.config import Select
-from rayreid.data.shards import checksum
-from rayreid.data.store import ImageStore
+from rayreid.data.store.shards import checksum
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import score_histogram
+from rayreid.execution.production import StageContext, identity
 from rayreid.files import write_atomically
+from rayreid.models.weights import weights_of
+from rayreid.paths import data_path
 from rayreid.selection.filelist import match_entries, read_list
+from rayreid.selection.provenance import Provenance
 from rayreid.selection.strategies import cut, priority
+from rayreid.selection.subset_file import SUBSET, write_subset
 from rayreid.stages import score
-from rayreid.stages.inference import weights_of
 from rayreid.stages.priority import read_priority
-from rayreid.stages.production import Work, identity
-from rayreid.stages.provenance import Provenance
-from rayreid.stages.subset import SUBSET, write_subset
+from rayreid.storage.artifacts import Artifact, lineage
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -84,19 +85,19 @@ def ranking(
     return priority(config.strategy, store.keys, seed=seed, scores=scores, match=match)
 
 
-def _select(config: Select, seed: int, provenance: Provenance | None, work: Work) -> dict[str, Any]:
-    store = ImageStore(work.input("pool"))
+def _select(config: Select, seed: int, provenance: Provenance | None, context: StageContext) -> dict[str, Any]:
+    store = ImageStore(context.input("pool"))
     role = _ROLE.get(config.strategy)
-    ranked = ranking(config, seed, store, work.input(role) if role else None, work.screen.say)
+    ranked = ranking(config, seed, store, context.input(role) if role else None, context.screen.say)
     chosen = cut(store.keys, ranked, fraction=None if config.count else config.fraction, count=config.count)
     keys = store.keys[chosen]
-    write_subset(work.folder, keys, ranked[chosen])
+    write_subset(context.folder, keys, ranked[chosen])
     facts: dict[str, Any] = {"images": len(keys), "of": len(store), "cut": float(ranked[chosen].min())}
-    write_atomically(work.folder / MANIFEST, json.dumps(_manifest(work.artifact, config, store, facts), indent=1))
+    write_atomically(context.folder / MANIFEST, json.dumps(_manifest(context.artifact, config, store, facts), indent=1))
     for name in (SUBSET, MANIFEST):
-        work.run.file(work.folder / name)
+        context.run.file(context.folder / name)
     if role:
-        _draw(work, store.keys, ranked, facts["cut"], provenance, config.strategy)
+        _draw(context, store.keys, ranked, facts["cut"], provenance, config.strategy)
     return {**facts, **(provenance.shares(keys) if provenance else {})}
 
 
@@ -111,7 +112,7 @@ def _manifest(artifact: Artifact, config: Select, store: ImageStore, facts: Mapp
         "subset": checksum(artifact.path / SUBSET),
         "pool": {"artifact": str(artifact.inputs["pool"]), "fingerprint": store.fingerprint},
         "proxies": _proxies(artifact),
-        "recipe": artifact.recipe,
+        "recipe": artifact.identity,
     }
 
 
@@ -130,10 +131,15 @@ def _proxies(artifact: Artifact) -> dict[str, dict[str, str]]:
 
 
 def _draw(
-    work: Work, keys: np.ndarray, scores: np.ndarray, lowest: float, provenance: Provenance | None, strategy: str
+    context: StageContext,
+    keys: np.ndarray,
+    scores: np.ndarray,
+    lowest: float,
+    provenance: Provenance | None,
+    strategy: str,
 ) -> None:
     """Histogram of the scores, with the cut."""
     scored = np.isfinite(scores)
     groups = provenance.groups(keys[scored]) if provenance else None
     figure = score_histogram(scores[scored], cut=lowest, groups=groups, label=score.LABELS[strategy])
-    work.run.figure(figure, f"figures/{strategy}_histogram.png")
+    context.run.figure(figure, f"figures/{strategy}_histogram.png")

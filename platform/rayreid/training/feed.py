@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from rayreid.data.batch import ImageBatch
-from rayreid.data.sampling import Plan
-from rayreid.data.store import ImageStore
+from rayreid.data.sampling.batch_plans import BatchPlan
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.training import parallel
 from rayreid.training.loop import Batch
@@ -32,7 +32,7 @@ class _Piece:
 
 
 @dataclass(frozen=True)
-class Feed:
+class Prefetcher:
     """Micro-batches of a store by a plan.
 
     Attributes:
@@ -47,7 +47,7 @@ class Feed:
     """
 
     store: ImageStore
-    plan: Plan
+    plan: BatchPlan
     prepare: Callable[[ImageBatch, Sequence[str], int, np.ndarray], Any]
     device: torch.device
     accumulate: int = 1

@@ -139,7 +139,7 @@ def train(
     """
     optimizer = method.build_optimizer()
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    run = _Run(method, optimizer, scaler, settings, device, checkpoints, log, after_epoch)
+    run = LoopState(method, optimizer, scaler, settings, device, checkpoints, log, after_epoch)
     start = run.resume()
     run.end_epoch(start)
     stream = batches(start)
@@ -148,7 +148,7 @@ def train(
         run.end_epoch(step + 1)
 
 
-class _Run:
+class LoopState:
     """The state of one run of the loop."""
 
     def __init__(
@@ -186,6 +186,7 @@ class _Run:
         return int(state["step"])
 
     def step(self, step: int, stream: Iterator[Batch]) -> None:
+        """Make one optimizer step; log it, and write a checkpoint where one is due."""
         torch.manual_seed(_step_seed(self.settings.seed, step))
         rates = self.method.set_schedules(self.optimizer, step)
         loss_scale = self.scaler.get_scale()

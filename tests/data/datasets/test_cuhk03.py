@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from rayreid.data.datasets.cuhk03 import CUHK03
-from rayreid.data.store import ImageStore, Record, finish_store, write_shard
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.errors import UserError
 
 # As the converters write it: paths of their machine, train identities anew from 0, cameras from 0.

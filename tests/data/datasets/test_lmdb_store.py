@@ -9,8 +9,8 @@ import pytest
 from rayreid.data.datasets import lmdb_store
 from rayreid.data.datasets.keylist import read_keys
 from rayreid.data.datasets.lmdb_store import LmdbStore
-from rayreid.data.shards import MissingImageError
-from rayreid.data.store import Record
+from rayreid.data.store.shards import MissingImageError
+from rayreid.data.store.store import Record
 from rayreid.errors import UserError
 
 IMAGES = {f"00_00_0000_{number:08d}": f"image {number}".encode() for number in range(5)}

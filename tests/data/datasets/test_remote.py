@@ -15,8 +15,8 @@ from rayreid.data.datasets.place import Place, is_uri
 from rayreid.data.datasets.remote import RemoteFolder
 from rayreid.data.datasets.table import Table
 from rayreid.data.datasets.tar_shards import TarShards
-from rayreid.data.shards import MissingImageError
-from rayreid.data.store import Record
+from rayreid.data.store.shards import MissingImageError
+from rayreid.data.store.store import Record
 from rayreid.errors import UserError
 
 NAMES = ("pool/b/2.JPG", "pool/a/1.png", "pool/a/deep/0.webp", "pool/c.bmp", "pool/notes.txt", "pool/a#b? ü.jpeg")

@@ -8,8 +8,8 @@ import pytest
 
 from rayreid.data.datasets import table
 from rayreid.data.datasets.table import Table
-from rayreid.data.shards import MissingImageError
-from rayreid.data.store import Record
+from rayreid.data.store.shards import MissingImageError
+from rayreid.data.store.store import Record
 from rayreid.errors import UserError
 
 ROWS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rayreid.data.datasets.tar_shards import TarShards
-from rayreid.data.shards import MissingImageError, Record
+from rayreid.data.store.shards import MissingImageError, Record
 from rayreid.errors import UserError
 
 

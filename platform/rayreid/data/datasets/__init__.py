@@ -2,12 +2,14 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
-from rayreid.data.store import Record
+from rayreid.data.datasets.place import is_uri
+from rayreid.data.store.store import Record
 from rayreid.errors import UserError
+from rayreid.paths import data_path
 
 
 class Dataset(Protocol):
@@ -42,8 +44,8 @@ def _lazy(module: str, class_name: str) -> Callable[..., Dataset]:
     """Return a factory that imports the dataset's module when it is first asked for."""
 
     def build(root: str | None = None, /, **options: Any) -> Dataset:
-        factory = getattr(import_module(f"{__name__}.{module}"), class_name)
-        title = getattr(factory, "name", module)
+        factory = getattr(import_module(f"rayreid.data.{module}"), class_name)
+        title = getattr(factory, "name", module.rpartition(".")[2])
         parameters = inspect.signature(factory).parameters.values()
         known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "root"]
         for option in options:
@@ -63,15 +65,15 @@ def _nearest(name: str, valid: list[str]) -> str:
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
-    "combined": _lazy("combined", "Combined"),
-    "cuhk03": _lazy("cuhk03", "CUHK03"),
-    "folder": _lazy("folder", "open_folder"),
-    "lmdb": _lazy("lmdb_store", "LmdbStore"),
-    "market1501": _lazy("market1501", "Market1501"),
-    "msmt17": _lazy("msmt17", "MSMT17"),
-    "synthetic": _lazy("synthetic", "Synthetic"),
-    "table": _lazy("table", "Table"),
-    "webdataset": _lazy("tar_shards", "TarShards"),
+    "combined": _lazy("datasets.combined", "Combined"),
+    "cuhk03": _lazy("datasets.cuhk03", "CUHK03"),
+    "folder": _lazy("datasets.folder", "open_folder"),
+    "lmdb": _lazy("datasets.lmdb_store", "LmdbStore"),
+    "market1501": _lazy("datasets.market1501", "Market1501"),
+    "msmt17": _lazy("datasets.msmt17", "MSMT17"),
+    "synthetic": _lazy("synthetic.synthetic", "Synthetic"),
+    "table": _lazy("datasets.table", "Table"),
+    "webdataset": _lazy("datasets.tar_shards", "TarShards"),
 }
 
 
@@ -90,3 +92,31 @@ def open_dataset(name: str, root: str | None, /, **options: Any) -> Dataset:
     if name not in DATASETS:
         raise UserError(f"there is no dataset {name!r}; {_nearest(name, list(DATASETS))}")
     return DATASETS[name](root, **options)
+
+
+class NamedDataset(Protocol):
+    """A dataset as an experiment file names it."""
+
+    @property
+    def dataset(self) -> str:
+        """A key of `DATASETS`."""
+
+    @property
+    def root(self) -> str | None:
+        """The folder or URI; a relative path is looked up as `data_path` does."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The dataset's own options."""
+
+
+def open_source(source: NamedDataset) -> Dataset:
+    """Open the dataset that a configuration names.
+
+    Raises:
+        UserError: The dataset or an option is unknown, the folder is missing or of another layout.
+    """
+    root = source.root
+    if root and not is_uri(root):
+        root = str(data_path(root))
+    return open_dataset(source.dataset, root, **source.options)

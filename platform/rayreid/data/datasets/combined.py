@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rayreid.artifacts import data_path
 from rayreid.data.datasets import Dataset, open_dataset
 from rayreid.data.datasets.layout import Layout
 from rayreid.data.datasets.place import is_uri
-from rayreid.data.shards import MissingImageError
-from rayreid.data.store import Record
+from rayreid.data.store.shards import MissingImageError
+from rayreid.data.store.store import Record
 from rayreid.errors import UserError
+from rayreid.paths import data_path
 
 FIELDS = ("dataset", "root", "options")
 _KEY = re.compile(r"(\d+)-[^/]*/(.*)", re.DOTALL)

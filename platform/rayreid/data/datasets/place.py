@@ -9,7 +9,7 @@ from typing import Any, Self
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
-from rayreid.data.shards import MissingImageError
+from rayreid.data.store.shards import MissingImageError
 from rayreid.errors import UserError
 
 _RETRY, _RETRY_SECONDS = "retry_limit_seconds", 60  # Google's client would try for a quarter of an hour

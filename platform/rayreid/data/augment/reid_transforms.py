@@ -1,0 +1,146 @@
+"""Transforms of supervised and unsupervised ReID, for whole batches at once."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rayreid.data.augment.randomness import uniforms
+from rayreid.data.augment.resample import apply_separable, resize_matrices, unit_rows
+from rayreid.data.batch import ImageBatch
+
+Interpolation = Literal["bicubic", "bilinear"]
+
+# Which draw of an image decides what.
+_FLIP, _TOP, _LEFT, _ERASED, _NOISE = range(5)
+_TRIES = 10
+_BOX = slice(5, 5 + 4 * _TRIES)
+_DRAWS = _BOX.stop
+
+
+def normalise_into(out: Tensor, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Write (images − mean) / std to `out` (N, 3, H, W), from (N, H, 3, W); the layout changes on the way."""
+    mean_, scale = (torch.tensor(v, device=out.device).view(1, 3, 1, 1) for v in (mean, [1 / s for s in std]))
+    return torch.sub(images.transpose(1, 2), mean_, out=out).mul_(scale)
+
+
+class ReIDTrain:
+    """The field's training transform: resize, flip, pad and random crop, normalise, random erasing.
+
+    The numbers of TransReID and TransReID-SSL; random erasing is timm's (one box; Zhong et al., "Random erasing
+    data augmentation", AAAI 2020), after the normalisation. Every random parameter is a function of (seed, epoch,
+    key).
+
+    Args:
+        size: height and width of the output.
+        mean: per channel, on [0, 1].
+        std: per channel, on [0, 1].
+        erasing: probability of random erasing.
+        flip: probability of the mirror image.
+        padding: black border in pixels of the output, before the random crop back to `size`.
+        interpolation: of the resize, anti-aliased.
+        erasing_area: least and greatest share of the image that is erased.
+        erasing_aspect: least and greatest height / width of the erased box, drawn uniformly in its logarithm.
+        erasing_fill: three values for the erased pixels, in the normalised range; None for N(0, 1) noise.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        erasing: float = 0.5,
+        flip: float = 0.5,
+        padding: int = 10,
+        interpolation: Interpolation = "bicubic",
+        erasing_area: tuple[float, float] = (0.02, 1 / 3),
+        erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3),
+        erasing_fill: Sequence[float] | None = None,
+    ):
+        self.size, self.mean, self.std = size, tuple(mean), tuple(std)
+        self.erasing, self.flip, self.padding, self.interpolation = erasing, flip, padding, interpolation
+        self.erasing_area, self.erasing_aspect, self.erasing_fill = erasing_area, erasing_aspect, erasing_fill
+
+    def __call__(self, batch: ImageBatch, keys: Sequence[str], epoch: int, seed: int) -> Tensor:
+        """Transform a batch of B images: float32 (B, 3, H, W) on the batch's device."""
+        draws = uniforms(seed, epoch, keys, 1, _DRAWS)[:, 0]
+        # Flip, padding and crop cost nothing: they are other columns and rows of the resize matrices.
+        places = 2 * self.padding + 1
+        images = _resize(
+            batch,
+            self.size,
+            self.interpolation,
+            flip=draws[:, _FLIP] < self.flip,
+            down=(draws[:, _TOP] * places).astype(np.int64) - self.padding,
+            right=(draws[:, _LEFT] * places).astype(np.int64) - self.padding,
+        )
+        out = normalise_into(images.new_empty(len(batch), 3, *self.size), images, self.mean, self.std)
+        self._erase(out, draws)
+        return out
+
+    def _erase(self, images: Tensor, draws: npt.NDArray[np.float64]) -> None:
+        H, W = self.size
+        area_u, aspect_u, top_u, left_u = np.moveaxis(draws[:, _BOX].reshape(-1, _TRIES, 4), 2, 0)
+        area = H * W * (self.erasing_area[0] + (self.erasing_area[1] - self.erasing_area[0]) * area_u)
+        low, high = np.log(self.erasing_aspect)
+        aspect = np.exp(low + (high - low) * aspect_u)
+        heights = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+        widths = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+        fits = (heights < H) & (widths < W)
+        tops = ((H - heights + 1) * top_u).astype(np.int64)
+        lefts = ((W - widths + 1) * left_u).astype(np.int64)
+        noise = torch.Generator()
+        for image in np.flatnonzero((draws[:, _ERASED] < self.erasing) & fits.any(1)):
+            first = fits[image].argmax()
+            top, left, height, width = (int(v[image, first]) for v in (tops, lefts, heights, widths))
+            box = images[image, :, top : top + height, left : left + width]
+            if self.erasing_fill is None:
+                noise.manual_seed(int(draws[image, _NOISE] * 2**53))
+                box.copy_(torch.randn(3, height, width, generator=noise))
+            else:
+                box.copy_(torch.tensor(self.erasing_fill).view(3, 1, 1))
+
+
+class ReIDTest:
+    """The field's test transform: resize (bilinear in TransReID-SSL, anti-aliased as Pillow's) and normalise.
+
+    Args:
+        size: height and width of the output.
+        mean: per channel, on [0, 1].
+        std: per channel, on [0, 1].
+        interpolation: of the resize, anti-aliased.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: Interpolation = "bilinear",
+    ):
+        self.size, self.mean, self.std, self.interpolation = size, tuple(mean), tuple(std), interpolation
+
+    def __call__(self, batch: ImageBatch) -> Tensor:
+        """Transform a batch of B images: float32 (B, 3, H, W) on the batch's device."""
+        images = _resize(batch, self.size, self.interpolation)
+        return normalise_into(images.new_empty(len(batch), 3, *self.size), images, self.mean, self.std)
+
+
+def _resize(
+    batch: ImageBatch,
+    size: tuple[int, int],
+    interpolation: Interpolation,
+    flip: npt.NDArray[np.bool_] | None = None,
+    down: npt.NDArray[np.int64] | None = None,
+    right: npt.NDArray[np.int64] | None = None,
+) -> Tensor:
+    """Whole images at `size`, (B, H, 3, W) in [0, 1]; flipped, then shifted up and left by these pixels."""
+    heights, widths = batch.heights.numpy(), batch.widths.numpy()
+    start = np.zeros_like(heights)
+    source, device = unit_rows(batch.pixels), batch.pixels.device
+    rows = resize_matrices(start, heights, source.shape[1], size[0], interpolation, shift=down, device=device)
+    columns = resize_matrices(start, widths, source.shape[3], size[1], interpolation, flip, right, device)
+    return apply_separable(source, rows, columns).clamp_(0, 1)

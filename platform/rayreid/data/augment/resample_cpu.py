@@ -1,0 +1,201 @@
+"""Resized crops and blurs on a CPU: compiled loops over one image at a time, which stays in the core's cache.
+
+The same results as `rayreid.data.augment.resample` gives with matrix products, which suit a GPU. Images are
+(N, 3, H, W) float32 in [0, 1]. The loops release the interpreter lock and use the calling thread alone.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import njit
+from torch import Tensor
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+# Numba's cache does not see changes in functions of other files: compiled code calls only what stands in its own.
+compiled: Any = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+
+_BLOCK = 2048  # floats of a blur that are worked on together, so that they stay in the innermost cache
+_STRIP = 16  # columns that are turned into rows together: one cache line of floats
+
+
+def pixel_columns(pixels: Tensor) -> npt.NDArray[np.uint8]:
+    """The pixels (B, 3, H, W) column by column: uint8 (B, 3, W, H), and a margin of any content on both axes."""
+    B, C, H, W = pixels.shape
+    columns = np.empty((B, C, W + 3, H + _STRIP), np.uint8)
+    torch.from_numpy(columns)[:, :, :W, :H] = pixels.transpose(2, 3)
+    return columns
+
+
+@compiled
+def resized_crops(
+    columns: npt.NDArray[np.uint8],
+    image: Integers,
+    tops: Integers,
+    lefts: Integers,
+    heights: Integers,
+    widths: Integers,
+    flip: npt.NDArray[np.bool_],
+    out: Floats,
+) -> None:
+    """Crops of images, resized as by `resample.resize_matrices` (bicubic, anti-aliased), clamped to [0, 1].
+
+    Args:
+        columns: the images, from `pixel_columns`.
+        image: (N,), the image that each crop is taken from.
+        tops: (N,), first row of each crop.
+        lefts: (N,), first column.
+        heights: (N,), in source pixels.
+        widths: (N,), in source pixels.
+        flip: (N,), mirror these crops.
+        out: (N, 3, h, w), written.
+    """
+    N, _, h, w = out.shape
+    taps = int(4 * max(1.0, heights.max() / h, widths.max() / w)) + 2
+    first, count = np.empty(max(h, w), np.int64), np.empty(max(h, w), np.int64)
+    weights = np.empty((max(h, w), taps), np.float32)
+    strip = np.empty((_STRIP, heights.max() + _STRIP), np.float32)
+    narrow = np.zeros((heights.max() + 3, 3 * w), np.float32)
+    line = np.empty(3 * w, np.float32)
+    for n in range(N):
+        height, width = heights[n], widths[n]
+        whole = -(-height // _STRIP) * _STRIP  # rounded up: leftovers of vectors are slow, rows too many are not
+        _bicubic_weights(width, w, flip[n], 1 / 255, first, count, weights)
+        for c in range(3):
+            for x in range(0, w, _STRIP):
+                some = min(_STRIP, w - x)
+                for j in range(some):
+                    start = lefts[n] + first[x + j]
+                    _weigh(columns[image[n], c], start, count[x + j], weights[x + j], tops[n], strip[j, :whole])
+                for y in range(height):
+                    row = narrow[y, c * w + x : c * w + x + some]
+                    for j in range(some):
+                        row[j] = strip[j, y]
+        _bicubic_weights(height, h, False, 1.0, first, count, weights)
+        for y in range(h):
+            _weigh(narrow, first[y], count[y], weights[y], 0, line)
+            for c in range(3):
+                row, values = out[n, c, y], line[c * w : (c + 1) * w]
+                for x in range(w):
+                    row[x] = min(max(values[x], np.float32(0)), np.float32(1))
+
+
+@compiled
+def _cubic(x: float) -> float:
+    x = abs(x)
+    if x < 1:
+        return (1.5 * x - 2.5) * x * x + 1
+    if x < 2:
+        return ((2.5 - 0.5 * x) * x - 4) * x + 2
+    return 0.0
+
+
+@compiled
+def _bicubic_weights(
+    length: int, size: int, flip: bool, gain: float, first: Integers, count: Integers, weights: Floats
+) -> None:
+    """Weights that resize a line of `length` pixels to `size`: `count` of them for each output from `first` on."""
+    scale = length / size
+    stretch = max(scale, 1.0)
+    for pixel in range(size):
+        centre = (pixel + 0.5) * scale
+        low, high = max(0, int(centre - 2 * stretch + 0.5)), min(length, int(centre + 2 * stretch + 0.5))
+        row = size - 1 - pixel if flip else pixel
+        first[row], count[row] = low, high - low
+        total = 0.0
+        for k in range(high - low):
+            weight = _cubic((low + k + 0.5 - centre) / stretch)
+            weights[row, k] = weight
+            total += weight
+        for k in range(high - low):
+            weights[row, k] *= gain / total
+        for k in range(high - low, 4):
+            weights[row, k] = 0
+
+
+@compiled
+def _weigh(lines: Any, first: int, count: int, weights: Floats, start: int, out: Floats) -> None:
+    """Write the weighted sum of `count` lines from `first` on, of each the stretch from `start` on.
+
+    The first four go together, whose sum never leaves the registers; where there are less, the others weigh nothing.
+    """
+    stop = start + out.size
+    one, two = lines[first, start:stop], lines[first + 1, start:stop]
+    three, four = lines[first + 2, start:stop], lines[first + 3, start:stop]
+    a, b, c, d = weights[0], weights[1], weights[2], weights[3]
+    for i in range(out.size):
+        out[i] = (a * one[i] + b * two[i]) + (c * three[i] + d * four[i])
+    for k in range(4, count):
+        line, weight = lines[first + k, start:stop], weights[k]
+        for i in range(out.size):
+            out[i] += weight * line[i]
+
+
+@compiled
+def blur_(images: Floats, radius: npt.NDArray[np.float64], grey: npt.NDArray[np.bool_]) -> None:
+    """Pillow's GaussianBlur in place, as `resample.blur`: three extended box blurs along each axis.
+
+    Args:
+        images: (N, 3, H, W).
+        radius: (N,), standard deviation of each blur in pixels, 0 for none.
+        grey: (N,), of these images only the first channel is blurred.
+    """
+    N, _, H, W = images.shape
+    border = _box(radius.max())[0] + 1
+    pitch = W + 2 * border
+    inside = slice(border * pitch, (border + H) * pitch)
+    one, other = np.zeros((H + 2 * border, pitch), np.float32), np.zeros((H + 2 * border, pitch), np.float32)
+    for n in range(N):
+        if radius[n] <= 0:
+            continue
+        whole, part = _box(radius[n])
+        for c in range(1 if grey[n] else 3):
+            for y in range(H):
+                _copy(images[n, c, y], one[border + y, border : border + W])
+            for _ in range(3):
+                one[:border], one[border + H :] = one[border], one[border + H - 1]
+                _box_blur(one.reshape(-1), other.reshape(-1), inside, pitch, whole, part)
+                one, other = other, one
+            for _ in range(3):
+                for y in range(border, border + H):
+                    one[y, :border], one[y, border + W :] = one[y, border], one[y, border + W - 1]
+                _box_blur(one.reshape(-1), other.reshape(-1), inside, 1, whole, part)
+                one, other = other, one
+            for y in range(H):
+                _copy(one[border + y, border : border + W], images[n, c, y])
+
+
+@compiled
+def _copy(values: Floats, out: Floats) -> None:
+    for i in range(out.size):
+        out[i] = values[i]
+
+
+@compiled
+def _box(radius: float) -> tuple[int, float]:
+    """Whole and fractional part of `resample.gaussian_box_radius`."""
+    variance = radius * radius / 3
+    whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+    return int(whole), part / (6 * (variance - (whole + 1) ** 2))
+
+
+@compiled
+def _box_blur(values: Floats, out: Floats, inside: slice, step: int, whole: int, part: float) -> None:
+    """One extended box blur over neighbours `step` apart, `whole` full ones and one of weight `part` on each side."""
+    weight = np.float32(1 / (2 * (whole + part) + 1))
+    end_weight = np.float32(part * weight)
+    reach = (whole + 1) * step
+    for low in range(inside.start, inside.stop, _BLOCK):
+        high = min(low + _BLOCK, inside.stop)
+        target, centre = out[low:high], values[low:high]
+        before, after = values[low - reach : high - reach], values[low + reach : high + reach]
+        for i in range(target.size):
+            target[i] = weight * centre[i] + end_weight * (before[i] + after[i])
+        for k in range(1, whole + 1):
+            before, after = values[low - k * step : high - k * step], values[low + k * step : high + k * step]
+            for i in range(target.size):
+                target[i] += weight * (before[i] + after[i])

@@ -1,0 +1,1 @@
+"""Which images each worker sees at each step."""

@@ -1,0 +1,99 @@
+"""Features of images as one Parquet file, which says what computed them and of which images."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayreid.data.store.shards import write_table
+from rayreid.errors import UserError
+
+FORMAT = "rayreid-features/1"
+_HEADER = b"rayreid"
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features with what is known of their images, N of them.
+
+    Attributes:
+        keys: str objects (N,), unique.
+        features: float32 (N, D), as the model gives them: not normalised.
+        pids: int32 (N,), −1 unknown or junk.
+        camids: int16 (N,), −1 unknown.
+        splits: str objects (N,).
+        header: what computed them: `weights` (the weights file's checksum), `model` (its path), and of which images:
+            `images` (their place), `dataset`.
+    """
+
+    keys: np.ndarray
+    features: np.ndarray
+    pids: np.ndarray
+    camids: np.ndarray
+    splits: np.ndarray
+    header: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def part(self, chosen: np.ndarray) -> "FeatureTable":
+        """Some of its rows: a mask (N,) bool or row numbers."""
+        keys, features, pids, camids, splits = (
+            column[chosen] for column in (self.keys, self.features, self.pids, self.camids, self.splits)
+        )
+        return FeatureTable(keys, features, pids, camids, splits, self.header)
+
+
+def write_features(path: Path, table: FeatureTable) -> None:
+    """Write features as Parquet, in one step: columns `key pid camid split feature`, the header as metadata `rayreid`.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    width = table.features.shape[1]
+    flat = pa.array(np.ascontiguousarray(table.features, np.float32).reshape(-1))
+    columns = {
+        "key": pa.array(table.keys.tolist(), pa.string()),
+        "pid": pa.array(table.pids, pa.int32()),
+        "camid": pa.array(table.camids, pa.int16()),
+        "split": pa.array(table.splits.tolist(), pa.string()),
+        "feature": pa.FixedSizeListArray.from_arrays(flat, width),
+    }
+    header = {**table.header, "format": FORMAT, "dimensions": width}
+    try:
+        write_table(path, pa.table(columns).replace_schema_metadata({_HEADER: json.dumps(header)}))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+
+
+def read_features(path: Path) -> FeatureTable:
+    """Read a file of `write_features`.
+
+    Raises:
+        UserError: There is no such file, it is not one of ours, or its keys are not unique.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file of features") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: no Parquet file of features ({error})") from error
+    header = json.loads((table.schema.metadata or {}).get(_HEADER, b"{}"))
+    if header.get("format") != FORMAT:
+        raise UserError(f"{path}: not written by rayreid predict (its metadata do not say {FORMAT})")
+    keys = table["key"].to_numpy()
+    if len(set(keys)) < len(keys):
+        raise UserError(f"{path}: a key stands in it more than once; predict again")
+    features = table["feature"].combine_chunks()
+    return FeatureTable(
+        keys=keys,
+        features=np.array(features.flatten().to_numpy()).reshape(len(keys), header["dimensions"]),  # may be written to
+        pids=table["pid"].to_numpy(),
+        camids=table["camid"].to_numpy(),
+        splits=table["split"].to_numpy(),
+        header=header,
+    )

@@ -1,0 +1,167 @@
+"""Joining the parts of an ingest: `index.parquet`, `rejected.parquet` and `manifest.json`, written last."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rayreid.data.store.shards import (
+    INDEX_SCHEMA,
+    PART_SCHEMA,
+    part_facts,
+    part_file,
+    rejected_file,
+    rejected_table,
+    replacing,
+    shard_file,
+    write_table,
+)
+from rayreid.errors import UserError
+
+FORMAT = 1
+_CHUNK = 65_536  # rows whose keys and digests are Python objects at one time
+
+
+def finish_store(
+    directory: Path,
+    shards: int,
+    dataset: str,
+    version: str,
+    ignored: Sequence[tuple[str, str]] = (),
+    listed: int | None = None,
+) -> dict[str, Any]:
+    """Join the parts of all shards; afterwards the store is complete.
+
+    The index is sorted by key, so neither it nor the fingerprint depends on workers, time, interruptions or
+    the shards' size. Of images with one key the first (by shard and row) is kept, the others are rejected.
+
+    Args:
+        directory: The store's folder.
+        shards: How many shards the store has: 0 … shards − 1, all written.
+        dataset: The dataset's name.
+        version: The dataset's version, e.g. "V2" of MSMT17.
+        ignored: The dataset's own rejects, (path, reason): files that it yields no record for.
+        listed: How many records the shards were given, to be compared with what they hold.
+
+    Returns:
+        The manifest: `format dataset version fingerprint read stored rejected{reason: n} counts{split: n}
+        identities{split: n, distinct pid ≥ 0} cameras (distinct camid ≥ 0) shards[{file, rows, checksum}]`.
+        `read` = `stored` + the sum of `rejected`.
+
+    Raises:
+        UserError: A shard is not written, not one image could be stored, or the store's folder cannot be written.
+        RuntimeError: The shards do not account for the records listed.
+    """
+    directory = Path(directory)
+    parts = [part_file(directory, shard) for shard in range(shards)]
+    for part in parts:
+        if not part.exists():
+            raise UserError(f"{directory}: shard part {part.name} is not written; run the ingest again, it resumes")
+
+    rows, duplicates = _first_of_each_key(
+        pa.concat_tables([pq.read_table(part) for part in parts] or [PART_SCHEMA.empty_table()])
+    )
+    rejected = pa.concat_tables(
+        [
+            *(pq.read_table(rejected_file(directory, shard)) for shard in range(shards)),
+            rejected_table([(key, key, "duplicate key") for key in duplicates]),
+            rejected_table([(path, path, reason) for path, reason in ignored]),
+        ]
+    ).sort_by([("key", "ascending"), ("reason", "ascending")])
+    reasons = Counter(rejected["reason"].to_pylist())
+    if rows.num_rows == 0:
+        why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "none was given"
+        raise UserError(f"{directory}: dataset {dataset} gave not one usable image ({why})")
+
+    accounted = rows.num_rows + rejected.num_rows - len(ignored)
+    if listed is not None and listed != accounted:
+        raise RuntimeError(f"{directory}: {listed} images were listed, the shards account for {accounted}")
+
+    manifest = {
+        "format": FORMAT,
+        "dataset": dataset,
+        "version": version,
+        "fingerprint": _fingerprint(rows, dataset, version),
+        "read": rows.num_rows + rejected.num_rows,
+        "stored": rows.num_rows,
+        "rejected": dict(sorted(reasons.items())),
+        **_counts(rows),
+        "shards": [
+            {
+                "file": shard_file(directory, shard).relative_to(directory).as_posix(),
+                "rows": part_facts(part)["rows"],
+                "checksum": part_facts(part)["checksum"],
+            }
+            for shard, part in enumerate(parts)
+        ],
+    }
+    try:
+        _write_joined(directory, rows, rejected, manifest)
+    except OSError as error:
+        raise UserError(
+            f"{directory}: the index cannot be written ({error.strerror or error}); mend that and run the ingest "
+            "again: finished shards are kept"
+        ) from error
+    return manifest
+
+
+def _write_joined(directory: Path, rows: pa.Table, rejected: pa.Table, manifest: dict[str, Any]) -> None:
+    write_table(directory / "index.parquet", rows.select(INDEX_SCHEMA.names).replace_schema_metadata(None))
+    write_table(directory / "rejected.parquet", rejected)
+    with replacing(directory / "manifest.json") as temporary:
+        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    clear_strays(directory)
+
+
+def clear_strays(directory: Path) -> None:
+    """Remove what writers that were killed left half-written. Only for who knows that no other writes here."""
+    for stray in (directory / "shards").glob("*.tmp"):
+        stray.unlink(missing_ok=True)
+
+
+def _first_of_each_key(rows: pa.Table) -> tuple[pa.Table, list[str]]:
+    """Sort by key; return the first row of each and the keys of the others."""
+    rows = rows.sort_by([("key", "ascending"), ("shard", "ascending"), ("row", "ascending")])
+    keys = rows["key"].combine_chunks()
+    repeated = np.zeros(len(keys), dtype=bool)
+    repeated[1:] = pc.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
+    return rows.filter(pa.array(~repeated)), keys.filter(pa.array(repeated)).to_pylist()
+
+
+def _fingerprint(rows: pa.Table, dataset: str, version: str) -> str:
+    """Hash what the images are and how they are labelled, sorted by key, not which shard they lie in."""
+    digest = hashlib.blake2b(f"{dataset}\0{version}\0".encode(), digest_size=16)
+    for name in ("key", "split"):
+        separator = ""
+        for values in _chunks(rows[name]):
+            digest.update((separator + "\0".join(values)).encode())
+            separator = "\0"
+    digest.update(rows["pid"].to_numpy().astype("<i4").tobytes())
+    digest.update(rows["camid"].to_numpy().astype("<i2").tobytes())
+    for values in _chunks(rows["digest"]):
+        digest.update(b"".join(values))
+    return digest.hexdigest()
+
+
+def _chunks(column: pa.ChunkedArray) -> Iterator[list[Any]]:
+    for start in range(0, len(column), _CHUNK):
+        yield column.slice(start, _CHUNK).to_pylist()
+
+
+def _counts(rows: pa.Table) -> dict[str, Any]:
+    splits = rows["split"].combine_chunks().dictionary_encode()
+    names, numbers = splits.dictionary.to_pylist(), splits.indices.to_numpy()
+    pids, camids = rows["pid"].to_numpy(), rows["camid"].to_numpy()
+    of = {name: numbers == names.index(name) for name in sorted(names)}
+    return {
+        "counts": {name: int(mine.sum()) for name, mine in of.items()},
+        "identities": {name: len(np.unique(pids[mine & (pids >= 0)])) for name, mine in of.items()},
+        "cameras": len(np.unique(camids[camids >= 0])),
+    }

@@ -1,0 +1,231 @@
+"""The image store: original image bytes in memory-mapped Arrow shards, under one index.
+
+This module reads it, and is the door to the two that write it:
+
+    for shard, records in enumerate(...):                       # in any order, by any number of workers
+        write_shard(directory, shard, records, dataset.read)
+    finish_store(directory, shards, dataset.name, dataset.version, dataset.ignored)
+    store = ImageStore(directory)
+    image = store.image(store.rows_of("train")[0])
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rayreid.data.images import decode
+from rayreid.data.store.index import FORMAT, finish_store
+from rayreid.data.store.shards import Record, checksum, shard_file, write_shard
+from rayreid.errors import UserError
+
+__all__ = ["ImageStore", "Record", "finish_store", "write_shard"]
+
+
+class _Shard:
+    """A mapped shard: where in the file each image's bytes begin and end.
+
+    Arrow builds several Python objects per value it hands out; two integers per image and one memoryview of
+    the whole file make random access some twenty times cheaper.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            source = pa.memory_map(str(path))
+            whole = source.read_buffer()
+            self.file = pa.ipc.open_file(source)
+            offsets: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+            ends: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+            for number in range(self.file.num_record_batches):
+                images = self.file.get_batch(number).column("image")
+                _, positions, data = images.buffers()
+                bounds = np.frombuffer(positions, dtype=np.int32, count=len(images) + 1).astype(np.int64)
+                bounds += data.address - whole.address
+                offsets.append(bounds[:-1])
+                ends.append(bounds[1:])
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: the shard is missing; copy it again or run the ingest again") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{path}: the shard cannot be read ({error}); run the ingest again") from error
+        self.view = memoryview(whole)
+        self.starts = np.concatenate(offsets)
+        self.ends = np.concatenate(ends)
+
+
+class ImageStore:
+    """A complete image store, opened for reading.
+
+    Opening reads the index and the manifest only; a shard is mapped when one of its images is first
+    asked for. Rows are positions in the index, which is sorted by key. A store can be pickled: it is opened
+    again in the other process.
+
+    Args:
+        directory: The store's folder.
+
+    Attributes:
+        keys: str objects (N,), ascending.
+        pids: int32 (N,), −1 unknown or junk. Identities of different splits may share numbers.
+        camids: int16 (N,), −1 unknown.
+        splits: str objects (N,).
+        heights: int16 (N,), in pixels.
+        widths: int16 (N,), in pixels.
+        shards: int32 (N,).
+        rows: int32 (N,), the image's row within its shard.
+        manifest: What `finish_store` returned.
+        fingerprint: Hash of all images and labels.
+
+    Raises:
+        UserError: There is no store, it is incomplete, or of another format.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory).absolute()
+        self.manifest = _read_manifest(self.directory)
+        self.fingerprint: str = self.manifest["fingerprint"]
+        index = self._index = _read_index(self.directory)
+        if index.num_rows != self.manifest["stored"]:
+            raise UserError(
+                f"{self.directory}: index.parquet has {index.num_rows} images, manifest.json says "
+                f"{self.manifest['stored']}; run the ingest again"
+            )
+        self.pids, self.camids, self.heights, self.widths, self.shards, self.rows = (
+            index[name].to_numpy() for name in ("pid", "camid", "height", "width", "shard", "row")
+        )
+        self._opened: dict[int, _Shard] = {}
+
+    # As Python objects the keys of millions of images take a second and hundreds of bytes each: only who asks pays.
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """Object array of str, (N,), ascending."""
+        return self._index["key"].to_numpy()
+
+    @cached_property
+    def splits(self) -> np.ndarray:
+        """Object array of str, (N,)."""
+        splits = self._index["split"].combine_chunks().dictionary_encode()
+        return splits.dictionary.to_numpy(zero_copy_only=False)[splits.indices.to_numpy()]
+
+    def __len__(self) -> int:
+        return len(self.pids)
+
+    def __repr__(self) -> str:
+        return f"ImageStore({str(self.directory)!r}: {len(self)} images)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageStore, (self.directory,)
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Return the index rows of a split, int64 ascending; empty if the store has no such split."""
+        return np.flatnonzero(self.splits == split)
+
+    def rows_of_keys(self, keys: Sequence[str]) -> np.ndarray:
+        """Return the index rows of keys, int64, in the order asked.
+
+        Raises:
+            UserError: The store has no image of some key.
+        """
+        wanted = pa.array(keys, type=pa.string())
+        rows = pc.index_in(wanted, value_set=self._index["key"].combine_chunks())
+        if rows.null_count:
+            missing = wanted.filter(rows.is_null())
+            raise UserError(
+                f"{self.directory}: the store has no image {missing[0].as_py()!r} ({len(missing)} of "
+                f"{len(wanted)} keys are not in it); was the list made from another dataset?"
+            )
+        return rows.to_numpy().astype(np.int64)
+
+    def keys_of(self, rows: npt.ArrayLike) -> pa.Array:
+        """Return the keys of index rows as an Arrow array of strings: without making objects of all the others."""
+        return self._index["key"].take(pa.array(np.asarray(rows, np.int64))).combine_chunks()
+
+    def encoded(self, row: int) -> memoryview:
+        """Return the original file's bytes of the image in an index row, without copying them.
+
+        Raises:
+            UserError: The shard is missing or damaged.
+        """
+        shard = self._shard(int(self.shards[row]))
+        place = self.rows[row]
+        return shard.view[shard.starts[place] : shard.ends[place]]
+
+    def _shard(self, number: int) -> _Shard:
+        shard = self._opened.get(number)
+        if shard is None:
+            shard = self._opened[number] = _Shard(shard_file(self.directory, number))
+        return shard
+
+    def batches(self, shard: int) -> Iterator[pa.RecordBatch]:
+        """Stream a shard from its first image to its last: columns `key` and `image`, mapped, not copied.
+
+        Images that share a key with an earlier one are among them; the index leaves them out.
+
+        Raises:
+            UserError: The shard is missing or damaged.
+        """
+        file = self._shard(shard).file
+        for number in range(file.num_record_batches):
+            yield file.get_batch(number)
+
+    def image(self, row: int) -> np.ndarray:
+        """Return the image in an index row, uint8 (H, W, 3).
+
+        Raises:
+            UserError: The shard is missing, or the image cannot be decoded.
+        """
+        try:
+            return decode(self.encoded(row))
+        except ValueError as error:
+            raise UserError(
+                f"{self.directory}: image {self.keys[row]!r} is {error}; ingest again with verify=decode"
+            ) from error
+
+    def verify(self, compared: Callable[[int], None] | None = None) -> None:
+        """Read all shards and compare their checksums with the manifest.
+
+        Args:
+            compared: Called after every shard with how many are compared.
+
+        Raises:
+            UserError: A shard is missing or its bytes changed; the message names it.
+        """
+        for number, shard in enumerate(self.manifest["shards"], 1):
+            path = self.directory / shard["file"]
+            if not path.is_file():
+                raise UserError(f"{path}: the shard is missing; copy it again or run the ingest again")
+            if checksum(path) != shard["checksum"]:
+                raise UserError(f"{path}: its bytes changed since the ingest; copy it again or ingest again")
+            if compared is not None:
+                compared(number)
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / "manifest.json"
+    if not directory.is_dir():
+        raise UserError(f"{directory}: there is no such folder; ingest the dataset first")
+    if not path.is_file():
+        if (directory / "shards").is_dir():
+            raise UserError(f"{path} is missing: the ingest is not finished; run it again, it resumes")
+        raise UserError(f"{path} is missing: this folder is no image store; ingest the dataset first")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no image store's manifest ({error!r}); ingest again") from error
+    if version != FORMAT:
+        raise UserError(f"{path}: store format {version}, this rayreid reads {FORMAT}; run the ingest again")
+    return manifest
+
+
+def _read_index(directory: Path) -> pa.Table:
+    path = directory / "index.parquet"
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run the ingest again") from error

@@ -1,0 +1,1 @@
+"""Drawn pedestrians: a dataset that needs no download."""

@@ -1,0 +1,1 @@
+"""What a file or store holds, and whether the cluster is well."""

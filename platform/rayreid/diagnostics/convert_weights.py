@@ -1,0 +1,199 @@
+"""Weights files of every origin: looking into one, and writing it in another form. Needs no Ray."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.markup import escape
+
+from rayreid.console import Screen
+from rayreid.errors import UserError
+from rayreid.models.architecture import recognise
+from rayreid.models.backbones import Backbone, build_backbone
+from rayreid.models.checkpoints import Checkpoint, read_checkpoint
+from rayreid.models.conversion import write_timm, write_transreid
+from rayreid.models.normalisation import NORMALISED
+from rayreid.models.onnx_export import export_onnx, require_onnx
+from rayreid.models.weights import load_weights, read_header, save_backbone
+
+SUFFIXES = {"safetensors": (".safetensors",), "timm": (".safetensors", ".pth"), "transreid": (".pth",)}
+MARKS = {"safetensors": "rayreid"}  # what stands in a file's name for its form, where it is not the form's own
+FOREIGN: dict[str, Callable[[Path, Backbone], list[str]]] = {"timm": write_timm, "transreid": write_transreid}
+OWN_FACTS = ("format", "backbone", "mean", "std", "img_size", "num_heads")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A file's backbone with what the file says of itself: our header, or the facts of a file of other origin."""
+
+    checkpoint: Checkpoint
+    facts: dict[str, Any]
+    backbone: Backbone
+
+
+def convert_weights(
+    file: str,
+    to: str,
+    output: str | None = None,
+    img_size: Sequence[int] | None = None,
+    num_heads: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    force: bool = False,
+    screen: Screen | None = None,
+) -> Path:
+    """Write a weights file in another form; every tensor of it, or nothing.
+
+    Args:
+        file: A weights file of any known origin.
+        to: safetensors (ours), timm or transreid.
+        output: The file to write; by default beside `file`, named after `to`.
+        img_size: (height, width) in pixels to write it for; positions made for another grid are resampled.
+        num_heads: Attention heads, where file and width do not tell.
+        mean: Per channel, in [0, 1]: how images are normalised for these weights, where the file does not tell.
+        std: Likewise.
+        force: Replace what is there.
+        screen: Shows what was done, and what the form cannot hold.
+
+    Raises:
+        UserError: The file holds no backbone known here, or not enough is known of it; the form cannot hold it;
+            or the output cannot be written.
+    """
+    screen = screen or Screen()
+    if to not in SUFFIXES:
+        raise UserError(f"--to {to}: no such form; choose {', '.join(SUFFIXES)}")
+    source = Path(file)
+    target = Path(output) if output else source.with_name(f"{source.stem}.{MARKS.get(to, to)}{SUFFIXES[to][0]}")
+    if target.suffix not in SUFFIXES[to]:
+        raise UserError(
+            f"--output {target}: name it {' or '.join(f'*{suffix}' for suffix in SUFFIXES[to])} for --to {to}"
+        )
+    _check_target(source, target, "--output", force)
+    loaded = _load(source, screen, img_size=img_size and list(img_size), num_heads=num_heads)
+    if to == "safetensors":
+        _save_own(source, target, loaded, mean, std, screen)
+        notes = []
+    else:
+        notes = [*FOREIGN[to](target, loaded.backbone), *_lost(loaded)]
+    count = len(loaded.backbone.state_dict())
+    screen.say(f"written: {escape(str(target))} ({to}, {count} tensors, {_named(loaded.backbone)})")
+    for note in notes:
+        screen.say(f"  {escape(note)}")
+    return target
+
+
+def export_weights(
+    file: str,
+    onnx: str,
+    img_size: Sequence[int] | None = None,
+    num_heads: int | None = None,
+    force: bool = False,
+    screen: Screen | None = None,
+) -> Path:
+    """Write a weights file's backbone as an ONNX model that was run and compared with it.
+
+    Args:
+        file: A weights file of any known origin.
+        onnx: The file to write.
+        img_size: (height, width) in pixels of the images the model will take, if not the file's own.
+        num_heads: Attention heads, where file and width do not tell.
+        force: Replace what is there.
+        screen: Shows what was done.
+
+    Raises:
+        UserError: As `convert_weights`; or a package is missing, or the exported model computes something else.
+    """
+    screen, source, target = screen or Screen(), Path(file), Path(onnx)
+    _check_target(source, target, "--onnx", force)
+    require_onnx()
+    loaded = _load(source, screen, img_size=img_size and list(img_size), num_heads=num_heads)
+    facts = {key: loaded.facts[key] for key in ("mean", "std") if key in loaded.facts}
+    deviation = export_onnx(loaded.backbone, target, facts)
+    height, width = loaded.backbone.spec["img_size"]
+    screen.say(
+        f"written: {escape(str(target))} (ONNX, {_named(loaded.backbone)}):"
+        f" images (B, 3, {height}, {width}) to features (B, {loaded.backbone.num_features})"
+    )
+    screen.say(
+        f"  compared with batches of {' and '.join(map(str, deviation.batches))}: differs by at most"
+        f" {deviation.greatest:.1e} standard deviations of the features ({deviation.tolerance:.0e} allowed)"
+    )
+    return target
+
+
+def _check_target(source: Path, target: Path, option: str, force: bool) -> None:
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        raise UserError(f"{option} {target}: {'it is a folder' if target.is_dir() else 'its folder does not exist'}")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise UserError(f"{option} {target}: it is the file to be read; choose another name")
+    if target.exists() and not force:
+        raise UserError(f"{option} {target}: it exists; choose another name, or --force to replace it")
+
+
+def _load(path: Path, screen: Screen, **hint: Any) -> Loaded:
+    """Build the backbone that a file holds, and load it: every tensor, in the widest of the file's dtypes."""
+    checkpoint = read_checkpoint(path)
+    header = read_header(path) if checkpoint.header else {}
+    facts = {key: checkpoint.facts[key] for key in ("img_size", "num_heads") if key in checkpoint.facts}
+    said = {key: value for key, value in hint.items() if value is not None}
+    try:
+        spec = recognise(checkpoint.state, header=header or None, hint={**facts, **said})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    backbone = build_backbone(**spec)
+    floating = [tensor.dtype for tensor in checkpoint.state.values() if tensor.is_floating_point()]
+    backbone.to(reduce(torch.promote_types, floating))
+    report = load_weights(backbone, path)
+    if report.resized:
+        height, width = backbone.spec["img_size"]
+        screen.say(f"resampled to {height}x{width}: {', '.join(report.resized)}")
+    if report.ignored:
+        screen.say(f"left out on purpose: {reasons(report.ignored)}")
+    return Loaded(checkpoint, header or checkpoint.facts, backbone)
+
+
+def _save_own(
+    source: Path,
+    path: Path,
+    loaded: Loaded,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    screen: Screen,
+) -> None:
+    known = (loaded.facts.get("mean"), loaded.facts.get("std"))
+    origin = loaded.checkpoint.format
+    if None in known and None in (mean, std):
+        if origin not in NORMALISED:
+            raise UserError(f"{source}: it does not say how images are normalised; say --mean R G B --std R G B")
+        known = NORMALISED[origin]
+        screen.say(f"assumed, as the published files of this form: mean {listed(known[0])}, std {listed(known[1])}")
+    facts = {key: value for key, value in loaded.facts.items() if key not in OWN_FACTS}
+    save_backbone(path, loaded.backbone, mean or known[0], std or known[1], **facts)  # type: ignore[arg-type]
+
+
+def _lost(loaded: Loaded) -> list[str]:
+    """What a foreign form cannot hold, and the file knew."""
+    known, spec = loaded.facts, loaded.backbone.spec
+    facts = {"image size": "x".join(map(str, spec["img_size"]))}
+    facts |= {key: listed(known[key]) for key in ("mean", "std") if key in known}
+    facts |= {key: str(value) for key, value in known.items() if key not in OWN_FACTS}
+    return [f"not in the file: {', '.join(f'{name} {value}' for name, value in facts.items())}"]
+
+
+def _named(backbone: Backbone) -> str:
+    name, stem = backbone.spec["name"], backbone.spec["stem"]
+    return f"{name} {stem}" if name.startswith("vit") else str(name)
+
+
+def reasons(ignored: Mapping[str, str]) -> str:
+    """Why tensors were left out, and how many for that."""
+    return ", ".join(f"{reason} ({count})" for reason, count in Counter(ignored.values()).items())
+
+
+def listed(numbers: Sequence[float]) -> str:
+    """Numbers as a person writes them."""
+    return "/".join(f"{number:g}" for number in numbers)

@@ -1,0 +1,211 @@
+"""Whether everything stands that runs need, each thing in a line: fine, worth knowing, or what to do."""
+
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.markup import escape
+
+from rayreid.console import Screen
+from rayreid.diagnostics.node_health import Examination, Host, versions
+from rayreid.errors import UserError
+from rayreid.execution.connection import connect
+from rayreid.execution.nodes import Answer, ask_every_node
+from rayreid.execution.shared_storage import Token, token
+from rayreid.paths import inside_job
+from rayreid.storage.lease import Lease
+from rayreid.tracking.run import Tracker
+
+_OLDEST = (3, 11)
+_GIB = 2**30
+_LITTLE, _NOTHING = 20 * _GIB, 2 * _GIB  # a ViT-B's checkpoint while it is pre-trained: 1.5 GiB
+_MARKS = {"ok": "[green]✓[/]", "note": "[yellow]![/]", "bad": "[red]✗[/]"}
+_TESTED = Path(__file__).parents[3] / "constraints.txt"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, how it is, and where it is not well what to do."""
+
+    mark: Literal["ok", "note", "bad"]
+    subject: str
+    text: str
+
+
+def doctor(screen: Screen | None = None) -> bool:
+    """Look at everything and say so line by line; returns whether runs can be started.
+
+    It writes some small files and removes them, starts Ray as a run would, and leaves an empty MLflow experiment named
+    `doctor`.
+    """
+    screen = screen or Screen()
+    bad = 0
+    for finding in _findings():
+        screen.say(f"{_MARKS[finding.mark]} {finding.subject:<10} {escape(finding.text)}")
+        bad += finding.mark == "bad"
+    screen.say("all is well" if not bad else f"{bad} to mend: see the lines marked ✗")
+    return not bad
+
+
+def _findings() -> Iterator[Finding]:
+    yield python(sys.version_info[:3])
+    tested = pins(_TESTED)
+    here = versions(list(tested))
+    yield compared(here, tested)
+    try:
+        with token() as written:
+            yield from places(written)
+            yield _guarded("MLflow", lambda: mlflow(written.root))
+            yield from _cluster(here, written)
+    except (UserError, OSError) as error:
+        yield Finding("bad", "outputs", f"{error}; see RAYREID_ROOT")
+        yield from _cluster(here, None)
+
+
+def python(version: Sequence[int]) -> Finding:
+    """Whether Python is new enough."""
+    shown = ".".join(map(str, version))
+    if tuple(version[:2]) >= _OLDEST:
+        return Finding("ok", "Python", shown)
+    return Finding("bad", "Python", f"{shown}: install {'.'.join(map(str, _OLDEST))} or newer")
+
+
+def pins(path: Path) -> dict[str, str]:
+    """The pins of a constraints file; none where there is no such file, as in an installation without a checkout."""
+    if not path.exists():
+        return {}
+    lines = [line.partition(";")[0].strip() for line in path.read_text().splitlines()]
+    return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+
+
+def compared(installed: dict[str, str], tested: dict[str, str]) -> Finding:
+    """Whether the installed versions are the tested ones; a build's own suffix (`+cu126`) does not count."""
+    if not tested:
+        return Finding("note", "versions", "not compared with the tested ones: no constraints.txt beside the package")
+    other = [
+        f"{name} {found} (tested: {tested[name]})"
+        for name, found in installed.items()
+        if found.partition("+")[0] != tested[name]
+    ]
+    if other:
+        return Finding("note", "versions", f"{', '.join(other)}: pip install -c constraints.txt -e . installs those")
+    return Finding("ok", "versions", f"{len(installed)} packages as tested")
+
+
+def places(written: Token) -> Iterator[Finding]:
+    """Outputs and data as this machine sees them."""
+    root = written.root
+    yield _guarded("outputs", lambda: _outputs(root))
+    named = os.environ.get("RAYREID_DATA")
+    if written.data is not None:
+        yield Finding("ok", "data", f"{written.data}")
+    elif named:
+        yield Finding(
+            "bad", "data", f"RAYREID_DATA={named} is no folder: mount it, or name the one that holds datasets"
+        )
+    else:
+        yield Finding("note", "data", "RAYREID_DATA is not set: relative roots of datasets begin at the current folder")
+
+
+def _outputs(root: Path) -> Finding:
+    with Lease(root / f".lease-{uuid.uuid4().hex}"):  # needs hard links
+        pass
+    return room(root, shutil.disk_usage(root).free)
+
+
+def room(root: Path, free: int) -> Finding:
+    """Whether outputs have room."""
+    shown = f"{root}: can be written, {free / _GIB:,.1f} GiB free"
+    if free < _NOTHING:
+        return Finding("bad", "outputs", f"{shown}: make room, or set RAYREID_ROOT to another place")
+    if free < _LITTLE:
+        return Finding("note", "outputs", f"{shown}: little for checkpoints, make room")
+    return Finding("ok", "outputs", shown)
+
+
+def mlflow(root: Path) -> Finding:
+    """Whether a run, a metric and an artifact reach the tracking store; they are deleted again."""
+    tracker = Tracker(root, "doctor")
+    run = tracker.run("doctor")
+    try:
+        run.metrics({"written": 1.0})
+        run.text("written", "written.txt")
+        run.finish()
+    finally:
+        tracker.client.delete_run(run.id)
+    return Finding("ok", "MLflow", f"{tracker.uri}: takes runs, metrics and artifacts")
+
+
+def _guarded(subject: str, look: Callable[[], Finding]) -> Finding:
+    """Whatever goes wrong in looking is what was found."""
+    try:
+        return look()
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Finding("bad", subject, reason)
+
+
+def _cluster(here: dict[str, str], written: Token | None) -> Iterator[Finding]:
+    """Ray, and every node of it; this machine alone where Ray cannot be reached."""
+    examination = Examination(list(here), written)
+    try:
+        with connect():
+            import ray
+
+            yield _ray(ray.cluster_resources())
+            answers = ask_every_node(examination)
+    except UserError as error:
+        yield Finding("bad", "Ray", str(error))
+        answers = [Answer("this machine", {"CPU": float(os.cpu_count() or 0)}, examination())]
+    for answer in answers:
+        yield from node(answer, here)
+
+
+def _ray(resources: dict[str, float]) -> Finding:
+    address = os.environ.get("RAY_ADDRESS")
+    if inside_job():
+        where = "the cluster of this job"
+    elif address and address != "local":
+        where = address
+    else:
+        where = "started here, RAY_ADDRESS is not set"
+    cpus, gpus = (f"{resources.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
+    return Finding("ok", "Ray", f"{where}: {cpus}, {gpus}")
+
+
+def node(answer: Answer, here: dict[str, str]) -> Iterator[Finding]:
+    """A line where a node is well, else one for each of its faults.
+
+    Args:
+        answer: what an `Examination` found there.
+        here: the versions of this machine's packages.
+    """
+    subject = f"node {answer.node}"
+    if answer.error:
+        yield Finding(
+            "bad", subject, f"{answer.error}; see ray status, and the logs in its /tmp/ray/session_latest/logs"
+        )
+        return
+    host: Host = answer.value
+    faults = list(host.faults)
+    counted = int(answer.resources.get("GPU", 0))
+    if counted > len(host.gpus) and not any(fault.startswith("GPU ") for fault in faults):
+        built = f"for CUDA {host.cuda}" if host.cuda else "without support for GPUs"
+        faults.append(
+            f"Ray counts {counted} GPUs, torch sees {len(host.gpus)} and is built {built}: install a build that fits"
+        )
+    other = [f"{name} {there}" for name, there in host.versions.items() if there != here.get(name)]
+    other += [f"no {name}" for name in here if name not in host.versions]
+    if other:
+        faults.append(f"other versions than here: {', '.join(other)}; install the same on all nodes")
+    for fault in faults:
+        yield Finding("bad", subject, fault)
+    if not faults:
+        gpus = ", ".join(f"{host.gpus.count(name)} × {name}" for name in dict.fromkeys(host.gpus)) or "no GPU"
+        free = f"{host.free / _GIB:,.0f} GiB free for Ray"
+        yield Finding("ok", subject, f"{answer.resources.get('CPU', 0):g} CPUs, {gpus}; faiss {host.faiss}; {free}")

@@ -1,0 +1,116 @@
+"""Looking at an image store: what it holds, whether its shards are whole, a sheet of its images. Needs no Ray."""
+
+import io
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from rayreid.console import Screen
+from rayreid.data.store.inspection import Spread, Summary, captions, sample_images, summarise
+from rayreid.data.store.store import ImageStore
+from rayreid.errors import UserError
+from rayreid.files import write_atomically
+
+_SHEET = 48
+_NAMES = 12  # columns for the names on the left
+_UNKNOWN = "not known"
+
+
+def inspect_store(directory: str, verify: bool = False, sheet: str | None = None, screen: Screen | None = None) -> None:
+    """Print a store's figures, and verify it or draw some of its images where that is asked for.
+
+    Args:
+        directory: The store's folder; a relative one lies in the current folder.
+        verify: Read all shards and compare them with their checksums.
+        sheet: The picture file to draw.
+        screen: Shows all that.
+
+    Raises:
+        UserError: It is no complete store, a shard is missing or (where verified) changed, or the picture cannot
+            be drawn.
+    """
+    if sheet is not None and not Path(sheet).absolute().parent.is_dir():  # said now, not after a long verification
+        raise UserError(f"--sheet {sheet}: there is no folder {Path(sheet).parent}; make it first")
+    screen = screen or Screen()
+    store = ImageStore(directory)
+    summary = summarise(store)
+    _show(screen, store, summary)
+    if summary.missing:
+        raise UserError(
+            f"{summary.missing[0]}: the shard is missing ({len(summary.missing)} of {summary.shards} are);"
+            " copy it again or run the ingest again"
+        )
+    if verify:
+        with screen.bar("comparing shards", summary.shards) as bar:
+            store.verify(bar.to)
+        screen.say(f"all {summary.shards} shards are as they were written")
+    if sheet is not None:
+        _draw(store, Path(sheet))
+        screen.say(f"drawn: {escape(sheet)}")
+
+
+def _show(screen: Screen, store: ImageStore, summary: Summary) -> None:
+    lines = {
+        "store": store.directory,
+        "dataset": f"{summary.dataset} {summary.version}".strip(),
+        "fingerprint": summary.fingerprint,
+        "images": f"{summary.read:,} read = {summary.stored:,} stored + {sum(summary.rejected.values()):,} rejected",
+        "rejected": _reasons(store, summary),
+        "cameras": f"{summary.cameras:,}" if summary.cameras else _UNKNOWN,
+        "shards": f"{summary.shards:,}, {_size(summary.shard_bytes)} on disk",
+        "heights": _lengths(summary.heights),
+        "widths": _lengths(summary.widths),
+    }
+    for name, value in lines.items():
+        if value:
+            screen.say(f"[bold]{name:<{_NAMES}}[/]{escape(str(value))}")
+
+    screen.say("")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("split", min_width=_NAMES - 1)
+    for name in ("images", "identities"):
+        table.add_column(name, justify="right")
+    for split, count in summary.counts.items():
+        known = summary.identities[split]
+        table.add_row(escape(split), f"{count:,}", f"{known:,}" if known else _UNKNOWN)
+    screen.console.print(table)
+
+
+def _reasons(store: ImageStore, summary: Summary) -> str:
+    """The rejects by reason and where they are listed; "" where there are none."""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.rejected.items())
+    return reasons and f"{reasons} (listed in {store.directory / 'rejected.parquet'})"
+
+
+def _lengths(spread: Spread) -> str:
+    if spread.least == spread.greatest:
+        return f"all {spread.least} pixels"
+    return f"{spread.least} to {spread.greatest} pixels, median {spread.median:g}"
+
+
+def _size(count: int) -> str:
+    """Bytes in the largest binary unit of which there is at least one."""
+    amount, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while amount >= 1024 and len(units) > 1:
+        amount /= 1024
+        units.pop(0)
+    return f"{amount:,.0f} {units[0]}" if units[0] == "bytes" else f"{amount:,.1f} {units[0]}"
+
+
+def _draw(store: ImageStore, path: Path) -> None:
+    from rayreid.evaluation.figures import image_sheet  # matplotlib: only for who wants a picture
+
+    rows, images = sample_images(store, _SHEET)
+    if not images:
+        raise UserError(f"{store.directory}: none of the images to be drawn can be decoded")
+    titles = captions(store, rows)
+    figure = image_sheet(images, titles if any(titles) else None)
+    picture = io.BytesIO()
+    try:
+        figure.savefig(picture, format=path.suffix[1:] or "png")
+        write_atomically(path, picture.getvalue())
+    except ValueError as error:
+        raise UserError(f"--sheet {path}: {error}; name it e.g. {path.stem}.png") from error
+    except OSError as error:
+        raise UserError(f"--sheet {path}: it cannot be written ({error.strerror}); choose another place") from error

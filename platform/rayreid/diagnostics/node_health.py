@@ -1,0 +1,123 @@
+"""What one machine is like: versions, GPUs that compute, whether faiss finds neighbours, room on its disk."""
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from rayreid.errors import UserError
+from rayreid.execution.shared_storage import Token
+from rayreid.neighbours.knn import check_sample, nearest
+
+_POINTS, _WIDTH, _NEAREST = 2000, 64, 10
+_RAY_STOPS = 0.05  # Ray takes no more objects on a disk with less of it free
+
+
+@dataclass(frozen=True)
+class Host:
+    """One machine; travels from the nodes to the driver.
+
+    Attributes:
+        python: its version.
+        versions: of the packages that were asked for and are installed.
+        cuda: the CUDA (or ROCm) that torch was built for; None: for none.
+        gpus: the names of those on which a product came out right.
+        faiss: its version and where it searches, if its neighbours are right; else "".
+        free: bytes free where Ray keeps objects and logs.
+        faults: what is wrong, each in one line that says what to do.
+    """
+
+    python: str
+    versions: dict[str, str]
+    cuda: str | None
+    gpus: list[str]
+    faiss: str
+    free: int
+    faults: list[str]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What to look for; called on a machine, it gives what is found there.
+
+    Attributes:
+        packages: whose versions to tell.
+        token: in the storage that the machine should see; None: there is none.
+    """
+
+    packages: Sequence[str]
+    token: Token | None
+
+    def __call__(self) -> Host:
+        """Look."""
+        seen = [] if self.token is None else self.token.complaints()
+        gpus, failing = _gpus()
+        faiss, wrong = _faiss()
+        scratch = shutil.disk_usage(_scratch())
+        return Host(
+            python=platform.python_version(),
+            versions=versions(self.packages),
+            cuda=torch.version.cuda or torch.version.hip,
+            gpus=gpus,
+            faiss=faiss,
+            free=scratch.free,
+            faults=[*seen, *failing, *wrong, *_full(scratch.free, scratch.total)],
+        )
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """The installed versions of those packages that are installed."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _gpus() -> tuple[list[str], list[str]]:
+    """Names of the GPUs that multiply as the CPU does, and what is wrong with the others."""
+    good, bad = [], []
+    one = torch.arange(64.0).reshape(8, 8)
+    for index in range(torch.cuda.device_count()):
+        try:
+            right = torch.equal((one.to(f"cuda:{index}") @ one.to(f"cuda:{index}")).cpu(), one @ one)
+            why = "it multiplies wrongly"
+        except RuntimeError as error:
+            right, why = False, str(error).splitlines()[0]
+        if right:
+            good.append(torch.cuda.get_device_name(index))
+        else:
+            bad.append(f"GPU {index}: {why}; see whether others use it, and whether torch fits its driver (nvidia-smi)")
+    return good, bad
+
+
+def _faiss() -> tuple[str, list[str]]:
+    """Its version and device, and what is wrong with it. Of a search among random points, a sample is looked at."""
+    points = torch.randn(_POINTS, _WIDTH, generator=torch.Generator().manual_seed(0))
+    try:
+        found = nearest(points, _NEAREST, engine="faiss")
+        check_sample(torch.from_numpy(found.features), found.similarities, found.rows, exact=True)
+        import faiss
+    except (UserError, RuntimeError) as error:
+        return "", [f"faiss: {error} (only for adapt.search: faiss or approximate, and select.strategy: cluster)"]
+    count = faiss.get_num_gpus()
+    return f"{faiss.__version__} on {f'{count} GPUs' if count else 'the CPU'}", []
+
+
+def _full(free: int, total: int) -> list[str]:
+    if free > _RAY_STOPS * total:
+        return []
+    place = _scratch()
+    return [f"{place} is more than 95 % full, where Ray keeps no more objects: make room, or ray start --temp-dir …"]
+
+
+def _scratch() -> Path:
+    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())

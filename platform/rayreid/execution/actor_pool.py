@@ -1,0 +1,162 @@
+"""Embarrassingly parallel forward passes over a store: Ray Data streams row ranges to a pool of actors.
+
+Images never travel: an actor is sent row numbers, reads the bytes through the memory map, decodes them in threads and
+returns a few floats per image. So any number of actors on any node costs the network nothing but the result.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
+from ray.util.annotations import RayDeprecationWarning
+
+from rayreid.config import Auto
+from rayreid.data.store.listed import Images
+from rayreid.data.store.store import ImageStore
+from rayreid.errors import UserError
+from rayreid.execution.resources import scoring_actors
+from rayreid.models.embedding import BatchFunction, Pass
+
+_CHUNK = {"cpu": (128, 1024), "cuda": (1024, 4096)}
+"""Rows per work item, at least and at most: enough to pay for its scheduling, few enough to keep all actors busy to the
+end. Within these bounds every actor is given `_ITEMS`, so that millions of images do not make a driver keep account of
+tens of thousands of items."""
+_ITEMS = 64
+
+LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
+"""What Ray raises where a process or its node is gone."""
+_TRIES = 3
+"""Executions in a row that may end by a lost worker without a single result: then it is no accident."""
+
+
+class _Actor:
+    """Reads, decodes and computes ranges of rows.
+
+    What the user can mend comes back as a value, in the column `fault` ("": none): Ray Data would wrap an exception in
+    one of its own and leave nothing of it but the text of a traceback.
+    """
+
+    def __init__(
+        self, store: Path | Images, build: Callable[[torch.device], BatchFunction], batch_size: int | Auto, cpus: int
+    ):
+        torch.set_num_threads(cpus)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.fault = ""
+        try:
+            images = ImageStore(store) if isinstance(store, Path) else store
+            self.run = Pass(images, build(device), batch_size, device, cpus)
+        except UserError as error:
+            self.fault = str(error)
+
+    def __call__(self, item: dict[str, np.ndarray]) -> dict[str, Any]:
+        try:
+            if self.fault:
+                raise UserError(self.fault)
+            rows, values, broken = self.run(np.concatenate([np.asarray(part) for part in item["rows"]]))
+        except UserError as error:
+            rows, values, broken, fault = np.zeros(0, np.int64), np.zeros(0, np.float32), {}, str(error)
+        else:
+            fault = ""
+        return {
+            "number": item["number"],
+            "row": [rows],
+            "value": [values],
+            "bad": [np.fromiter(broken, np.int64)],
+            "reason": ["\n".join(broken.values())],
+            "fault": [fault],
+        }
+
+
+def stream(
+    store: Path | Images,
+    rows: Sequence[np.ndarray],
+    build: Callable[[torch.device], BatchFunction],
+    batch_size: int | Auto,
+) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
+    """Compute a head over images, on all GPUs or CPUs of the cluster.
+
+    Args:
+        store: the image store's folder, or images where they lie; on storage that all nodes see.
+        rows: index rows in pieces that belong together (a shard's, say); larger pieces are cut.
+        build: (device) → head; pickled to the actors.
+        batch_size: images per forward pass; "auto": see `rayreid.models.embedding`.
+
+    Yields:
+        In no particular order: (rows int64 (n,), values (n, …), {row: reason} of the images that could not be decoded).
+
+    Raises:
+        UserError: what the store or the head raised on an actor.
+        RayActorError: actors are lost again and again before they give anything (or another of `LOST`).
+    """
+    if not any(map(len, rows)):  # Ray Data makes no dataset of nothing
+        return
+    share = scoring_actors()
+    least, most = _CHUNK["cuda" if share.gpu else "cpu"]
+    chunk = min(most, max(least, sum(map(len, rows)) // (_ITEMS * share.workers)))
+    pieces = [piece[start : start + chunk] for piece in rows for start in range(0, len(piece), chunk)]
+    left = dict(enumerate(pieces))
+    fruitless = 0
+    while left:
+        before = len(left)
+        try:
+            for result in _execute(store, left, build, batch_size):
+                del left[int(result["number"])]
+                yield _unpack(result)
+        except LOST as error:
+            fruitless = fruitless + 1 if len(left) == before else 0
+            if fruitless == _TRIES:
+                raise
+            logging.getLogger("rayreid").warning("a worker was lost, going on without it: %s", _first_line(error))
+
+
+def _execute(
+    store: Path | Images,
+    left: Mapping[int, np.ndarray],
+    build: Callable[[torch.device], BatchFunction],
+    batch_size: int | Auto,
+) -> Iterator[dict[str, Any]]:
+    """One execution of Ray Data over numbered pieces of rows.
+
+    Lost actors are not restarted by Ray: it would have their items wait for them, for ever where a lost node's place
+    is not taken by another. The execution ends instead, and the next one uses what the cluster then has.
+    """
+    # Ray Data's own account of an execution is for its developers; the stages show their own progress.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    share = scoring_actors()
+    items = [{"number": number, "rows": piece} for number, piece in left.items()]
+    items_in_blocks = ray.data.from_items(items, override_num_blocks=len(items))
+    with warnings.catch_warnings():
+        # Ray Data is to take these two by another way from 2.64 on, which 2.60 does not offer yet.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        dataset = items_in_blocks.map_batches(
+            _Actor,
+            batch_size=1,
+            compute=ActorPoolStrategy(size=min(share.workers, len(items))),
+            num_cpus=share.cpus,
+            num_gpus=1 if share.gpu else 0,
+            fn_constructor_args=(store, build, batch_size, share.cpus),
+            max_restarts=0,
+            max_task_retries=0,
+        )
+    yield from dataset.iter_rows()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _unpack(result: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """What an actor gave back of one item."""
+    if result["fault"]:
+        raise UserError(result["fault"])
+    reasons = result["reason"].split("\n") if len(result["bad"]) else []
+    broken = dict(zip(map(int, result["bad"]), reasons, strict=True))
+    return np.asarray(result["row"]), np.asarray(result["value"]), broken

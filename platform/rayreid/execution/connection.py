@@ -1,0 +1,114 @@
+"""Connecting to Ray: to a submitted job's cluster, to a named one, or to one started here."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from rayreid.errors import UserError
+from rayreid.paths import data_path, inside_job, output_root
+from rayreid.tracking.store import tracking_uri
+
+_PACKAGE = Path(__file__).parents[1]
+
+_QUIET = {
+    "RAY_AUTH_MODE": "disabled",  # for clusters started here; otherwise it depends on what ran before on this machine
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "error",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
+
+@contextlib.contextmanager
+def connect() -> Iterator[None]:
+    """Be connected to Ray: to the job's own cluster, to `RAY_ADDRESS`, or to one started here and stopped after.
+
+    The package reaches the workers of a submitted job through the job's runtime environment
+    (`jobs/runtime_env.yaml`), those of `RAY_ADDRESS` through `py_modules`. Ray gives workers other current folders
+    than this process's; so the places of outputs, data and runs are told to them, as absolute paths.
+
+    Raises:
+        UserError: there is no such cluster, or it refuses this process; or none can be started here.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    if inside_job():
+        ray.init(log_to_driver=False)
+    elif address and address != "local":
+        _attach(address)
+    else:
+        _start()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start() -> None:
+    import ray
+
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    path = os.pathsep.join(filter(None, [str(_PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=True,
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": {"PYTHONPATH": path, **_places()}},
+        )
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"Ray cannot be started here ({_reason(error)}); it needs a folder for its sockets and logs, with a short "
+            "path and room on its disk: RAY_TMPDIR, by default /tmp"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _attach(address: str) -> None:
+    import ray
+
+    if address.startswith("http"):
+        raise UserError(
+            f"RAY_ADDRESS={address} is for ray job submit; a run from here needs the head's own port, as in "
+            "RAY_ADDRESS=10.0.0.1:6379, or none to start Ray on this machine"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if port.isdigit():  # Ray itself tries for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"Ray at RAY_ADDRESS={address} does not answer ({error}); unset it to start Ray here") from None
+    try:
+        ray.init(address, runtime_env={"py_modules": [str(_PACKAGE)], "env_vars": _places()}, log_to_driver=False)
+    except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+        raise UserError(
+            f"Ray at RAY_ADDRESS={address} cannot be used ({_reason(error)}); does it ask for a token "
+            "(RAY_AUTH_MODE=token, RAY_AUTH_TOKEN or ~/.ray/auth_token), or run another version? "
+            "Unset RAY_ADDRESS to start Ray here"
+        ) from None
+
+
+def _places() -> dict[str, str]:
+    root = output_root()
+    return {
+        "RAYREID_ROOT": str(root),
+        "RAYREID_DATA": str(data_path("")),
+        "MLFLOW_TRACKING_URI": tracking_uri(root),
+    }

@@ -1,0 +1,70 @@
+"""A model's features of images, gathered from the actors that compute them."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rayreid.config import Auto
+from rayreid.console import Screen
+from rayreid.data.batch import ImageBatch
+from rayreid.data.store.listed import ListedImages
+from rayreid.data.store.store import ImageStore
+from rayreid.errors import UserError
+from rayreid.execution.actor_pool import stream
+from rayreid.models.embedding import Embedder
+
+
+class _Head:
+    """Global features, as numbers."""
+
+    def __init__(self, path: Path, device: torch.device):
+        # bf16 rounds enough to swap close ranks; published numbers are of float32.
+        self.embed = Embedder(path, device, "fp32")
+
+    def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
+        return self.embed(images).cpu().numpy()
+
+
+def extract(
+    images: ImageStore | ListedImages, rows: np.ndarray, weights: Path, batch_size: int | Auto, screen: Screen
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Features of some images, on all GPUs or CPUs of the cluster.
+
+    Args:
+        images: a store, or images where they lie.
+        rows: int64 (n,), distinct, in any order.
+        weights: a weights file of ours.
+        batch_size: of a forward pass.
+        screen: shows the progress.
+
+    Returns:
+        Features float32 (n, D) in the order of `rows`, and {row: reason} of images that could not be decoded, whose
+        features are NaN.
+
+    Raises:
+        UserError: not one of them could be decoded, or features are not finite.
+    """
+    order = np.argsort(rows)
+    ascending = rows[order]
+    source = images.directory if isinstance(images, ImageStore) else images
+    features: np.ndarray | None = None
+    broken: dict[int, str] = {}
+    with screen.bar("features", len(rows)) as bar:
+        done = 0
+        for part, values, bad in stream(source, [ascending], partial(_Head, weights), batch_size):
+            broken.update(bad)
+            if len(part):
+                features = np.full((len(rows), values.shape[1]), np.nan, np.float32) if features is None else features
+                features[order[np.searchsorted(ascending, part)]] = values
+            done += len(part) + len(bad)
+            bar.to(done)
+    if features is None:
+        reason = f" ({next(iter(broken.values()))})" if broken else ""
+        raise UserError(f"not one of the {len(rows)} images could be decoded{reason}")
+    faulty = int((~np.isfinite(features).all(axis=1)).sum()) - len(broken)
+    if faulty:
+        raise UserError(f"{faulty} of {len(rows)} features hold NaN or infinity: the model in {weights} has diverged")
+    return features, broken

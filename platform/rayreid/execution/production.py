@@ -1,0 +1,137 @@
+"""Making artifacts: what is complete is kept, what is missing is made once, under a lease and an MLflow run."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from rayreid.config import Section
+from rayreid.config.loading import flatten
+from rayreid.console import Screen, clock
+from rayreid.errors import StoppedEarly, UserError
+from rayreid.files import write_atomically
+from rayreid.storage.artifacts import Artifact
+from rayreid.tracking.run import Run
+
+_NOTE = "run.json"
+"""Names the MLflow run, for the process that goes on after an interruption."""
+
+SCRATCH = ("checkpoints", "ray", "start")
+"""Folders of an artifact that are needed only until it is complete."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage is given to make one artifact with.
+
+    Attributes:
+        artifact: the artifact to make; its inputs, and what stands beside it, are complete.
+        folder: where its files go.
+        run: the stage's MLflow run.
+        screen: where progress is shown.
+    """
+
+    artifact: Artifact
+    folder: Path
+    run: Run
+    screen: Screen
+
+    def input(self, role: str) -> Path:
+        """The folder of an input artifact, or of one that stands beside it."""
+        return {**self.artifact.auxiliary, **self.artifact.inputs}[role].path
+
+    def resolved(self, fixed: Mapping[str, Any], passing: Mapping[str, Any] | None = None) -> None:
+        """Show what `auto` came to in one line, and log it as `resolved.*`.
+
+        Args:
+            fixed: what follows from the artifact's identity, logged as parameters.
+            passing: what may be another when an interrupted stage goes on, logged as tags: those can be set again.
+        """
+        passing = passing or {}
+        shown = ", ".join(f"{name} {_short(value)}" for name, value in {**fixed, **passing}.items())
+        self.screen.say(f"    {escape(shown)}")
+        self.run.params({f"resolved.{name}": value for name, value in fixed.items()})
+        self.run.tags({f"resolved.{name}": value for name, value in passing.items()})
+
+
+def identity(**sections: Section | Any) -> dict[str, Any]:
+    """The result-changing fields of several sections or plain values, by name."""
+    return {name: value.identity() if isinstance(value, Section) else value for name, value in sections.items()}
+
+
+def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, Any]) -> Artifact:
+    """Make an artifact and all that it stands on, where they are not complete.
+
+    Args:
+        artifact: what is wanted.
+        parent: the MLflow run under which new stage runs are nested.
+        screen: shows progress.
+        tags: MLflow tags for new stage runs.
+
+    Raises:
+        UserError: something the user can mend; nothing half-made is taken for complete afterwards.
+    """
+    for needed in artifact.inputs.values():
+        produce(needed, parent, screen, tags)
+    if artifact.complete:
+        return artifact
+    for needed in artifact.auxiliary.values():
+        produce(needed, parent, screen, tags)
+    waiting = partial(screen.say, f"[dim]{artifact}: another run makes it, and is waited for[/]")
+    with artifact.writing(waiting) as folder:
+        if not artifact.complete:
+            _make(artifact, folder, parent, screen, tags)
+    return artifact
+
+
+def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: Mapping[str, Any]) -> None:
+    began = time.monotonic()
+    resumed = (folder / _NOTE).exists()
+    screen.say(f"[bold]▸ {artifact}[/]")
+    try:
+        with _stage_run(artifact, folder, parent, tags) as run:
+            try:
+                facts = artifact.job(StageContext(artifact, folder, run, screen))
+            except StoppedEarly as ended:
+                run.give_up(str(ended))
+                raise
+            seconds = time.monotonic() - began
+            run.metrics({name: value for name, value in facts.items() if isinstance(value, int | float)})
+            run.metrics({"seconds": seconds})
+            # What an interrupted process had spent is not known: `resumed` says that `seconds` leaves it out.
+            artifact.finish({**facts, "seconds": round(seconds, 1), "resumed": resumed, "run": run.id})
+            for name in SCRATCH:
+                shutil.rmtree(folder / name, ignore_errors=True)
+    except UserError:
+        if {path.name for path in folder.iterdir()} <= {_NOTE, "lease.json"}:
+            (folder / _NOTE).unlink(missing_ok=True)  # nothing was begun that a later call could continue
+        raise
+    shown = ", ".join(
+        f"{name} {_short(value)}" for name, value in facts.items() if isinstance(value, int | float | str)
+    )
+    screen.say(f"  [green]✓[/] {clock(seconds)}{' since resumed' if resumed else ''}  {shown}")
+
+
+def _stage_run(artifact: Artifact, folder: Path, parent: Run, tags: Mapping[str, Any]) -> Run:
+    """The stage's run: the one that an interrupted process began, or a new one."""
+    note = folder / _NOTE
+    if note.exists():
+        continued = parent.tracker.resume(json.loads(note.read_text())["run"])
+        if continued is not None:
+            return continued
+    run = parent.child(artifact.stage, {**tags, "level": "stage", "stage": artifact.stage, "artifact": str(artifact)})
+    write_atomically(note, json.dumps({"run": run.id}))
+    run.params(flatten(artifact.fields))
+    return run
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,188 @@
+"""Results per image of a pool, one file per shard of its store, each written once it is whole: what restarts go by."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rayreid.config import Score
+from rayreid.data.store.store import ImageStore
+from rayreid.errors import UserError
+from rayreid.execution.actor_pool import stream
+from rayreid.execution.production import StageContext
+from rayreid.execution.resources import scoring_actors
+from rayreid.files import write_atomically
+from rayreid.models.embedding import BatchFunction
+
+UNDECODABLE = "undecodable.tsv"
+"""Lists the images that could not be decoded, with the reason."""
+
+
+class ShardResults(ABC):
+    """Files of float values per image, one per shard; NaN where an image could not be decoded.
+
+    Args:
+        folder: where the files go; made if it is not there.
+        store: the images.
+        rows: index rows of those that are wanted; all by default.
+
+    Rows that come again, as they may when a worker is lost, change nothing.
+
+    Attributes:
+        images: how many are wanted.
+        bad: images of which it is known that they cannot be decoded, those in an earlier process's files included.
+        done: images that are through, likewise.
+    """
+
+    suffix: str
+    dtype: type[np.floating]
+
+    def __init__(self, folder: Path, store: ImageStore, rows: np.ndarray | None = None):
+        self.folder, self.store = folder, store
+        folder.mkdir(exist_ok=True)
+        self.shards = rows_by_shard(store, rows)
+        self.images = sum(map(len, self.shards.values()))
+        self._values: dict[int, np.ndarray] = {}
+        self._left: dict[int, np.ndarray] = {}
+        usable = [self.usable(self.path(shard)) for shard in self.shards if self.path(shard).exists()]
+        self.bad = sum(int((~good).sum()) for good in usable)
+        self.done = sum(map(len, usable))
+        self._list = folder.parent / UNDECODABLE
+        self._listed = _listed(self._list)
+        self._shape = self.shape()
+
+    @abstractmethod
+    def shape(self) -> tuple[int, ...] | None:
+        """That of one image's values; None where only the first ones will say."""
+
+    @abstractmethod
+    def encode(self, rows: np.ndarray, values: np.ndarray) -> bytes:
+        """A shard's file: of index rows (n,) the values (n, …); all of them NaN where no image could be decoded."""
+
+    @abstractmethod
+    def usable(self, path: Path) -> np.ndarray:
+        """Which images of a finished file could be decoded, bool (n,)."""
+
+    def path(self, shard: int) -> Path:
+        """The file of a shard."""
+        return self.folder / f"{shard:05d}{self.suffix}"
+
+    def missing(self) -> dict[int, np.ndarray]:
+        """Index rows of the shards that have no file yet."""
+        return {shard: rows for shard, rows in self.shards.items() if not self.path(shard).exists()}
+
+    def add(self, rows: np.ndarray, values: np.ndarray, broken: Mapping[int, str]) -> None:
+        """Take in a result: rows (n,), values (n, …), and {row: reason} of those that could not be decoded."""
+        bad = np.fromiter(broken, np.int64)
+        if broken:
+            self._tell(dict(zip(self.store.keys_of(bad).to_pylist(), broken.values(), strict=True)))
+        if len(rows):  # of none, `values` does not know what shape theirs would have
+            self._shape = values.shape[1:]
+        shards, bad_shards = self.store.shards[rows], self.store.shards[bad]
+        for shard in np.union1d(shards, bad_shards):
+            self._fill(int(shard), rows[shards == shard], values[shards == shard], bad[bad_shards == shard])
+        self._write_whole()
+
+    def check(self, most: float) -> None:
+        """Stop when too many images are broken.
+
+        Raises:
+            UserError: more than the fraction `most` of them is.
+        """
+        if self.bad > most * self.images:
+            raise UserError(
+                f"{self.store.directory}: {self.bad} of {self.images} images cannot be decoded, more than "
+                f"score.max_bad_fraction={most}; see {self._list}"
+            )
+
+    def finish(self) -> None:
+        """There are no more results.
+
+        Raises:
+            UserError: none of the images could be decoded, so that no file could be written.
+        """
+        if self._left:
+            raise UserError(f"{self.store.directory}: no image could be decoded; see {self._list}")
+
+    def _tell(self, broken: Mapping[str, str]) -> None:
+        """List images that cannot be decoded, each once: those of an unfinished shard come again after a restart."""
+        new = {key: reason for key, reason in broken.items() if key not in self._listed}
+        if new:
+            with self._list.open("a", encoding="utf-8") as stream:
+                stream.writelines(f"{key}\t{reason}\n" for key, reason in new.items())
+            self._listed.update(new)
+
+    def _fill(self, shard: int, rows: np.ndarray, values: np.ndarray, bad: np.ndarray) -> None:
+        if self.path(shard).exists():
+            return
+        every = self.shards[shard]
+        left = self._left.setdefault(shard, np.ones(len(every), bool))
+        good_places, bad_places = np.searchsorted(every, rows), np.searchsorted(every, bad)
+        if len(rows):
+            if shard not in self._values:
+                self._values[shard] = self._nothing(shard)
+            self._values[shard][good_places] = values
+        self.bad += int(left[bad_places].sum())
+        self.done += int(left[good_places].sum() + left[bad_places].sum())
+        left[good_places] = left[bad_places] = False
+
+    def _write_whole(self) -> None:
+        """Write the shards of which nothing is missing."""
+        if self._shape is None:
+            return
+        for shard in [shard for shard, left in self._left.items() if not left.any()]:
+            del self._left[shard]
+            values = self._values.pop(shard, None)
+            values = self._nothing(shard) if values is None else values
+            write_atomically(self.path(shard), self.encode(self.shards[shard], values))
+
+    def _nothing(self, shard: int) -> np.ndarray:
+        assert self._shape is not None
+        return np.full((len(self.shards[shard]), *self._shape), np.nan, self.dtype)
+
+
+def fill(
+    results: ShardResults,
+    build: Callable[[torch.device], BatchFunction],
+    config: Score,
+    context: StageContext,
+    title: str,
+) -> None:
+    """Have the missing results computed, by all GPUs or CPUs of the cluster.
+
+    Raises:
+        UserError: more than `config.max_bad_fraction` of the images cannot be decoded, or what the head raises.
+    """
+    store = results.store
+    with context.screen.bar(title, results.images) as bar:
+        bar.to(results.done)
+        results.check(config.max_bad_fraction)
+        share, began = scoring_actors(), time.monotonic()
+        for part in stream(store.directory, list(results.missing().values()), build, config.batch_size):
+            results.add(*part)
+            results.check(config.max_bad_fraction)
+            bar.to(results.done)
+        results.finish()
+        gpus = share.workers if share.gpu else 0
+        context.run.metrics({"gpu_hours": gpus * (time.monotonic() - began) / 3600})
+
+
+def rows_by_shard(store: ImageStore, rows: np.ndarray | None = None) -> dict[int, np.ndarray]:
+    """Index rows of each shard, int64 ascending; of some rows only, if given."""
+    rows = np.arange(len(store)) if rows is None else np.sort(rows)
+    order = rows[np.argsort(store.shards[rows], kind="stable")]
+    shards, starts = np.unique(store.shards[order], return_index=True)
+    return dict(zip(shards.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def _listed(path: Path) -> set[str]:
+    """Keys in an interrupted process's list of images; a last line that it did not finish is taken off."""
+    if not path.exists():
+        return set()
+    whole, end, torn = path.read_text(encoding="utf-8").rpartition("\n")
+    if torn:
+        write_atomically(path, whole + end)
+    return {line.partition("\t")[0] for line in whole.split("\n")}

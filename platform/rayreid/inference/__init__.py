@@ -1,0 +1,1 @@
+"""A trained model in use: features, search, comparison of evaluations."""

@@ -1,0 +1,184 @@
+"""What a model finds in a gallery for pictures of the user's own: drawn, and as a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.markup import escape
+from rich.table import Table
+
+from rayreid.console import Screen
+from rayreid.data.batch import ImageBatch
+from rayreid.data.images import decode
+from rayreid.data.store.feature_file import FeatureTable, read_features
+from rayreid.data.store.listed import ListedImages
+from rayreid.data.store.store import ImageStore
+from rayreid.errors import UserError
+from rayreid.evaluation.figures import PICTURES, save_picture
+from rayreid.evaluation.retrieval import top_k
+from rayreid.evaluation.retrieval_figures import ranked_lists
+from rayreid.execution.connection import connect
+from rayreid.inference.named_inputs import Model, find_model, open_images, output_file, place
+from rayreid.inference.predict import features_of
+from rayreid.models.embedding import Embedder
+
+DRAWN = 40
+"""Queries in one picture, at most; the table has them all."""
+_UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found for one query: gallery keys by rank, with similarity, identity and camera (−1: not known)."""
+
+    query: Path
+    keys: list[str]
+    scores: list[float]
+    pids: list[int]
+    camids: list[int]
+
+
+def search(
+    queries: Sequence[str],
+    gallery: str,
+    model: str,
+    k: int = 10,
+    out: str = "search.png",
+    images: str | None = None,
+    dataset: str = "folder",
+    split: str | None = None,
+    screen: Screen | None = None,
+) -> list[Found]:
+    """Draw every query with the k gallery images most similar to it, and print their keys and similarities.
+
+    Args:
+        queries: image files.
+        gallery: an image store, a folder of images, or features of `predict`.
+        model: a weights file of ours, an artifact's folder, or `stage/id`.
+        k: how many.
+        out: the picture to write.
+        images: where a gallery's images lie, if `gallery` is features and their images were moved.
+        dataset: how a gallery that is a folder is read.
+        split: only gallery images of this split.
+        screen: shows all that.
+
+    Raises:
+        UserError: something that is not there, a query that cannot be decoded, or features of another model.
+    """
+    screen = screen or Screen()
+    path = output_file(out, "--out", PICTURES)
+    network = find_model(model)
+    pictures = [_read(query) for query in queries]
+    features = _embed(network, pictures)
+    table, source = _gallery(gallery, network, images, dataset, split, screen)
+    found, rows = _rank([place(query) for query in queries], features, table, k)
+    _show(screen, found, len(table))
+    _draw(
+        path, pictures[:DRAWN], found[:DRAWN], [[_picture(source, table.keys[i]) for i in row] for row in rows[:DRAWN]]
+    )
+    screen.say(f"drawn: {escape(str(path))}" + (f" (the first {DRAWN} queries)" if len(found) > DRAWN else ""))
+    return found
+
+
+def _read(query: str) -> np.ndarray:
+    path = place(query)
+    try:
+        return decode(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"query {query}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise UserError(f"query {query}: cannot be decoded ({error})") from None
+
+
+def _embed(model: Model, pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Features of the queries, (Q, D): a handful of images, for which no cluster is needed."""
+    embed = Embedder(model.weights, torch.device("cpu"), "fp32")
+    return np.concatenate([embed(ImageBatch.collate([picture])).numpy() for picture in pictures])
+
+
+def _gallery(
+    gallery: str, model: Model, images: str | None, dataset: str, split: str | None, screen: Screen
+) -> tuple[FeatureTable, ImageStore | ListedImages]:
+    """The gallery's features, read or computed, and its images."""
+    if not gallery.endswith(".parquet"):
+        if images is not None:
+            raise UserError("--images says where the images of a gallery of features lie; this gallery has its own")
+        source = open_images(gallery, dataset)
+        rows = np.arange(len(source)) if split is None else np.flatnonzero(source.splits == split)
+        _refuse_empty(gallery, len(rows), split)
+        with connect():
+            table, rejected = features_of(source, rows, model, gallery, dataset, "auto", screen)
+        if rejected:
+            example = next(iter(rejected.items()))
+            screen.say(f"{len(rejected):,} gallery images give no feature, e.g. {escape(': '.join(example))}")
+        return table, source
+    table = read_features(place(gallery))
+    if table.header["weights"] != model.checksum:
+        raise UserError(
+            f"{gallery} holds features of other weights ({table.header['model']}) than {model.weights}: "
+            "predict it again, or name that model"
+        )
+    if split is not None:
+        table = table.part(table.splits == split)
+    _refuse_empty(gallery, len(table), split)
+    try:
+        source = open_images(images or table.header["images"], table.header["dataset"] if images is None else dataset)
+    except UserError as error:
+        hint = "" if images else "; if they were moved, say where with --images"
+        raise UserError(f"the images of {gallery} cannot be shown: {error}{hint}") from None
+    return table, source
+
+
+def _refuse_empty(gallery: str, images: int, split: str | None) -> None:
+    if not images:
+        raise UserError(f"the gallery {gallery} is empty: no image" + (f" of split {split!r}" if split else ""))
+
+
+def _rank(
+    queries: Sequence[Path], features: np.ndarray, table: FeatureTable, k: int
+) -> tuple[list[Found], list[list[int]]]:
+    scores, rows = top_k(features, table.features, min(k, len(table)))
+    found = [
+        Found(
+            query,
+            table.keys[ranked].tolist(),
+            values.tolist(),
+            table.pids[ranked].tolist(),
+            table.camids[ranked].tolist(),
+        )
+        for query, values, ranked in zip(queries, scores, rows, strict=True)
+    ]
+    return found, rows.tolist()
+
+
+def _show(screen: Screen, found: Sequence[Found], gallery: int) -> None:
+    labelled = any(pid != _UNKNOWN for one in found for pid in one.pids)
+    for one in found:
+        screen.say(f"[bold]{escape(one.query.name)}[/] among {gallery:,} images")
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for name in ("rank", "similarity", *(("identity", "camera") if labelled else ())):
+            table.add_column(name, justify="right")
+        table.add_column("key", no_wrap=True)
+        for rank, (key, score, pid, camid) in enumerate(
+            zip(one.keys, one.scores, one.pids, one.camids, strict=True), start=1
+        ):
+            labels = (_known(pid), _known(camid)) if labelled else ()
+            table.add_row(str(rank), f"{score:.3f}", *labels, escape(key))
+        screen.console.print(table)
+
+
+def _known(number: int) -> str:
+    return "" if number == _UNKNOWN else str(number)
+
+
+def _picture(source: ImageStore | ListedImages, key: str) -> np.ndarray:
+    return source.image(int(source.rows_of_keys([key])[0]))
+
+
+def _draw(
+    path: Path, queries: Sequence[np.ndarray], found: Sequence[Found], results: Sequence[Sequence[np.ndarray]]
+) -> None:
+    names = [one.query.name for one in found]
+    save_picture(ranked_lists(queries, results, None, names, [one.scores for one in found]), path, "--out")

@@ -1,0 +1,253 @@
+"""Running experiments: one file, one or several rows, whatever is missing made once, the results in one table."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+
+from rayreid.config import Experiment, method_defaults
+from rayreid.config.loading import dump, flatten, rows
+from rayreid.console import Screen
+from rayreid.errors import UserError
+from rayreid.evaluation.retrieval_figures import cmc_curve
+from rayreid.execution.connection import connect
+from rayreid.execution.production import produce
+from rayreid.execution.shared_storage import check_storage
+from rayreid.files import make_folder, write_atomically
+from rayreid.paths import output_root
+from rayreid.pipeline.graph import STAGE_ROLE, plan, shared
+from rayreid.pipeline.preflight import check, check_workers
+from rayreid.pipeline.summary import Row, row_of, show_hint, show_table, show_times
+from rayreid.selection.provenance import provenance_of
+from rayreid.stages.training.early_stopping import MedianStopping
+from rayreid.storage.artifacts import Artifact
+from rayreid.tracking.run import Run, Tracker
+from rayreid.tracking.system_metrics import watched
+
+COLUMNS = ("strategy", "fraction", "stem", "backbone", "method", "adapt", "seed")
+"""By what runs are compared: tags and parameters of these names, the same in every experiment's run."""
+
+INPUTS = {"pool": "pretrain", "source": "finetune", "target": "evaluate"}
+"""The datasets of an experiment by role, and what MLflow is told they are for."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What running needs besides the experiment: where outputs go, who tracks, who shows."""
+
+    root: Path
+    tracker: Tracker
+    screen: Screen
+
+
+def open_session(experiment: Experiment, screen: Screen | None = None, patience: float = 0.0) -> Session:
+    """The output root and its tracking store.
+
+    Args:
+        experiment: gives the tracking store's experiment its name.
+        screen: shows progress; by default one for the terminal.
+        patience: seconds to wait for a tracking server that is away: none at the start of a command, which can be
+            given again; `PATIENCE_SECONDS` for what begins in the middle of one.
+
+    Raises:
+        UserError: the root cannot be made, or the tracking server does not answer.
+    """
+    root = output_root()
+    make_folder(root)
+    screen = screen or Screen()
+    return Session(root, Tracker(root, experiment.name, lambda line: screen.say(escape(line)), patience), screen)
+
+
+def run(experiment: Experiment) -> list[Row]:
+    """Run all rows of an experiment, or what is missing of them, and show the table.
+
+    Raises:
+        UserError: what the user can mend; checked before anything starts where it can be.
+    """
+    table = rows(experiment)
+    root = output_root()
+    plans = {label: plan(row, root) for label, row in table.items()}
+    check(table.values(), plans)
+    session = open_session(experiment)
+    with connect(), experiment_run(session, experiment) as parent, watched(parent):
+        check_storage()
+        check_workers(table.values())
+        if experiment.compare:
+            results = _run_rows(table, plans, session, parent)
+        else:
+            results = [run_row(experiment.name, table[experiment.name], session, parent)]
+        write_results(session, experiment, results)
+        if experiment.compare:
+            draw_curves(plans, folder_of(root, experiment) / "cmc.png", parent)
+        show_table(session.screen, results)
+        show_times(session.screen, plans.values())
+        show_hint(session.screen, session.tracker.uri)
+    return results
+
+
+def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
+    """Run one stage of an experiment as it stands in the file, and whatever it needs.
+
+    Raises:
+        UserError: as for `run`; or the experiment has no use for that stage.
+    """
+    label, row = next(iter(rows(experiment.model_copy(update={"compare": []})).items()))
+    graph = plan(row, output_root())
+    check([row], {label: graph})
+    wanted = [artifact for role, artifact in graph.items() if role.partition(".")[0] in STAGE_ROLE[stage]]
+    if not wanted:
+        raise UserError(f"stage {stage}: experiment {experiment.name!r} has no use for it as configured")
+    session = open_session(experiment)
+    with connect(), experiment_run(session, row) as parent, watched(parent):
+        check_storage()
+        check_workers([row])
+        made = [produce(artifact, parent, session.screen, tags_of(row)) for artifact in wanted]
+    for artifact in made:
+        session.screen.say(f"{artifact.path}")
+    return made
+
+
+def run_row(
+    label: str, experiment: Experiment, session: Session, run: Run, stopping: MedianStopping | None = None
+) -> Row:
+    """Produce one experiment's metrics under its own MLflow run.
+
+    Raises:
+        StoppedEarly: its pre-training was ended, held against rivals.
+    """
+    graph = plan(experiment, session.root, stopping)
+    tags = {**tags_of(experiment), "row": label}
+    run.tags(tags)
+    produce(graph["metrics"], run, session.screen, tags)
+    for role, artifact in graph.items():
+        run.tags({f"artifact.{role}": artifact, f"run.{role}": artifact.facts["run"]})
+    for role, context in INPUTS.items():
+        if role in graph:
+            facts = graph[role].facts
+            run.dataset(role, facts["fingerprint"], str(graph[role].path), {"images": facts["images"]}, context)
+    row = row_of(label, graph, provenance_of(experiment.pool))
+    run.tags({"target": row.target})
+    run.metrics(row.metrics())
+    return row
+
+
+def _run_rows(
+    table: Mapping[str, Experiment], plans: Mapping[str, Mapping[str, Artifact]], session: Session, parent: Run
+) -> list[Row]:
+    for artifact in shared(plans):
+        produce(artifact, parent, session.screen, shared_tags(next(iter(table.values()))))
+    results = []
+    for label, experiment in table.items():
+        session.screen.say(f"[bold cyan]{escape(label)}[/]")
+        with experiment_run(session, experiment, label, parent) as run:
+            results.append(run_row(label, experiment, session, run))
+    return results
+
+
+def experiment_run(
+    session: Session, experiment: Experiment, label: str | None = None, parent: Run | None = None
+) -> Run:
+    """The MLflow run of an experiment or row: the one that an earlier call began, or a new one.
+
+    The resolved configuration is written beside it, in `<root>/experiments/`, and logged.
+    """
+    folder = folder_of(session.root, experiment)
+    note = _note(folder, parent)
+    if note.exists():
+        continued = session.tracker.resume(json.loads(note.read_text())["run"])
+        if continued is not None:
+            return continued
+    name = label or experiment.name
+    several = experiment.compare or experiment.sweep
+    tags = common_tags(experiment) if several else tags_of(experiment)
+    tags |= {"experiment": experiment.name, "config": digest_of(experiment)}
+    tags["level"] = "sweep" if experiment.sweep else "comparison" if experiment.compare else "experiment"
+    run = parent.child(name, tags) if parent else session.tracker.run(name, tags)
+    write_atomically(folder / "config.yaml", dump(experiment))
+    write_atomically(note, json.dumps({"run": run.id}))
+    run.text(dump(experiment), "config.yaml")
+    run.params({**_params(experiment), **({} if several else {name: tags[name] for name in COLUMNS})})
+    return run
+
+
+def is_recorded(session: Session, experiment: Experiment, parent: Run) -> bool:
+    """Whether MLflow holds a finished run of it under this parent."""
+    note = _note(folder_of(session.root, experiment), parent)
+    return note.exists() and session.tracker.status(json.loads(note.read_text())["run"]) == "FINISHED"
+
+
+def _note(folder: Path, parent: Run | None) -> Path:
+    """The file that names the MLflow run."""
+    return folder / f"run{'-' + parent.id if parent else ''}.json"
+
+
+def _params(experiment: Experiment) -> dict[str, Any]:
+    """The configuration as MLflow parameters; of what does not take place nothing but that.
+
+    Of a pre-training, without what its method has no use for.
+    """
+    tree = experiment.model_dump(mode="json", exclude={"compare", "sweep", "matrix"})
+    method = experiment.pretrain.method
+    if method == "none":
+        tree["pretrain"] = {"method": "none"}
+    else:
+        tree["pretrain"] = {key: value for key, value in tree["pretrain"].items() if method_defaults.uses(method, key)}
+    if experiment.adapt.method == "none":
+        tree["adapt"] = {"method": "none"}
+    return flatten(tree)
+
+
+def folder_of(root: Path, experiment: Experiment) -> Path:
+    """Where an experiment's configuration and table lie: `<root>/experiments/<name>-<hash of the configuration>`."""
+    folder = root / "experiments" / f"{experiment.name}-{digest_of(experiment)}"
+    make_folder(folder)
+    return folder
+
+
+def digest_of(experiment: Experiment) -> str:
+    """A hash of the whole configuration, by which runs of exactly this file are found."""
+    return hashlib.blake2b(dump(experiment).encode(), digest_size=4).hexdigest()
+
+
+def tags_of(experiment: Experiment) -> dict[str, Any]:
+    """The tags by which runs are compared."""
+    trained = experiment.pretrain.method != "none"
+    return {
+        "backbone": experiment.backbone.name,
+        "stem": experiment.backbone.stem,
+        "method": experiment.pretrain.method,
+        "strategy": experiment.select.strategy if trained and not experiment.select.whole else "none",
+        "fraction": (experiment.select.fraction if experiment.select.count is None else "count") if trained else 0,
+        "target": experiment.target.dataset,
+        "adapt": experiment.adapt.method,
+        "seed": experiment.seed,
+    }
+
+
+def common_tags(experiment: Experiment) -> dict[str, Any]:
+    """The tags of what stands for several experiments: without what these differ in."""
+    tags = tags_of(experiment)
+    return {name: tags[name] for name in ("backbone", "target")}
+
+
+def shared_tags(experiment: Experiment) -> dict[str, Any]:
+    """The tags of stages that several experiments share."""
+    return common_tags(experiment) | {"shared": "true"}
+
+
+def write_results(session: Session, experiment: Experiment, results: list[Row]) -> None:
+    """The table as JSON beside the configuration."""
+    content = [{"label": row.label, **row.metrics()} for row in results]
+    write_atomically(folder_of(session.root, experiment) / "results.json", json.dumps(content, indent=1))
+
+
+def draw_curves(plans: Mapping[str, Mapping[str, Artifact]], path: Path, run: Run) -> None:
+    """The CMC curves of all rows in one plot, beside the configuration and in MLflow."""
+    curves = {label: np.load(graph["metrics"].path / "cmc.npy") for label, graph in plans.items()}
+    cmc_curve(curves).savefig(path)
+    run.file(path, "figures")

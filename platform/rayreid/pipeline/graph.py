@@ -1,0 +1,103 @@
+"""Which stage needs which artifact: the graph of one experiment, known before anything runs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rayreid.config import Experiment
+from rayreid.errors import UserError
+from rayreid.pipeline.selection_graph import plan_subset
+from rayreid.stages import adapt, evaluate, finetune, ingest, pretrain
+from rayreid.stages.training.early_stopping import MedianStopping
+from rayreid.storage.artifacts import Artifact, lineage
+
+ROLES = (
+    "pool",
+    "target",
+    "source",
+    "source_proxy",
+    "target_proxy",
+    "features",
+    "target_features",
+    "scores",
+    "priority",
+    "subset",
+    "weights",
+    "model",
+    "adapted",
+    "metrics",
+)
+"""The artifacts of an experiment, in the order in which they are made. With `score.targets` each of these has a target
+and a target proxy of its own: `target.<name>`, `target_proxy.<name>`."""
+
+STAGE_ROLE = {
+    "ingest": ("pool", "target", "source"),
+    "pretrain": ("weights",),
+    "score": ("scores", "priority"),
+    "select": ("subset",),
+    "finetune": ("model",),
+    "adapt": ("adapted",),
+    "evaluate": ("metrics",),
+}
+"""What a stage's own command makes."""
+
+
+def plan(experiment: Experiment, root: Path, stopping: MedianStopping | None = None) -> dict[str, Artifact]:
+    """The artifacts of one experiment by role; those that it has no use for are absent.
+
+    A fraction of 1 needs no subset, no scores and no proxies; `pretrain.method: none` needs no pool.
+
+    Args:
+        experiment: whose.
+        root: of the outputs.
+        stopping: what its pre-training is held against, and may be ended by.
+
+    Raises:
+        UserError: a file that the configuration names does not exist.
+    """
+    e = experiment
+    graph = {"target": ingest.plan(root, e.target)}
+    if e.pretrain.method != "none":
+        graph["pool"] = ingest.plan(root, e.pool)
+        if not e.select.whole:
+            graph.update(plan_subset(e, graph["pool"], graph["target"]))
+        graph["weights"] = pretrain.plan(
+            graph["pool"], graph.get("subset"), e.pretrain, e.backbone, e.seed, e.resources, graph["target"], stopping
+        )
+    graph.update(_models(e, graph["target"], graph.get("weights")))
+    graph["metrics"] = evaluate.plan(graph["target"], _last(graph), e.evaluate)
+    return dict(sorted(graph.items(), key=lambda item: ROLES.index(item[0].partition(".")[0])))
+
+
+def _models(e: Experiment, target: Artifact, weights: Artifact | None) -> dict[str, Artifact]:
+    """What is trained from the weights: on the target's labels, on a source's, or on the target without them."""
+    made: dict[str, Artifact] = {}
+    if e.adapt.method == "uda":
+        if e.source is None:
+            raise UserError("adapt: uda begins with a labelled dataset: say source: {dataset: …, root: …}")
+        made["source"] = ingest.plan(target.root, e.source)
+    if e.adapt.method != "usl":
+        made["model"] = finetune.plan(made.get("source", target), weights, e.finetune, e.backbone, e.seed, e.resources)
+    if e.adapt.method != "none" and e.adapt.epochs:
+        made["adapted"] = adapt.plan(target, made.get("model", weights), e.adapt, e.backbone, e.seed, e.resources)
+    return made
+
+
+def _last(graph: Mapping[str, Artifact]) -> Artifact:
+    """What is evaluated."""
+    found = next((graph[role] for role in ("adapted", "model", "weights") if role in graph), None)
+    if found is None:
+        raise UserError(
+            "adapt.epochs=0 evaluates the weights that adaptation would start from, and pretrain: none makes none"
+        )
+    return found
+
+
+def shared(plans: Mapping[str, Mapping[str, Artifact]], least: int = 2) -> list[Artifact]:
+    """Artifacts that at least so many experiments stand on, inputs first: they run once, ahead of them."""
+    users: dict[str, int] = {}
+    found: dict[str, Artifact] = {}
+    for graph in plans.values():
+        for identifier, artifact in lineage(graph).items():
+            users[identifier] = users.get(identifier, 0) + 1
+            found.setdefault(identifier, artifact)
+    return [artifact for identifier, artifact in found.items() if users[identifier] >= least]

@@ -1,0 +1,173 @@
+"""Every model on every target: one evaluation per pair, one table."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from rayreid.config import Experiment, Source
+from rayreid.config.loading import rows
+from rayreid.console import Screen
+from rayreid.errors import UserError
+from rayreid.evaluation.retrieval_figures import score_matrix
+from rayreid.execution.connection import connect
+from rayreid.execution.production import produce
+from rayreid.execution.shared_storage import check_storage
+from rayreid.files import write_atomically
+from rayreid.paths import output_root
+from rayreid.pipeline.dataset_facts import Datasets, check_answers
+from rayreid.pipeline.experiment_runner import experiment_run, folder_of, open_session, tags_of
+from rayreid.pipeline.graph import plan
+from rayreid.pipeline.preflight import check, check_workers
+from rayreid.stages import evaluate, given_model, ingest
+from rayreid.storage.artifacts import Artifact
+from rayreid.tracking.names import slug
+from rayreid.tracking.run import Run
+
+METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model on one target.
+
+    Attributes:
+        model, target: their labels.
+        edition: of the target: the dataset with its version.
+        artifact: the evaluation.
+    """
+
+    model: str
+    target: str
+    edition: str
+    artifact: Artifact
+
+    def row(self) -> dict[str, Any]:
+        """As a row of the table's files."""
+        facts = self.artifact.facts
+        scores = {name: facts[name] for name in facts if name.removesuffix(evaluate.RERANKED) in METRICS}
+        labels = {"model": self.model, "target": self.target, "edition": self.edition}
+        return {**labels, **scores, "queries": facts["queries"], "artifact": str(self.artifact)}
+
+
+def matrix(experiment: Experiment) -> list[Cell]:
+    """Evaluate all models of a file on all its targets, making what is missing, and show them in one table.
+
+    Models are the file's rows and `matrix.models`; targets those of the rows and `matrix.targets`.
+
+    Raises:
+        UserError: no model or no target, two of one name, or what making them raises; before anything starts where it
+            can be.
+    """
+    root = output_root()
+    own = rows(experiment.model_copy(update={"sweep": None})) if experiment.matrix.rows else {}
+    plans = {label: plan(row, root) for label, row in own.items()}
+    models = {label: graph["metrics"].inputs["model"] for label, graph in plans.items()} | _given(experiment, root, own)
+    targets = _targets(experiment, own)
+    if not models or not targets:
+        raise UserError("matrix.rows is false: name the models in matrix.models, and the datasets in matrix.targets")
+    stores = {label: ingest.plan(root, source) for label, source in targets.items()}
+    if own:
+        check(own.values(), plans)
+    datasets = Datasets(root, 0)
+    for label, source in targets.items():
+        check_answers(f"target {label}", source.dataset, datasets.look(f"target {label}", source))
+    session = open_session(experiment)
+    with connect(), experiment_run(session, experiment) as run:
+        check_storage()
+        check_workers(own.values())
+        cells = []
+        for model, network in models.items():
+            tags = {**(tags_of(own[model]) if model in own else {}), "row": model}
+            produce(network, run, session.screen, tags)
+            for target, store in stores.items():
+                session.screen.say(f"[bold cyan]{escape(model)} on {escape(target)}[/]")
+                cell = evaluate.plan(store, network, experiment.evaluate)
+                produce(cell, run, session.screen, {**tags, "target": target})
+                cells.append(Cell(model, target, store.facts["dataset"], cell))
+        _keep(cells, folder_of(root, experiment), run)
+        _show(session.screen, cells)
+    return cells
+
+
+def _given(experiment: Experiment, root: Path, own: Mapping[str, Experiment]) -> dict[str, Artifact]:
+    """The models that the user has, by name."""
+    for name in experiment.matrix.models:
+        if name in own:
+            raise UserError(f"matrix.models: a row is called {name!r}, too; give one another name")
+    return {
+        name: given_model.plan(root, checkpoint, experiment.backbone)
+        for name, checkpoint in experiment.matrix.models.items()
+    }
+
+
+def _targets(experiment: Experiment, own: Mapping[str, Experiment]) -> dict[str, Source]:
+    """The targets by label, each dataset once; where two of the rows' are called alike, with their folder."""
+    found: dict[str, Source] = {}
+    known: set[str] = set()
+    for row in own.values():
+        identity = json.dumps(row.target.identity(), sort_keys=True)
+        if identity not in known:
+            known.add(identity)
+            name = row.target.dataset
+            found[name if name not in found else f"{name} {row.target.root or len(found)}"] = row.target
+    for target in experiment.matrix.targets:
+        identity = json.dumps(target.source.identity(), sort_keys=True)
+        if identity in known:
+            continue
+        if target.label in found:
+            raise UserError(f"matrix.targets: two targets are called {target.label!r}; give one a name")
+        known.add(identity)
+        found[target.label] = target.source
+    return found
+
+
+def _keep(cells: list[Cell], folder: Path, run: Run) -> None:
+    """The table as JSON, CSV and figure, beside the configuration and in MLflow."""
+    content = [cell.row() for cell in cells]
+    write_atomically(folder / "matrix.json", json.dumps(content, indent=1))
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, content[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(content)
+    write_atomically(folder / "matrix.csv", sink.getvalue())
+    models, targets = _labels(cells)
+    shape = (len(models), len(targets))
+    values, firsts = (np.array([row[name] for row in content]).reshape(shape) for name in ("mAP", "rank1"))
+    notes = [[f"Rank-1 {100 * value:.1f}" for value in line] for line in firsts]
+    figure = score_matrix(values, notes, models, list(targets.values()), "mAP, %")
+    figure.savefig(folder / "matrix.png")
+    for name in ("matrix.json", "matrix.csv"):
+        run.file(folder / name)
+    run.file(folder / "matrix.png", "figures")
+    for row in content:
+        run.metrics({f"{name}.{slug(row['model'])}.{slug(row['target'])}": row[name] for name in ("mAP", "rank1")})
+
+
+def _labels(cells: list[Cell]) -> tuple[list[str], dict[str, str]]:
+    """The models, and the targets with what their columns are called: the edition, behind a name of its own."""
+    editions = {cell.target: cell.edition for cell in cells}
+    return list(dict.fromkeys(cell.model for cell in cells)), {
+        target: edition if edition.startswith(target) else f"{target} ({edition})"
+        for target, edition in editions.items()
+    }
+
+
+def _show(screen: Screen, cells: list[Cell]) -> None:
+    models, targets = _labels(cells)
+    table = Table(header_style="bold", pad_edge=False, title="mAP / Rank-1, %", title_justify="left")
+    table.add_column("")
+    for title in targets.values():
+        table.add_column(escape(title), justify="right")
+    facts = {(cell.model, cell.target): cell.artifact.facts for cell in cells}
+    for model in models:
+        scores = [facts[model, target] for target in targets]
+        table.add_row(escape(model), *(f"{100 * one['mAP']:.1f} / {100 * one['rank1']:.1f}" for one in scores))
+    screen.console.print(table)

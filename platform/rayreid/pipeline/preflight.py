@@ -1,0 +1,184 @@
+"""Refusing, before anything starts, what could only fail later."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from rayreid.config import PATCH, Backbone, Experiment, Finetune, Pretrain, Source
+from rayreid.errors import UserError
+from rayreid.evaluation.probe import NOTHING_TO_FIND
+from rayreid.execution.resources import training_share
+from rayreid.pipeline.dataset_facts import Contents, Datasets
+from rayreid.pipeline.selection_graph import check_proxies, finetunes_proxies, needs_source, pretrains_proxy
+from rayreid.selection.filelist import read_list
+from rayreid.stages import adapt, select
+from rayreid.stages.training import initial_weights
+from rayreid.storage.artifacts import Artifact
+
+
+def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Artifact]]) -> None:
+    """Refuse before anything starts what could only fail later.
+
+    Raises:
+        UserError: a dataset that is not there or empty, a target without one of its splits, a pool that holds test
+            images, an unknown backbone or stem, an image size that the patch does not divide, weights of another
+            architecture, a subset of no image, a batch that cannot be filled, or dealt to workers and micro-batches,
+            a file list that cannot be read, a proxy that is not pre-trained, or said in two ways, a method that is
+            not for the backbone, a probe that would find nothing, a target of fewer images than a neighbour list,
+            looks at a query and gallery that are not there.
+    """
+    experiments = list(experiments)
+    for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
+        initial_weights.check(backbone)
+    for e in experiments:
+        _check_dealing(e, 1 if e.resources.workers == "auto" else e.resources.workers)
+        if needs_source(e):
+            check_proxies(e)
+        for key, (backbone, config) in _pretrainings(e).items():
+            _check_method(key, backbone, config)
+            _check_local_size(key, backbone, config)
+        if e.select.strategy == "list" and not e.select.whole and e.pretrain.method != "none":
+            _check_batch("pretrain", e.pretrain, len(read_list(select.list_file(e.select))), "select.list")
+    _check_sources(experiments, plans)
+
+
+def check_workers(experiments: Iterable[Experiment]) -> None:
+    """Refuse, as soon as Ray is there to say how many workers `auto` comes to, batches that cannot be dealt to them.
+
+    Raises:
+        UserError: such a batch, or workers that the cluster cannot hold.
+    """
+    for e in experiments:
+        _check_dealing(e, training_share(e.resources).workers)
+
+
+def _check_sources(experiments: Sequence[Experiment], plans: Mapping[str, Mapping[str, Artifact]]) -> None:
+    """What depends on the datasets, those that some experiment uses."""
+    root = next(iter(next(iter(plans.values())).values())).root
+    datasets = Datasets(root, max(map(_images_needed, experiments)))
+    for e in experiments:
+        target = datasets.look("target", e.target)
+        if e.adapt.method == "uda" and e.source is not None:
+            _check_finetuning("finetune", e.finetune, "source", datasets.look("source", e.source))
+        elif e.adapt.method == "none":
+            _check_finetuning("finetune", e.finetune, "target", target)
+        if e.adapt.method != "none":
+            adapt.check_images(e.adapt, (target.images or {})["train"])
+        for role, source in _proxy_targets(e).items():
+            _check_finetuning("proxy.finetune", e.proxy.finetune, role, datasets.look(role, source))
+        _check_probe(e, target)
+        if e.pretrain.method != "none":
+            _check_images(e, datasets.look("pool", e.pool))
+
+
+def _pretrainings(e: Experiment) -> dict[str, tuple[Backbone, Pretrain]]:
+    """What is pre-trained, by its key."""
+    own = {} if e.pretrain.method == "none" else {"pretrain": (e.backbone, e.pretrain)}
+    return own | ({"proxy.pretrain": (e.proxy.backbone, e.proxy.pretrain)} if pretrains_proxy(e) else {})
+
+
+def _finetunings(e: Experiment) -> dict[str, Finetune]:
+    """What is fine-tuned, by its key."""
+    own = {} if e.adapt.method == "usl" else {"finetune": e.finetune}
+    return {**own, **({"proxy.finetune": e.proxy.finetune} if finetunes_proxies(e) else {})}
+
+
+def _proxy_targets(e: Experiment) -> dict[str, Source]:
+    """The datasets that proxies are fine-tuned on, by what messages call them."""
+    if not finetunes_proxies(e):
+        return {}
+    named = {f"score target {one.label}": one.source for one in e.score.targets}
+    return {role: source for role, source in named.items() if source is not None} or {"target": e.target}
+
+
+def _check_finetuning(key: str, config: Finetune, role: str, target: Contents) -> None:
+    """A batch of more identities, or images, than there are; looks at a query and gallery that are not there."""
+    if config.by_identity and config.identities > target.identities:
+        raise UserError(
+            f"{key}.identities={config.identities}, but the {role}'s split train has only {target.identities} "
+            "identities; lower it"
+        )
+    images = target.images or {}
+    if not config.by_identity and config.batch_size > images.get("train", 0):
+        raise UserError(
+            f"{key}.identities={config.identities} × {key}.instances={config.instances} are more than the "
+            f"{images.get('train', 0)} images of the {role}'s split train; lower one"
+        )
+    if config.evaluate_every and not (images.get("query") and images.get("gallery")):
+        raise UserError(
+            f"{key}.evaluate_every={config.evaluate_every}, but the {role} has no query and gallery to look at; set it "
+            "to 0"
+        )
+
+
+def _check_probe(e: Experiment, target: Contents) -> None:
+    """A probe that would find nothing."""
+    if not target.findable and any(config.probe_epochs for _, config in _pretrainings(e).values()):
+        raise UserError(f"target: dataset {e.target.dataset}: {NOTHING_TO_FIND}")
+
+
+def _images_needed(e: Experiment) -> int:
+    """Images from which on a pool is large enough for every check of `_check_images`."""
+    subset = e.select.count or math.ceil(e.pretrain.batch_size / e.select.fraction) + 1  # for its being rounded
+    return max(subset, e.proxy.pretrain.batch_size if pretrains_proxy(e) else 0)
+
+
+def _check_images(e: Experiment, pool: Contents) -> None:
+    """A subset or a batch of more images than there are."""
+    if pool.images is None:
+        return
+    stored = sum(pool.images.values())
+    if (e.select.count or 0) > stored:
+        raise UserError(f"select.count={e.select.count}, but the pool has only {stored} images; lower it")
+    chosen = e.select.count or round(e.select.fraction * stored)
+    share = f"select.count={e.select.count}" if e.select.count else f"select.fraction={e.select.fraction}"
+    if not chosen:
+        raise UserError(f"{share} of the pool's {stored} images selects none; raise it")
+    _check_batch("pretrain", e.pretrain, chosen, f"{share} of the pool's {stored}")
+    if pretrains_proxy(e):
+        _check_batch("proxy.pretrain", e.proxy.pretrain, stored, "the pool")
+
+
+def _check_batch(key: str, config: Pretrain, images: int, source: str) -> None:
+    if config.batch_size > images:
+        raise UserError(
+            f"{key}.batch_size={config.batch_size} is more than the {images} images to train on ({source}); lower it"
+        )
+
+
+def _check_method(key: str, backbone: Backbone, config: Pretrain) -> None:
+    """A method that is not for this backbone, or a queue that does not hold a batch."""
+    try:
+        queue = config.recipe(backbone).queue
+    except UserError as error:
+        raise UserError(f"{key.removesuffix('pretrain')}{error}") from None
+    if queue and queue < config.batch_size:
+        raise UserError(f"{key}.queue={queue} does not hold {key}.batch_size={config.batch_size} keys; raise it")
+
+
+def _check_local_size(key: str, backbone: Backbone, config: Pretrain) -> None:
+    """Local crops that are no whole patches."""
+    if backbone.name.startswith("vit") and any(side % PATCH for side in config.crop_sizes(backbone.img_size)[1]):
+        raise UserError(f"{key}.local_size={list(config.local_size)}: give multiples of the patch, {PATCH}")
+
+
+def _check_dealing(e: Experiment, workers: int) -> None:
+    """Batches that cannot be dealt to the workers, and their shares to micro-batches."""
+    found = f" ({workers})" if e.resources.workers == "auto" and workers > 1 else ""
+    dealt = f"cannot be dealt evenly to resources.workers={e.resources.workers}{found}"
+    for key, (_, config) in _pretrainings(e).items():
+        parts = workers * config.accumulate
+        if config.batch_size % parts:
+            raise UserError(
+                f"{key}.batch_size={config.batch_size} {dealt} × {key}.accumulate={config.accumulate}; make it a "
+                f"multiple of {parts}"
+            )
+    for key, finetuning in _finetunings(e).items():
+        if finetuning.by_identity and finetuning.identities % workers:
+            raise UserError(f"{key}.identities={finetuning.identities} {dealt}; make it a multiple of {workers}")
+        if finetuning.batch_size % workers:
+            raise UserError(
+                f"{key}.identities={finetuning.identities} × {key}.instances={finetuning.instances} {dealt}; make them "
+                f"a multiple of {workers}"
+            )
+    if e.adapt.method != "none" and e.adapt.clusters % workers:
+        raise UserError(f"adapt.clusters={e.adapt.clusters} {dealt}; make it a multiple of {workers}")

@@ -1,0 +1,102 @@
+"""What a subset stands on: the proxies, scores, features and priorities that its strategy needs, and no others."""
+
+from rayreid.config import Experiment
+from rayreid.errors import UserError
+from rayreid.selection.provenance import Provenance, provenance_of
+from rayreid.stages import features, ingest, priority, proxies, score, select
+from rayreid.storage.artifacts import Artifact
+
+
+def plan_subset(e: Experiment, pool: Artifact, target: Artifact) -> dict[str, Artifact]:
+    """The subset of an experiment and all that it needs besides the pool, by role.
+
+    Raises:
+        UserError: a file that the configuration names does not exist.
+    """
+    provenance = provenance_of(e.pool)
+    made: dict[str, Artifact] = {}
+    if needs_source(e):
+        made["source_proxy"] = proxies.plan_source(pool, e.proxy, e.resources, target)
+    if e.select.strategy == "cfs":
+        made |= _scores(e, pool, target, made["source_proxy"], provenance)
+    elif needs_source(e):
+        made |= _priority(e, pool, target, made["source_proxy"], provenance)
+    ranked = made.get("scores") or made.get("priority")
+    made["subset"] = select.plan(pool, ranked, e.select, e.seed, provenance)
+    return made
+
+
+def _scores(
+    e: Experiment, pool: Artifact, target: Artifact, source: Artifact, provenance: Provenance | None
+) -> dict[str, Artifact]:
+    made = _target_proxies(e, source, target)
+    thetas = {role.partition(".")[2]: proxy for role, proxy in made.items() if role.startswith("target_proxy")}
+    return {**made, "scores": score.plan(pool, source, thetas, e.score, provenance)}
+
+
+def _priority(
+    e: Experiment, pool: Artifact, target: Artifact, source: Artifact, provenance: Provenance | None
+) -> dict[str, Artifact]:
+    made = {"features": features.plan(pool, source, "all", e.score)}
+    targets: dict[str, tuple[Artifact, Artifact]] = {}
+    if e.select.strategy == "target_similarity":
+        stores = {one.label: ingest.plan(source.root, one.source) for one in e.score.targets if one.source}
+        made |= {f"target.{name}": store for name, store in stores.items()}
+        for name, store in (stores or {"": target}).items():
+            theirs = features.plan(store, source, "train", e.score)
+            made[f"target_features.{name}".rstrip(".")] = theirs
+            targets[name] = (store, theirs)
+    return {**made, "priority": priority.plan(pool, made["features"], targets, e.select, e.seed, provenance)}
+
+
+def _target_proxies(e: Experiment, source: Artifact, target: Artifact) -> dict[str, Artifact]:
+    """θt of the experiment's target, or of each of `score.targets`, with the image stores of these."""
+    if not e.score.targets:
+        return {"target_proxy": proxies.plan_target(target, source, e.proxy.target, e.proxy, e.resources)}
+    made = {}
+    for one in e.score.targets:
+        store = ingest.plan(source.root, one.source) if one.source else None
+        if store is not None:
+            made[f"target.{one.label}"] = store
+        made[f"target_proxy.{one.label}"] = proxies.plan_target(store, source, one.proxy, e.proxy, e.resources)
+    return made
+
+
+def needs_source(e: Experiment) -> bool:
+    """Whether θs is needed."""
+    strategies = ("cfs", "target_similarity", "cluster")
+    return e.select.strategy in strategies and not e.select.whole and e.pretrain.method != "none"
+
+
+def needs_target_proxies(e: Experiment) -> bool:
+    """Whether θt is needed, too."""
+    return needs_source(e) and e.select.strategy == "cfs"
+
+
+def pretrains_proxy(e: Experiment) -> bool:
+    """Whether θs is pre-trained here."""
+    return needs_source(e) and e.proxy.source is None
+
+
+def finetunes_proxies(e: Experiment) -> bool:
+    """Whether some θt is fine-tuned here."""
+    own = [one.proxy for one in e.score.targets] or [e.proxy.target]
+    return needs_target_proxies(e) and None in own
+
+
+def check_proxies(e: Experiment) -> None:
+    """Refuse proxies that cannot be had, and checkpoints that cannot take their place.
+
+    Raises:
+        UserError: a source proxy without pre-training, two ways to say what to score for, or an unfit checkpoint.
+    """
+    if e.proxy.source is None and e.proxy.pretrain.method == "none":
+        raise UserError(
+            f"proxy.pretrain.method is none: the strategy {e.select.strategy} needs a pre-trained source proxy; name "
+            "your own with proxy.source"
+        )
+    if e.score.targets and e.proxy.target is not None:
+        raise UserError("proxy.target and score.targets both say what to score for; leave one out")
+    named = {"proxy.source": e.proxy.source, "proxy.target": e.proxy.target}
+    named |= {f"score.targets, {one.label}": one.proxy for one in e.score.targets}
+    proxies.check(e.proxy.backbone, {key: checkpoint for key, checkpoint in named.items() if checkpoint is not None})

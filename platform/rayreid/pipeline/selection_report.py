@@ -1,0 +1,292 @@
+"""What several strategies or proxies would choose from one pool, side by side: figures in MLflow, and one HTML page."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rayreid.config import Experiment
+from rayreid.config.loading import change, rows
+from rayreid.data.store.store import ImageStore
+from rayreid.errors import UserError
+from rayreid.evaluation.comparison_figures import agreement_matrices, keep_rates
+from rayreid.evaluation.figures import group_colours, image_sheet, score_histogram
+from rayreid.evaluation.page import Page
+from rayreid.execution.connection import connect
+from rayreid.execution.production import produce
+from rayreid.execution.shared_storage import check_storage
+from rayreid.files import write_atomically
+from rayreid.paths import output_root
+from rayreid.pipeline.experiment_runner import experiment_run, folder_of, open_session, tags_of
+from rayreid.pipeline.graph import plan
+from rayreid.pipeline.preflight import check
+from rayreid.selection.overlap import jaccard, rank_correlation
+from rayreid.selection.provenance import Provenance, provenance_of
+from rayreid.selection.strategies import cut
+from rayreid.stages import select
+from rayreid.stages.score import LABELS, extremes
+from rayreid.storage.artifacts import Artifact
+from rayreid.tracking.names import slug
+from rayreid.tracking.run import Run
+
+STRATEGIES = ("cfs", "target_similarity", "cluster", "random")
+"""What is compared unless the user says otherwise: all that need no file list."""
+FRACTIONS = (0.1, 0.25, 0.5, 0.75)
+_SHOWN = 36
+"""Images in a sheet on the page: three rows of twelve."""
+_COLUMNS = 12
+_DIGITS = 12
+"""Of a checksum, as many as tell it apart from others."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One way of choosing from the pool.
+
+    Attributes:
+        label: its name on the page.
+        strategy: of the configuration.
+        artifact: the subset.
+        manifest: what the subset says of itself.
+        priority: by index row of the pool, float64 (N,), NaN: never selected.
+    """
+
+    label: str
+    strategy: str
+    artifact: Artifact
+    manifest: Mapping[str, Any]
+    priority: np.ndarray
+
+    @property
+    def cut(self) -> float:
+        """The lowest priority that its subset holds."""
+        return float(self.manifest["cut"])
+
+    @property
+    def unranked(self) -> int:
+        """Images that have no priority."""
+        return int(np.isnan(self.priority).sum())
+
+
+def compare(experiment: Experiment, strategies: Sequence[str] = STRATEGIES) -> Path:
+    """Compare the file's strategies and those of its rows; make whatever of scores and subsets is missing.
+
+    Rows may also differ in `proxy` or `score.targets`: then it is proxies that are compared.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: no row selects a part of the pool, rows have different pools, or what making them raises.
+    """
+    wanted = {label: row for label, row in _variants(experiment, strategies).items() if _selects(row)}
+    root = output_root()
+    plans = {label: plan(row, root) for label, row in wanted.items()}
+    if not plans:
+        raise UserError(f"experiment {experiment.name!r} selects no part of its pool: nothing to compare")
+    if len({graph["pool"].id for graph in plans.values()}) > 1:
+        raise UserError(f"experiment {experiment.name!r}: selections from different pools cannot be compared")
+    check(wanted.values(), plans)
+    session = open_session(experiment)
+    path = folder_of(root, experiment) / "selections.html"
+    with connect(), experiment_run(session, experiment) as run:
+        check_storage()
+        for label, graph in plans.items():
+            produce(graph["subset"], run, session.screen, {**tags_of(wanted[label]), "row": label})
+        store = ImageStore(next(iter(plans.values()))["pool"].path)
+        found = [_selection(label, wanted[label], graph, store) for label, graph in plans.items()]
+        page = _page(experiment, store, found, provenance_of(experiment.pool), run)
+        write_atomically(path, page.html())
+        run.file(path)
+    session.screen.say(f"{path}")
+    return path
+
+
+def _variants(experiment: Experiment, strategies: Iterable[str]) -> dict[str, Experiment]:
+    """The file with each strategy, and its rows; of those that rank alike only the first."""
+    alone = experiment.model_copy(update={"compare": [], "sweep": None})
+    whole = {"select.fraction": 0.5} if alone.select.whole else {}
+    table = {name: change(alone, {"select.strategy": name, **whole}, "--strategy") for name in strategies}
+    if experiment.compare:
+        table |= {label: row for label, row in rows(experiment).items() if label not in table}
+    distinct: dict[str, tuple[str, Experiment]] = {}
+    for label, row in table.items():
+        ranks_by = row.select.model_copy(update={"fraction": 0.5, "count": None})
+        seed = row.seed if row.select.strategy in ("random", "cluster") else 0
+        key = f"{ranks_by} {row.proxy} {row.score.targets} {row.pool} {row.target} {seed}"
+        distinct.setdefault(key, (label, row))
+    return dict(distinct.values())
+
+
+def _selects(e: Experiment) -> bool:
+    return e.pretrain.method != "none" and not e.select.whole
+
+
+def _selection(label: str, e: Experiment, graph: Mapping[str, Artifact], store: ImageStore) -> Selection:
+    ranked = graph.get("scores") or graph.get("priority")
+    priority = select.ranking(e.select, e.seed, store, ranked.path if ranked else None)
+    manifest = json.loads((graph["subset"].path / select.MANIFEST).read_text(encoding="utf-8"))
+    return Selection(label, e.select.strategy, graph["subset"], manifest, priority)
+
+
+def _page(
+    experiment: Experiment, store: ImageStore, found: Sequence[Selection], provenance: Provenance | None, run: Run
+) -> Page:
+    page = Page(f"{experiment.name}: which images each strategy chooses")
+    page.text(
+        "A strategy gives every image of the pool a priority, and a subset is the images of highest priority. "
+        "Subsets of one strategy are nested: a smaller one is a part of every larger one."
+    )
+    _add_facts(page, experiment, store, found, provenance)
+    groups = provenance.groups(store.keys) if provenance else {}
+    _add_overlap(page, store, found, run)
+    if provenance:
+        _add_origins(page, store, found, provenance, groups, run)
+    for one in found:
+        page.heading(one.label)
+        _add_pictures(page, store, one, groups, run)
+    return page
+
+
+def _add_facts(
+    page: Page, e: Experiment, store: ImageStore, found: Sequence[Selection], provenance: Provenance | None
+) -> None:
+    """What the selections are made from: pool, subsets, proxies."""
+    page.heading("What was compared")
+    origins = f"known; the target's own domain is {provenance.relevant!r}" if provenance else "not known"
+    page.table(
+        ["pool", ""],
+        [
+            ["dataset", " ".join(filter(None, [e.pool.dataset, e.pool.root]))],
+            ["images", f"{len(store):,}"],
+            ["fingerprint", store.fingerprint[:_DIGITS]],
+            ["origins of the images", origins],
+            ["target", " ".join(filter(None, [e.target.dataset, e.target.root]))],
+        ],
+        words=True,
+    )
+    page.table(
+        ["selection", "strategy", "images", "of the pool", "lowest priority kept", "without priority", "subset"],
+        [
+            [
+                one.label,
+                one.strategy,
+                f"{one.manifest['count']:,}",
+                f"{one.manifest['count'] / len(store):.1%}",
+                f"{one.cut:.4g}",
+                f"{one.unranked:,}",
+                str(one.artifact),
+            ]
+            for one in found
+        ],
+    )
+    proxies = [
+        [one.label, role, proxy["artifact"], proxy["weights"][:_DIGITS]]
+        for one in found
+        for role, proxy in one.manifest["proxies"].items()
+    ]
+    if proxies:
+        page.table(["selection", "its proxies", "made by", "checksum of the weights"], proxies, words=True)
+
+
+def _add_overlap(page: Page, store: ImageStore, found: Sequence[Selection], run: Run) -> None:
+    """Rank correlation, and Jaccard of the subsets at several fractions."""
+    subsets = {f: [cut(store.keys, one.priority, fraction=f) for one in found] for f in FRACTIONS if _cuts(f, store)}
+    matrices = {"rank correlation": _matrix([one.priority for one in found], rank_correlation)}
+    matrices |= {f"Jaccard at {fraction:.0%}": _matrix(chosen, jaccard) for fraction, chosen in subsets.items()}
+    page.heading("Agreement")
+    page.text(
+        "Spearman's rank correlation of the priorities, and images in both subsets over images in either. "
+        "Two unrelated choices of a fraction f of the pool have a Jaccard index of about f / (2 − f)."
+    )
+    _show(page, run, agreement_matrices(matrices, [one.label for one in found]), "agreement", "Agreement of selections")
+    for i, first in enumerate(found):
+        for j in range(i + 1, len(found)):
+            value = matrices["rank correlation"][i, j]
+            if np.isfinite(value):
+                run.metrics({f"rank_correlation.{slug(first.label)}.{slug(found[j].label)}": float(value)})
+
+
+def _add_origins(
+    page: Page,
+    store: ImageStore,
+    found: Sequence[Selection],
+    provenance: Provenance,
+    groups: Mapping[str, np.ndarray],
+    run: Run,
+) -> None:
+    """AUC and keep rates by origin."""
+    page.heading("Where the images come from")
+    page.text(
+        f"The pool's origins are known; they were used for judging only. The target's own domain is "
+        f"{provenance.relevant!r}. AUC of an origin: how often an image of it ranks above one of another (0.5: chance)."
+    )
+    separation = {one.label: provenance.separation(store.keys, one.priority) for one in found}
+    page.table(
+        ["AUC", *groups],
+        [
+            [label, *(f"{aucs[name]:.3f}" if name in aucs else "–" for name in groups)]
+            for label, aucs in separation.items()
+        ],
+    )
+    for label, aucs in separation.items():
+        run.metrics({f"auc.{slug(label)}.{slug(name)}": value for name, value in aucs.items()})
+    fractions = [fraction for fraction in FRACTIONS if _cuts(fraction, store)]
+    rates = {one.label: _rates(store, one, groups, fractions) for one in found}
+    for fraction_number, fraction in enumerate(fractions):
+        page.table(
+            [f"kept at {fraction:.0%}", *groups],
+            [[label, *(f"{shares[name][fraction_number]:.1%}" for name in groups)] for label, shares in rates.items()],
+        )
+    _show(page, run, keep_rates(fractions, rates), "keep_rates", "Share of each origin's images that is kept")
+
+
+def _rates(
+    store: ImageStore, one: Selection, groups: Mapping[str, np.ndarray], fractions: Iterable[float]
+) -> dict[str, list[float]]:
+    """The share of each origin's images that is kept, by fraction."""
+    rates: dict[str, list[float]] = {name: [] for name in groups}
+    for fraction in fractions:
+        kept = np.zeros(len(store), bool)
+        kept[cut(store.keys, one.priority, fraction=fraction)] = True
+        for name, members in groups.items():
+            rates[name].append(float(kept[members].mean()))
+    return rates
+
+
+def _add_pictures(page: Page, store: ImageStore, one: Selection, groups: Mapping[str, np.ndarray], run: Run) -> None:
+    """Histogram with the cut; sheets of the highest, median and lowest images, framed by origin where it is known."""
+    colours = dict(zip(groups, group_colours(len(groups)), strict=True))
+    ranked = np.isfinite(one.priority)
+    if one.strategy in LABELS:
+        shares = {name: members[ranked] for name, members in groups.items()}
+        histogram = score_histogram(one.priority[ranked], one.cut, shares, LABELS[one.strategy])
+        _show(page, run, histogram, f"{slug(one.label)}_histogram", f"{one.label}: distribution, the cut marked")
+    if colours:
+        page.key(colours)
+    for part, shown in extremes(one.priority, _SHOWN).items():
+        frames = [next(colours[name] for name, members in groups.items() if members[row]) for row in shown]
+        sheet = image_sheet(
+            [store.image(row) for row in shown],
+            [f"{value:.3f}" for value in one.priority[shown]],
+            columns=_COLUMNS,
+            frames=frames if colours else None,
+        )
+        _show(page, run, sheet, f"{slug(one.label)}_{part}", f"{one.label}: {part} priorities", photographs=True)
+
+
+def _show(page: Page, run: Run, figure: Figure, name: str, caption: str, photographs: bool = False) -> None:
+    page.figure(figure, caption, photographs)
+    run.figure(figure, f"figures/selections/{name}.png")
+
+
+def _matrix(items: Sequence[np.ndarray], measure) -> np.ndarray:
+    return np.array([[measure(first, second) for second in items] for first in items])
+
+
+def _cuts(fraction: float, store: ImageStore) -> bool:
+    return round(fraction * len(store)) > 0

@@ -1,0 +1,100 @@
+"""The table at the end: what each row was trained on, what it reached and what it cost."""
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from rayreid.console import Screen, clock
+from rayreid.selection.provenance import Provenance
+from rayreid.stages.score import auc_of
+from rayreid.storage.artifacts import Artifact, lineage
+
+SCORES = ("mAP", "rank1", "rank5", "rank10", "mINP")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One experiment's outcome.
+
+    Attributes:
+        label: its name in the table.
+        target: what it was evaluated on, with its edition.
+        images: images it was pre-trained on; steps: optimizer steps of that.
+        seconds: what its own pre-training, fine-tuning, adaptation and evaluation took.
+        gpu_hours: of the same.
+        scores: mAP, rank1, rank5, rank10, mINP in [0, 1]; where lists were re-ranked, these too, with `_rerank`.
+        auc: of the CFS against the known origin of the pool's images, where it is known.
+    """
+
+    label: str
+    target: str
+    images: int
+    steps: int
+    seconds: float
+    gpu_hours: float
+    scores: Mapping[str, float]
+    auc: float | None
+
+    def metrics(self) -> dict[str, float]:
+        """Under the names that are the same in every run."""
+        known = {} if self.auc is None else {"cfs_auc": self.auc}
+        cost = {"images": self.images, "pretrain_steps": self.steps, "total_seconds": self.seconds}
+        return {**self.scores, **cost, "gpu_hours": self.gpu_hours, **known}
+
+
+def row_of(label: str, graph: Mapping[str, Artifact], provenance: Provenance | None) -> Row:
+    """The outcome of a finished experiment, from its artifacts' facts; the scores are judged by `provenance`."""
+    own = [graph[role].facts for role in ("weights", "model", "adapted", "metrics") if role in graph]
+    weights = graph["weights"].facts if "weights" in graph else {"images": 0, "steps": 0}
+    metrics = graph["metrics"].facts
+    return Row(
+        label=label,
+        target=graph["target"].facts["dataset"],
+        images=weights["images"],
+        steps=weights["steps"],
+        seconds=sum(facts["seconds"] for facts in own),
+        gpu_hours=sum(facts.get("gpu_hours", 0.0) for facts in own),
+        scores={name: metrics[name] for name in (*SCORES, *(f"{score}_rerank" for score in SCORES)) if name in metrics},
+        auc=auc_of(graph["scores"], provenance) if "scores" in graph else None,
+    )
+
+
+def show_table(screen: Screen, rows: list[Row]) -> None:
+    """Print the rows side by side."""
+    table = Table(title=None, header_style="bold", pad_edge=False)
+    table.add_column("")
+    shown = {"mAP": "mAP %", "rank1": "Rank-1 %", "mINP": "mINP %"}
+    if any("mAP_rerank" in row.scores for row in rows):
+        shown |= {"mAP_rerank": "re-ranked mAP %", "rank1_rerank": "Rank-1 %"}
+    for name in (*shown.values(), "images", "steps", "time"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        quality = [f"{100 * row.scores[name]:.1f}" if name in row.scores else "" for name in shown]
+        table.add_row(escape(row.label), *quality, f"{row.images:,}", f"{row.steps:,}", clock(row.seconds))
+    screen.console.print(table)
+    if rows:
+        screen.say(f"evaluated on {', '.join(dict.fromkeys(row.target for row in rows))}")
+    known = next((row.auc for row in rows if row.auc is not None), None)
+    if known is not None:
+        screen.say(f"CFS against the pool's known origins: AUC {known:.3f} (0.5 is chance)")
+
+
+def show_hint(screen: Screen, uri: str) -> None:
+    """Say how to open MLflow on these runs."""
+    beside = Path(sys.executable).with_name("mlflow")
+    command = os.path.relpath(beside) if beside.exists() else "mlflow"
+    screen.say(escape(f"Compare the runs:  {command} ui --backend-store-uri {uri}"))
+
+
+def show_times(screen: Screen, graphs: Iterable[Mapping[str, Artifact]]) -> None:
+    """Say what each stage took, over all distinct artifacts of some experiments."""
+    every = {a.id: a for graph in graphs for a in lineage(graph).values() if a.complete}
+    spent: dict[str, float] = {}
+    for artifact in every.values():
+        spent[artifact.stage] = spent.get(artifact.stage, 0.0) + artifact.facts["seconds"]
+    screen.say("time by stage:  " + ", ".join(f"{stage} {clock(seconds)}" for stage, seconds in spent.items()))

@@ -1,0 +1,1 @@
+"""Pages and registered models, made from what MLflow holds."""

@@ -1,0 +1,24 @@
+"""The file of a subset: written by *select*, read by who trains on it."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayreid.data.store.store import ImageStore
+from rayreid.files import write_atomically
+
+SUBSET = "subset.parquet"
+
+
+def write_subset(folder: Path, keys: np.ndarray, priority: np.ndarray) -> None:
+    """Write the chosen images' keys and priorities, (n,) each."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"key": pa.array(keys.tolist(), pa.string()), "priority": pa.array(priority)}), sink)
+    write_atomically(folder / SUBSET, sink.getvalue().to_pybytes())
+
+
+def subset_rows(store: ImageStore, folder: Path) -> np.ndarray:
+    """Index rows of a subset's images, int64 ascending."""
+    return np.sort(store.rows_of_keys(pq.read_table(folder / SUBSET)["key"].to_pylist()))

@@ -1,0 +1,1 @@
+"""What the training stages share: where they start, what they watch, and what may end them."""

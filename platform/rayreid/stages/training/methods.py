@@ -1,0 +1,159 @@
+"""The pre-training methods, each built from what an experiment file says of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rayreid.config import Backbone, Pretrain
+from rayreid.config.method_defaults import BY_METHOD, Recipe, uses
+from rayreid.data.augment.augment import MultiCrop
+from rayreid.execution.trainer import Watch
+from rayreid.models import backbones
+from rayreid.pretraining.collapse import CollapseWatch, SpreadWatch
+from rayreid.pretraining.dino import DINO
+from rayreid.pretraining.dino_schedules import DINOSchedules
+from rayreid.pretraining.moby import MoBY
+from rayreid.pretraining.mocov2 import MoCoV2
+from rayreid.pretraining.mocov3 import MoCoV3, patch_projection
+from rayreid.pretraining.momentum import Rates
+from rayreid.training.loop import Method
+from rayreid.training.schedules import Constant, Schedule, WarmupCosine
+
+
+class Pretraining(Method, Protocol):
+    """What the loop trains, and what is kept of it."""
+
+    @property
+    def backbone(self) -> backbones.Backbone:
+        """The backbone to keep for ReID."""
+
+    def to(self, device: Any) -> "Pretraining":
+        """Move it there."""
+
+
+@dataclass(frozen=True)
+class MethodSetup:
+    """What a method is built for.
+
+    Attributes:
+        config: the section of the experiment file.
+        recipe: its numbers, `auto` resolved.
+        steps_per_epoch: optimizer steps.
+        fresh: whether the networks were drawn, not loaded.
+    """
+
+    config: Pretrain
+    recipe: Recipe
+    steps_per_epoch: int
+    fresh: bool = True
+
+    def rates(self, momentum: Schedule | None = None, clip: float | None = None) -> Rates:
+        """Warm-up and cosine; the momentum encoder's momentum rises to 1 unless another schedule is given."""
+        r = self.recipe
+        steps = self.config.epochs * self.steps_per_epoch
+        lr = WarmupCosine(r.lr, r.min_lr, steps, r.warmup_epochs * self.steps_per_epoch)
+        rising = WarmupCosine(r.teacher_momentum, 1.0, steps)
+        return Rates(r.optimizer, lr, r.weight_decay, momentum or rising, clip)
+
+
+Builder = Callable[[backbones.Backbone, backbones.Backbone, MethodSetup], Pretraining]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method: how it is built of two networks, the second without drop path, and what watches over its rows."""
+
+    build: Builder
+    watch: Callable[[Pretrain, Recipe], Watch] = lambda config, recipe: SpreadWatch()
+
+
+def _dino(student: backbones.Backbone, teacher: backbones.Backbone, setup: MethodSetup) -> Pretraining:
+    c, r = setup.config, setup.recipe
+    return DINO(  # type: ignore[return-value]
+        student,
+        teacher,
+        DINOSchedules(
+            epochs=c.epochs,
+            steps_per_epoch=setup.steps_per_epoch,
+            lr=r.lr,
+            min_lr=r.min_lr,
+            warmup_epochs=r.warmup_epochs,
+            weight_decay=r.weight_decay,
+            weight_decay_end=c.weight_decay_end,
+            teacher_momentum=r.teacher_momentum,
+            teacher_temp=c.teacher_temp,
+        ),
+        out_dim=r.out_dim,
+        hidden_dim=r.hidden_dim,
+        bottleneck_dim=c.bottleneck_dim,
+        student_temp=c.student_temp,
+        centre_momentum=c.centre_momentum,
+        clip=r.clip,
+        freeze_last_layer_epochs=c.freeze_last_layer_epochs,
+    )
+
+
+def _mocov3(base: backbones.Backbone, momentum: backbones.Backbone, setup: MethodSetup) -> Pretraining:
+    r = setup.recipe
+    vit = isinstance(base, backbones.ViT)
+    return MoCoV3(
+        base,
+        momentum,
+        setup.rates(),
+        layers=3 if vit else 2,
+        hidden_dim=r.hidden_dim,
+        out_dim=r.out_dim,
+        temperature=r.temperature,
+        frozen=patch_projection(base, setup.fresh) if isinstance(base, backbones.ViT) and r.freeze_patch else None,
+    )
+
+
+def _mocov2(base: backbones.Backbone, momentum: backbones.Backbone, setup: MethodSetup) -> Pretraining:
+    r = setup.recipe
+    return MoCoV2(
+        base,
+        momentum,
+        setup.rates(momentum=Constant(r.teacher_momentum)),
+        hidden_dim=r.hidden_dim,
+        out_dim=r.out_dim,
+        temperature=r.temperature,
+        queue=r.queue,
+    )
+
+
+def _moby(base: backbones.Backbone, momentum: backbones.Backbone, setup: MethodSetup) -> Pretraining:
+    r = setup.recipe
+    return MoBY(
+        base,
+        momentum,
+        setup.rates(clip=r.clip),
+        hidden_dim=r.hidden_dim,
+        out_dim=r.out_dim,
+        temperature=r.temperature,
+        queue=r.queue,
+    )
+
+
+METHODS: Mapping[str, Entry] = {
+    "dino": Entry(_dino, lambda config, recipe: CollapseWatch(recipe.out_dim, config.freeze_last_layer_epochs)),
+    "mocov3": Entry(_mocov3),
+    "mocov2": Entry(_mocov2),
+    "moby": Entry(_moby),
+}
+"""By `pretrain.method`."""
+
+
+def crops_of(config: Pretrain, recipe: Recipe, img_size: tuple[int, int]) -> MultiCrop:
+    """The augmentation, the same for all methods but for the number of local crops."""
+    global_size, local_size = config.crop_sizes(img_size)
+    return MultiCrop(global_size, local_size, recipe.local_crops, config.global_scale, config.local_scale)
+
+
+def resolved(config: Pretrain, backbone: Backbone) -> dict[str, Any]:
+    """What every `auto` of the method came to, and its optimizer."""
+    recipe = config.recipe(backbone)
+    words = [name for name in BY_METHOD if getattr(config, name) == "auto" and uses(config.method, name)]
+    found = {**{name: getattr(recipe, name) for name in words}, "optimizer": recipe.optimizer}
+    if config.local_size == "auto" and recipe.local_crops:
+        found["local_size"] = config.crop_sizes(backbone.img_size)[1]
+    return found

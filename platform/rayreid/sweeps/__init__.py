@@ -1,0 +1,1 @@
+"""Many experiments, by Ray Tune."""

@@ -1,0 +1,136 @@
+"""A search for good trials: Optuna's suggestions for Ray Tune, kept on the disk so that a later command goes on."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from rayreid.config import Sweep
+from rayreid.config.loading import describe
+from rayreid.errors import UserError
+from rayreid.sweeps.trials import rounded
+
+JOURNAL = "search.log"
+_DONE = "done"
+
+
+class OptunaSearcher(Searcher):
+    """Suggests `sweep.trials` combinations, of which a study on the disk remembers what they reached.
+
+    Ray's own wrapper of Optuna forgets with its process which trials were under way, and draws with a seed the same
+    ones again. Here those that an interrupted or failed command left come first, and a seed is not used twice.
+
+    Args:
+        sweep: what is searched, by which metric.
+        folder: where the study lies; one that is there is continued.
+
+    Raises:
+        UserError: Optuna is not installed.
+    """
+
+    def __init__(self, sweep: Sweep, folder: Path):
+        super().__init__(metric=sweep.metric, mode="max")
+        self.sweep, self.folder = sweep, folder
+        self._open()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher; the study is on the disk."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_study", "_asked")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def _open(self) -> None:
+        optuna = require_optuna()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(self.folder / JOURNAL)))
+        study = optuna.create_study(storage=storage, study_name="sweep", direction="maximize", load_if_exists=True)
+        states = optuna.trial.TrialState
+        known = study.get_trials(deepcopy=False)
+        for one in known:
+            if one.state == states.RUNNING:  # of a process that is gone
+                study.tell(one.number, state=states.FAIL)
+        # With the seed alone the sampler would begin again with what it drew at first.
+        study.sampler = optuna.samplers.TPESampler(seed=self.sweep.seed + len(known))
+        self._study: Any = study
+        self._asked: dict[str, Any] = {}
+        finished = [one.params for one in known if one.state == states.COMPLETE]
+        self._again: list[dict[str, Any]] = []
+        for one in known:
+            if one.params and one.params not in finished + self._again:
+                self._again.append(one.params)
+        self._left = (self.sweep.trials or 0) - len(finished)
+
+    @property
+    def left(self) -> int:
+        """Trials that are still to be run."""
+        return max(0, self._left - len(self._asked))
+
+    def done(self) -> list[dict[str, Any]]:
+        """The combinations of the trials that earlier commands have finished."""
+        return [one.user_attrs[_DONE] for one in self._study.get_trials(deepcopy=False) if _DONE in one.user_attrs]
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next combination as JSON under `changes`, with its label."""
+        if self.left == 0:
+            return Searcher.FINISHED
+        if self._again:
+            self._study.enqueue_trial(self._again.pop(0))
+        asked = self._study.ask(fixed_distributions=_distributions(self.sweep))
+        self._asked[trial_id] = asked
+        changes = _changes(self.sweep, asked.params)
+        return {"label": describe(changes), "changes": json.dumps(changes)}
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """Remember what a trial reached, or that it failed."""
+        asked = self._asked.pop(trial_id)
+        self._left -= 1
+        if error or not result or self.metric not in result:
+            self._study.tell(asked, state=require_optuna().trial.TrialState.FAIL)
+            return
+        asked.set_user_attr(_DONE, _changes(self.sweep, asked.params))
+        self._study.tell(asked, float(result[self.metric]))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is on the disk."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study is on the disk."""
+
+
+def require_optuna() -> Any:
+    """Optuna's module.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise UserError("sweep.search: optuna needs Optuna: pip install optuna") from None
+    return optuna
+
+
+def _distributions(sweep: Sweep) -> dict[str, Any]:
+    """Of each key. Of lists it is the place that is searched: values may be anything that YAML can say."""
+    kinds = require_optuna().distributions
+    made: dict[str, Any] = {}
+    for key, values in sweep.parameters.items():
+        if isinstance(values, list):
+            made[key] = kinds.CategoricalDistribution(list(range(len(values))))
+        elif values.loguniform is not None:
+            made[key] = kinds.FloatDistribution(*values.loguniform, log=True)
+        else:
+            made[key] = kinds.FloatDistribution(*values.uniform)
+    return made
+
+
+def _changes(sweep: Sweep, params: Mapping[str, Any]) -> dict[str, Any]:
+    """What a suggestion changes in the experiment."""
+    return {
+        key: values[params[key]] if isinstance(values, list) else rounded(params[key])
+        for key, values in sweep.parameters.items()
+    }

@@ -1,0 +1,210 @@
+"""What Ray Tune does of a sweep: each trial in a process of its own, begun again where that is lost with its node."""
+
+import json
+import logging
+import os
+import traceback
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from rich.markup import escape
+
+from rayreid.config import Experiment
+from rayreid.console import Screen
+from rayreid.errors import StoppedEarly, UserError
+from rayreid.execution.actor_pool import LOST
+from rayreid.execution.interrupts import handler_kept
+from rayreid.execution.resources import training_share
+from rayreid.files import make_folder, write_atomically
+from rayreid.paths import output_root
+from rayreid.pipeline.experiment_runner import Session, digest_of, experiment_run, folder_of, open_session, run_row
+from rayreid.stages.training.early_stopping import MedianStopping
+from rayreid.sweeps.optuna_search import OptunaSearcher
+from rayreid.sweeps.shared_artifacts import reason_of
+from rayreid.sweeps.trials import sweep_of, trial
+from rayreid.tracking.outage import PATIENCE_SECONDS
+from rayreid.tracking.run import Run
+
+_FAILED, _STOPPED = "failed", "stopped"
+"""What a trial reports in place of metrics: why it has none; that it was ended early."""
+
+
+def run_trials(
+    experiment: Experiment,
+    todo: Mapping[str, Experiment],
+    searcher: OptunaSearcher | None,
+    session: Session,
+    parent: Run,
+    stopping: MedianStopping | None = None,
+) -> dict[str, str]:
+    """Run trials, those of `todo` or those of a searcher.
+
+    One whose own process is lost, as with its node, is begun again and goes on from what it had made,
+    `resources.max_failures` times.
+
+    Returns:
+        Label → error of those that failed.
+
+    Raises:
+        KeyboardInterrupt: Tune was interrupted; it ends its trials itself, and returns.
+    """
+    total = searcher.left if searcher else len(todo)
+    # A trial's own process only waits for its Train workers. With a CPU for it, trials and workers could hold all
+    # CPUs between them and wait for ever; zero CPUs is refused; so it takes a token amount of memory.
+    run_trial = partial(_trial, todo=dict(todo), experiment=experiment, parent=parent.id, stopping=stopping)
+    trainable = tune.with_resources(run_trial, {"memory": 2**20})
+    tuner = tune.Tuner(
+        trainable,
+        param_space={} if searcher else {"label": tune.grid_search(list(todo))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=_concurrent(experiment),
+            search_alg=searcher,
+            num_samples=total if searcher else 1,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder_of(session.root, experiment)),
+            verbose=0,
+            callbacks=[_Teller(session.screen, total)],
+            failure_config=tune.FailureConfig(max_failures=experiment.resources.max_failures),
+        ),
+    )
+    # Tune prints the traceback of a lost trial; its one line is told at the end, the rest is in Tune's own files.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has something to say with `verbose=0`, too
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial has none for the searcher
+    failures = {}
+    with handler_kept():
+        results = tuner.fit()
+    for result in results:
+        config, told = result.config or {}, result.metrics or {}
+        label = str(config.get("label", "?"))
+        if result.error is not None:
+            failures[label] = reason_of(result.error)
+            with experiment_run(session, _experiment_of(config, todo, experiment), label, parent) as run:
+                run.fail(failures[label])  # its own process is gone, and could not
+        elif _FAILED in told:
+            failures[label] = told[_FAILED]
+        elif not {"mAP", _STOPPED} & told.keys():
+            raise KeyboardInterrupt
+    return failures
+
+
+def stops(session: Session, experiment: Experiment) -> dict[str, str]:
+    """The trials that were ended early, now or by an earlier command: label → why."""
+    notes = [json.loads(path.read_text()) for path in sorted(_stop_folder(session, experiment).glob("*.json"))]
+    return {note["label"]: note["why"] for note in notes}
+
+
+def slots(experiment: Experiment) -> int:
+    """Trainings that fit the cluster side by side; what a node has left over after whole workers fits none."""
+    share = training_share(experiment.resources)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fitting = [
+        int(min(node.get("CPU", 0) // share.cpus, node.get("GPU", 0) if share.gpu else node.get("CPU", 0)))
+        for node in nodes
+    ]
+    return max(1, sum(fitting) // share.workers)
+
+
+def _trial(
+    config: dict[str, Any],
+    todo: Mapping[str, Experiment],
+    experiment: Experiment,
+    parent: str,
+    stopping: MedianStopping | None = None,
+) -> None:
+    """One trial, in a process of its own.
+
+    An error is reported, not raised: what Tune begins again when it is raised would only meet it again. It is to begin
+    again what was lost with a node.
+    """
+    label = config["label"]
+    try:
+        one = _experiment_of(config, todo, experiment)
+    except UserError as error:  # each value is allowed, and was checked, but not all of them together
+        tune.report({_FAILED: _put_down(label, error, experiment, parent)})
+        return
+    failure = folder_of(output_root(), one) / "error.txt"
+    failure.unlink(missing_ok=True)
+    try:
+        reached = _reach(label, one, experiment, parent, stopping)
+    except LOST:
+        raise
+    except Exception as error:
+        write_atomically(failure, traceback.format_exc())
+        reached = {_FAILED: reason_of(error)}
+    tune.report(reached)
+
+
+def _put_down(label: str, error: UserError, experiment: Experiment, parent: str) -> str:
+    """Say in MLflow why a suggestion is no experiment; returns the reason."""
+    owner = Run(open_session(experiment, Screen(), PATIENCE_SECONDS).tracker, parent)
+    with owner.child(label, {"experiment": experiment.name, "row": label, "level": "experiment"}) as run:
+        run.fail(str(error))
+    return reason_of(error)
+
+
+def _experiment_of(config: Mapping[str, Any], todo: Mapping[str, Experiment], experiment: Experiment) -> Experiment:
+    """A trial's experiment: one that was known beforehand, or what a searcher suggested."""
+    return todo[config["label"]] if config["label"] in todo else trial(experiment, json.loads(config["changes"]))
+
+
+def _reach(
+    label: str, one: Experiment, experiment: Experiment, parent: str, stopping: MedianStopping | None
+) -> dict[str, Any]:
+    """A trial's metrics; or that it was ended early."""
+    session = open_session(experiment, Screen(), PATIENCE_SECONDS)
+    with experiment_run(session, one, label, Run(session.tracker, parent)) as run:
+        try:
+            return dict(run_row(label, one, session, run, stopping).metrics())
+        except StoppedEarly as ended:
+            run.give_up(str(ended))
+            note = {"label": label, "why": str(ended)}
+            write_atomically(_stop_folder(session, experiment) / f"{digest_of(one)}.json", json.dumps(note))
+            return {_STOPPED: 1.0}
+
+
+def _stop_folder(session: Session, experiment: Experiment) -> Path:
+    folder = folder_of(session.root, experiment) / "stopped"
+    make_folder(folder)
+    return folder
+
+
+class _Teller(tune.Callback):
+    """Says when trials begin and end."""
+
+    def __init__(self, screen: Screen, total: int):
+        self.screen, self.total, self.done = screen, total, 0
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.screen.say(f"[bold]▸ trial[/] {escape(trial.config['label'])}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result or {}
+        if _FAILED in result:
+            self.on_trial_error(iteration, trials, trial)
+            return
+        self.done += 1
+        if _STOPPED in result:
+            self.screen.say(f"  [yellow]![/] {self.done}/{self.total}  {escape(trial.config['label'])}  ended early")
+            return
+        scores = f"mAP {100 * result['mAP']:.1f}  Rank-1 {100 * result['rank1']:.1f}" if "mAP" in result else ""
+        self.screen.say(f"  [green]✓[/] {self.done}/{self.total}  {escape(trial.config['label'])}  {scores}")
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.screen.say(f"  [yellow]![/] {escape(trial.config['label'])} was lost with its process, and begins again")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.done += 1
+        self.screen.say(f"  [red]✗[/] {self.done}/{self.total}  {escape(trial.config['label'])}")
+
+
+def _concurrent(experiment: Experiment) -> int:
+    """Trials at a time: as many as the cluster can train side by side, unless the file says how many."""
+    most = sweep_of(experiment).max_concurrent
+    return slots(experiment) if most == "auto" else most

@@ -1,0 +1,106 @@
+"""Making many artifacts: each as soon as what it stands on is there, as many at a time as the cluster can train."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from rayreid.config import Experiment
+from rayreid.console import Screen
+from rayreid.execution.production import produce
+from rayreid.pipeline.experiment_runner import Session, open_session
+from rayreid.storage.artifacts import Artifact, lineage
+from rayreid.tracking.outage import PATIENCE_SECONDS
+from rayreid.tracking.run import Run
+
+
+def produce_all(
+    artifacts: Iterable[Artifact],
+    slots: int,
+    experiment: Experiment,
+    session: Session,
+    owner: Run,
+    tags: Mapping[str, Any],
+) -> dict[str, str]:
+    """Make artifacts, each once; one that fails takes with it only those that stand on it.
+
+    With one slot they are made in this process, one after another, with its bars; with more, in Ray tasks that take no
+    CPU of their own: what they start asks Ray for what it needs.
+
+    Args:
+        artifacts: inputs before what they go into.
+        slots: how many at a time.
+        experiment: opens the tracking store elsewhere.
+        session, owner, tags: where they are made, and the MLflow run and tags of theirs.
+
+    Returns:
+        Artifact id → why it could not be made.
+    """
+    waiting = {one.id: one for one in artifacts if not one.complete}
+    running: dict[ray.ObjectRef, Artifact] = {}
+    failed: dict[str, str] = {}
+    # Where its node is lost, Ray begins a task again, and that goes on from what had been made.
+    elsewhere = ray.remote(num_cpus=0, max_retries=experiment.resources.max_failures)(_produce)
+    while waiting or running:
+        for one in [one for one in waiting.values() if not _needs(one, waiting, running)]:
+            reason = blocked(one, failed)
+            if reason is not None:
+                failed[waiting.pop(one.id).id] = reason
+            elif slots == 1:
+                del waiting[one.id]
+                _note(failed, one, _attempt(one, owner, session.screen, tags))
+            elif len(running) < slots:
+                session.screen.say(f"[bold]▸ {one}[/]")
+                running[elsewhere.remote(waiting.pop(one.id), experiment, owner.id, tags)] = one
+        if running:
+            for done in ray.wait(list(running))[0]:
+                one = running.pop(done)
+                _note(failed, one, _answer(one, done))
+                session.screen.say(f"  [red]✗[/] {one}" if one.id in failed else f"  [green]✓[/] {one}")
+    return failed
+
+
+def blocked(artifact: Artifact, failed: Mapping[str, str]) -> str | None:
+    """Why an artifact cannot be made where some could not; None: nothing of these stands in its way."""
+    causes = (identifier for identifier in lineage({"": artifact}) if identifier in failed)
+    return next((failed[identifier] for identifier in causes), None)
+
+
+def _needs(artifact: Artifact, waiting: Mapping[str, Artifact], running: Mapping[Any, Artifact]) -> bool:
+    """Whether something it stands on, or has beside it, is yet to be made."""
+    pending = {*waiting, *(one.id for one in running.values())}
+    return bool(pending & lineage({**artifact.inputs, **artifact.auxiliary}).keys())
+
+
+def _produce(artifact: Artifact, experiment: Experiment, owner: str, tags: Mapping[str, Any]) -> str | None:
+    session = open_session(experiment, Screen(), PATIENCE_SECONDS)
+    return _attempt(artifact, Run(session.tracker, owner), session.screen, tags)
+
+
+def _answer(artifact: Artifact, done: ray.ObjectRef) -> str | None:
+    """What a task said; or why it was lost, more often than it is begun again."""
+    try:
+        return ray.get(done)
+    except RayError as error:
+        return f"{artifact}: {reason_of(error)}"
+
+
+def _attempt(artifact: Artifact, owner: Run, screen: Screen, tags: Mapping[str, Any]) -> str | None:
+    """Make it; the reason if it could not be made. Whatever that is, the rest of a sweep can go on."""
+    try:
+        produce(artifact, owner, screen, tags)
+    except Exception as error:
+        return f"{artifact}: {reason_of(error)}"
+    return None
+
+
+def reason_of(error: BaseException | str) -> str:
+    """The last line of an error's text."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[-1]
+
+
+def _note(failed: dict[str, str], artifact: Artifact, reason: str | None) -> None:
+    if reason is not None:
+        failed[artifact.id] = reason

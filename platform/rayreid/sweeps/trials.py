@@ -1,0 +1,106 @@
+"""The trials of a sweep: which experiments it is made of, as far as that is known before any has run."""
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rayreid.config import Experiment, Range, Sweep
+from rayreid.config.loading import change, describe
+from rayreid.errors import UserError
+
+_DIGITS = 4
+"""Significant digits of a number that was drawn: enough to search with, few enough to read, and to write down."""
+_DRAWS = 50
+"""Draws for each trial before a space counts as exhausted."""
+
+
+def sweep_of(experiment: Experiment) -> Sweep:
+    """The section `sweep`.
+
+    Raises:
+        UserError: the experiment has none.
+    """
+    if experiment.sweep is None:
+        raise UserError(f"experiment {experiment.name!r} has no section sweep: name keys under sweep.parameters")
+    return experiment.sweep
+
+
+def trials(experiment: Experiment) -> dict[str, Experiment]:
+    """The experiments of a sweep by label: every combination of a grid, or those drawn at random, always the same.
+
+    Of an Optuna search, whose trials follow from one another, there are none beforehand.
+
+    Raises:
+        UserError: there is no `sweep` section, or a key or value that an experiment may not have.
+    """
+    sweep = sweep_of(experiment)
+    if sweep.search == "optuna":
+        return {}
+    combinations = _drawn(sweep) if sweep.search == "random" else _all(sweep)
+    return {describe(changes): trial(experiment, changes) for changes in combinations}
+
+
+def trial(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
+    """One experiment of a sweep.
+
+    Raises:
+        UserError: a key or value that an experiment may not have.
+    """
+    alone = experiment.model_copy(update={"compare": [], "sweep": None})
+    return change(alone, changes, "sweep.parameters")
+
+
+def corners(experiment: Experiment) -> list[Experiment]:
+    """For each value or bound of each key an experiment that has it: what can be checked of a search beforehand.
+
+    Raises:
+        UserError: a key or value that an experiment may not have.
+    """
+    sweep = sweep_of(experiment)
+    ends = {key: _ends(values) for key, values in sweep.parameters.items()}
+    first = {key: values[0] for key, values in ends.items()}
+    return [trial(experiment, {**first, key: value}) for key, values in ends.items() for value in values]
+
+
+def rounded(value: float) -> float:
+    """A drawn number with the digits that trials are given."""
+    if value == 0:
+        return 0.0
+    return round(value, _DIGITS - 1 - math.floor(math.log10(abs(value))))
+
+
+def _all(sweep: Sweep) -> list[dict[str, Any]]:
+    values = [one for one in sweep.parameters.values() if isinstance(one, list)]
+    return [dict(zip(sweep.parameters, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+def _drawn(sweep: Sweep) -> list[dict[str, Any]]:
+    """`sweep.trials` distinct combinations; fewer where the space holds no more."""
+    generator = np.random.default_rng(sweep.seed)
+    found: dict[str, dict[str, Any]] = {}
+    for _ in range(_DRAWS * (sweep.trials or 0)):
+        drawn = {key: _draw(generator, values) for key, values in sweep.parameters.items()}
+        found.setdefault(describe(drawn), drawn)
+        if len(found) == sweep.trials:
+            break
+    return list(found.values())
+
+
+def _draw(generator: np.random.Generator, values: list[Any] | Range) -> Any:
+    if isinstance(values, list):
+        return values[int(generator.integers(len(values)))]
+    if values.loguniform is not None:
+        low, high = values.loguniform
+        return rounded(math.exp(generator.uniform(math.log(low), math.log(high))))
+    assert values.uniform is not None
+    return rounded(float(generator.uniform(*values.uniform)))
+
+
+def _ends(values: list[Any] | Range) -> list[Any]:
+    if isinstance(values, list):
+        return values
+    low, high = values.uniform or values.loguniform or (0, 0)
+    return [low, high, rounded(low + (high - low) / math.pi)]  # a key of whole numbers refuses the last

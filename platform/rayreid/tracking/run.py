@@ -1,0 +1,253 @@
+"""All of MLflow: runs that nest, and lose nothing while the store is away.
+
+Default store: SQLite in the output root, no server needed; `MLFLOW_TRACKING_URI` overrides. Runs are handled by id
+through the client, never through MLflow's global active run, so several can be open at once and one can be continued
+by a later process.
+"""
+
+import io
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rayreid import __version__
+from rayreid.files import make_folder
+from rayreid.storage.metrics_log import MetricsFeed
+from rayreid.tracking.outage import Outage, reason
+from rayreid.tracking.outbox import Outbox
+from rayreid.tracking.revision import git_sha
+from rayreid.tracking.store import open_store, send, tracking_uri
+
+PARENT = "mlflow.parentRunId"
+"""The tag that nests a run under another."""
+_PARAM_LIMIT = 6000
+
+
+class Tracker:
+    """The experiment under which runs are kept; opening it creates the database and the experiment.
+
+    It also delivers what earlier processes on this root could not.
+
+    Args:
+        root: the outputs' root; artifacts of the default store go to `<root>/mlartifacts`.
+        experiment: MLflow experiment name.
+        tell: is given a line for the user where the store is away, or back.
+        patience: seconds to wait for a store that is away now; later, to begin a run, it is waited for ten minutes.
+
+    Raises:
+        UserError: the tracking store cannot be used, or the experiment was deleted there.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        experiment: str = "rayreid",
+        tell: Callable[[str], None] = lambda line: None,
+        patience: float = 0.0,
+    ):
+        make_folder(root)
+        self.uri = tracking_uri(root)
+        self.outboxes = root / "undelivered"
+        self.outage = Outage(self.uri, tell)
+        self.client, self.experiment_id = open_store(root, self.uri, experiment, self.outage, patience)
+        for folder in sorted(self.outboxes.glob("*")):
+            Run(self, folder.name).deliver()
+
+    def run(self, name: str, tags: Mapping[str, Any] | None = None, parent: "Run | None" = None) -> "Run":
+        """Start a run, under `parent` if given.
+
+        Raises:
+            UserError: the store stayed away.
+        """
+        # A submitted job carries no checkout: there the version alone tells the code.
+        code = {"rayreid": __version__, "git_sha": git_sha()}
+        tags = {key: str(value) for key, value in {**code, **(tags or {})}.items() if value is not None}
+        if parent is not None:
+            tags[PARENT] = parent.id
+        created = self.outage.wait(lambda: self.client.create_run(self.experiment_id, run_name=name, tags=tags))
+        return Run(self, created.info.run_id)
+
+    def resume(self, run_id: str) -> "Run | None":
+        """Continue a run of an earlier process; None where this store does not know it.
+
+        Raises:
+            UserError: the store stayed away.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.outage.wait(lambda: self.client.set_terminated(run_id, "RUNNING"))
+            tags = self.outage.wait(lambda: self.client.get_run(run_id)).data.tags
+            for name in {"error", "stopped"} & tags.keys():  # of the attempt that this one makes good
+                self.client.delete_tag(run_id, name)
+        except MlflowException:
+            return None
+        return Run(self, run_id)
+
+    def status(self, run_id: str) -> str | None:
+        """RUNNING, FINISHED, FAILED or KILLED; None where this store does not know the run.
+
+        Raises:
+            UserError: the store stayed away.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.outage.wait(lambda: self.client.get_run(run_id)).info.status)
+        except MlflowException:
+            return None
+
+
+class Run:
+    """One MLflow run; as a context manager it ends FINISHED or FAILED.
+
+    What it is given while the store is away is kept in the output root and delivered, in order, when the store is back:
+    before the next thing that is logged, or when the next process opens a tracker there.
+    """
+
+    def __init__(self, tracker: Tracker, run_id: str):
+        self.tracker = tracker
+        self.client = tracker.client
+        self.id = run_id
+        self._outbox = Outbox(tracker.outboxes / run_id)
+        self._failed = self._given_up = False
+
+    def child(self, name: str, tags: Mapping[str, Any] | None = None) -> "Run":
+        """Start a run nested under this one."""
+        return self.tracker.run(name, tags, parent=self)
+
+    def params(self, flat: Mapping[str, Any]) -> None:
+        """Log parameters (dotted keys)."""
+        self._log("params", {key: str(value)[:_PARAM_LIMIT] for key, value in flat.items()})
+
+    def tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags."""
+        self._log("tags", {key: str(value) for key, value in tags.items()})
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics of one step."""
+        self._log("rows", [{"step": step, "time": time.time(), **{key: float(value) for key, value in values.items()}}])
+
+    def dataset(self, name: str, fingerprint: str, source: str, profile: Mapping[str, Any], context: str) -> None:
+        """Log an input dataset with its fingerprint."""
+        described = {"name": name, "digest": fingerprint[:36], "source": source, "profile": dict(profile)}
+        self._log("dataset", {**described, "context": context})
+
+    def figure(self, figure: Any, name: str) -> None:
+        """Log a matplotlib figure, e.g. as `figures/cmc.png`."""
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=PurePosixPath(name).suffix[1:])
+        self._log("artifact", {"name": name}, drawn.getvalue())
+
+    def file(self, path: Path, folder: str | None = None) -> None:
+        """Log a file as an artifact; it must stay where it is."""
+        self._log("file", {"path": str(path.absolute()), "folder": folder})
+
+    def text(self, text: str, name: str) -> None:
+        """Log a text as an artifact."""
+        self._log("artifact", {"name": name}, text.encode())
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run."""
+        self._log("end", {"status": status, "time": time.time()})
+
+    def history(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Log many steps now; each row holds `step`, `time` (seconds), and metrics.
+
+        Rows that come again are no duplicates: their times are the same.
+
+        Raises:
+            Exception: the store is away.
+        """
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(key, float(value), int(row["time"] * 1000), int(row["step"]))
+            for row in rows
+            for key, value in row.items()
+            if key not in ("step", "time")
+        ]
+        for start in range(0, len(metrics), 1000):
+            self.client.log_batch(self.id, metrics=metrics[start : start + 1000])
+        self.tracker.outage.ended()
+
+    def owe(self, journal: Path) -> None:
+        """Have the rows of a journal that `MetricsFeed` could not deliver delivered when the store is back."""
+        self._outbox.put({"uri": self.tracker.uri, "kind": "journal", "what": str(journal.absolute())})
+
+    def deliver(self) -> None:
+        """Deliver what could not be delivered earlier, while the store answers."""
+        from mlflow.exceptions import MlflowException
+
+        for entry in self._outbox.entries():
+            if entry.content["uri"] != self.tracker.uri:
+                return
+            try:
+                self._send(entry.content["kind"], entry.content["what"], entry.payload)
+            except Exception as error:
+                if not entry.path.exists():  # delivered by another process meanwhile
+                    continue
+                if self.tracker.outage.began(error):
+                    return
+                if not isinstance(error, MlflowException | OSError):
+                    raise
+                self.tracker.outage.tell(
+                    f"cannot be delivered to MLflow run {self.id}, and is dropped: {reason(error)}"
+                )
+            else:
+                self.tracker.outage.ended()
+            entry.drop()
+        self._outbox.clear_away()
+
+    def _log(self, kind: str, what: Any, payload: bytes | None = None) -> None:
+        """Send it now, after what is still owed; where the store is away, owe it."""
+        name = PurePosixPath(what["name"]).name if payload is not None else ""
+        if not self.tracker.outage.lasts():
+            self.deliver()
+        if not self.tracker.outage.lasts():
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder) / name
+                    if payload is not None:
+                        path.write_bytes(payload)
+                    self._send(kind, what, path)
+                self.tracker.outage.ended()
+                return
+            except Exception as error:
+                if not self.tracker.outage.began(error):
+                    raise
+        self._outbox.put({"uri": self.tracker.uri, "kind": kind, "what": what}, name, payload)
+
+    def _send(self, kind: str, what: Any, payload: Path | None) -> None:
+        match kind:
+            case "rows":
+                self.history(what)
+            case "journal":
+                MetricsFeed(Path(what), self).deliver()
+            case _:
+                send(self.client, self.id, kind, what, payload)
+
+    def fail(self, why: str) -> None:
+        """Say why there will be no result; the run ends FAILED."""
+        self.tags({"error": why[:500]})
+        self._failed = True
+
+    def give_up(self, why: str) -> None:
+        """Say why there will be no result although nothing went wrong; the run ends FINISHED, whatever is raised."""
+        self.tags({"stopped": why[:500]})
+        self._given_up = True
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        stopped = kind in (KeyboardInterrupt, SystemExit)  # the latter by `ray job stop`
+        if self._given_up:
+            self.finish()
+            return
+        if error is not None and str(error) and not stopped:
+            self.fail(str(error))
+        failed = self._failed or kind is not None
+        self.finish("KILLED" if stopped else "FAILED" if failed else "FINISHED")

@@ -1,0 +1,161 @@
+import importlib
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from rayreid.cli import app
+from rayreid.console import Screen
+from rayreid.diagnostics.doctor import compared, doctor, node, pins, python, room
+from rayreid.diagnostics.node_health import Examination, Host
+from rayreid.execution.nodes import Answer
+from rayreid.execution.shared_storage import token
+
+module = importlib.import_module("rayreid.diagnostics.doctor")
+machine = importlib.import_module("rayreid.diagnostics.node_health")
+GIB = 2**30
+HERE = {"torch": "2.12.1", "ray": "2.60.0"}
+
+
+def host(**changes) -> Host:
+    found = {"python": "3.11.9", "versions": HERE, "cuda": "12.6", "gpus": [], "faiss": "1.15.1 on the CPU"}
+    return Host(**{**found, "free": 80 * GIB, "faults": [], **changes})
+
+
+def said_of(value=None, error="", gpus=0):
+    resources = {"CPU": 8.0, **({"GPU": float(gpus)} if gpus else {})}
+    return list(node(Answer("10.0.0.2", resources, value, error), HERE))
+
+
+def test_the_tested_versions_are_the_repository_s_pins():
+    tested = pins(Path(__file__).parents[2] / "constraints.txt")
+    assert {"torch", "ray", "mlflow", "faiss-gpu"} <= set(tested)
+    assert tested["ray"] == "2.60.0"
+    assert module._TESTED.exists()
+
+
+def test_versions_are_compared_without_a_build_s_suffix(tmp_path):
+    assert compared({"torch": "2.12.1+cu126", "ray": "2.60.0"}, {**HERE, "mypy": "2"}).mark == "ok"
+    other = compared({"torch": "2.13.1", "ray": "2.60.0"}, HERE)
+    assert other.mark == "note" and "torch 2.13.1 (tested: 2.12.1)" in other.text and "constraints.txt" in other.text
+    assert "ray" not in other.text
+    assert pins(tmp_path / "none") == {} and compared(HERE, {}).mark == "note"
+
+
+def test_python_is_new_enough_or_not():
+    assert python((3, 11, 0)).mark == "ok"
+    assert python((3, 10, 9)).mark == "bad" and "3.11" in python((3, 10, 9)).text
+
+
+@pytest.mark.parametrize(("free", "mark"), [(100 * GIB, "ok"), (5 * GIB, "note"), (GIB, "bad")])
+def test_room_for_outputs(free, mark):
+    found = room(Path("/o"), free)
+    assert found.mark == mark and f"{free / GIB:.1f} GiB free" in found.text
+    assert ("make room" in found.text) == (mark != "ok")
+
+
+def test_a_node_that_is_well_is_one_line():
+    (found,) = said_of(host(gpus=["L4", "L4"]), gpus=2)
+    assert found.mark == "ok" and found.subject == "node 10.0.0.2"
+    assert found.text == "8 CPUs, 2 × L4; faiss 1.15.1 on the CPU; 80 GiB free for Ray"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"error": "no answer within 60 s"}, "no answer within 60 s; see ray status"),
+        ({"value": host(faults=["does not see RAYREID_ROOT=/o"])}, "does not see RAYREID_ROOT=/o"),
+        ({"value": host(cuda=None), "gpus": 1}, "Ray counts 1 GPUs, torch sees 0 and is built without support"),
+        ({"value": host(), "gpus": 2}, "Ray counts 2 GPUs, torch sees 0 and is built for CUDA 12.6"),
+        ({"value": host(versions={"torch": "2.11.0"})}, "other versions than here: torch 2.11.0, no ray; install"),
+    ],
+)
+def test_a_node_with_a_fault_says_which(answer, expected):
+    (found,) = said_of(**answer)
+    assert found.mark == "bad" and expected in found.text
+
+
+def test_a_gpu_that_fails_is_told_once():
+    failing = host(gpus=["L4"], faults=["GPU 1: out of memory; see nvidia-smi"])
+    assert [found.text for found in said_of(failing, gpus=2)] == failing.faults
+
+
+def test_this_machine_is_examined(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path))
+    with token() as made:
+        found = Examination(["torch", "no-such-package"], made)()
+    assert set(found.versions) == {"torch"} and found.faiss and found.free > 0
+    assert [fault for fault in found.faults if "RAYREID" in fault or "faiss" in fault] == []
+
+
+def test_wrong_neighbours_and_a_full_disk_are_faults(monkeypatch):
+    def wrong(points, k, engine):
+        from rayreid.neighbours.knn import nearest
+
+        found = nearest(points, k, engine)
+        found.rows[:, 1] = 0
+        return found
+
+    monkeypatch.setattr(machine, "nearest", wrong)
+    monkeypatch.setattr(machine, "_RAY_STOPS", 1.0)
+    faults = Examination([], None)().faults
+    assert any("wrong neighbours" in fault for fault in faults) and any("95 % full" in fault for fault in faults)
+
+
+def test_mlflow_is_written_to_and_left_without_a_run(tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    found = module.mlflow(tmp_path)
+    assert found.mark == "ok" and f"sqlite:///{tmp_path}/mlflow.db" in found.text
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert client.search_runs([client.get_experiment_by_name("doctor").experiment_id]) == []
+
+
+def look(monkeypatch, answers=None) -> tuple[bool, str]:
+    """The doctor's verdict and words, with a cluster that answers so."""
+    monkeypatch.setattr(module, "_cluster", lambda here, written: iter(answers or []))
+    written = StringIO()
+    well = doctor(Screen(Console(file=written, width=1000)))
+    return well, written.getvalue()
+
+
+def test_a_server_that_is_away_and_data_that_are_not_there_are_told_and_the_rest_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path / "outputs"))
+    monkeypatch.setenv("RAYREID_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=2**42, used=0, free=2**42))
+    well, said = look(monkeypatch)
+    assert not well and "2 to mend" in said
+    (line,) = [line for line in said.splitlines() if "MLflow" in line]
+    assert line.startswith("✗") and "http://127.0.0.1:9" in line
+    assert "✗ data" in said and "is no folder" in said and "✓ outputs" in said
+    assert list((tmp_path / "outputs").iterdir()) == []
+
+
+def test_a_root_that_cannot_be_made_is_told_and_the_nodes_are_asked_all_the_same(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path / "file" / "outputs"))
+    well, said = look(monkeypatch, said_of(host()))
+    assert not well and "✗ outputs" in said and "RAYREID_ROOT" in said and "✓ node 10.0.0.2" in said
+
+
+@pytest.mark.parametrize(("well", "status"), [(True, 0), (False, 1)])
+def test_the_exit_status_says_whether_all_is_well(monkeypatch, well, status):
+    monkeypatch.setattr(module, "doctor", lambda: well)
+    assert CliRunner().invoke(app, ["doctor"]).exit_code == status
+
+
+@pytest.mark.ray
+def test_a_machine_of_one_s_own_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path / "outputs"))
+    for name in ("RAYREID_DATA", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    written = StringIO()
+    assert doctor(Screen(Console(file=written, width=1000)))
+    assert "✓ Ray        started here" in written.getvalue()
+    assert "✓ node " in written.getvalue() and "(head)" in written.getvalue()

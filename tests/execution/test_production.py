@@ -1,0 +1,121 @@
+"""Making artifacts: once, whole, and continued after an interruption; without Ray or MLflow."""
+
+import io
+import shutil
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from rayreid.console import Screen
+from rayreid.errors import UserError
+from rayreid.execution.production import StageContext, produce
+from rayreid.storage.artifacts import Artifact
+
+
+class Recorder:
+    """A run that only remembers."""
+
+    def __init__(self):
+        self.tagged = {}
+        self.id, self.logged, self.tracker = "r", {}, SimpleNamespace(resume=lambda run: self)
+
+    def child(self, name, tags):
+        return self
+
+    def params(self, values):
+        self.logged.update(values)
+
+    metrics = params
+
+    def tags(self, values):
+        self.tagged.update(values)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(job, beside=None, **inputs):
+        artifact = Artifact(tmp_path, "stage", 1, {"answer": 42}, inputs, job, auxiliary=beside or {})
+        return produce(artifact, Recorder(), Screen(Console(file=io.StringIO())), {})
+
+    return make
+
+
+def test_what_is_complete_is_not_made_again(make):
+    calls = []
+    for _ in range(2):
+        artifact = make(lambda work: calls.append(work.folder) or {"images": 3})
+    assert calls == [artifact.path]
+    facts = artifact.facts
+    assert facts.pop("seconds") >= 0
+    assert facts == {"images": 3, "resumed": False, "run": "r"}
+
+
+def test_who_waits_for_another_run_is_told(tmp_path):
+    artifact = Artifact(tmp_path, "stage", 1, {}, {}, lambda work: {"images": 1})
+    said = io.StringIO()
+    with artifact.writing():
+        second = threading.Thread(target=produce, args=(artifact, Recorder(), Screen(Console(file=said)), {}))
+        second.start()
+        until = time.monotonic() + 10
+        while "is waited for" not in said.getvalue() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert f"{artifact}: another run makes it" in said.getvalue() and not artifact.complete
+    second.join(20)
+    assert artifact.complete
+
+
+def test_an_interrupted_one_goes_on_and_says_so(make):
+    def first(work):
+        (work.folder / "half").write_text("done")
+        (work.folder / "checkpoints").mkdir()
+        raise KeyboardInterrupt
+
+    def second(work):
+        return {"found": (work.folder / "half").read_text()}
+
+    with pytest.raises(KeyboardInterrupt):
+        make(first)
+    artifact = make(second)
+    assert artifact.facts["found"] == "done" and artifact.facts["resumed"] is True
+    assert not (artifact.path / "checkpoints").exists()
+
+
+def test_one_that_was_refused_before_it_began_leaves_nothing(make, tmp_path):
+    def refuse(work):
+        raise UserError("no")
+
+    with pytest.raises(UserError):
+        make(refuse)
+    assert list(tmp_path.glob("stage/*")) == []
+    assert make(lambda work: {}).facts["resumed"] is False
+
+
+def test_what_stands_beside_is_made_first_and_only_for_what_is_not_complete(make, tmp_path):
+    calls = []
+
+    def watched():
+        return Artifact(tmp_path, "watched", 1, {}, job=lambda work: calls.append("watched") or {})
+
+    made = make(lambda work: calls.append(work.input("target")) or {}, {"target": watched()})
+    assert calls == ["watched", watched().path]
+    shutil.rmtree(watched().path)
+    assert make(lambda work: {}, {"target": watched()}).id == made.id == make(lambda work: {}).id
+    assert calls == ["watched", watched().path]
+
+
+def test_what_auto_came_to_is_shown_in_a_line_and_logged(tmp_path):
+    run, shown = Recorder(), io.StringIO()
+    work = StageContext(Artifact(tmp_path, "stage", 1, {}), tmp_path, run, Screen(Console(file=shown)))
+    work.resolved({"lr": 1e-3, "local_size": (64, 32)}, {"probe_every": 2, "gpu": False})
+    assert shown.getvalue() == "    lr 0.001, local_size (64, 32), probe_every 2, gpu False\n"
+    assert run.logged == {f"resolved.{name}": value for name, value in [("lr", 1e-3), ("local_size", (64, 32))]}
+    assert run.tagged == {"resolved.probe_every": 2, "resolved.gpu": False}

@@ -1,0 +1,65 @@
+"""Training stages without Ray: one worker, in this process, and an MLflow run that only remembers."""
+
+import io
+
+import ray.train.torch
+import torch
+from rich.console import Console
+
+from rayreid.console import Screen
+from rayreid.execution import trainer
+from rayreid.execution.production import StageContext
+from rayreid.execution.resources import Share
+from rayreid.storage.artifacts import Artifact
+
+
+class InProcess:
+    """In place of Ray Train: one worker, in this process."""
+
+    def __init__(self, loop, train_loop_config, **rest):
+        self.loop, self.config = loop, train_loop_config
+
+    def fit(self):
+        self.loop(self.config)
+
+
+class Recorder:
+    """A run that remembers what it was given."""
+
+    id = "r"
+
+    def __init__(self):
+        self.rows, self.figures, self.tagged, self.resolved = [], [], {}, {}
+
+    def history(self, rows):
+        self.rows += rows
+
+    def figure(self, figure, name):
+        self.figures.append(name)
+
+    def tags(self, tags):
+        self.tagged |= tags
+
+    def dataset(self, *rest):
+        pass
+
+    def params(self, values):
+        self.resolved |= values
+
+    def file(self, path, folder):
+        assert path.is_file()
+
+
+def train_here(monkeypatch) -> None:
+    """Have `fit` train in this process."""
+    monkeypatch.setattr(trainer, "awaited_share", lambda resources: Share(1, 1, False))
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(trainer, "Trainer", InProcess)
+    monkeypatch.setattr(trainer, "_POLL_SECONDS", 0.05)
+
+
+def work_on(artifact: Artifact) -> StageContext:
+    """What a stage is given to make the artifact with; its screen writes to memory."""
+    artifact.path.mkdir(parents=True, exist_ok=True)
+    return StageContext(artifact, artifact.path, Recorder(), Screen(Console(file=io.StringIO(), width=200)))

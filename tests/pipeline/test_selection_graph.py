@@ -1,0 +1,95 @@
+"""Scores, strategies and their comparison with proxies that are given, on a Ray cluster of its own."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from rayreid.config import Experiment
+from rayreid.config.loading import change
+from rayreid.data.batch import ImageBatch
+from rayreid.data.store.store import ImageStore
+from rayreid.execution.connection import connect
+from rayreid.models.backbones import build_backbone
+from rayreid.models.embedding import Embedder
+from rayreid.models.weights import save_backbone
+from rayreid.pipeline.experiment_runner import run_stage
+from rayreid.pipeline.selection_report import compare
+from tiny_experiment import TINY
+
+pytestmark = pytest.mark.ray
+
+SIZE = tuple(TINY["backbone"]["img_size"])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> list[Path]:
+    """Three networks, each of which sees images its own way."""
+    paths = [tmp_path_factory.mktemp("weights") / f"{seed}.safetensors" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        torch.manual_seed(seed)
+        network = build_backbone("vit_tiny", "patchify", SIZE, 1)
+        save_backbone(path, network, (0.3 + 0.1 * seed,) * 3, (0.5 - 0.1 * seed,) * 3)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def experiment(root, weights) -> Experiment:
+    """The tiny experiment with the first two as proxies; its cluster runs as long as the module's tests do."""
+    backbone = {"backbone": TINY["backbone"]}
+    proxy = {**backbone, "source": str(weights[0]), "target": str(weights[1])}
+    with connect():
+        yield Experiment.model_validate({**TINY, "proxy": proxy})
+
+
+def vectors(store: ImageStore, rows: np.ndarray, weights: Path) -> np.ndarray:
+    """Features of length 1, float64, by a plain loop."""
+    embed = Embedder(weights, torch.device("cpu"), "fp32")
+    features = embed(ImageBatch.collate([store.image(row) for row in rows])).double().numpy()
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def test_several_targets_are_scored_in_one_pass(experiment, weights):
+    targets = [{"name": name, "proxy": str(path)} for name, path in zip("ab", weights[1:], strict=True)]
+    [scores] = run_stage(change(experiment, {"score.targets": targets, "proxy.target": None}), "score")
+    store = ImageStore(scores.inputs["pool"].path)
+    table = pq.read_table(scores.path / "scores").to_pandas().set_index("key").loc[store.keys]
+    source, a, b = (vectors(store, np.arange(len(store)), path) for path in weights)
+    expected = {"cfs_a": (source * a).sum(1), "cfs_b": (source * b).sum(1)}
+    expected["cfs"] = (expected["cfs_a"] + expected["cfs_b"]) / 2
+    assert not np.allclose(expected["cfs_a"], expected["cfs_b"], atol=1e-3)
+    for name, values in expected.items():
+        np.testing.assert_allclose(table[name], values, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["target_similarity", "cluster"])
+def test_the_other_strategies_share_the_features(experiment, root, weights, strategy):
+    [subset] = run_stage(change(experiment, {"select.strategy": strategy, "select.fraction": 0.3}), "select")
+    assert subset.facts["images"] == 36
+    manifest = json.loads((subset.path / "manifest.json").read_text())
+    assert list(manifest["proxies"]) == ["source"] and manifest["strategy"] == strategy
+    ranked = subset.inputs["priority"]
+    assert len({path.name for path in (root / "features").iterdir()} & {ranked.inputs["features"].id}) == 1
+    if strategy == "target_similarity":
+        pool, target = (ImageStore(ranked.inputs[role].path) for role in ("pool", "target"))
+        near = vectors(target, target.rows_of("train"), weights[0])
+        expected = (vectors(pool, np.arange(len(pool)), weights[0]) @ near.T).max(axis=1)
+        found = pq.read_table(ranked.path / "priority.parquet")["priority"].to_numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_selections_are_compared_on_a_page_and_in_mlflow(experiment, root):
+    path = compare(experiment)
+    html = path.read_text()
+    for name in ("cfs", "target_similarity", "cluster", "random"):
+        assert f'">{name}</h2>' in html
+    assert len(list((root / "features").iterdir())) == 2  # of the pool and of the target, once each
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    tiny = client.get_experiment_by_name("tiny").experiment_id
+    [run] = client.search_runs([tiny], "metrics.`auc.cfs.target_domain` >= 0")
+    assert run.info.run_name == "tiny"
+    assert "selections.html" in {file.path for file in client.list_artifacts(run.info.run_id)}

@@ -1,0 +1,124 @@
+"""Selections side by side: what is compared, and what the page says of it; without a cluster."""
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from PIL import Image
+
+from rayreid.config.loading import load_experiment
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
+from rayreid.pipeline import selection_report
+from rayreid.pipeline.selection_report import STRATEGIES, Selection
+from rayreid.selection.provenance import Provenance
+from tiny_experiment import TINY
+
+IMAGES = 40
+
+
+@pytest.fixture
+def variants(tmp_path):
+    """What is compared of the tiny experiment with some changes."""
+
+    def variants(strategies=STRATEGIES, **changes) -> dict:
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **changes}))
+        found = selection_report._variants(load_experiment(tmp_path / "tiny.yaml"), strategies)
+        return {label: row for label, row in found.items() if selection_report._selects(row)}
+
+    return variants
+
+
+def test_rows_that_rank_alike_are_one(variants):
+    rows = [
+        {"pretrain": "none"},
+        {"label": "quarter", "select.fraction": 0.25},
+        {"label": "long proxies", "proxy.pretrain.epochs": 5},
+        {"label": "another draw", "select.strategy": "random", "seed": 3},
+        {"label": "stem", "backbone.stem": "ics"},
+    ]
+    found = variants(compare=rows)
+    assert list(found) == [*STRATEGIES, "long proxies", "another draw"]
+    assert found["long proxies"].proxy.pretrain.epochs == 5
+
+
+def test_the_strategies_can_be_chosen(variants):
+    assert list(variants(strategies=["random"])) == ["random"]
+    assert variants(pretrain="none") == {}
+    whole = variants(strategies=["random"], select={"fraction": 1.0})
+    assert whole["random"].select.fraction == 0.5
+
+
+class Run:
+    def __init__(self):
+        self.figures, self.values = {}, {}
+
+    def figure(self, figure, name):
+        self.figures[name] = figure
+
+    def metrics(self, values):
+        self.values |= values
+
+
+@pytest.fixture
+def page(tmp_path):
+    """The page of three selections from a pool of known origins, and what its run was given."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 16)).save(buffer, "JPEG")
+    records = [Record(f"{n:02d}.jpg", -1, -1, "pool", "") for n in range(IMAGES)]
+    write_shard(tmp_path / "store", 0, records, lambda record: buffer.getvalue())
+    finish_store(tmp_path / "store", 1, "mine", "")
+    store = ImageStore(tmp_path / "store")
+    rising = np.arange(IMAGES, dtype=float)
+    rising[3] = np.nan
+    proxies = {role: {"artifact": f"proxy/of-{role}", "weights": 16 * role} for role in ("source", "target")}
+    manifest = {"count": 20, "cut": 20.0, "proxies": proxies}
+    found = [
+        Selection("cfs", "cfs", "select/1", manifest, rising),
+        Selection("turned <over>", "target_similarity", "select/2", {**manifest, "count": 10}, -rising),
+        Selection("random", "random", "select/3", {**manifest, "proxies": {}}, np.random.default_rng(0).random(IMAGES)),
+    ]
+    origins = pa.table({"key": store.keys.tolist(), "origin": ["far"] * 30 + ["near"] * 10})
+    sources = [SimpleNamespace(dataset=dataset, root=root) for dataset, root in [("folder", "crops"), ("mine", None)]]
+    experiment = SimpleNamespace(name="mine", pool=sources[0], target=sources[1])
+    run = Run()
+    page = selection_report._page(experiment, store, found, Provenance(lambda: origins, "near"), run)
+    return page.html(), run
+
+
+def test_the_page_shows_every_selection_and_their_agreement(page):
+    html, run = page
+    assert run.values["rank_correlation.cfs.turned__over_"] == pytest.approx(-1)
+    assert abs(run.values["rank_correlation.cfs.random"]) < 0.5
+    titles = [axes.get_title(loc="left") for axes in run.figures["figures/selections/agreement.png"].axes]
+    assert titles == ["rank correlation", *(f"Jaccard at {part}%" for part in (10, 25, 50, 75))]
+    parts = {"highest", "median", "lowest"}
+    expected = {
+        f"figures/selections/{name}_{part}.png" for name in ("cfs", "turned__over_", "random") for part in parts
+    }
+    expected |= {f"figures/selections/{name}.png" for name in ("cfs_histogram", "turned__over__histogram")}
+    assert set(run.figures) == expected | {f"figures/selections/{name}.png" for name in ("agreement", "keep_rates")}
+    assert html.count("<img ") == len(run.figures) and "turned &lt;over&gt;" in html
+    [text] = [text.get_text() for text in run.figures["figures/selections/cfs_histogram.png"].axes[0].texts]
+    assert "20.000" in text
+
+
+def test_the_page_says_what_is_kept_of_each_origin(page):
+    html, run = page
+    assert run.values["auc.cfs.near"] == 1.0 and run.values["auc.turned__over_.near"] == 0.0
+    assert "<tr><td>cfs</td><td>0.000</td><td>1.000</td></tr>" in html  # far, near
+    assert "<tr><th>kept at 25%</th><th>far</th><th>near</th></tr>" in html
+    assert "<tr><td>cfs</td><td>0.0%</td><td>100.0%</td></tr>" in html
+    assert "<tr><td>cfs</td><td>33.3%</td><td>100.0%</td></tr>" in html  # half of 40: ten near, ten of thirty far
+
+
+def test_the_page_says_what_was_compared(page):
+    html, _ = page
+    assert "<tr><td>dataset</td><td>folder crops</td></tr>" in html and "<td>mine</td>" in html
+    assert (
+        "<td>turned &lt;over&gt;</td><td>target_similarity</td><td>10</td><td>25.0%</td><td>20</td><td>1</td>" in html
+    )
+    assert "<tr><td>cfs</td><td>target</td><td>proxy/of-target</td><td>targettarget</td></tr>" in html
+    assert "<tr><td>random</td><td>source</td>" not in html

@@ -1,9 +1,0 @@
-"""A process of its own that runs a sweep, to be killed: `python swept.py FILE`."""
-
-import sys
-
-from rayreid.experiment_file import load_experiment
-from rayreid.stages.sweep import sweep
-
-if __name__ == "__main__":
-    sweep(load_experiment(sys.argv[1]))

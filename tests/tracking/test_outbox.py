@@ -1,0 +1,71 @@
+import threading
+
+import pytest
+
+from rayreid.tracking.outbox import Outbox
+
+
+@pytest.fixture
+def outbox(tmp_path):
+    return Outbox(tmp_path / "undelivered" / "run")
+
+
+def test_entries_come_in_the_order_in_which_they_were_put(outbox):
+    for number in range(20):
+        outbox.put({"number": number})
+    assert [entry.content["number"] for entry in outbox.entries()] == list(range(20))
+    assert [entry.content["number"] for entry in Outbox(outbox.folder).entries()] == list(range(20))
+
+
+def test_a_payload_keeps_its_name_until_its_entry_is_dropped(outbox):
+    outbox.put({"kind": "figure"}, "loss.png", b"drawn")
+    (entry,) = outbox.entries()
+    assert entry.payload.name == "loss.png" and entry.payload.read_bytes() == b"drawn"
+    entry.drop()
+    assert list(outbox.folder.iterdir()) == []
+
+
+def test_the_folder_goes_with_its_last_entry(outbox):
+    assert list(outbox.entries()) == []
+    outbox.clear_away()
+    outbox.put({})
+    outbox.clear_away()
+    (entry,) = outbox.entries()
+    entry.drop()
+    entry.drop()  # by another process, too
+    outbox.clear_away()
+    assert not outbox.folder.exists()
+
+
+def test_what_another_process_delivers_meanwhile_is_passed_over(outbox):
+    for number in range(3):
+        outbox.put({"number": number})
+    entries = outbox.entries()
+    seen = [next(entries).content["number"]]
+    for entry in list(Outbox(outbox.folder).entries())[:2]:
+        entry.drop()
+    assert seen + [entry.content["number"] for entry in entries] == [0, 2]
+
+
+def test_several_may_put_and_deliver_at_once(outbox):
+    """Each entry is dropped by both, payload or not, while others come and the folder comes and goes."""
+    failures, put = [], []
+
+    def work(name):
+        try:
+            for number in range(200):
+                outbox.put({"by": name}, *(("figure.png", b"drawn") if number % 2 else ()))
+                put.append(name)
+                for entry in outbox.entries():
+                    entry.drop()
+                outbox.clear_away()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("a", "b", "c")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == [] and len(put) == 600
+    assert not list(outbox.entries())

@@ -1,0 +1,334 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from sqlalchemy.exc import OperationalError
+
+from rayreid.errors import UserError
+from rayreid.storage.metrics_log import Journal, MetricsFeed
+from rayreid.tracking.revision import git_sha
+from rayreid.tracking.run import Run, Tracker
+from rayreid.tracking.store import tracking_uri
+
+PLATFORM = Path(__file__).parents[2] / "platform"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("outputs") / "root"
+
+
+@pytest.fixture(scope="module")
+def tracker(root) -> Tracker:
+    """One database for all tests here: making one takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return Tracker(root, "trials")
+
+
+@pytest.fixture
+def run(tracker) -> Run:
+    return tracker.run("a run")
+
+
+def history(run: Run, metric: str) -> list[tuple[int, float]]:
+    return [(entry.step, entry.value) for entry in run.client.get_metric_history(run.id, metric)]
+
+
+def data_of(run: Run):
+    return run.client.get_run(run.id).data
+
+
+# Runs
+
+
+def test_the_default_store_is_a_database_in_the_output_root(tracker, root):
+    assert tracker.uri == f"sqlite:///{root}/mlflow.db"
+    assert (root / "mlflow.db").is_file()
+    found = MlflowClient(tracker.uri).get_experiment_by_name("trials")
+    assert found.experiment_id == tracker.experiment_id
+    assert found.artifact_location == (root / "mlartifacts").as_uri()
+
+
+def test_two_commands_may_begin_at_once_where_there_is_nothing_yet(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    program = (
+        "import sys; from pathlib import Path; from rayreid.tracking.run import Tracker\n"
+        "Tracker(Path(sys.argv[1]), 'a')"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "outputs")]
+    environment = {**os.environ, "PYTHONPATH": str(PLATFORM)}
+    both = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [one.communicate(timeout=120)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 0], said
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["mlflow.db"]
+
+
+def test_an_experiment_that_another_process_makes_meanwhile_is_taken(tracker, monkeypatch):
+    found = iter([None, tracker.client.get_experiment_by_name("trials")])
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", lambda client, name: next(found))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
+    assert Tracker(tracker.outboxes.parent, "trials").experiment_id == tracker.experiment_id
+
+
+def test_the_environment_s_store_comes_first(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking_uri(tmp_path) == "http://server:5000"
+
+
+def test_a_store_is_opened_again_under_the_same_experiment(tracker, root, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert Tracker(root, "trials").experiment_id == tracker.experiment_id
+    assert Tracker(root, "others").experiment_id != tracker.experiment_id
+
+
+def test_runs_nest(tracker):
+    parent = tracker.run("sweep")
+    child = parent.child("trial", {"stage": "pretrain", "fraction": 0.5, "nothing": None})
+    grandchild = child.child("stage")
+    assert data_of(child).tags["mlflow.parentRunId"] == parent.id
+    assert data_of(grandchild).tags["mlflow.parentRunId"] == child.id
+    assert "mlflow.parentRunId" not in data_of(parent).tags
+    tags = data_of(child).tags
+    assert (tags["stage"], tags["fraction"], tags["mlflow.runName"]) == ("pretrain", "0.5", "trial")
+    assert "nothing" not in tags
+    assert tags.get("git_sha") == git_sha()
+
+
+def test_params_metrics_and_tags(run):
+    many = {f"section.key{n}": n for n in range(120)}
+    run.params({**many, "pretrain.lr": 5e-4, "long": "x" * 9000, "list": [1, 2], "none": None})
+    run.tags({"backbone": "vit_tiny", "seed": 3})
+    run.metrics({"mAP": 0.5, "rank1": 1}, step=7)
+    data = data_of(run)
+    assert data.params["section.key119"] == "119"
+    assert (data.params["pretrain.lr"], data.params["list"], data.params["none"]) == ("0.0005", "[1, 2]", "None")
+    assert data.params["long"] == "x" * 6000
+    assert (data.tags["backbone"], data.tags["seed"]) == ("vit_tiny", "3")
+    assert data.metrics == {"mAP": 0.5, "rank1": 1.0}
+    assert history(run, "mAP") == [(7, 0.5)]
+
+
+def test_a_history_is_logged_with_its_own_steps_and_times(run):
+    run.history([{"step": step, "time": 1000.5 + step, "loss": 1 / (1 + step), "lr": 0.1} for step in range(600)])
+    entries = run.client.get_metric_history(run.id, "loss")
+    assert [(e.step, e.value, e.timestamp) for e in entries] == [
+        (step, 1 / (1 + step), 1000500 + 1000 * step) for step in range(600)
+    ]
+    assert set(data_of(run).metrics) == {"loss", "lr"}
+
+
+def test_datasets_and_artifacts(run, tmp_path):
+    run.dataset("pool", "f" * 40, "/data/pool", {"images": 7}, "pretrain")
+    [entry] = run.client.get_run(run.id).inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("pool", "f" * 36)
+    assert json.loads(entry.dataset.profile) == {"images": 7}
+    assert json.loads(entry.dataset.source) == {"uri": "/data/pool"}
+    assert [tag.value for tag in entry.tags] == ["pretrain"]
+    (tmp_path / "weights.txt").write_text("w")
+    run.file(tmp_path / "weights.txt", "weights")
+    run.text("a: 1\n", "config.yaml")
+    run.figure(Figure(figsize=(1, 1)), "figures/loss.png")
+    listed = {
+        file.path for folder in (None, "weights", "figures") for file in run.client.list_artifacts(run.id, folder)
+    }
+    assert {"weights/weights.txt", "config.yaml", "figures/loss.png"} <= listed
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (ValueError("no"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_a_run_ends_as_its_block_does(run, error, status):
+    try:
+        with run:
+            if error:
+                raise error
+    except (ValueError, KeyboardInterrupt) as caught:
+        assert caught is error
+    assert run.client.get_run(run.id).info.status == status
+    assert data_of(run).tags.get("error") == ("no" if status == "FAILED" else None)
+
+
+def test_a_run_is_continued_by_a_later_process(tracker, run):
+    run.metrics({"loss": 1.0}, step=0)
+    run.finish("FAILED")
+    continued = tracker.resume(run.id)
+    assert continued.id == run.id
+    assert run.client.get_run(run.id).info.status == "RUNNING"
+    continued.metrics({"loss": 0.5}, step=1)
+    assert history(run, "loss") == [(0, 1.0), (1, 0.5)]
+
+
+def test_a_run_that_this_store_does_not_know_is_none(tracker):
+    assert tracker.resume("0" * 32) is None
+
+
+def test_a_server_that_does_not_answer_is_one_line_that_says_where_to_look(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError) as caught:
+        Tracker(tmp_path)
+    message = str(caught.value)
+    assert "http://127.0.0.1:9" in message and "MLFLOW_TRACKING_URI" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("uri", ["foo://bar", "{folder}/mlruns", "postgresql://user@127.0.0.1:9/runs"])
+def test_a_store_of_another_kind_is_one_line_that_says_where_to_look(monkeypatch, tmp_path, uri):
+    uri = uri.format(folder=tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # the driver of that database, if it is installed here
+    with pytest.raises(UserError) as caught:
+        Tracker(tmp_path)
+    message = str(caught.value)
+    assert uri in message and "MLFLOW_TRACKING_URI" in message
+    assert "\n" not in message
+
+
+def test_a_database_that_does_not_answer_is_one_line_too(monkeypatch, tmp_path):
+    def away(self, *args):
+        raise OperationalError("SELECT 1", {}, Exception("could not connect\nis the server running?"))
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///unused.db")
+    monkeypatch.setattr(MlflowClient, "__init__", away)
+    with pytest.raises(UserError, match=r"could not connect.*MLFLOW_TRACKING_URI") as caught:
+        Tracker(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_experiment_that_was_deleted_is_one_line_that_says_how_to_restore_it(tracker, root, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    gone = Tracker(root, "gone").experiment_id
+    tracker.client.delete_experiment(gone)
+    with pytest.raises(UserError, match=rf"'gone'.*restore --experiment-id {gone}\b.*another name"):
+        Tracker(root, "gone")
+    tracker.client.restore_experiment(gone)
+    assert Tracker(root, "gone").experiment_id == gone
+
+
+def test_the_commit_is_the_checkout_s_or_none(monkeypatch):
+    sha = git_sha()
+    assert sha is None or re.fullmatch("[0-9a-f]{40}", sha)
+
+    def missing(*args, **kwargs):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert git_sha() is None
+
+
+# Delivering what workers wrote
+
+
+class AwayError(Exception):
+    pass
+
+
+class Recorder:
+    """Stands for a run: keeps the steps that it was given."""
+
+    def __init__(self, identifier: str = "run"):
+        self.id = identifier
+        self.steps: list[int] = []
+        self.away = False
+
+    def history(self, rows) -> None:
+        if self.away:
+            raise AwayError
+        self.steps += [row["step"] for row in rows]
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "metrics.jsonl"
+
+
+def append(path: Path, *steps: int) -> None:
+    with path.open("a") as stream:
+        stream.writelines(json.dumps({"step": step, "loss": 1.0 / (1 + step), "time": 100.0}) + "\n" for step in steps)
+
+
+def test_each_step_arrives_once_over_a_restart(tracker, run, path):
+    feed = MetricsFeed(path, run)
+    assert feed.deliver() == []
+    append(path, 0, 1)
+    assert [row["step"] for row in feed.deliver()] == [0, 1]
+    assert feed.deliver() == []
+    append(path, 2)
+    feed.deliver()
+    append(path, 3, 4)  # written, not delivered: the driver is killed here
+    again = MetricsFeed(path, tracker.resume(run.id))
+    assert [row["step"] for row in again.deliver()] == [3, 4]
+    append(path, 5)
+    again.deliver()
+    assert MetricsFeed(path, run).deliver() == []
+    assert history(run, "loss") == [(step, 1.0 / (1 + step)) for step in range(6)]
+    assert "time" not in data_of(run).metrics
+
+
+def test_steps_that_a_restarted_worker_runs_again_are_not_delivered_again(path):
+    run = Recorder()
+    feed = MetricsFeed(path, run)
+    append(path, 0, 1, 2)
+    feed.deliver()
+    append(path, 1, 2, 3)
+    feed.deliver()
+    append(path, 4, 5, 3, 4, 5, 6)  # all read at once
+    feed.deliver()
+    assert run.steps == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_rows_of_one_step_complete_one_another(path, tracker):
+    run = tracker.run("probed")
+    feed = MetricsFeed(path, run)
+    append(path, 0, 1)
+    Journal(path).append({"step": 1, "probe": 0.5})
+    feed.deliver()
+    append(path, 2)
+    Journal(path).append({"step": 1, "probe": 0.5})  # again, by a restarted worker
+    assert [set(row) for row in feed.deliver()] == [{"step", "time", "loss"}]
+    Journal(path).append({"step": 2, "probe": 0.7})  # written, not delivered: the driver is killed here
+    MetricsFeed(path, tracker.resume(run.id)).deliver()
+    assert history(run, "probe") == [(1, 0.5), (2, 0.7)]
+    assert [step for step, _ in history(run, "loss")] == [0, 1, 2]
+
+
+def test_a_half_written_last_line_waits_until_it_is_whole(path):
+    run = Recorder()
+    feed = MetricsFeed(path, run)
+    append(path, 0)
+    with path.open("a") as stream:
+        stream.write('{"step": 1, "lo')
+    assert [row["step"] for row in feed.deliver()] == [0]
+    assert MetricsFeed(path, Recorder("another")).deliver() != []
+    with path.open("a") as stream:
+        stream.write('ss": 0.5}\n')
+    assert [row["step"] for row in feed.deliver()] == [1]
+    assert run.steps == [0, 1]
+
+
+def test_rows_that_could_not_be_delivered_are_delivered_later(path):
+    run = Recorder()
+    feed = MetricsFeed(path, run)
+    append(path, 0, 1)
+    run.away = True
+    with pytest.raises(AwayError):
+        feed.deliver()
+    run.away = False
+    append(path, 2)
+    feed.deliver()
+    assert run.steps == [0, 1, 2]
+
+
+def test_another_run_receives_everything(path):
+    append(path, 0, 1)
+    MetricsFeed(path, Recorder("of a store that is gone")).deliver()
+    run = Recorder("new")
+    MetricsFeed(path, run).deliver()
+    assert run.steps == [0, 1]
