@@ -16,7 +16,7 @@ from store_access import make_store
 from gpu_rows.clock import kernels, seconds_each
 from rayreid.data.batch import ImageBatch
 from rayreid.data.images import decode
-from rayreid.data.store import ImageStore
+from rayreid.data.store.store import ImageStore
 from rayreid.models.embedding import AUTO_BATCH, Pass
 
 Values = dict[str, float | str]
@@ -35,8 +35,7 @@ def decoded(args: argparse.Namespace) -> Values:
     with tempfile.TemporaryDirectory() as scratch:
         scorer, reference = _proxies(args, Path(scratch))
         keys = [str(number) for number in range(batch)]
-        held = ImageBatch.collate(images)
-        held = held if args.toy else held.pinned()
+        held = ImageBatch.collate(images, pinned=not args.toy)
         seconds = seconds_each(lambda: scorer(held, keys), args.device, 2 if args.toy else 20)
         few = ImageBatch.collate(images[:8])
         difference = float(np.abs(scorer(few, keys[:8]) - reference(few, keys[:8])).max())

@@ -78,8 +78,7 @@ def from_images(args: argparse.Namespace, batch: int) -> Iterator[Batch]:
     """Crops made of decoded images of the crops' size beside the steps, as the feed makes them."""
     device = torch.device(args.device)
     made = np.random.default_rng(0).integers(0, 256, (batch, *SIZE, 3), dtype=np.uint8)
-    images = ImageBatch.collate(list(made))
-    images = images if args.toy else images.pinned()
+    images = ImageBatch.collate(list(made), pinned=not args.toy)
     keys = [f"{number}.jpg" for number in range(batch)]
     augment = MultiCrop(SIZE, LOCAL_SIZE, LOCAL_CROPS)
 

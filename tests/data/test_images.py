@@ -94,18 +94,45 @@ def test_more_than_eight_bits_are_refused_rather_than_clipped():
         decode(encoded(deep))
 
 
-def test_collate_pads_with_zeros():
+SHAPES = ((5, 3, 3), (2, 7, 3), (1, 1, 3))
+
+
+def images_of_several_sizes():
     rng = np.random.default_rng(1)
-    images = [rng.integers(1, 256, shape, dtype=np.uint8) for shape in ((5, 3, 3), (2, 7, 3))]
+    return [rng.integers(1, 256, shape, dtype=np.uint8) for shape in SHAPES]
+
+
+def test_collate_keeps_no_more_than_the_pixels():
+    images = images_of_several_sizes()
     batch = ImageBatch.collate(images)
-    assert batch.pixels.shape == (2, 3, 5, 7)
+    assert batch.pixels.shape == (sum(image.size for image in images),)
     assert batch.pixels.dtype == torch.uint8
-    assert batch.pixels.is_contiguous()
-    assert len(batch) == 2
-    assert batch.heights.tolist() == [5, 2]
-    assert batch.widths.tolist() == [3, 7]
-    assert batch.heights.dtype == torch.int64
-    for image, frame in zip(images, batch.pixels.numpy(), strict=True):
+    assert len(batch) == 3
+    assert batch.heights.tolist() == [5, 2, 1]
+    assert batch.widths.tolist() == [3, 7, 1]
+    for number, image in enumerate(images):
+        np.testing.assert_array_equal(batch.image(number).numpy(), image)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 3), (0, 1), (1, 3), (2, 9)])
+def test_part_of_a_batch_is_a_view_of_those_images(start, stop):
+    images = images_of_several_sizes()
+    batch = ImageBatch.collate(images)
+    part = batch.part(start, stop)
+    assert len(part) == len(images[start:stop])
+    assert part.pixels.numel() == sum(image.size for image in images[start:stop])
+    for number, image in enumerate(images[start:stop]):
+        np.testing.assert_array_equal(part.image(number).numpy(), image)
+    part.pixels.zero_()
+    assert not batch.image(start).any()
+
+
+def test_frames_pad_with_zeros():
+    images = images_of_several_sizes()
+    frames = ImageBatch.collate(images).frames()
+    assert frames.shape == (3, 3, 5, 7)
+    assert frames.is_contiguous()
+    for image, frame in zip(images, frames.numpy(), strict=True):
         height, width = image.shape[:2]
         np.testing.assert_array_equal(frame[:, :height, :width], image.transpose(2, 0, 1))
         assert not frame[:, height:].any()
@@ -114,7 +141,7 @@ def test_collate_pads_with_zeros():
 
 def test_batch_moves_as_a_whole():
     batch = ImageBatch.collate([np.ones((2, 2, 3), dtype=np.uint8)]).to("meta")
-    assert [batch.pixels.device.type, batch.heights.device.type, batch.widths.device.type] == ["meta", "cpu", "cpu"]
+    assert (batch.pixels.device.type, len(batch)) == ("meta", 1)
 
 
 def test_collate_of_nothing_is_an_error():

@@ -33,7 +33,7 @@ def write_store(folder: Path, broken: int | None = None) -> Path:
 
 def brightness(device):
     """A head: the brightness of each image."""
-    return lambda images, keys: np.array([image.float().mean() for image in images.pixels[:, 0, 0, 0]])
+    return lambda images, keys: np.array([image.float().mean() for image in images.pixels[images.offsets]])
 
 
 def item(rows) -> dict[str, list]:

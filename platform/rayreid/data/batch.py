@@ -10,45 +10,67 @@ import torch
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images of different sizes, each in the upper left corner of a frame as large as the largest.
+    """Images of different sizes, one after another in one buffer.
+
+    Memory, copies and transfers cost what the pixels cost, whatever the largest image is.
 
     Attributes:
-        pixels: uint8 (B, 3, Hmax, Wmax), zero beyond each image.
-        heights: int64 (B,), in pixels; always on the host, where crops are drawn.
-        widths: int64 (B,), in pixels; likewise.
+        pixels: uint8 (total,); each image row by row with its channels interleaved, (H, W, 3).
+        offsets: int64 (B,), where each image begins in `pixels`; on the host, as the sizes: crops are drawn there.
+        heights: int64 (B,), in pixels.
+        widths: int64 (B,), in pixels.
     """
 
     pixels: torch.Tensor
-    heights: torch.Tensor
-    widths: torch.Tensor
+    offsets: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
 
     def __len__(self) -> int:
-        return self.pixels.shape[0]
+        return len(self.heights)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the batch with its pixels on `device`."""
-        return type(self)(self.pixels.to(device, non_blocking=non_blocking), self.heights, self.widths)
+        return type(self)(self.pixels.to(device, non_blocking=non_blocking), self.offsets, self.heights, self.widths)
 
-    def pinned(self) -> Self:
-        """Return the batch with its pixels in page-locked memory, from which a GPU copies without the host."""
-        return type(self)(self.pixels.pin_memory(), self.heights, self.widths)
+    def image(self, number: int) -> torch.Tensor:
+        """Return one image, uint8 (H, W, 3): a view."""
+        start, height, width = (int(values[number]) for values in (self.offsets, self.heights, self.widths))
+        return self.pixels[start : start + height * width * 3].view(height, width, 3)
+
+    def part(self, start: int, stop: int) -> Self:
+        """Return the images from `start` to before `stop`: a view."""
+        offsets, heights, widths = (values[start:stop] for values in (self.offsets, self.heights, self.widths))
+        if not len(offsets):
+            raise ValueError("a batch needs at least one image")
+        end = int(offsets[-1] + 3 * heights[-1] * widths[-1])
+        return type(self)(self.pixels[int(offsets[0]) : end], offsets - offsets[0], heights, widths)
+
+    def frames(self) -> torch.Tensor:
+        """Return uint8 (B, 3, Hmax, Wmax), each image in the upper left corner of a frame and zero beyond it."""
+        frames = self.pixels.new_zeros(len(self), int(self.heights.max()), int(self.widths.max()), 3)
+        for number, (height, width) in enumerate(zip(self.heights, self.widths, strict=True)):
+            frames[number, :height, :width] = self.image(number)
+        return frames.permute(0, 3, 1, 2).contiguous()
 
     @classmethod
-    def collate(cls, images: Sequence[np.ndarray]) -> Self:
+    def collate(cls, images: Sequence[np.ndarray], pinned: bool = False) -> Self:
         """Put decoded images into one batch.
 
         Args:
             images: uint8 (H, W, 3) each, at least one.
+            pinned: In page-locked memory, from which a GPU copies without the host.
 
         Raises:
             ValueError: There is no image.
         """
         if not images:
             raise ValueError("a batch needs at least one image")
-        heights = [image.shape[0] for image in images]
-        widths = [image.shape[1] for image in images]
-        frames = np.zeros((len(images), max(heights), max(widths), 3), dtype=np.uint8)
-        for frame, image, height, width in zip(frames, images, heights, widths, strict=True):
-            frame[:height, :width] = image
-        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
-        return cls(pixels, torch.tensor(heights), torch.tensor(widths))
+        heights, widths = (np.array([image.shape[axis] for image in images], np.int64) for axis in (0, 1))
+        ends = np.cumsum(3 * heights * widths)
+        pixels = torch.empty(int(ends[-1]), dtype=torch.uint8, pin_memory=pinned)
+        offsets = ends - 3 * heights * widths
+        buffer = pixels.numpy()
+        for image, start, end in zip(images, offsets.tolist(), ends.tolist(), strict=True):
+            buffer[start:end].reshape(image.shape)[:] = image
+        return cls(pixels, offsets, heights, widths)

@@ -58,7 +58,7 @@ class Embedder:
     @torch.inference_mode()
     def __call__(self, images: ImageBatch) -> torch.Tensor:
         """Global features, float32 (B, D), not normalised."""
-        crops = self.transform(images.to(self.device))
+        crops = self.transform(images.to(self.device, non_blocking=True))
         with autocast(self.precision, self.device), compiled(self.compile):
             features: torch.Tensor = self.backbone.features([_filled(crops) if self.compile else crops])
         out: torch.Tensor = self.neck(features[: len(crops)].float())
@@ -95,6 +95,7 @@ class Pass:
     def __init__(self, store: Images, head: BatchFunction, batch_size: int | Auto, device: torch.device, threads: int):
         self.store, self.head = store, head
         self.batch_size = AUTO_BATCH[device.type] if batch_size == "auto" else batch_size
+        self._pinned = device.type == "cuda"
         self._decoders = ThreadPoolExecutor(threads)
         self._collator = ThreadPoolExecutor(1)
 
@@ -122,10 +123,10 @@ class Pass:
         values: list[np.ndarray] = []
         done = 0
         while done < len(keys):
-            part = slice(done, done + self.batch_size)
-            batch = ImageBatch(images.pixels[part], images.heights[part], images.widths[part])
+            stop = done + self.batch_size
+            batch = images.part(done, stop)
             try:
-                values.append(self.head(batch, keys[part]))
+                values.append(self.head(batch, keys[done:stop]))
                 done += len(batch)
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
@@ -142,7 +143,8 @@ class Pass:
                 batch = rows[start : start + self.batch_size]
                 start += len(batch)
                 parts = [batch[first : first + _PART] for first in range(0, len(batch), _PART)]
-                waiting.append(self._collator.submit(_joined, [self._decoders.submit(self._decode, p) for p in parts]))
+                decoding = [self._decoders.submit(self._decode, part) for part in parts]
+                waiting.append(self._collator.submit(_joined, decoding, self._pinned))
             else:
                 yield waiting.popleft().result()
 
@@ -157,7 +159,7 @@ class Pass:
         return whole, images, broken
 
 
-def _joined(parts: Sequence["Future[_Part]"]) -> _Decoded:
+def _joined(parts: Sequence["Future[_Part]"], pinned: bool) -> _Decoded:
     """One batch of what was decoded in parts."""
     whole: list[int] = []
     images: list[np.ndarray] = []
@@ -166,4 +168,4 @@ def _joined(parts: Sequence["Future[_Part]"]) -> _Decoded:
         whole += rows
         images += pictures
         broken += bad
-    return np.asarray(whole, np.int64), ImageBatch.collate(images) if images else None, broken
+    return np.asarray(whole, np.int64), ImageBatch.collate(images, pinned) if images else None, broken

@@ -99,10 +99,9 @@ class Prefetcher:
 
     def _load(self, epoch: int, rows: np.ndarray) -> Any:
         """Decoded images, from where the device can fetch them; on the CPU already prepared."""
-        images = ImageBatch.collate([self.store.image(int(row)) for row in rows])
-        if self.device.type == "cpu":
-            return self.prepare(images, self._keys(rows), epoch, rows)
-        return images.pinned() if self.device.type == "cuda" else images
+        decoded = [self.store.image(int(row)) for row in rows]
+        images = ImageBatch.collate(decoded, pinned=self.device.type == "cuda")
+        return self.prepare(images, self._keys(rows), epoch, rows) if self.device.type == "cpu" else images
 
     def _upload(self, piece: "_Piece") -> Any:
         images = piece.data.to(self.device, non_blocking=True)

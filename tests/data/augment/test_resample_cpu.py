@@ -6,6 +6,7 @@ from torchvision.transforms import InterpolationMode
 
 from rayreid.data.augment import resample
 from rayreid.data.augment.resample_cpu import blur_, pixel_columns, resized_crops
+from rayreid.data.batch import ImageBatch
 
 BOXES = [(0, 0, 61, 40), (5, 3, 20, 31), (30, 11, 9, 4), (60, 39, 1, 1), (0, 20, 61, 7), (59, 37, 2, 3)]
 
@@ -21,7 +22,9 @@ def test_resized_crop_is_torchvisions(size):
     tops, lefts, heights, widths = (np.array(values) for values in zip(*BOXES, strict=True))
     flip = np.array([False, True, False, True, False, False])
     out = np.empty((len(BOXES), 3, *size), np.float32)
-    resized_crops(pixel_columns(pixels), image, tops, lefts, heights, widths, flip, out)
+    unmoved = np.zeros(len(BOXES), np.int64)
+    columns = pixel_columns(ImageBatch.collate(list(pixels.permute(0, 2, 3, 1).numpy())))
+    resized_crops(columns, image, tops, lefts, heights, widths, flip, unmoved, unmoved, True, out)
     for got, number, box, mirrored in zip(torch.from_numpy(out), image, BOXES, flip, strict=True):
         floats = pixels[number].float() / 255
         want = TF.resized_crop(floats, *box, list(size), InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from rayreid.data.augment.crops import Crops, crop_boxes
 from rayreid.data.augment.randomness import uniforms
 from rayreid.data.augment.reid_transforms import ReIDTest, ReIDTrain
-from rayreid.data.augment.render import render_batched, render_compiled
+from rayreid.data.augment.render import render_batched, render_compiled, render_fused
 from rayreid.data.augment.resample import unit_rows
 from rayreid.data.augment.resample_cpu import pixel_columns
 from rayreid.data.batch import ImageBatch
@@ -94,14 +94,17 @@ class MultiCrop:
             second, and so on. Without local crops only the globals.
         """
         draws_CBD = uniforms(seed, epoch, keys, 2 + self.local_crops, _DRAWS).transpose(1, 0, 2)
-        heights, widths = batch.heights.numpy(), batch.widths.numpy()
+        heights, widths = batch.heights, batch.widths
         views = [(slice(0, 2), self.global_size, self.global_scale)]
         if self.local_crops:
             views.append((slice(2, None), self.local_size, self.local_scale))
-        if batch.pixels.device.type == "cpu":
-            render = partial(render_compiled, pixel_columns(batch.pixels))
+        device = batch.pixels.device.type
+        if device == "cpu":
+            render = partial(render_compiled, pixel_columns(batch))
+        elif device == "cuda":
+            render = partial(render_fused, batch)
         else:
-            render = partial(render_batched, unit_rows(batch.pixels))
+            render = partial(render_batched, unit_rows(batch.frames()))
         return [
             render(self._drawn(draws_CBD[chosen], chosen, heights, widths, scale), size, self.mean, self.std)
             for chosen, size, scale in views

@@ -1,6 +1,8 @@
 """Transforms of supervised and unsupervised ReID, for whole batches at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from rayreid.data.augment.randomness import uniforms
 from rayreid.data.augment.resample import apply_separable, resize_matrices, unit_rows
+from rayreid.data.augment.resample_cpu import pixel_columns, resized_crops
 from rayreid.data.batch import ImageBatch
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -21,10 +24,11 @@ _BOX = slice(5, 5 + 4 * _TRIES)
 _DRAWS = _BOX.stop
 
 
-def normalise_into(out: Tensor, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Write (images − mean) / std to `out` (N, 3, H, W), from (N, H, 3, W); the layout changes on the way."""
-    mean_, scale = (torch.tensor(v, device=out.device).view(1, 3, 1, 1) for v in (mean, [1 / s for s in std]))
-    return torch.sub(images.transpose(1, 2), mean_, out=out).mul_(scale)
+def normalise_(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return (images − mean) / std per channel, in place, (N, 3, H, W)."""
+    for channel, (level, spread) in enumerate(zip(mean, std, strict=True)):
+        images[:, channel].sub_(level).mul_(1 / spread)
+    return images
 
 
 class ReIDTrain:
@@ -77,9 +81,9 @@ class ReIDTrain:
             down=(draws[:, _TOP] * places).astype(np.int64) - self.padding,
             right=(draws[:, _LEFT] * places).astype(np.int64) - self.padding,
         )
-        out = normalise_into(images.new_empty(len(batch), 3, *self.size), images, self.mean, self.std)
-        self._erase(out, draws)
-        return out
+        normalise_(images, self.mean, self.std)
+        self._erase(images, draws)
+        return images
 
     def _erase(self, images: Tensor, draws: npt.NDArray[np.float64]) -> None:
         H, W = self.size
@@ -125,8 +129,7 @@ class ReIDTest:
 
     def __call__(self, batch: ImageBatch) -> Tensor:
         """Transform a batch of B images: float32 (B, 3, H, W) on the batch's device."""
-        images = _resize(batch, self.size, self.interpolation)
-        return normalise_into(images.new_empty(len(batch), 3, *self.size), images, self.mean, self.std)
+        return normalise_(_resize(batch, self.size, self.interpolation), self.mean, self.std)
 
 
 def _resize(
@@ -137,10 +140,38 @@ def _resize(
     down: npt.NDArray[np.int64] | None = None,
     right: npt.NDArray[np.int64] | None = None,
 ) -> Tensor:
-    """Whole images at `size`, (B, H, 3, W) in [0, 1]; flipped, then shifted up and left by these pixels."""
-    heights, widths = batch.heights.numpy(), batch.widths.numpy()
-    start = np.zeros_like(heights)
-    source, device = unit_rows(batch.pixels), batch.pixels.device
-    rows = resize_matrices(start, heights, source.shape[1], size[0], interpolation, shift=down, device=device)
-    columns = resize_matrices(start, widths, source.shape[3], size[1], interpolation, flip, right, device)
-    return apply_separable(source, rows, columns).clamp_(0, 1)
+    """Whole images at `size`, (B, 3, H, W) in [0, 1]; flipped, then shifted up and left by these pixels."""
+    B, device = len(batch), batch.pixels.device
+    start, number = np.zeros(B, np.int64), np.arange(B)
+    if device.type == "cuda":
+        from rayreid.data.augment import resample_cuda  # Triton is there where CUDA is
+
+        boxes = (start, start, batch.heights, batch.widths)
+        return resample_cuda.resized(batch, number, boxes, size, interpolation, flip, down, right)
+    if device.type == "cpu":
+        whole = (start, start, batch.heights, batch.widths)
+        moved = (np.zeros(B, bool) if flip is None else flip, *(start if s is None else s for s in (down, right)))
+        columns, out = pixel_columns(batch), np.empty((B, 3, *size), np.float32)
+        bicubic = interpolation == "bicubic"
+
+        def resize(part: slice) -> None:
+            resized_crops(columns, number[part], *(v[part] for v in (*whole, *moved)), bicubic, out[part])
+
+        _in_parts(resize, B)
+        return torch.from_numpy(out)
+    source = unit_rows(batch.frames())
+    rows = resize_matrices(start, batch.heights, source.shape[1], size[0], interpolation, shift=down, device=device)
+    across = resize_matrices(start, batch.widths, source.shape[3], size[1], interpolation, flip, right, device)
+    return apply_separable(source, rows, across).clamp_(0, 1).transpose(1, 2)
+
+
+def _in_parts(work: Callable[[slice], None], count: int) -> None:
+    """Call `work` on all of `count` images, a part on each of torch's threads."""
+    threads = min(torch.get_num_threads(), count)
+    bounds = np.linspace(0, count, threads + 1).astype(int).tolist()
+    parts = [slice(start, stop) for start, stop in pairwise(bounds)]
+    if threads == 1:
+        work(parts[0])
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, parts))

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from rayreid.data.augment import colour, colour_cpu, resample, resample_cpu
 from rayreid.data.augment.crops import Crops
-from rayreid.data.augment.reid_transforms import normalise_into
+from rayreid.data.augment.reid_transforms import normalise_
+from rayreid.data.batch import ImageBatch
 
 _CHUNK_PIXELS = 1 << 15  # crops that a CPU works on together: 384 KiB, which stay in a core's own cache
 
 
 def render_compiled(
-    columns: np.ndarray, crops: Crops, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+    columns: resample_cpu.Columns, crops: Crops, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
     """Crops made by the calling thread, which holds no interpreter lock while it works.
 
@@ -38,17 +39,42 @@ def render_compiled(
     mean_, scale = np.array(mean, np.float32), np.array([1 / s for s in std], np.float32)
     chunk = max(1, _CHUNK_PIXELS // (size[0] * size[1]))
     space = np.empty((min(chunk, N), 3, *size), np.float32)
+    unmoved = np.zeros(len(space), np.int64)
     for start in range(0, N, chunk):
         part = slice(start, start + chunk)
         c = crops.part(part)
         planes = space[: len(c)]
         flat = planes.reshape(len(planes), 3, -1)
-        resample_cpu.resized_crops(columns, c.image, c.tops, c.lefts, c.heights, c.widths, c.flip, planes)
+        boxes = (c.image, c.tops, c.lefts, c.heights, c.widths, c.flip)
+        resample_cpu.resized_crops(columns, *boxes, unmoved[: len(c)], unmoved[: len(c)], True, planes)
         colour_cpu.jitter_(flat, c.factors, c.order)
         colour_cpu.grayscale_(flat, c.grey)
         resample_cpu.blur_(planes, c.radius, c.grey)
         colour_cpu.finish(flat, c.grey, c.solarized, mean_, scale, place[part], out)
     return torch.from_numpy(out).view(N, 3, *size)
+
+
+def render_fused(
+    batch: ImageBatch, crops: Crops, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """Crops made on a CUDA device by a handful of kernels.
+
+    Args:
+        batch: on that device.
+        crops: what to make of it.
+        size: height and width of the crops.
+        mean: subtracted, per channel.
+        std: divided by, per channel.
+    """
+    # Triton is there where CUDA is; nothing else needs it.
+    from rayreid.data.augment import colour_cuda, resample_cuda
+
+    boxes = (crops.tops, crops.lefts, crops.heights, crops.widths)
+    images = resample_cuda.resized(batch, crops.image, boxes, size, flip=crops.flip)
+    colour_cuda.jitter_(images, crops.factors, crops.order, crops.grey)
+    resample_cuda.blur_(images, crops.radius)
+    colour_cuda.finish_(images, crops.solarized, mean, std)
+    return images
 
 
 def render_batched(
@@ -75,7 +101,7 @@ def render_batched(
             numbers = np.flatnonzero(chosen)
             index = torch.from_numpy(numbers).to(device)
             images.index_copy_(0, index, operation(images.index_select(0, index), crops.radius[numbers]))
-    return normalise_into(torch.empty(len(images), 3, *size, device=device), images, mean, std)
+    return normalise_(images.transpose(1, 2).contiguous(), mean, std)
 
 
 def _resized(source: Tensor, crops: Crops, size: tuple[int, int]) -> Tensor:

@@ -4,13 +4,14 @@ The same results as `rayreid.data.augment.resample` gives with matrix products, 
 (N, 3, H, W) float32 in [0, 1]. The loops release the interpreter lock and use the calling thread alone.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from numba import njit
-from torch import Tensor
+
+from rayreid.data.batch import ImageBatch
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -22,26 +23,50 @@ _BLOCK = 2048  # floats of a blur that are worked on together, so that they stay
 _STRIP = 16  # columns that are turned into rows together: one cache line of floats
 
 
-def pixel_columns(pixels: Tensor) -> npt.NDArray[np.uint8]:
-    """The pixels (B, 3, H, W) column by column: uint8 (B, 3, W, H), and a margin of any content on both axes."""
-    B, C, H, W = pixels.shape
-    columns = np.empty((B, C, W + 3, H + _STRIP), np.uint8)
-    torch.from_numpy(columns)[:, :, :W, :H] = pixels.transpose(2, 3)
-    return columns
+class Columns(NamedTuple):
+    """Images column by column, so that loops over a column run over adjacent bytes.
+
+    Attributes:
+        pixels: uint8, flat. Image b is (3, lines[b], strides[b]) from starts[b] on: channels, columns, rows, with a
+            margin of any content behind columns and rows.
+        starts: int64 (B,).
+        lines: int64 (B,).
+        strides: int64 (B,).
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    starts: Integers
+    lines: Integers
+    strides: Integers
+
+
+def pixel_columns(batch: ImageBatch) -> Columns:
+    """Return the batch's images column by column."""
+    lines, strides = batch.widths + 3, batch.heights + _STRIP
+    ends = np.cumsum(3 * lines * strides)
+    starts = ends - 3 * lines * strides
+    pixels = np.empty(int(ends[-1]), np.uint8)
+    for number, (start, end, height, width) in enumerate(zip(starts, ends, batch.heights, batch.widths, strict=True)):
+        block = torch.from_numpy(pixels[start:end].reshape(3, lines[number], strides[number]))
+        block[:, :width, :height] = batch.image(number).permute(2, 1, 0)
+    return Columns(pixels, starts, lines, strides)
 
 
 @compiled
 def resized_crops(
-    columns: npt.NDArray[np.uint8],
+    columns: Columns,
     image: Integers,
     tops: Integers,
     lefts: Integers,
     heights: Integers,
     widths: Integers,
     flip: npt.NDArray[np.bool_],
+    down: Integers,
+    right: Integers,
+    bicubic: bool,
     out: Floats,
 ) -> None:
-    """Crops of images, resized as by `resample.resize_matrices` (bicubic, anti-aliased), clamped to [0, 1].
+    """Crops of images, resized as by `resample.resize_matrices` (anti-aliased), clamped to [0, 1].
 
     Args:
         columns: the images, from `pixel_columns`.
@@ -51,6 +76,9 @@ def resized_crops(
         heights: (N,), in source pixels.
         widths: (N,), in source pixels.
         flip: (N,), mirror these crops.
+        down: (N,), output row o shows row o + down of the resized crop; rows beyond its ends are black.
+        right: (N,), the same of columns, after the flip.
+        bicubic: or else bilinear.
         out: (N, 3, h, w), written.
     """
     N, _, h, w = out.shape
@@ -62,19 +90,22 @@ def resized_crops(
     line = np.empty(3 * w, np.float32)
     for n in range(N):
         height, width = heights[n], widths[n]
+        lines, stride = columns.lines[image[n]], columns.strides[image[n]]
         whole = -(-height // _STRIP) * _STRIP  # rounded up: leftovers of vectors are slow, rows too many are not
-        _bicubic_weights(width, w, flip[n], 1 / 255, first, count, weights)
+        _resize_weights(width, w, bicubic, flip[n], right[n], 1 / 255, first, count, weights)
         for c in range(3):
+            start = columns.starts[image[n]] + c * lines * stride
+            plane = columns.pixels[start : start + lines * stride].reshape(lines, stride)
             for x in range(0, w, _STRIP):
                 some = min(_STRIP, w - x)
                 for j in range(some):
-                    start = lefts[n] + first[x + j]
-                    _weigh(columns[image[n], c], start, count[x + j], weights[x + j], tops[n], strip[j, :whole])
+                    begin = lefts[n] + first[x + j]
+                    _weigh(plane, begin, count[x + j], weights[x + j], tops[n], strip[j, :whole])
                 for y in range(height):
                     row = narrow[y, c * w + x : c * w + x + some]
                     for j in range(some):
                         row[j] = strip[j, y]
-        _bicubic_weights(height, h, False, 1.0, first, count, weights)
+        _resize_weights(height, h, bicubic, False, down[n], 1.0, first, count, weights)
         for y in range(h):
             _weigh(narrow, first[y], count[y], weights[y], 0, line)
             for c in range(3):
@@ -94,26 +125,39 @@ def _cubic(x: float) -> float:
 
 
 @compiled
-def _bicubic_weights(
-    length: int, size: int, flip: bool, gain: float, first: Integers, count: Integers, weights: Floats
+def _resize_weights(
+    length: int,
+    size: int,
+    bicubic: bool,
+    flip: bool,
+    shift: int,
+    gain: float,
+    first: Integers,
+    count: Integers,
+    weights: Floats,
 ) -> None:
     """Weights that resize a line of `length` pixels to `size`: `count` of them for each output from `first` on."""
     scale = length / size
     stretch = max(scale, 1.0)
-    for pixel in range(size):
+    reach = 2 * stretch if bicubic else stretch
+    for place in range(size):
+        shown = place + shift
+        pixel = size - 1 - shown if flip else shown
         centre = (pixel + 0.5) * scale
-        low, high = max(0, int(centre - 2 * stretch + 0.5)), min(length, int(centre + 2 * stretch + 0.5))
-        row = size - 1 - pixel if flip else pixel
-        first[row], count[row] = low, high - low
+        low, high = max(0, int(centre - reach + 0.5)), min(length, int(centre + reach + 0.5))
+        if shown < 0 or shown >= size:
+            low, high = 0, 0
+        first[place], count[place] = low, high - low
         total = 0.0
         for k in range(high - low):
-            weight = _cubic((low + k + 0.5 - centre) / stretch)
-            weights[row, k] = weight
+            distance = (low + k + 0.5 - centre) / stretch
+            weight = _cubic(distance) if bicubic else max(0.0, 1.0 - abs(distance))
+            weights[place, k] = weight
             total += weight
         for k in range(high - low):
-            weights[row, k] *= gain / total
+            weights[place, k] *= gain / total
         for k in range(high - low, 4):
-            weights[row, k] = 0
+            weights[place, k] = 0
 
 
 @compiled
