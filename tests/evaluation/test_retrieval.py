@@ -237,3 +237,22 @@ def test_bad_input_says_what_is_wrong(changes, words):
 def test_top_k_takes_all_labels_or_none():
     with pytest.raises(UserError, match="all of query_pids"):
         top_k(np.eye(2), np.eye(2), 1, [1, 2])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("queries", [1, 256, 300, 700])
+def test_a_gpu_gives_the_same_report(queries):
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((queries + 900, 32)).astype(np.float32)
+    pids, camids = rng.integers(-1, 60, len(features)), rng.integers(0, 4, len(features))
+    reports = [
+        evaluate_retrieval(
+            *(torch.from_numpy(part).to(device) for part in np.split(features, [queries])),
+            *np.split(pids, [queries]),
+            *np.split(camids, [queries]),
+        )
+        for device in ("cpu", "cuda")
+    ]
+    assert reports[1].metrics() == pytest.approx(reports[0].metrics(), abs=1e-6)
+    np.testing.assert_array_equal(reports[1].first_match, reports[0].first_match)

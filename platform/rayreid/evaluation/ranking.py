@@ -19,6 +19,7 @@ JUNK = -1  # pid of images that are nobody's: out of query and gallery
 UNKNOWN_CAMERA = -1  # camid that equals no camera, itself included
 NO_CAMERA = np.iinfo(np.int64).min
 TILE = 256  # queries in one matrix product
+DEVICE_BLOCK = 256  # queries whose similarities a GPU hands over at a time
 SMALLEST_NORM = 1e-12  # a zero feature stays zero
 
 Array = np.ndarray | torch.Tensor
@@ -94,8 +95,34 @@ class Relatives:
         return self.rows[low:high][self.seen[low:high] == self.cameras[i]]
 
 
+def _device_blocks(query: torch.Tensor, gallery: torch.Tensor, block: int) -> Iterator[tuple[int, np.ndarray]]:
+    """`score_blocks` from a GPU: the next block is multiplied and copied while the caller works on the last one."""
+    starts = range(0, len(query), block)
+    tile = query.new_zeros(block, query.shape[1])
+    there = query.new_empty(block, len(gallery))
+    here = [torch.empty(block, len(gallery), pin_memory=True) for _ in range(min(2, len(starts)))]
+    copied = [torch.cuda.Event() for _ in here]
+
+    def begin(number: int) -> None:
+        part = query[starts[number] : starts[number] + block]
+        tile[: len(part)] = part  # always as many rows: a product of fewer may round otherwise
+        torch.mm(tile, gallery.t(), out=there)
+        here[number % 2].copy_(there, non_blocking=True)
+        copied[number % 2].record()
+
+    begin(0)
+    for number, start in enumerate(starts):
+        if number + 1 < len(starts):
+            begin(number + 1)
+        copied[number % 2].synchronize()
+        yield start, here[number % 2][: len(query) - start].numpy()
+
+
 def score_blocks(query: torch.Tensor, gallery: torch.Tensor, block: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first query, similarities (b, G) float32, writable, valid until the next) block by block."""
+    if query.is_cuda:
+        yield from _device_blocks(query, gallery, min(block, DEVICE_BLOCK))
+        return
     block = -(-max(block, 1) // TILE) * TILE
     tile = query.new_zeros(TILE, query.shape[1])
     held = query.new_empty(min(block, -(-len(query) // TILE) * TILE), len(gallery))

@@ -11,7 +11,7 @@ import torch
 
 from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.batch import ImageBatch
-from rayreid.data.images import decode
+from rayreid.data.jpeg import decode_image
 from rayreid.data.store.listed import Images
 from rayreid.errors import UserError
 from rayreid.models.neck import load_neck
@@ -152,7 +152,7 @@ class Pass:
         whole, images, broken = [], [], []
         for row in rows.tolist():
             try:
-                images.append(decode(self.store.encoded(row)))
+                images.append(decode_image(self.store.encoded(row)))
                 whole.append(row)
             except ValueError as error:
                 broken.append((row, str(error)))

@@ -65,7 +65,17 @@ class IBN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W); same shape out."""
         first, rest = x[:, : self.split], x[:, self.split :]
+        if torch.compiler.is_compiling():
+            return torch.cat([_instance_norm(first, self.IN), self.BN(rest)], dim=1)
         return torch.cat([self.IN(first.contiguous()), self.BN(rest.contiguous())], dim=1)
+
+
+def _instance_norm(x: Tensor, norm: nn.InstanceNorm2d) -> Tensor:
+    """`norm(x)` written out: a compiler keeps the memory format, which `norm` turns into a batch norm's and back."""
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))
+    var, mean = torch.var_mean(precise, (2, 3), correction=0, keepdim=True)
+    unit = (precise - mean) * (var + norm.eps).rsqrt()
+    return (unit * _per_channel(norm.weight, x) + _per_channel(norm.bias, x)).to(x.dtype)
 
 
 def set_synchronised(module: nn.Module, enabled: bool) -> None:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -133,6 +134,8 @@ class ConvStem(Stem):
 
     def tokens(self, x: Tensor) -> Tensor:
         """(B, C, H, W) pixels to (B, D, h, w) tokens."""
+        if x.is_cuda:  # whose convolutions take channels last, and would turn each map there and back
+            x = x.contiguous(memory_format=torch.channels_last)
         return _project(self.proj, self.conv(x))
 
 

@@ -8,7 +8,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rayreid.data.datasets import Dataset
-from rayreid.data.images import BadImageError, decode
+from rayreid.data.images import BadImageError
+from rayreid.data.jpeg import decode_image
 from rayreid.data.store.shards import Record, is_of_one_image
 from rayreid.errors import UserError
 
@@ -106,6 +107,6 @@ class ListedImages:
             UserError: It cannot be read or decoded.
         """
         try:
-            return decode(self.encoded(row))
+            return decode_image(self.encoded(row))
         except ValueError as error:
             raise UserError(f"image {self.keys[row]!r} is {error}") from error

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayreid.data.images import decode
+from rayreid.data.jpeg import decode_image
 from rayreid.data.store.index import FORMAT, finish_store
 from rayreid.data.store.shards import Record, checksum, shard_file, write_shard
 from rayreid.errors import UserError
@@ -180,7 +180,7 @@ class ImageStore:
             UserError: The shard is missing, or the image cannot be decoded.
         """
         try:
-            return decode(self.encoded(row))
+            return decode_image(self.encoded(row))
         except ValueError as error:
             raise UserError(
                 f"{self.directory}: image {self.keys[row]!r} is {error}; ingest again with verify=decode"

@@ -1,0 +1,79 @@
+"""The DINO step compiled: one version per shape, whatever changes from step to step, and the eager step's numbers."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from rayreid.models.backbones import build_backbone
+from rayreid.pretraining.dino import DINO
+from rayreid.pretraining.dino_schedules import DINOSchedules
+from rayreid.training.compilation import compiled
+from rayreid.training.loop import autocast
+
+SCHEDULES = DINOSchedules(10, 2, 1e-3, warmup_epochs=1, warmup_teacher_temp=0.03, warmup_teacher_temp_epochs=5)
+
+
+def build(stem, drop_path):
+    torch.manual_seed(0)
+    networks = [build_backbone("vit_tiny", stem, (64, 32), 4, drop_path=rate) for rate in (drop_path, 0.0)]
+    head = {"out_dim": 96, "hidden_dim": 32, "bottleneck_dim": 16}
+    return DINO(*networks, SCHEDULES, **head, freeze_last_layer_epochs=0).train()
+
+
+def losses(method, backend, device="cpu", steps=4, precision="fp32"):
+    """Of steps in different epochs, so that every rate and temperature changes."""
+    generator = torch.Generator().manual_seed(1)
+    crops = [torch.randn(n, 3, *size, generator=generator) for n, size in ((4, (64, 32)), (6, (32, 16)))]
+    crops = [crop.to(device) for crop in crops]
+    method = method.to(device)
+    optimizer, found = method.build_optimizer(), []
+    for step in range(0, 4 * steps, 4):
+        torch.manual_seed(step)
+        method.set_schedules(optimizer, step)
+        with autocast(precision, torch.device(device)), compiled(backend is not None, backend or "eager"):
+            terms = method.losses(crops)
+        terms["loss"].backward()
+        method.before_update(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        method.after_update(step)
+        found.append(terms["loss"].item())
+    return found
+
+
+@pytest.mark.parametrize("stem", ["patchify", "ics"])
+def test_it_is_the_eager_step_and_compiles_once(stem):
+    eager = losses(build(stem, 0.3), None)
+    losses(build(stem, 0.3), "aot_eager", steps=1)
+    before = counters["stats"]["unique_graphs"]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        again = losses(build(stem, 0.3), "aot_eager")
+    assert counters["stats"]["unique_graphs"] == before
+    assert not counters["graph_break"]
+    assert again == pytest.approx(eager, rel=1e-4)
+
+
+def test_blocks_share_one_compiled_function():
+    """Student and teacher have one version each of the blocks, the last one, their parts of a crop, and the heads."""
+    before = counters["stats"]["unique_graphs"]
+    losses(build("patchify", 0.1), "aot_eager", steps=2)
+    deep = counters["stats"]["unique_graphs"] - before
+    assert deep < 2 * 4  # of blocks alone there are eight
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", ["patchify", "ics"])
+def test_inductor_gives_the_eager_numbers_on_a_cpu(stem):
+    assert losses(build(stem, 0.3), "inductor") == pytest.approx(losses(build(stem, 0.3), None), rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("stem", ["patchify", "conv", "ics"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_gives_the_cpu_s_numbers(stem, precision):
+    """Without drop path, which every device draws by itself."""
+    here = losses(build(stem, 0.0), None)
+    for backend in (None, "inductor"):
+        there = losses(build(stem, 0.0), backend, "cuda", precision=precision)
+        assert there == pytest.approx(here, rel=1e-3 if precision == "fp32" else 3e-2)
