@@ -49,7 +49,7 @@ def decoded(args: argparse.Namespace) -> Values:
 
 
 def _from_store(args: argparse.Namespace, jpegs: list[bytes], extract: bool = False) -> Values:
-    count = 32 if args.toy else 32_768
+    count = 32 if args.toy else 24_576
     threads = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)

@@ -30,7 +30,7 @@ PLAIN = {
 def test_plain_jpegs_decode_as_pillow_decodes_them(data):
     raw = np.frombuffer(data, np.uint8)
     assert _is_plain(raw)
-    pixels = _decoder()(raw)
+    (pixels,) = _decoder()([raw])
     np.testing.assert_array_equal(pixels, decode(data))
     assert pixels.flags.c_contiguous
     np.testing.assert_array_equal(decode_image(memoryview(data)), pixels)

@@ -41,9 +41,9 @@ class Uneven:
     def __init__(self, store: ImageStore):
         self.keys, self._store = store.keys, store
 
-    def image(self, row: int) -> np.ndarray:
-        time.sleep(0.004 * ((row * 7) % 4))
-        return self._store.image(row)
+    def images(self, rows: list[int]) -> list[np.ndarray]:
+        time.sleep(0.004 * sum((row * 7) % 4 for row in rows))
+        return self._store.images(rows)
 
 
 def as_it_comes(images, keys, epoch, rows):
@@ -118,28 +118,28 @@ def test_every_thread_has_an_image_to_decode(store):
     class Together(Uneven):
         met = threading.Barrier(6)
 
-        def image(self, row: int) -> np.ndarray:
+        def images(self, rows: list[int]) -> list[np.ndarray]:
             self.met.wait(timeout=10)  # fails unless six are being decoded at once
-            return self._store.image(row)
+            return self._store.images(rows)
 
     next(feed(Together(store), threads=6, accumulate=BATCH)(0))
 
 
 def test_waiting_is_measured(store):
     class Slow(Uneven):
-        def image(self, row: int) -> np.ndarray:
-            time.sleep(0.02)
-            return self._store.image(row)
+        def images(self, rows: list[int]) -> list[np.ndarray]:
+            time.sleep(0.08)
+            return self._store.images(rows)
 
     assert next(feed(Slow(store), threads=1, ahead=1)(0)).wait > 0.05
 
 
 def test_an_image_that_breaks_later_ends_the_feed_with_its_error(store):
     class Broken(Uneven):
-        def image(self, row: int) -> np.ndarray:
-            if row == 5:
+        def images(self, rows: list[int]) -> list[np.ndarray]:
+            if 5 in rows:
                 raise UserError("image 05.png is broken")
-            return self._store.image(row)
+            return self._store.images(rows)
 
     with pytest.raises(UserError, match=r"05\.png"):
         list(itertools.islice(feed(Broken(store))(0), 6))

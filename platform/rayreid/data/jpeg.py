@@ -1,11 +1,11 @@
 """Decoding JPEGs without holding the interpreter lock, so that decoding threads work side by side."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rayreid.data.images import MAX_PIXELS, MAX_SIDE, decode
+from rayreid.data.images import MAX_PIXELS, MAX_SIDE, BadImageError, decode
 
 _COMMON = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive frames, Huffman coded
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # of any coding
@@ -13,33 +13,58 @@ _BARE = frozenset((0x01, *range(0xD0, 0xDA)))  # markers without a length
 
 
 def decode_image(data: bytes | memoryview) -> np.ndarray:
-    """Return an image's pixels, uint8 (H, W, 3) RGB: those that `images.decode` gives.
-
-    torchvision decodes JPEGs with the same library as Pillow, but without the interpreter lock, under which Pillow's
-    threads reach a few thousand images/s together, however many there are. Whatever is no plain JPEG, and whatever
-    torchvision refuses, is left to Pillow, and so is the message.
+    """Return one image's pixels; see `decode_images`.
 
     Raises:
         BadImageError: see `images.decode`.
     """
-    raw = np.frombuffer(data, np.uint8)
-    if _is_plain(raw):
-        try:
-            return _decoder()(raw)
-        except RuntimeError:
-            return decode(data)
-    return decode(data)
+    (image,) = decode_images([data])
+    if isinstance(image, BadImageError):
+        raise image
+    return image
+
+
+def decode_images(encoded: Sequence[bytes | memoryview]) -> list[np.ndarray | BadImageError]:
+    """Return the images' pixels, uint8 (H, W, 3) RGB each: those that `images.decode` gives, or its error.
+
+    torchvision decodes JPEGs with the same library as Pillow. All of them are decoded in one call, which holds no
+    interpreter lock: where threads take it anew for every image, sixteen of them reach 4,000 images/s together, since
+    each waits to be woken. Whatever is no plain JPEG, and whatever torchvision refuses, is left to Pillow, and so is
+    the message.
+    """
+    raws = [np.frombuffer(data, np.uint8) for data in encoded]
+    plain = [number for number, raw in enumerate(raws) if _is_plain(raw)]
+    try:
+        decoded = dict(zip(plain, _decoder()([raws[number] for number in plain]), strict=True)) if plain else {}
+    except RuntimeError:  # one of them is damaged
+        decoded = {}
+    return [decoded[n] if n in decoded else _by_pillow(data) for n, data in enumerate(encoded)]
+
+
+def _by_pillow(data: bytes | memoryview) -> np.ndarray | BadImageError:
+    try:
+        return decode(data)
+    except BadImageError as error:
+        return error
 
 
 @functools.cache
-def _decoder() -> Callable[[np.ndarray], np.ndarray]:
+def _decoder() -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
     # Not imported with this module: who only reads encoded images needs neither.
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
+    import torchvision.io  # noqa: F401 (registers the operation)
 
-    def pixels(raw: np.ndarray) -> np.ndarray:
-        channels = decode_jpeg(torch.from_numpy(raw.copy()), ImageReadMode.RGB)
-        return np.ascontiguousarray(channels.permute(1, 2, 0).numpy())
+    # TorchScript runs the loop outside the interpreter.
+    loop = torch.jit.CompilationUnit(
+        """
+        def decode_all(encoded: List[Tensor]) -> List[Tensor]:
+            return [torch.ops.image.decode_jpeg(data, 3, False) for data in encoded]
+        """
+    )
+
+    def pixels(raws: Sequence[np.ndarray]) -> list[np.ndarray]:
+        planes = loop.decode_all([torch.from_numpy(raw.copy()) for raw in raws])
+        return [np.ascontiguousarray(plane.numpy().transpose(1, 2, 0)) for plane in planes]
 
     return pixels
 

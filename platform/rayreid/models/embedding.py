@@ -11,7 +11,8 @@ import torch
 
 from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.batch import ImageBatch
-from rayreid.data.jpeg import decode_image
+from rayreid.data.images import BadImageError
+from rayreid.data.jpeg import decode_images
 from rayreid.data.store.listed import Images
 from rayreid.errors import UserError
 from rayreid.models.neck import load_neck
@@ -150,12 +151,13 @@ class Pass:
 
     def _decode(self, rows: np.ndarray) -> _Part:
         whole, images, broken = [], [], []
-        for row in rows.tolist():
-            try:
-                images.append(decode_image(self.store.encoded(row)))
+        numbers = rows.tolist()
+        for row, image in zip(numbers, decode_images([self.store.encoded(row) for row in numbers]), strict=True):
+            if isinstance(image, BadImageError):
+                broken.append((row, str(image)))
+            else:
+                images.append(image)
                 whole.append(row)
-            except ValueError as error:
-                broken.append((row, str(error)))
         return whole, images, broken
 
 

@@ -99,7 +99,7 @@ class Prefetcher:
 
     def _load(self, epoch: int, rows: np.ndarray) -> Any:
         """Decoded images, from where the device can fetch them; on the CPU already prepared."""
-        decoded = [self.store.image(int(row)) for row in rows]
+        decoded = self.store.images(rows.tolist())
         images = ImageBatch.collate(decoded, pinned=self.device.type == "cuda")
         return self.prepare(images, self._keys(rows), epoch, rows) if self.device.type == "cpu" else images
 

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayreid.data.jpeg import decode_image
+from rayreid.data.images import BadImageError
+from rayreid.data.jpeg import decode_images
 from rayreid.data.store.index import FORMAT, finish_store
 from rayreid.data.store.shards import Record, checksum, shard_file, write_shard
 from rayreid.errors import UserError
@@ -179,12 +180,23 @@ class ImageStore:
         Raises:
             UserError: The shard is missing, or the image cannot be decoded.
         """
-        try:
-            return decode_image(self.encoded(row))
-        except ValueError as error:
-            raise UserError(
-                f"{self.directory}: image {self.keys[row]!r} is {error}; ingest again with verify=decode"
-            ) from error
+        (image,) = self.images([row])
+        return image
+
+    def images(self, rows: Sequence[int]) -> list[np.ndarray]:
+        """Return the images in some index rows, uint8 (H, W, 3) each.
+
+        Raises:
+            UserError: A shard is missing, or an image cannot be decoded.
+        """
+        images: list[np.ndarray] = []
+        for row, image in zip(rows, decode_images([self.encoded(row) for row in rows]), strict=True):
+            if isinstance(image, BadImageError):
+                raise UserError(
+                    f"{self.directory}: image {self.keys[row]!r} is {image}; ingest again with verify=decode"
+                ) from image
+            images.append(image)
+        return images
 
     def verify(self, compared: Callable[[int], None] | None = None) -> None:
         """Read all shards and compare their checksums with the manifest.
