@@ -567,7 +567,7 @@ def test_ctrl_c_is_told_in_one_line_with_its_own_status(monkeypatch, capsys):
         main(["config", "x.yaml"])
     assert ended.value.code == 130
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line == "rayreid: interrupted; the same command goes on from here"
+    assert line == "rayreid: interrupted; run the same command again to resume"
 
 
 def test_ctrl_c_is_answered_at_once_whoever_handles_it(monkeypatch, capsys):
@@ -584,7 +584,7 @@ def test_ctrl_c_is_answered_at_once_whoever_handles_it(monkeypatch, capsys):
             signal.raise_signal(signal.SIGINT)
         finally:
             signal.signal(signal.SIGINT, before)
-        assert seen == [signal.SIGINT] * 2 and said == "rayreid: stopping what runs; this may take half a minute\n"
+        assert seen == [signal.SIGINT] * 2 and said == "rayreid: stopping; this may take half a minute\n"
         raise UserError("looked at")
 
     monkeypatch.setattr("rayreid.config.loading.load_experiment", handled_by_another)

@@ -76,7 +76,7 @@ def states(root: Path) -> dict[str, str]:
 def test_ctrl_c_ends_a_training_and_after_it_a_scoring(file, tmp_path):
     status, said = interrupt(file, tmp_path, lambda _: newest_step(tmp_path) >= STEPS_PER_EPOCH)
     assert status == 130, said
-    assert said.index("stopping what runs") < said.index("interrupted; the same command goes on from here")
+    assert said.index("rayreid: stopping") < said.index("interrupted; run the same command again to resume")
     assert "Traceback" not in said
     assert STEPS_PER_EPOCH <= newest_step(tmp_path) < STEPS_PER_EPOCH * EPOCHS
     assert states(tmp_path) == {"tiny": "KILLED", "ingest": "FINISHED", "pretrain": "KILLED"}

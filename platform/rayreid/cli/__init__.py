@@ -1,6 +1,7 @@
-"""The command line: `rayreid run FILE`, one command per stage, and what goes with them.
+"""The command line: `rayreid run FILE`, one command per stage, and the commands around them.
 
-Every module here holds the commands on one kind of thing. Stages are imported when a command runs: help stays quick.
+Each module here has the commands for one kind of object. A command imports its stage when it runs, which keeps `--help`
+fast.
 """
 
 import sys
@@ -13,7 +14,7 @@ from rayreid.cli.options import GROUP
 from rayreid.errors import UserError
 
 app = typer.Typer(
-    help="Pre-training for person re-identification on Ray: which crops, which stem, and what it buys on your target.",
+    help="Find out which person crops are worth pre-training on, with which stem, and what that gains on your target.",
     add_completion=False,
     pretty_exceptions_enable=False,
     **GROUP,
@@ -25,21 +26,27 @@ app.add_typer(weights.app, name="weights")
 app.add_typer(about.app)
 
 
-_INTERRUPTED = 130  # what Typer makes of Ctrl-C
+_INTERRUPTED = 130  # Typer's exit status for Ctrl-C
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `rayreid` and of the jobs: errors the user can mend are one line, exit status 2."""
+    """Run a command; entry point of `rayreid` and of the jobs.
+
+    An error that the user can fix is printed in one line, with exit status 2.
+
+    Args:
+        arguments: Arguments of the command line (default: `sys.argv[1:]`).
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with answering_interrupts():
             app(arguments, standalone_mode=True)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            print("rayreid: interrupted; the same command goes on from here", file=sys.stderr)
+            print("rayreid: interrupted; run the same command again to resume", file=sys.stderr)
         raise
     except Exception as error:
-        # An error in a Ray task arrives wrapped, its text being the remote traceback.
+        # Ray wraps an error of a task; the text of the wrapper is the remote traceback.
         cause = getattr(error, "cause", None) or error
         if "--debug" in arguments or not isinstance(cause, UserError):
             raise

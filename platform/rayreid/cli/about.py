@@ -1,4 +1,4 @@
-"""Commands on the installation: `doctor`, `version`."""
+"""Commands for the installation: `doctor`, `version`."""
 
 import typer
 
@@ -10,7 +10,7 @@ app = typer.Typer()
 
 @app.command()
 def doctor(debug: Debug = False) -> None:
-    """Look at versions, storage, MLflow, Ray and its nodes; say what is well and what to do; exit status 0 or 1."""
+    """Check versions, storage, MLflow, Ray and its nodes, and say how to fix problems; exit status 0 or 1."""
     from rayreid.diagnostics.doctor import doctor as look
 
     raise typer.Exit(0 if look() else 1)

@@ -1,4 +1,4 @@
-"""Commands on an experiment file: `run`, `sweep`, one per stage, and what goes with them."""
+"""Commands for an experiment file: `run`, `sweep`, one per stage, `config`, `selections`, `report`."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -10,19 +10,19 @@ from rayreid.cli.options import Debug, File, Overrides
 app = typer.Typer()
 
 _STAGES = {
-    "ingest": "Read a pool and a target into image stores.",
-    "pretrain": "Pre-train the backbone on the pool or the selected part of it.",
+    "ingest": "Read the pool and the target into image stores.",
+    "pretrain": "Pre-train the backbone on the pool or on its selected subset.",
     "score": "Compute the catastrophic-forgetting score of every pool image.",
-    "select": "Cut the pool at a fraction by the strategy's priority.",
+    "select": "Select the subset of the pool with the highest priority.",
     "finetune": "Fine-tune the backbone on the labelled target.",
-    "adapt": "Adapt the backbone to the target without its labels (USL, or UDA from a labelled source).",
-    "evaluate": "Evaluate retrieval on the target's query and gallery: mAP, CMC, mINP.",
+    "adapt": "Adapt the backbone to the target without using its labels (USL, or UDA from a labelled source).",
+    "evaluate": "Evaluate retrieval on the query and gallery of the target: mAP, CMC, mINP.",
 }
 
 
 @app.command()
 def run(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Run an experiment's stages in order, or a sweep where the file declares one; what is complete is skipped."""
+    """Run all rows of an experiment, or its sweep if the file has one; skip complete stages."""
     from rayreid.config.loading import load_experiment
 
     experiment = load_experiment(file, overrides or ())
@@ -38,7 +38,7 @@ def run(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
 
 @app.command()
 def sweep(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Run the combinations of values under `sweep.parameters` with Ray Tune; shared stages run once."""
+    """Run the combinations of values under `sweep.parameters` with Ray Tune; shared stages run only once."""
     from rayreid.config.loading import load_experiment
     from rayreid.sweeps.sweep_runner import sweep as run_sweep
 
@@ -47,7 +47,7 @@ def sweep(file: File, overrides: Overrides = None, debug: Debug = False) -> None
 
 @app.command()
 def config(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Print the experiment as it is resolved, with all defaults."""
+    """Print the resolved experiment with all defaults."""
     from rayreid.config.loading import dump, load_experiment
 
     typer.echo(dump(load_experiment(file, overrides or ())), nl=False)
@@ -64,7 +64,9 @@ def _stage_command(stage: str) -> Callable[..., None]:
 
 
 for _name, _help in _STAGES.items():
-    app.command(_name, help=f"{_help} Runs whatever it needs first; skips what is complete.")(_stage_command(_name))
+    app.command(_name, help=f"{_help} Runs missing earlier stages first, and skips complete ones.")(
+        _stage_command(_name)
+    )
 
 
 @app.command()
@@ -73,11 +75,13 @@ def selections(
     overrides: Overrides = None,
     strategy: Annotated[
         list[str] | None,
-        typer.Option("--strategy", metavar="NAME", help="Compare these, again and again; default: all but `list`."),
+        typer.Option(
+            "--strategy", metavar="NAME", help="Strategy to compare; may be repeated (default: all except `list`)."
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Compare what strategies and rows choose from the pool: scores, overlap, sheets, origins, on one HTML page."""
+    """Compare which pool images strategies and rows select: scores, overlap, samples, origins, on one HTML page."""
     from rayreid.config.loading import load_experiment
     from rayreid.pipeline.selection_report import STRATEGIES, compare
 
@@ -86,14 +90,16 @@ def selections(
 
 @app.command()
 def report(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Experiment file, or the name in it.")],
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="Experiment file, or the name of an experiment (its newest run).")
+    ],
     overrides: Overrides = None,
     register: Annotated[
-        bool, typer.Option("--register", help="Put the best model into MLflow's registry, loadable by mlflow.pytorch.")
+        bool, typer.Option("--register", help="Register the best model in MLflow's model registry, for mlflow.pytorch.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Report on a sweep, from MLflow alone: curves, stems, costs and published results on one HTML page, and PNGs."""
+    """Summarise a sweep from MLflow alone: curves, stems, costs and published results on one HTML page, and as PNGs."""
     from rayreid.reports.sweep_report import report as make_report
 
     make_report(sweep, overrides or ())

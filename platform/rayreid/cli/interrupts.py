@@ -1,4 +1,4 @@
-"""What Ctrl-C says at once: until Ray has let go of what runs, half a minute may pass."""
+"""Immediate answer to Ctrl-C: Ray may need half a minute to stop its work."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ _END = 0  # no signal has this number
 
 @contextlib.contextmanager
 def answering_interrupts() -> Iterator[None]:
-    """Say that Ctrl-C was heard, once, whoever handles it: Ray Tune has a handler of its own, which says nothing."""
+    """Print one line at the first Ctrl-C, whoever handles the signal: Ray Tune has a silent handler of its own."""
     heard, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     before = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
@@ -31,5 +31,5 @@ def answering_interrupts() -> Iterator[None]:
 def _answer(heard: int) -> None:
     while (number := os.read(heard, 1)[0]) != _END:
         if number == signal.SIGINT:
-            print("rayreid: stopping what runs; this may take half a minute", file=sys.stderr, flush=True)
+            print("rayreid: stopping; this may take half a minute", file=sys.stderr, flush=True)
             return

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options that several commands share."""
 
 from typing import Annotated, Any
 
@@ -8,11 +8,13 @@ GROUP: dict[str, Any] = {
     "no_args_is_help": True,
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
-"""Settings of a group of commands."""
+"""Settings for a group of commands."""
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="Experiment file, e.g. experiments/demo.yaml.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, e.g. select.fraction=0.25", show_default=False),
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Overrides of keys in FILE, e.g. select.fraction=0.25", show_default=False
+    ),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback if the command fails.")]

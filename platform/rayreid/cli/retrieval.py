@@ -1,4 +1,4 @@
-"""Commands with a trained model: `predict`, `search`, `compare`, `matrix`."""
+"""Commands for trained models: `predict`, `search`, `compare`, `matrix`."""
 
 from typing import Annotated
 
@@ -8,24 +8,28 @@ from rayreid.cli.options import Debug, File, Overrides
 
 app = typer.Typer()
 
-_MODEL = "Weights file of rayreid, or an artifact that holds one: its folder, or e.g. finetune/<id>."
-_Split = Annotated[str | None, typer.Option(metavar="NAME", help="Only images of this split, e.g. gallery.")]
+_MODEL = "Weights file written by rayreid, or an artifact that contains one: its folder, or e.g. finetune/<id>."
+_Split = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Use only the images of this split, e.g. gallery (default: all).")
+]
 _Dataset = Annotated[
-    str, typer.Option(metavar="NAME", help="How a folder that is no image store is read: keys, identities, cameras.")
+    str, typer.Option(metavar="NAME", help="Kind of dataset as which a folder is read that is not an image store.")
 ]
 
 
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)],
-    images: Annotated[str, typer.Argument(metavar="IMAGES", help="A folder of images, or an image store.")],
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="Folder of images, or image store.")],
     out: Annotated[str, typer.Option("--out", metavar="FILE", help="Parquet file to write.")] = "features.parquet",
     dataset: _Dataset = "folder",
     split: _Split = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Of a forward pass; by default what suits.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Batch size of a forward pass (default: chosen automatically).")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Compute the features of any folder of images or image store with a trained model."""
+    """Compute the features of a folder of images or an image store with a trained model."""
     from rayreid.inference.predict import predict as compute
 
     compute(model, images, out, dataset, split, batch_size or "auto")
@@ -33,21 +37,25 @@ def predict(
 
 @app.command()
 def search(
-    queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="Pictures of whom to look for.")],
+    queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="Images of the persons to search for.")],
     gallery: Annotated[
-        str, typer.Option("--gallery", metavar="WHERE", help="Image store, folder, or features of `predict`.")
+        str, typer.Option("--gallery", metavar="WHERE", help="Image store, folder, or Parquet file of `predict`.")
     ],
     model: Annotated[str, typer.Option("--model", metavar="MODEL", help=_MODEL)],
-    k: Annotated[int, typer.Option("-k", min=1, help="How many to show.")] = 10,
-    out: Annotated[str, typer.Option("--out", metavar="FILE", help="Picture to write.")] = "search.png",
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of gallery images to show per query.")] = 10,
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="Image file to write.")] = "search.png",
     images: Annotated[
-        str | None, typer.Option(metavar="WHERE", help="Where the images of a gallery of features lie now.")
+        str | None,
+        typer.Option(
+            metavar="WHERE",
+            help="Folder or store with the images of the gallery, if it is a Parquet file and they have moved.",
+        ),
     ] = None,
     dataset: _Dataset = "folder",
     split: _Split = None,
     debug: Debug = False,
 ) -> None:
-    """Look for the people in some pictures in a gallery: draw the most similar images, print keys and similarities."""
+    """Search a gallery for the persons in some images: draw the most similar images, print keys and similarities."""
     from rayreid.inference.search import search as look
 
     look(queries, gallery, model, k, out, images, dataset, split)
@@ -55,14 +63,16 @@ def search(
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="Artifact of evaluate: its folder, or evaluate/<id>.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The one that is judged against it.")],
-    out: Annotated[str, typer.Option("--out", metavar="FILE", help="Picture to write.")] = "compare.png",
-    confidence: Annotated[float, typer.Option(help="Of the interval.")] = 0.95,
-    extremes: Annotated[int, typer.Option(min=0, help="Queries to list that gained and lost most.")] = 5,
+    first: Annotated[str, typer.Argument(metavar="A", help="Artifact of `evaluate`: its folder, or evaluate/<id>.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Artifact of `evaluate` to compare with A.")],
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="Image file to write.")] = "compare.png",
+    confidence: Annotated[float, typer.Option(help="Confidence level of the interval.")] = 0.95,
+    extremes: Annotated[
+        int, typer.Option(min=0, help="Number of queries to list with the largest gains and losses.")
+    ] = 5,
     debug: Debug = False,
 ) -> None:
-    """Compare two evaluations query by query: is the difference of their mAP more than chance?"""
+    """Compare two evaluations query by query, with a confidence interval of their mAP difference."""
     from rayreid.inference.compare import compare as judge
 
     judge(first, second, out, confidence, extremes)
@@ -70,7 +80,7 @@ def compare(
 
 @app.command()
 def matrix(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Evaluate every model (the file's rows, and weights files) on every target, in one table."""
+    """Evaluate every model (rows of the file, weights files) on every target, in one table."""
     from rayreid.config.loading import load_experiment
     from rayreid.pipeline.matrix import matrix as evaluate
 

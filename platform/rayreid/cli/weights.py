@@ -1,4 +1,4 @@
-"""Commands on weights files: `weights inspect | convert | export`."""
+"""Commands for weights files: `weights inspect | convert | export`."""
 
 from typing import Annotated
 
@@ -6,17 +6,27 @@ import typer
 
 from rayreid.cli.options import GROUP, Debug
 
-app = typer.Typer(help="Look into weights files, and write them in other forms.", **GROUP)
+app = typer.Typer(help="Inspect weights files, and convert them for other code.", **GROUP)
 
-WeightsFile = Annotated[str, typer.Argument(metavar="FILE", help="Weights: ours, TransReID-SSL's, DINO's, timm's.")]
+WeightsFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help="Weights file of rayreid, TransReID-SSL, DINO, timm or another supported origin, or timm:NAME.",
+    ),
+]
 ImageSize = Annotated[
     tuple[int, int] | None,
-    typer.Option(metavar="HEIGHT WIDTH", help="Pixels; a position embedding of another grid is resampled."),
+    typer.Option(
+        metavar="HEIGHT WIDTH", help="Image size in pixels; a position embedding of another grid is resampled."
+    ),
 ]
-Heads = Annotated[int | None, typer.Option(help="Attention heads, where file and width do not tell.")]
+Heads = Annotated[
+    int | None, typer.Option(help="Number of attention heads, if the file and the width do not determine it.")
+]
 Channels = Annotated[
     tuple[float, float, float] | None,
-    typer.Option(metavar="R G B", help="How images are normalised, where the file does not tell."),
+    typer.Option(metavar="R G B", help="Normalisation of images, if the file does not contain it."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 
@@ -27,7 +37,7 @@ def inspect_weights(
     keys: Annotated[bool, typer.Option("--keys", help="List every tensor with its shape.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a weights file holds: origin, architecture, stem, size, parameters, and whether all is understood."""
+    """Show the content of a weights file: origin, architecture, stem, size, parameters, whether all of it loads."""
     from rayreid.diagnostics.inspect_weights import inspect_weights as show
 
     show(file, keys)
@@ -36,9 +46,11 @@ def inspect_weights(
 @app.command("convert")
 def convert_weights(
     file: WeightsFile,
-    to: Annotated[str, typer.Option("--to", metavar="FORM", help="safetensors (rayreid's own), timm or transreid.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORM", help="Form to write: safetensors (for rayreid), timm or transreid.")
+    ],
     output: Annotated[
-        str | None, typer.Option(metavar="OUT", help="File to write; by default beside FILE, named after the form.")
+        str | None, typer.Option(metavar="OUT", help="File to write (default: beside FILE, named after the form).")
     ] = None,
     img_size: ImageSize = None,
     num_heads: Heads = None,
@@ -47,7 +59,7 @@ def convert_weights(
     force: Force = False,
     debug: Debug = False,
 ) -> None:
-    """Write a weights file in another form: every tensor of the backbone, or nothing."""
+    """Convert a weights file to another form: all tensors of the backbone, or nothing."""
     from rayreid.diagnostics.convert_weights import convert_weights as convert
 
     convert(file, to, output, img_size, num_heads, mean, std, force)
@@ -62,7 +74,7 @@ def export_weights(
     force: Force = False,
     debug: Debug = False,
 ) -> None:
-    """Write the backbone as an ONNX model, run it, and keep it only if it computes the same."""
+    """Export the backbone as an ONNX model, run it, and keep it only if it gives the same features."""
     from rayreid.diagnostics.convert_weights import export_weights as export
 
     export(file, onnx, img_size, num_heads, force)
