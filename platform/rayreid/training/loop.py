@@ -90,7 +90,11 @@ class LoopSettings:
 
 
 def resolve_precision(wanted: str, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-    """`auto` is bf16 where the device computes it natively, else float32."""
+    """Return the precision to train in.
+
+    `auto` is bf16 where the device computes it natively. Elsewhere it is fp16 on a GPU (those older than Ampere), with
+    a loss scaler, and fp32 on a CPU.
+    """
     if wanted != "auto":
         return wanted  # type: ignore[return-value]
     if device.type == "cuda":
