@@ -1,9 +1,24 @@
 # Two commands on a fresh machine with Python 3.11+: `make demo` and `make test`.
 
 PYTHON ?= python3
+UV     ?= $(shell command -v uv 2>/dev/null)
 VENV   := .venv
+NEWEST := .venv-newest
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+
+# Both commands take the path of a virtual environment. `make UV= install` uses pip where uv exists, too.
+ifeq ($(strip $(UV)),)
+INSTALLER   := pip
+make_venv    = $(PYTHON) -m venv $(1)
+pip_install  = $(1)/bin/python -m pip install --disable-pip-version-check
+pip_upgrade  = $(pip_install) --upgrade --upgrade-strategy eager
+else
+INSTALLER   := uv
+make_venv    = $(UV) venv --quiet --seed --allow-existing --python $(PYTHON) $(1)
+pip_install  = $(UV) pip install --python $(1)/bin/python
+pip_upgrade  = $(pip_install) --upgrade
+endif
 
 .PHONY: help install demo test test-all format lint types check clean
 
@@ -12,10 +27,15 @@ help:             ## list the targets
 
 install: $(READY) ## make .venv and install the package with its tested dependencies
 
+# The file .ready comes last, so that an installation that failed is repeated by the next target.
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "Installing rayreid and its dependencies into $(VENV) with $(INSTALLER)."
+	@echo "This happens once. It takes about 3 minutes and 7 GB of disk, most of it for PyTorch and CUDA."
+	@rm -f $@
+	$(call make_venv,$(VENV))
+	$(call pip_install,$(VENV)) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+	@echo "Installed. The environment is $(VENV); its command is $(BIN)/rayreid."
 
 demo: $(READY)    ## the whole method on drawn pedestrians: which part of the pool is worth pre-training on
 	$(BIN)/rayreid run experiments/demo.yaml
