@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -21,6 +22,7 @@ FILES = {
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "LICENSE",
+    "CITATION.cff",
 }
 MIB = 2**20
 
@@ -112,6 +114,37 @@ def test_the_builds_of_faiss_share_the_platforms_out(direct):
         assert len(chosen) == 1, f"{system} {machine}: {chosen}"
 
 
+def test_hooks_are_local_and_their_tools_are_installed(direct):
+    # A hook of another repository would be downloaded, in a version that constraints.txt does not hold.
+    dev = {canonicalize_name(requirement.name) for requirement in direct}
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repository["repo"] for repository in config["repos"]] == ["local"]
+    tools = set()
+    for hook in config["repos"][0]["hooks"]:
+        program = Path(hook["entry"].split()[0])
+        assert (program.parent, hook["language"]) == (Path(".venv/bin"), "system")
+        tools.add(program.name)
+    assert tools == {"ruff", "mypy", "codespell"} and tools <= dev
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (citation["title"], citation["version"]) == (project["name"], project["version"])
+    assert citation["license"] == project["license"]
+    assert citation["authors"] == project["authors"]
+    assert [paper["identifiers"][0]["value"] for paper in citation["references"]] == ["arXiv:2111.12084"]
+
+
+def test_help_lists_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split()
+    assert set(targets) == set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    rows = [re.match(r"  make ([a-z-]+) +\S", line) for line in listed.splitlines()]
+    assert sorted(row[1] for row in rows) == sorted(targets)
+
+
 STAND_IN = """#!/bin/sh
 # In place of Python and of uv: makes an environment whose Python is this script, too, and records what it is asked.
 echo "$0 $*" >> calls
@@ -172,3 +205,8 @@ def test_an_installation_that_fails_is_not_taken_for_complete(install, tmp_path,
     (tmp_path / "broken").touch()
     *_, succeeded = install(uv)
     assert not succeeded and not (tmp_path / ".venv/.ready").exists()
+
+
+def test_ray_is_bounded_while_private_parts_of_it_are_used(direct):
+    (ray,) = (requirement for requirement in direct if requirement.name == "ray")
+    assert not ray.specifier.contains("2.61.0") and ray.specifier.contains("2.60.9")
