@@ -9,12 +9,12 @@ READY  := $(VENV)/.ready
 
 # Both commands take the path of a virtual environment. `make UV= install` uses pip where uv exists, too.
 ifeq ($(strip $(UV)),)
-INSTALLER   := pip
+INSTALLER   := pip (about 4 minutes)
 make_venv    = $(PYTHON) -m venv $(1)
 pip_install  = $(1)/bin/python -m pip install --disable-pip-version-check
 pip_upgrade  = $(pip_install) --upgrade --upgrade-strategy eager
 else
-INSTALLER   := uv
+INSTALLER   := uv (about 1 minute)
 make_venv    = $(UV) venv --quiet --seed --allow-existing --python $(PYTHON) $(1)
 pip_install  = $(UV) pip install --python $(1)/bin/python
 pip_upgrade  = $(pip_install) --upgrade
@@ -30,7 +30,7 @@ install: $(READY) ## make .venv and install the package with the dependencies of
 # The file .ready comes last, so that an installation that failed is repeated by the next target.
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing rayreid and its dependencies into $(VENV) with $(INSTALLER)."
-	@echo "This happens once. It takes about 3 minutes and 7 GB of disk, most of it for PyTorch and CUDA."
+	@echo "This happens once and takes about 7 GB of disk, most of it for PyTorch and CUDA."
 	@rm -f $@
 	$(call make_venv,$(VENV))
 	$(call pip_install,$(VENV)) --constraint constraints.txt --editable '.[dev]'
@@ -47,7 +47,7 @@ test-all: $(READY) ## run all tests except those that need a GPU
 	$(BIN)/python -m pytest -m "not gpu"
 
 test-newest:      ## run `make test` with the newest allowed dependencies, in .venv-newest
-	@echo "Installing the newest allowed dependencies into $(NEWEST) with $(INSTALLER) (about 7 GB of disk)."
+	@echo "Installing the newest allowed dependencies into $(NEWEST) with $(INSTALLER): about 7 GB of disk."
 	$(call make_venv,$(NEWEST))
 	$(call pip_upgrade,$(NEWEST)) --editable '.[dev]'
 	$(NEWEST)/bin/python -m pytest -m "not slow and not gpu"
