@@ -124,7 +124,8 @@ def test_hooks_are_local_and_their_tools_are_installed(direct):
         program = Path(hook["entry"].split()[0])
         assert (program.parent, hook["language"]) == (Path(".venv/bin"), "system")
         tools.add(program.name)
-    assert tools == {"ruff", "mypy", "codespell"} and tools <= dev
+    assert tools == {"ruff", "mypy", "codespell", "lint-imports"}
+    assert {"import-linter", *tools} - {"lint-imports"} <= dev
 
 
 def test_the_citation_names_this_version_and_the_paper():
