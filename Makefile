@@ -1,44 +1,77 @@
 # Two commands on a fresh machine with Python 3.11+: `make demo` and `make test`.
 
 PYTHON ?= python3
+UV     ?= $(shell command -v uv 2>/dev/null)
 VENV   := .venv
+NEWEST := .venv-newest
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help install demo test test-all format lint types check clean
+# Both commands take the path of a virtual environment. `make UV= install` uses pip where uv exists, too.
+ifeq ($(strip $(UV)),)
+INSTALLER   := pip (about 4 minutes)
+make_venv    = $(PYTHON) -m venv $(1)
+pip_install  = $(1)/bin/python -m pip install --disable-pip-version-check
+pip_upgrade  = $(pip_install) --upgrade --upgrade-strategy eager
+else
+INSTALLER   := uv (about 1 minute)
+make_venv    = $(UV) venv --quiet --seed --allow-existing --python $(PYTHON) $(1)
+pip_install  = $(UV) pip install --python $(1)/bin/python
+pip_upgrade  = $(pip_install) --upgrade
+endif
+
+.PHONY: help install demo test test-all test-newest coverage format lint types hooks check clean
 
 help:             ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(READY) ## make .venv and install the package with its tested dependencies
+install: $(READY) ## make .venv and install the package with the dependencies of constraints.txt
 
+# The file .ready comes last, so that an installation that failed is repeated by the next target.
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "Installing rayreid and its dependencies into $(VENV) with $(INSTALLER)."
+	@echo "This happens once and takes about 7 GB of disk, most of it for PyTorch and CUDA."
+	@rm -f $@
+	$(call make_venv,$(VENV))
+	$(call pip_install,$(VENV)) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+	@echo "Installed. The environment is $(VENV); its command is $(BIN)/rayreid."
 
-demo: $(READY)    ## the whole method on drawn pedestrians: which part of the pool is worth pre-training on
+demo: $(READY)    ## run the whole method on drawn pedestrians (no download, no GPU)
 	$(BIN)/rayreid run experiments/demo.yaml
 
-test: $(READY)    ## all tests but those marked slow or gpu
+test: $(READY)    ## run all tests except those marked slow or gpu
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: $(READY) ## all tests but those that need a GPU
+test-all: $(READY) ## run all tests except those that need a GPU
 	$(BIN)/python -m pytest -m "not gpu"
+
+test-newest:      ## run `make test` with the newest allowed dependencies, in .venv-newest
+	@echo "Installing the newest allowed dependencies into $(NEWEST) with $(INSTALLER): about 7 GB of disk."
+	$(call make_venv,$(NEWEST))
+	$(call pip_upgrade,$(NEWEST)) --editable '.[dev]'
+	$(NEWEST)/bin/python -m pytest -m "not slow and not gpu"
+
+coverage: $(READY) ## run `make test` and list the lines that it does not reach in its own process
+	$(BIN)/python -m pytest -m "not slow and not gpu" --cov --cov-report=term-missing:skip-covered
 
 format: $(READY)  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lint: $(READY)    ## check formatting, style and which room imports which
+lint: $(READY)    ## check formatting, style, spelling and which room imports which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/lint-imports
 
-types: $(READY)   ## check types on the domain and ground floors
+types: $(READY)   ## check types
 	$(BIN)/mypy
 
-check: lint types test ## all that a change must pass
+hooks: $(READY)   ## run lint and types before every commit, by pre-commit
+	$(BIN)/pre-commit install
 
-clean:            ## remove the environment and caches (not the outputs)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info platform/*.egg-info
+check: lint types test ## run everything that a change must pass
+
+clean:            ## remove the environments and caches (not the outputs)
+	rm -rf $(VENV) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .coverage *.egg-info platform/*.egg-info

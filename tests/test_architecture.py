@@ -49,6 +49,16 @@ def test_faiss_is_never_imported_with_a_module():
         assert "faiss" not in libraries(top), name
 
 
+def test_private_parts_of_ray_stand_in_one_module():
+    for name, tree in MODULES.items():
+        parts = {part for module in imports(tree) if module.split(".")[0] == "ray" for part in module.split(".")}
+        constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        methods = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        private = {part for part in parts if part.startswith("_") or part in ("v2", "internal")}
+        private |= {"node:__internal_head__"} & constants | {"_register_sigint_handler"} & methods
+        assert not private or name == "execution.ray_internals", f"{name}: {private}"
+
+
 def test_jobs_are_doors():
     jobs = sorted((REPO / "jobs").glob("*.py"))
     assert jobs

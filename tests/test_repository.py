@@ -1,9 +1,12 @@
+import os
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -19,6 +22,7 @@ FILES = {
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "LICENSE",
+    "CITATION.cff",
 }
 MIB = 2**20
 
@@ -108,3 +112,102 @@ def test_the_builds_of_faiss_share_the_platforms_out(direct):
         environment = {**default_environment(), "sys_platform": system, "platform_machine": machine}
         chosen = [name for name, marker in markers.items() if marker.evaluate(environment)]
         assert len(chosen) == 1, f"{system} {machine}: {chosen}"
+
+
+def test_hooks_are_local_and_their_tools_are_installed(direct):
+    # A hook of another repository would be downloaded, in a version that constraints.txt does not hold.
+    dev = {canonicalize_name(requirement.name) for requirement in direct}
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repository["repo"] for repository in config["repos"]] == ["local"]
+    tools = set()
+    for hook in config["repos"][0]["hooks"]:
+        program = Path(hook["entry"].split()[0])
+        assert (program.parent, hook["language"]) == (Path(".venv/bin"), "system")
+        tools.add(program.name)
+    assert tools == {"ruff", "mypy", "codespell", "lint-imports"}
+    assert {"import-linter", *tools} - {"lint-imports"} <= dev
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (citation["title"], citation["version"]) == (project["name"], project["version"])
+    assert citation["license"] == project["license"]
+    assert citation["authors"] == project["authors"]
+    assert [paper["identifiers"][0]["value"] for paper in citation["references"]] == ["arXiv:2111.12084"]
+
+
+def test_help_lists_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split()
+    assert set(targets) == set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    rows = [re.match(r"  make ([a-z-]+) +\S", line) for line in listed.splitlines()]
+    assert sorted(row[1] for row in rows) == sorted(targets)
+
+
+STAND_IN = """#!/bin/sh
+# In place of Python and of uv: makes an environment whose Python is this script, too, and records what it is asked.
+echo "$0 $*" >> calls
+case "$*" in
+    *"pip install"*) test ! -e broken ;;
+    *venv*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+esac
+"""
+
+
+@pytest.fixture
+def install(tmp_path):
+    """A function that runs `make install` in a copy, with or without uv: (output, recorded calls, succeeded)."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bin").mkdir()
+    for name in ("python3", "uv"):
+        (tmp_path / "bin" / name).write_text(STAND_IN)
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    def run(uv):
+        (tmp_path / "calls").unlink(missing_ok=True)
+        if not uv:
+            (tmp_path / "bin" / "uv").unlink()
+        system = "/usr/bin:/bin"
+        if shutil.which("uv", path=system) and not uv:
+            pytest.skip("uv is installed for the whole system")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "UV"))}
+        environment |= {"PATH": f"{tmp_path / 'bin'}:{system}", "MAKEFLAGS": ""}
+        ran = subprocess.run(["make", "install"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return ran.stdout, (tmp_path / "calls").read_text().replace(str(tmp_path), "."), ran.returncode == 0
+
+    return run
+
+
+@pytest.mark.parametrize(("uv", "venv", "pip"), [
+    (True, "./bin/uv venv", "./bin/uv pip install --python .venv/bin/python"),
+    (False, "./bin/python3 -m venv .venv", ".venv/bin/python -m pip install"),
+])  # fmt: skip
+def test_install_says_what_it_does_and_keeps_to_the_constraints(install, tmp_path, uv, venv, pip):
+    said, calls, succeeded = install(uv)
+    assert succeeded and (tmp_path / ".venv/.ready").exists()
+    first, second = calls.splitlines()
+    assert first.startswith(venv) and second.startswith(pip)
+    assert second.endswith("--constraint constraints.txt --editable .[dev]") and "quiet" not in second
+    assert said.startswith("Installing rayreid") and f"with {'uv' if uv else 'pip'}" in said
+    assert re.search(r"about \d minutes?\).*about \d GB", said, re.DOTALL)
+
+
+@pytest.mark.parametrize("uv", [True, False])
+def test_an_installation_that_fails_is_not_taken_for_complete(install, tmp_path, uv):
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/.ready").touch()  # of an earlier installation
+    for name in ("pyproject.toml", "constraints.txt"):
+        os.utime(tmp_path / name, (2**32, 2**32))
+    (tmp_path / "broken").touch()
+    *_, succeeded = install(uv)
+    assert not succeeded and not (tmp_path / ".venv/.ready").exists()
+
+
+def test_ray_is_bounded_while_private_parts_of_it_are_used(direct):
+    (ray,) = (requirement for requirement in direct if requirement.name == "ray")
+    assert not ray.specifier.contains("2.61.0") and ray.specifier.contains("2.60.9")

@@ -269,7 +269,8 @@ def test_an_unknown_key_like_none_other_is_refused_with_all_that_are_known(write
 
 
 def test_an_unknown_key_in_the_optional_sweep_section(write):
-    assert "did you mean 'parameters'" in refused(write("sweep: {parametrs: {seed: [1]}}"))
+    misspelt = "parametrs"  # codespell:ignore parametrs
+    assert "did you mean 'parameters'" in refused(write(f"sweep: {{{misspelt}: {{seed: [1]}}}}"))
 
 
 def test_an_unknown_key_on_the_command_line(write):
@@ -384,7 +385,8 @@ def test_the_range_of_a_grid_is_refused_in_a_line_that_says_what_to_do(write):
 
 
 def test_a_misspelt_range_is_refused_in_one_line(write):
-    message = refused(write("sweep: {search: random, trials: 2, parameters: {finetune.lr: {unifrom: [0.1, 1]}}}"))
+    lr = "{unifrom: [0.1, 1]}"  # codespell:ignore unifrom
+    message = refused(write(f"sweep: {{search: random, trials: 2, parameters: {{finetune.lr: {lr}}}}}"))
     assert "finetune.lr" in message and "uniform, loguniform, choice" in message
 
 

@@ -1,4 +1,4 @@
-"""MLflow's own page on a finished sweep, in a browser without a screen: its two strategies stand side by side."""
+"""MLflow's own pages on a finished sweep, in a browser without a screen: its results, and strategies side by side."""
 
 import json
 import re
@@ -12,7 +12,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from tracked_sweep import put_down
+from rayreid.tracking.store import results_page
+from tracked_sweep import NOTHING, SCORES, WHOLE, put_down
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +25,9 @@ def server(root):
     """A server on the sweep's store: its address, and the runs of either strategy by the search that finds them."""
     if BROWSER is None:
         pytest.skip("no Chromium or Chrome is installed")
-    top = put_down(root, seeds=(0,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["bin/rayreid", "sweep", "experiments/sweeps/fractions.yaml"])
+        top = put_down(root, seeds=(0,))
     found = {
         strategy: top.client.search_runs(
             [top.tracker.experiment_id], f"tags.strategy = '{strategy}' and metrics.mAP > 0.25"
@@ -59,6 +62,7 @@ def shown(url: str, folder) -> str:
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
+        "--window-size=1280,800",
         f"--user-data-dir={folder}",
         "--virtual-time-budget=60000",
     ]
@@ -76,3 +80,15 @@ def test_the_compare_page_shows_both_strategies(server, tmp_path):
         assert told in document, f"{told!r} is not on the page"
     axes = re.findall(r'class="axis-title"[^>]*>([^<]*)<', document)
     assert {"fraction", "mAP"} <= set(axes), f"the parallel coordinates have the axes {axes}"
+
+
+def test_the_page_that_a_run_names_lists_the_results_without_a_click(server, tmp_path):
+    address, experiment, _ = server
+    document = shown(results_page(address, experiment), tmp_path)
+    assert re.search("<h2[^>]*>Runs<", document) and "Judges" not in document, "not in the view for model training"
+    rows = re.findall(r'id="cell-metrics\.`mAP`-\d+" class="ag-cell-value">([^<]*)<', document)
+    rank1 = re.findall(r'id="cell-metrics\.`rank1`-\d+" class="ag-cell-value">([^<]*)<', document)
+    reached = sorted([*(v for by in SCORES.values() for v in by.values()), WHOLE, WHOLE, NOTHING], reverse=True)
+    assert [float(value) for value in rows[:-1]] == reached and rows[-1] == "-"  # the last is the one that failed
+    assert [float(value) for value in rank1[:-1]] == pytest.approx([value + 0.1 for value in reached])
+    assert document.count(">fractions.yaml<") == len(rows)  # the source of each

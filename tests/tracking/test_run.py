@@ -56,6 +56,40 @@ def test_the_default_store_is_a_database_in_the_output_root(tracker, root):
     assert found.artifact_location == (root / "mlartifacts").as_uri()
 
 
+def test_an_experiment_is_one_of_model_training_and_a_choice_of_the_users_stays(root):
+    tracker = Tracker(root, "chosen")
+    tags = tracker.client.get_experiment(tracker.experiment_id).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    tracker.client.set_experiment_tag(tracker.experiment_id, "mlflow.experimentKind", "regression")
+    tracker.client.set_experiment_tag(tracker.experiment_id, "mlflow.sharedViewState.results", "of an older version")
+    Tracker(root, "chosen")
+    again = tracker.client.get_experiment(tracker.experiment_id).tags
+    assert again == {**tags, "mlflow.experimentKind": "regression"}
+
+
+def test_a_run_says_where_it_comes_from(tracker, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/rayreid", "run", "my experiment.yaml"])
+    monkeypatch.setattr("getpass.getuser", lambda: "ada")
+    top = tracker.run("sweep")
+    monkeypatch.setattr(
+        sys, "argv", ["default_worker.py", "--node-ip-address=127.0.0.1"]
+    )  # a trial's process, of Ray's
+    child = Run(tracker, top.id).child("trial")
+    for run in (top, child, child.child("stage")):
+        tags = data_of(run).tags
+        assert tags["mlflow.source.name"] == "rayreid run 'my experiment.yaml'"
+        assert (tags["mlflow.source.type"], tags["mlflow.user"]) == ("LOCAL", "ada")
+        assert tags.get("mlflow.source.git.commit") == git_sha()
+
+
+def test_a_user_without_a_name_has_none(tracker, monkeypatch):
+    def unknown():
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("getpass.getuser", unknown)
+    assert "mlflow.user" not in data_of(tracker.run("in a container")).tags
+
+
 def test_two_commands_may_begin_at_once_where_there_is_nothing_yet(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     program = (

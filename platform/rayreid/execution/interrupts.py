@@ -4,19 +4,15 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import ray
 import ray.train.torch
 
+from rayreid.execution.ray_internals import KnownController
 
-class Trainer(ray.train.torch.TorchTrainer):
-    """Ray's, but interrupted like any other call: `fit` raises KeyboardInterrupt, and its workers are gone.
 
-    Ray's own handler ends the process with a status that says nothing; once the training is over it swallows Ctrl-C.
-    """
-
-    _controller: Any = None
+class Trainer(KnownController, ray.train.torch.TorchTrainer):
+    """Ray's trainer, interrupted like any other call: `fit` raises KeyboardInterrupt, and its workers are gone."""
 
     def fit(self) -> ray.train.Result:
         """Train.
@@ -27,12 +23,9 @@ class Trainer(ray.train.torch.TorchTrainer):
         try:
             return super().fit()
         except KeyboardInterrupt:
-            if self._controller is not None:
-                ray.kill(self._controller)
+            if self.controller is not None:
+                ray.kill(self.controller)
             raise
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        self._controller = controller
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rayreid.execution.ray_internals import HEAD_RESOURCE
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -68,5 +70,5 @@ def alone() -> bool:
 
 
 def _name(node: dict[str, Any]) -> str:
-    head = " (head)" if "node:__internal_head__" in node["Resources"] else ""
+    head = " (head)" if HEAD_RESOURCE in node["Resources"] else ""
     return f"{node['NodeManagerAddress']}{head}"

@@ -10,7 +10,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train import TrainingFailedError
 from rich.markup import escape
 
 from rayreid.config import Resources

@@ -86,7 +86,7 @@ def run(experiment: Experiment) -> list[Row]:
             draw_curves(plans, folder_of(root, experiment) / "cmc.png", parent)
         show_table(session.screen, results)
         show_times(session.screen, plans.values())
-        show_hint(session.screen, session.tracker.uri)
+        show_hint(session.screen, session.tracker.uri, session.tracker.experiment_id)
     return results
 
 

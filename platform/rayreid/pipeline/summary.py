@@ -13,6 +13,7 @@ from rayreid.console import Screen, clock
 from rayreid.selection.provenance import Provenance
 from rayreid.stages.score import auc_of
 from rayreid.storage.artifacts import Artifact, lineage
+from rayreid.tracking.store import results_page
 
 SCORES = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
@@ -84,11 +85,21 @@ def show_table(screen: Screen, rows: list[Row]) -> None:
         screen.say(f"CFS against the pool's known origins: AUC {known:.3f} (0.5 is chance)")
 
 
-def show_hint(screen: Screen, uri: str) -> None:
-    """Say how to open MLflow on these runs."""
+def show_hint(screen: Screen, uri: str, experiment_id: str) -> None:
+    """Say how to open MLflow on the results of an experiment.
+
+    Args:
+        screen: Where to say it.
+        uri: Address of the MLflow store.
+        experiment_id: MLflow's id of the experiment.
+    """
+    if uri.startswith(("http://", "https://")):
+        screen.say(escape(f"Compare the runs:  {results_page(uri, experiment_id)}"))
+        return
     beside = Path(sys.executable).with_name("mlflow")
     command = os.path.relpath(beside) if beside.exists() else "mlflow"
     screen.say(escape(f"Compare the runs:  {command} ui --backend-store-uri {uri}"))
+    screen.say(escape(f"       and open:   {results_page('http://127.0.0.1:5000', experiment_id)}"))
 
 
 def show_times(screen: Screen, graphs: Iterable[Mapping[str, Artifact]]) -> None:

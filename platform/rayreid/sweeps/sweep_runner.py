@@ -95,7 +95,7 @@ def sweep(experiment: Experiment) -> list[Row]:
             session.screen.say(f"[red]failed[/] {escape(label)}: {escape(error)}")
         for label, why in ended.items():
             session.screen.say(f"[yellow]ended early[/] {escape(label)}: {escape(why)}")
-        show_hint(session.screen, session.tracker.uri)
+        show_hint(session.screen, session.tracker.uri, session.tracker.experiment_id)
     if not rows:
         raise UserError(f"every trial of the sweep {experiment.name!r} failed; see the errors above")
     return rows

@@ -17,7 +17,7 @@ from rayreid.files import make_folder
 from rayreid.storage.metrics_log import MetricsFeed
 from rayreid.tracking.outage import Outage, reason
 from rayreid.tracking.outbox import Outbox
-from rayreid.tracking.revision import git_sha
+from rayreid.tracking.revision import SOURCE_TAGS, git_sha, source_tags
 from rayreid.tracking.store import open_store, send, tracking_uri
 
 PARENT = "mlflow.parentRunId"
@@ -62,12 +62,15 @@ class Tracker:
             UserError: the store stayed away.
         """
         # A submitted job carries no checkout: there the version alone tells the code.
-        code = {"rayreid": __version__, "git_sha": git_sha()}
-        tags = {key: str(value) for key, value in {**code, **(tags or {})}.items() if value is not None}
+        commit = git_sha()
+        code = {"rayreid": __version__, "git_sha": commit, "mlflow.source.git.commit": commit}
+        # A trial runs in a process of Ray's, whose own command says nothing.
+        source = parent.source() if parent else source_tags()
+        given = {key: str(value) for key, value in {**code, **source, **(tags or {})}.items() if value is not None}
         if parent is not None:
-            tags[PARENT] = parent.id
-        created = self.outage.wait(lambda: self.client.create_run(self.experiment_id, run_name=name, tags=tags))
-        return Run(self, created.info.run_id)
+            given[PARENT] = parent.id
+        created = self.outage.wait(lambda: self.client.create_run(self.experiment_id, run_name=name, tags=given))
+        return Run(self, created.info.run_id, source)
 
     def resume(self, run_id: str) -> "Run | None":
         """Continue a run of an earlier process; None where this store does not know it.
@@ -107,12 +110,24 @@ class Run:
     before the next thing that is logged, or when the next process opens a tracker there.
     """
 
-    def __init__(self, tracker: Tracker, run_id: str):
+    def __init__(self, tracker: Tracker, run_id: str, source: Mapping[str, str | None] | None = None):
         self.tracker = tracker
         self.client = tracker.client
         self.id = run_id
         self._outbox = Outbox(tracker.outboxes / run_id)
         self._failed = self._given_up = False
+        self._source = source
+
+    def source(self) -> Mapping[str, str | None]:
+        """Return its `SOURCE_TAGS`, from the store where another process began it.
+
+        Raises:
+            UserError: The store stayed away.
+        """
+        if self._source is None:
+            tags = self.tracker.outage.wait(lambda: self.client.get_run(self.id)).data.tags
+            self._source = {key: tags.get(key) for key in SOURCE_TAGS}
+        return self._source
 
     def child(self, name: str, tags: Mapping[str, Any] | None = None) -> "Run":
         """Start a run nested under this one."""

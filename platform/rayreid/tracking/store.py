@@ -15,12 +15,46 @@ from rayreid.tracking.outage import Outage, reason
 _SQLITE = "sqlite:///"
 _LEASE = ".mlflow-lease.json"
 
+_VIEW = "results"
+_RESULT_COLUMNS = (
+    "attributes.`Source`",
+    *(f"metrics.`{name}`" for name in ("mAP", "rank1", "mINP", "images", "gpu_hours")),
+    *(f"tags.`{name}`" for name in ("strategy", "fraction", "stem")),
+)
+_RESULTS_FIRST = {
+    "searchFilter": "tags.level = 'experiment'",
+    # MLflow nests runs, folded, in a list that is sorted by date; a list in any other order is flat.
+    "orderByKey": "metrics.`mAP`",
+    "orderByAsc": False,
+    "selectedColumns": _RESULT_COLUMNS,
+    "columnOrder": _RESULT_COLUMNS,  # by default that of their names
+    "columnWidths": dict.fromkeys(_RESULT_COLUMNS, 90),  # so that Rank-1 is on a narrow screen, too
+}
+_KIND = "mlflow.experimentKind"
+_EXPERIMENT_TAGS = {_KIND: "custom_model_development", f"mlflow.sharedViewState.{_VIEW}": json.dumps(_RESULTS_FIRST)}
+"""Tags of an experiment that MLflow's UI reads: its kind, *Model training*, and a view of its list of runs for
+`results_page`, since MLflow's own list has no column of a metric and keeps rows folded."""
+
 
 def tracking_uri(root: Path) -> str:
     """Where runs are stored: `MLFLOW_TRACKING_URI`, else a database in the output root."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{root / 'mlflow.db'}"
     # A trial's current folder is another than its sweep's.
     return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}" if uri.startswith(_SQLITE) else uri
+
+
+def results_page(server: str, experiment_id: str) -> str:
+    """Return the address at which MLflow's UI lists an experiment's results, the best mAP first.
+
+    MLflow 3.17 opens any other address in its view for language models until the user chooses *Model training* there:
+    the choice is kept in the browser, and the experiment's kind does not count.
+
+    Args:
+        server: The address of the UI's server.
+        experiment_id: MLflow's id of the experiment; `open_store` has given it the view.
+    """
+    query = f"workflowType=machine_learning&viewStateShareKey={_VIEW}"
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
 
 
 def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: float) -> tuple[Any, str]:
@@ -49,6 +83,8 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
             client = MlflowClient(uri)
             found = outage.wait(lambda: client.get_experiment_by_name(experiment), patience)
             identifier = found.experiment_id if found else _create(client, experiment, root, uri)
+            if found and found.lifecycle_stage == "active":
+                _complete_tags(client, found)
     except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: of a database's driver
         raise UserError(f"MLflow at {uri} cannot be used ({reason(error)}); see MLFLOW_TRACKING_URI") from None
     if found and found.lifecycle_stage != "active":
@@ -102,9 +138,17 @@ def _create(client: Any, experiment: str, root: Path, uri: str) -> str:
 
     location = (root / "mlartifacts").as_uri() if uri.startswith(_SQLITE) else None
     try:
-        return str(client.create_experiment(experiment, artifact_location=location))
+        return str(client.create_experiment(experiment, artifact_location=location, tags=_EXPERIMENT_TAGS))
     except MlflowException:
         found = client.get_experiment_by_name(experiment)
         if found is None:
             raise
         return str(found.experiment_id)
+
+
+def _complete_tags(client: Any, experiment: Any) -> None:
+    """Give an experiment of an earlier version the UI's tags; a kind that the user has chosen stays."""
+    for key, value in _EXPERIMENT_TAGS.items():
+        known = experiment.tags.get(key)
+        if known is None or (key != _KIND and known != value):
+            client.set_experiment_tag(experiment.experiment_id, key, value)

@@ -93,7 +93,11 @@ class LoopSettings:
 
 
 def resolve_precision(wanted: str, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-    """Return the precision: `auto` is bf16 where the device computes it natively; else fp16 on a GPU, fp32 on a CPU."""
+    """Return the precision to train in.
+
+    `auto` is bf16 where the device computes it natively. Elsewhere it is fp16 on a GPU (those older than Ampere), with
+    a loss scaler, and fp32 on a CPU.
+    """
     if wanted != "auto":
         return wanted  # type: ignore[return-value]
     if device.type == "cuda":

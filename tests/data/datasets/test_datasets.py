@@ -248,7 +248,7 @@ def test_names_roots_and_options_that_do_not_exist(tmp_path):
     with pytest.raises(UserError, match=r"valid: .*folder.*market1501"):
         open_dataset("xyz", str(tmp_path))
     with pytest.raises(UserError, match="did you mean 'version'"):
-        open_dataset("msmt17", str(tmp_path), versoin="V1")
+        open_dataset("msmt17", str(tmp_path), versoin="V1")  # codespell:ignore versoin
     with pytest.raises(UserError, match="no option 'seed'"):
         open_dataset("folder", str(tmp_path), seed=1)
     for name in set(DATASETS) - {"synthetic", "combined"}:

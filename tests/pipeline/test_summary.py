@@ -1,0 +1,30 @@
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from rayreid.console import Screen
+from rayreid.pipeline.summary import show_hint
+
+PAGE = "/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=results"
+
+
+def hint(uri: str) -> str:
+    """What is printed for a store."""
+    printed = io.StringIO()
+    show_hint(Screen(Console(file=printed, width=500)), uri, "7")
+    return printed.getvalue()
+
+
+def test_a_database_is_opened_by_a_command_and_then_the_page_of_the_results():
+    command, page = hint("sqlite:////outputs/mlflow.db").splitlines()
+    assert command.endswith("mlflow ui --backend-store-uri sqlite:////outputs/mlflow.db")
+    assert Path(command.split()[3]).name == "mlflow" and Path(sys.executable).with_name("mlflow").exists()
+    assert page.split()[-1] == f"http://127.0.0.1:5000{PAGE}"
+
+
+@pytest.mark.parametrize("server", ["http://head:5000", "https://mlflow.example.org/"])
+def test_a_server_s_page_is_named_as_it_is(server):
+    assert hint(server).split() == ["Compare", "the", "runs:", server.rstrip("/") + PAGE]
