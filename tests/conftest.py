@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from gloo_workers import GlooWorkers
 from tiny_experiment import TINY
 
 GOLDEN = Path(os.environ.get("RAYREID_GOLDEN", Path(__file__).parent / "golden"))
@@ -63,3 +64,11 @@ def tiny(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def gloo():
+    """`gloo(function, *arguments)` returns what `function(rank, *arguments)` returns on each of two workers."""
+    workers = GlooWorkers()
+    yield workers
+    workers.close()
