@@ -1,7 +1,10 @@
 """Fixtures shared by all tests."""
 
+import fcntl
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,21 @@ from gloo_workers import GlooWorkers
 from tiny_experiment import TINY
 
 GOLDEN = Path(os.environ.get("RAYREID_GOLDEN", Path(__file__).parent / "golden"))
+
+
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a module on one pytest-xdist worker; all that need Ray, or gloo workers, on one too.
+
+    Their fixtures are made once then, and one Ray runs at a time.
+    """
+    groups = {item.path: item.path.stem for item in items}
+    for item in items:
+        if item.get_closest_marker("ray"):
+            groups[item.path] = "ray"
+        elif "gloo" in item.fixturenames and groups[item.path] != "ray":
+            groups[item.path] = "gloo"
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
 
 
 class Golden(dict):
@@ -39,9 +57,10 @@ def golden_dir() -> Path:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory, new_database):
     """An output root of the module's own; the tests of a module build on one another's artifacts."""
     path = tmp_path_factory.mktemp("outputs")
+    new_database(path)
     before = {name: os.environ.get(name) for name in ("RAYREID_ROOT", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
     os.environ["RAYREID_ROOT"] = str(path)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -72,3 +91,41 @@ def gloo():
     workers = GlooWorkers()
     yield workers
     workers.close()
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """`once(name, make)` returns a path that `make(path)` has made; all pytest-xdist workers get the same one."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def once(name: str, make: Callable[[Path], None]) -> Path:
+        path, unfinished = folder / name, folder / f"{name}.tmp"
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                make(unfinished)
+                unfinished.rename(path)
+        return path
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def new_database(once):
+    """`new_database(folder)` puts an empty MLflow database into an output root.
+
+    It is a copy. MLflow takes seconds to create the tables of a new one.
+    """
+
+    def create(path: Path) -> None:
+        from mlflow import MlflowClient
+
+        MlflowClient(f"sqlite:///{path}").search_experiments()
+
+    def copy(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        shutil.copy(once("mlflow.db", create), folder / "mlflow.db")
+
+    return copy
