@@ -5,7 +5,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help install demo test test-all format lint types check clean
+# Tests run in two processes of one torch thread each. More threads would only wait for one another.
+TEST_WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+SPREAD := --numprocesses $(TEST_WORKERS) --dist loadgroup
+
+.PHONY: help install demo test test-ray test-slow test-all format lint types check clean
 
 help:             ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -20,11 +25,16 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)    ## the whole method on drawn pedestrians: which part of the pool is worth pre-training on
 	$(BIN)/rayreid run experiments/demo.yaml
 
-test: $(READY)    ## all tests but those marked slow or gpu
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(READY)    ## the fast tests: all but those marked ray, slow or gpu
+	$(PYTEST) $(SPREAD) -m "not ray and not slow and not gpu"
 
-test-all: $(READY) ## all tests but those that need a GPU
-	$(BIN)/python -m pytest -m "not gpu"
+test-ray: $(READY) ## the tests that need Ray, but for the slow ones
+	$(PYTEST) $(SPREAD) -m "ray and not slow and not gpu"
+
+test-slow: $(READY) ## the slow tests
+	$(PYTEST) $(SPREAD) -m "slow and not gpu"
+
+test-all: test test-ray test-slow ## all tests but those that need a GPU
 
 format: $(READY)  ## format the code
 	$(BIN)/ruff format .
@@ -38,7 +48,7 @@ lint: $(READY)    ## check formatting, style and which room imports which
 types: $(READY)   ## check types on the domain and ground floors
 	$(BIN)/mypy
 
-check: lint types test ## all that a change must pass
+check: lint types test test-ray ## all that a change must pass
 
 clean:            ## remove the environment and caches (not the outputs)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info platform/*.egg-info

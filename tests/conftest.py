@@ -9,27 +9,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from gloo_workers import GlooWorkers
+from shared_ray import SharedRay
 from tiny_experiment import TINY
 
 GOLDEN = Path(os.environ.get("RAYREID_GOLDEN", Path(__file__).parent / "golden"))
 
 
 def pytest_collection_modifyitems(items):
-    """Keep the tests of a module on one pytest-xdist worker; all that need Ray, or gloo workers, on one too.
+    """Deal tests to pytest-xdist workers by module, so that a module's fixtures are made once.
 
-    Their fixtures are made once then, and one Ray runs at a time.
+    The modules that use gloo workers stay on one worker, and so do the tests that need Ray. These come last: the Ray
+    that they share must not run beside tests that expect none.
     """
-    groups = {item.path: item.path.stem for item in items}
+    with_gloo = {item.path for item in items if "gloo" in item.fixturenames}
     for item in items:
-        if item.get_closest_marker("ray"):
-            groups[item.path] = "ray"
-        elif "gloo" in item.fixturenames and groups[item.path] != "ray":
-            groups[item.path] = "gloo"
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
+        module = "gloo" if item.path in with_gloo else item.path.stem
+        item.add_marker(pytest.mark.xdist_group("ray" if _needs_ray(item) else module))
+    items.sort(key=_needs_ray)
+
+
+def _needs_ray(item) -> bool:
+    return item.get_closest_marker("ray") is not None
 
 
 class Golden(dict):
@@ -76,6 +78,7 @@ def root(tmp_path_factory, new_database):
 @pytest.fixture
 def tiny(tmp_path):
     """Writes the tiny experiment with changes to a file; returns its path."""
+    import yaml  # the domain is also tested where only its own dependencies are installed
 
     def write(**changes):
         path = tmp_path / "tiny.yaml"
@@ -129,3 +132,22 @@ def new_database(once):
         shutil.copy(once("mlflow.db", create), folder / "mlflow.db")
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def _session_ray(tmp_path_factory):
+    made = SharedRay(tmp_path_factory.mktemp("ray"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def shared_ray(_session_ray):
+    """One Ray for all modules that ask for it; `connect()` uses it where it runs, and starts none."""
+    _session_ray.start()
+
+
+@pytest.fixture(scope="module")
+def no_shared_ray(_session_ray):
+    """For a module whose tests start a Ray themselves."""
+    _session_ray.stop()

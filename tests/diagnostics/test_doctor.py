@@ -152,7 +152,8 @@ def test_the_exit_status_says_whether_all_is_well(monkeypatch, well, status):
 
 
 @pytest.mark.ray
-def test_a_machine_of_one_s_own_is_told_of(tmp_path, monkeypatch):
+def test_a_machine_of_one_s_own_is_told_of(tmp_path, new_database, no_shared_ray, monkeypatch):
+    new_database(tmp_path / "outputs")
     monkeypatch.setenv("RAYREID_ROOT", str(tmp_path / "outputs"))
     for name in ("RAYREID_DATA", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)

@@ -22,7 +22,6 @@ from rayreid.data.sampling.batch_plans import ShufflePlan
 from rayreid.data.store.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.execution import trainer
-from rayreid.execution.connection import connect
 from rayreid.execution.production import SCRATCH, StageContext
 from rayreid.execution.resources import Share
 from rayreid.execution.trainer import Training, fit
@@ -457,7 +456,7 @@ def test_a_relative_checkpoint_is_found_from_another_folder(tmp_path, monkeypatc
 
 
 @pytest.mark.ray
-def test_ray_stops_the_workers_that_wait_for_the_one_with_the_fault(work, training, store, root):
+def test_ray_stops_the_workers_that_wait_for_the_one_with_the_fault(work, training, store, shared_ray):
     plan = ShufflePlan(np.arange(IMAGES), BATCH, seed=0)
     broken = int(plan.batch(0, 1, 1, 2)[0])  # worker 1 meets it in the second step, worker 0 never
     config = Pretrain(epochs=1, batch_size=BATCH, local_crops=1, out_dim=8, hidden_dim=8, bottleneck_dim=8)
@@ -465,6 +464,6 @@ def test_ray_stops_the_workers_that_wait_for_the_one_with_the_fault(work, traini
     method = pretrain._Build(config, backbone, 0, plan.steps_per_epoch, None)
     training = replace(training, store=store(broken), build=method, save=str, epochs=1)
     began = time.monotonic()
-    with connect(), pytest.raises(UserError, match=rf"'{broken}\.jpg' is truncated"):
+    with pytest.raises(UserError, match=rf"'{broken}\.jpg' is truncated"):
         fit(work, training, Resources(workers=2, cpus_per_worker=1, gpu=False))
     assert time.monotonic() - began < 600  # not the half hour after which gloo gives up
