@@ -30,6 +30,7 @@ from rayreid.stages import pretrain
 from rayreid.stages.training import initial_weights
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.metrics_log import Journal
+from recorded_run import RecordedRun
 
 IMAGES, BATCH, EPOCHS = 8, 4, 2
 STEPS = EPOCHS * IMAGES // BATCH
@@ -76,41 +77,6 @@ def refuse(device):
     raise UserError("x.pth: no weights")
 
 
-class Run:
-    """A run that remembers, and is away when told."""
-
-    id = "r"
-
-    def __init__(self):
-        self.rows, self.figures, self.away = [], [], False
-        self.tagged: dict[str, str] = {}
-        self.datasets: dict[str, dict[str, int]] = {}
-        self.owed: list[Path] = []
-
-    def tags(self, tags):
-        self.tagged |= tags
-
-    def owe(self, journal):
-        self.owed.append(journal)
-
-    def history(self, rows):
-        if self.away:
-            raise ConnectionError("[/no] answer")
-        self.rows += rows
-
-    def figure(self, figure, name):
-        self.figures.append(name)
-
-    def dataset(self, name, fingerprint, source, profile, context):
-        self.datasets[name] = profile
-
-    def file(self, path, folder):
-        assert path.is_file()
-
-    def params(self, values):
-        pass
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Makes a store of eight images; of the one with the number `broken` the file is cut short.
@@ -147,7 +113,7 @@ def store(tmp_path_factory):
 def work(tmp_path):
     artifact = Artifact(tmp_path, "pretrain", 1, {})
     artifact.path.mkdir(parents=True)
-    return StageContext(artifact, artifact.path, Run(), Screen(Console(file=io.StringIO(), width=200)))
+    return StageContext(artifact, artifact.path, RecordedRun(), Screen(Console(file=io.StringIO(), width=200)))
 
 
 @pytest.fixture
@@ -444,9 +410,11 @@ def test_a_relative_checkpoint_is_found_from_another_folder(tmp_path, monkeypatc
     monkeypatch.setattr(StageContext, "input", lambda self, role: store())
     monkeypatch.setattr(pretrain, "fit", lambda work, training, resources, watch: seen.append(training) or {})
     monkeypatch.setattr(initial_weights, "load_weights", lambda network, path, strict: loaded.append(path))
-    run = type("Recorder", (), {name: lambda self, *values: None for name in ("dataset", "params", "tags", "file")})()
+    monkeypatch.setattr(RecordedRun, "file", lambda self, path, folder: None)  # nothing is trained here
     config = Pretrain(epochs=1, batch_size=4, out_dim=8, hidden_dim=8, bottleneck_dim=8)
-    pretrain._pretrain(config, backbone, 0, Resources(), None, StageContext(artifact, tmp_path, run, Screen()))
+    pretrain._pretrain(
+        config, backbone, 0, Resources(), None, StageContext(artifact, tmp_path, RecordedRun(), Screen())
+    )
     monkeypatch.chdir(tmp_path / "there")
     seen[0].build(torch.device("cpu"))
     assert loaded == [tmp_path / "here" / "w.pth"] and loaded[0].is_file()
