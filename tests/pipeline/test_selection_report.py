@@ -52,15 +52,16 @@ def test_the_strategies_can_be_chosen(variants):
     assert whole["random"].select.fraction == 0.5
 
 
-@pytest.fixture
-def page(tmp_path):
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
     """The page of three selections from a pool of known origins, and what its run was given."""
+    folder = tmp_path_factory.mktemp("page")
     buffer = io.BytesIO()
     Image.new("RGB", (8, 16)).save(buffer, "JPEG")
     records = [Record(f"{n:02d}.jpg", -1, -1, "pool", "") for n in range(IMAGES)]
-    write_shard(tmp_path / "store", 0, records, lambda record: buffer.getvalue())
-    finish_store(tmp_path / "store", 1, "mine", "")
-    store = ImageStore(tmp_path / "store")
+    write_shard(folder / "store", 0, records, lambda record: buffer.getvalue())
+    finish_store(folder / "store", 1, "mine", "")
+    store = ImageStore(folder / "store")
     rising = np.arange(IMAGES, dtype=float)
     rising[3] = np.nan
     proxies = {role: {"artifact": f"proxy/of-{role}", "weights": 16 * role} for role in ("source", "target")}
