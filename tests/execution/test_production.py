@@ -3,7 +3,6 @@
 import io
 import shutil
 import threading
-import time
 
 import pytest
 from rich.console import Console
@@ -36,13 +35,19 @@ def test_what_is_complete_is_not_made_again(make):
 
 def test_who_waits_for_another_run_is_told(tmp_path):
     artifact = Artifact(tmp_path, "stage", 1, {}, {}, lambda work: {"images": 1})
-    said = io.StringIO()
+    told = threading.Event()
+
+    class Said(io.StringIO):
+        def write(self, text):
+            written = super().write(text)
+            told.set()
+            return written
+
+    said = Said()
     with artifact.writing():
         second = threading.Thread(target=produce, args=(artifact, RecordedRun(), Screen(Console(file=said)), {}))
         second.start()
-        until = time.monotonic() + 10
-        while "is waited for" not in said.getvalue() and time.monotonic() < until:
-            time.sleep(0.01)
+        assert told.wait(10)
         assert f"{artifact}: another run makes it" in said.getvalue() and not artifact.complete
     second.join(20)
     assert artifact.complete
