@@ -16,7 +16,7 @@ _TIMEOUT = timedelta(seconds=120)  # a worker that waits for one that has failed
 
 
 class GlooWorkers:
-    """The processes; they are spawned at the first call, since importing torch in them takes seconds."""
+    """The processes; they are started at the first call."""
 
     def __init__(self) -> None:
         self._ranks: list[ProcessPoolExecutor] = []
@@ -28,8 +28,10 @@ class GlooWorkers:
         it: later calls run there, too.
         """
         if not self._ranks:
-            spawn = multiprocessing.get_context("spawn")
-            self._ranks = [ProcessPoolExecutor(1, spawn) for _ in range(WORLD)]
+            # Both are forked from a process that has imported what takes seconds, and has no threads.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["torch", "rayreid.models.backbones"])
+            self._ranks = [ProcessPoolExecutor(1, context) for _ in range(WORLD)]
         try:
             with tempfile.TemporaryDirectory() as folder:
                 calls = [
