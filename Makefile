@@ -20,7 +20,13 @@ pip_install  = $(UV) pip install --python $(1)/bin/python
 pip_upgrade  = $(pip_install) --upgrade
 endif
 
-.PHONY: help install demo test test-all test-newest coverage format lint types hooks check clean
+# Tests run in two processes of one torch thread each. More threads would only wait for one another.
+TEST_WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+SPREAD := --numprocesses $(TEST_WORKERS) --dist loadgroup
+FAST   := -m "not ray and not slow and not gpu"
+
+.PHONY: help install demo test test-ray test-slow test-all test-newest coverage format lint types hooks check clean
 
 help:             ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,20 +46,25 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)    ## run the whole method on drawn pedestrians (no download, no GPU)
 	$(BIN)/rayreid run experiments/demo.yaml
 
-test: $(READY)    ## run all tests except those marked slow or gpu
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(READY)    ## run the fast tests: all except those marked ray, slow or gpu
+	$(PYTEST) $(SPREAD) $(FAST)
 
-test-all: $(READY) ## run all tests except those that need a GPU
-	$(BIN)/python -m pytest -m "not gpu"
+test-ray: $(READY) ## run the tests that need Ray, except the slow ones
+	$(PYTEST) $(SPREAD) -m "ray and not slow and not gpu"
+
+test-slow: $(READY) ## run the slow tests
+	$(PYTEST) $(SPREAD) -m "slow and not gpu"
+
+test-all: test test-ray test-slow ## run all tests except those that need a GPU
 
 test-newest:      ## run `make test` with the newest allowed dependencies, in .venv-newest
 	@echo "Installing the newest allowed dependencies into $(NEWEST) with $(INSTALLER): about 7 GB of disk."
 	$(call make_venv,$(NEWEST))
 	$(call pip_upgrade,$(NEWEST)) --editable '.[dev]'
-	$(NEWEST)/bin/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(NEWEST)/bin/python -m pytest $(SPREAD) $(FAST)
 
 coverage: $(READY) ## run `make test` and list the lines that it does not reach in its own process
-	$(BIN)/python -m pytest -m "not slow and not gpu" --cov --cov-report=term-missing:skip-covered
+	$(PYTEST) $(SPREAD) $(FAST) --cov --cov-report=term-missing:skip-covered
 
 format: $(READY)  ## format the code
 	$(BIN)/ruff format .
@@ -71,7 +82,7 @@ types: $(READY)   ## check types
 hooks: $(READY)   ## run lint and types before every commit, by pre-commit
 	$(BIN)/pre-commit install
 
-check: lint types test ## run everything that a change must pass
+check: lint types test test-ray ## run everything that a change must pass
 
 clean:            ## remove the environments and caches (not the outputs)
 	rm -rf $(VENV) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .coverage *.egg-info platform/*.egg-info

@@ -1,16 +1,33 @@
 """Fixtures shared by all tests."""
 
+import fcntl
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
+from gloo_workers import GlooWorkers
+from shared_ray import SharedRay
 from tiny_experiment import TINY
 
 GOLDEN = Path(os.environ.get("RAYREID_GOLDEN", Path(__file__).parent / "golden"))
+
+
+def pytest_collection_modifyitems(items):
+    """Deal tests to pytest-xdist workers by module, so that a module's fixtures are made once.
+
+    The modules that use gloo workers stay on one worker, and so do the tests that share a Ray. Tests that need Ray come
+    last: a Ray that is shared must not run beside tests that expect none.
+    """
+    with_gloo = {item.path for item in items if "gloo" in item.fixturenames}
+    for item in items:
+        module = "gloo" if item.path in with_gloo else item.path.stem
+        item.add_marker(pytest.mark.xdist_group("ray" if "shared_ray" in item.fixturenames else module))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
 
 
 class Golden(dict):
@@ -38,9 +55,10 @@ def golden_dir() -> Path:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory, new_database):
     """An output root of the module's own; the tests of a module build on one another's artifacts."""
     path = tmp_path_factory.mktemp("outputs")
+    new_database(path)
     before = {name: os.environ.get(name) for name in ("RAYREID_ROOT", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
     os.environ["RAYREID_ROOT"] = str(path)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -56,6 +74,7 @@ def root(tmp_path_factory):
 @pytest.fixture
 def tiny(tmp_path):
     """Writes the tiny experiment with changes to a file; returns its path."""
+    import yaml  # the domain is also tested where only its own dependencies are installed
 
     def write(**changes):
         path = tmp_path / "tiny.yaml"
@@ -63,3 +82,68 @@ def tiny(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def gloo():
+    """`gloo(function, *arguments)` returns what `function(rank, *arguments)` returns on each of two workers."""
+    workers = GlooWorkers()
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """`once(name, make)` returns a path that `make(path)` has made; all pytest-xdist workers get the same one."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def once(name: str, make: Callable[[Path], None]) -> Path:
+        path, unfinished = folder / name, folder / f"{name}.tmp"
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                make(unfinished)
+                unfinished.rename(path)
+        return path
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def new_database(once):
+    """`new_database(folder)` puts an empty MLflow database into an output root.
+
+    It is a copy. MLflow takes seconds to create the tables of a new one.
+    """
+
+    def create(path: Path) -> None:
+        from mlflow import MlflowClient
+
+        MlflowClient(f"sqlite:///{path}").search_experiments()
+
+    def copy(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        shutil.copy(once("mlflow.db", create), folder / "mlflow.db")
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def _session_ray(tmp_path_factory):
+    made = SharedRay(tmp_path_factory.mktemp("ray"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def shared_ray(_session_ray):
+    """One Ray for all modules that ask for it; `connect()` uses it where it runs, and starts none."""
+    _session_ray.start()
+
+
+@pytest.fixture(scope="module")
+def no_shared_ray(_session_ray):
+    """For a module whose tests start a Ray themselves."""
+    _session_ray.stop()

@@ -11,6 +11,7 @@ from rayreid.execution import trainer
 from rayreid.execution.production import StageContext
 from rayreid.execution.resources import Share
 from rayreid.storage.artifacts import Artifact
+from recorded_run import RecordedRun
 
 
 class InProcess:
@@ -21,33 +22,6 @@ class InProcess:
 
     def fit(self):
         self.loop(self.config)
-
-
-class Recorder:
-    """A run that remembers what it was given."""
-
-    id = "r"
-
-    def __init__(self):
-        self.rows, self.figures, self.tagged, self.resolved = [], [], {}, {}
-
-    def history(self, rows):
-        self.rows += rows
-
-    def figure(self, figure, name):
-        self.figures.append(name)
-
-    def tags(self, tags):
-        self.tagged |= tags
-
-    def dataset(self, *rest):
-        pass
-
-    def params(self, values):
-        self.resolved |= values
-
-    def file(self, path, folder):
-        assert path.is_file()
 
 
 def train_here(monkeypatch) -> None:
@@ -62,4 +36,4 @@ def train_here(monkeypatch) -> None:
 def work_on(artifact: Artifact) -> StageContext:
     """What a stage is given to make the artifact with; its screen writes to memory."""
     artifact.path.mkdir(parents=True, exist_ok=True)
-    return StageContext(artifact, artifact.path, Recorder(), Screen(Console(file=io.StringIO(), width=200)))
+    return StageContext(artifact, artifact.path, RecordedRun(), Screen(Console(file=io.StringIO(), width=200)))

@@ -180,8 +180,20 @@ def test_a_stage_that_an_experiment_has_no_use_for(refused):
 # What the file names
 
 
-@pytest.mark.parametrize("command", ["run", "ingest", "pretrain", "score", "select", "finetune", "adapt", "evaluate"])
-@pytest.mark.parametrize("source", ["pool", "target"])
+@pytest.mark.parametrize(
+    ("command", "source"),
+    [
+        ("run", "pool"),
+        ("run", "target"),
+        ("ingest", "pool"),
+        ("pretrain", "pool"),
+        ("score", "pool"),
+        ("select", "target"),
+        ("finetune", "target"),
+        ("adapt", "target"),
+        ("evaluate", "target"),
+    ],
+)
 def test_a_missing_dataset_folder(refused, home, command, source):
     message = refused(command, {**GOOD, source: {"dataset": "market1501", "root": "nowhere"}})
     assert str(home / "data" / "nowhere") in message
@@ -405,16 +417,16 @@ def test_a_target_without_its_splits(refused, home):
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("command", "changes", "named"),
     [
-        (["backbone.stem=ibn"], "backbone stem 'ibn'"),
-        (["backbone.name=vit_smal"], "'vit_small'"),
-        (["backbone.name=swin_tiny", "backbone.stem=ics"], "'ics'"),
-        (["backbone.img_size=[100, 50]"], "100x50"),
-        (["proxy.backbone.stem=ibn"], "backbone stem 'ibn'"),
+        ("run", ["backbone.stem=ibn"], "backbone stem 'ibn'"),
+        ("finetune", ["backbone.stem=ibn"], "backbone stem 'ibn'"),
+        ("run", ["backbone.name=vit_smal"], "'vit_small'"),
+        ("run", ["backbone.name=swin_tiny", "backbone.stem=ics"], "'ics'"),
+        ("run", ["backbone.img_size=[100, 50]"], "100x50"),
+        ("run", ["proxy.backbone.stem=ibn"], "backbone stem 'ibn'"),
     ],
 )
-@pytest.mark.parametrize("command", ["run", "finetune"])
 def test_a_backbone_that_cannot_be_built(refused, command, changes, named):
     assert named in refused(command, {**GOOD, "backbone": {"img_size": [32, 16]}}, *changes)
 
@@ -435,16 +447,24 @@ def test_a_pre_training_that_no_worker_could_begin(refused, change, named):
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("command", "changes", "named"),
     [
-        (["pretrain.method=mocov2"], "pretrain.method mocov2 is not for backbone vit_tiny: SGD without warm-up"),
-        (["pretrain.method=mocov3", "backbone.name=swin_tiny", "backbone.depth=null"], "for a Swin take moby"),
-        (["pretrain.method=moby", "pretrain.queue=3"], "pretrain.queue=3 does not hold pretrain.batch_size=4 keys"),
-        (["proxy.pretrain.method=mocov2"], "proxy.pretrain.method mocov2 is not for backbone vit_tiny"),
-        (["pretrain.method=mocov3", "pretrain.local_crops=2"], "pretrain.local_crops: the method mocov3 has no use"),
+        ("run", ["pretrain.method=mocov2"], "pretrain.method mocov2 is not for backbone vit_tiny: SGD without warm-up"),
+        ("pretrain", ["pretrain.method=mocov2"], "pretrain.method mocov2 is not for backbone vit_tiny"),
+        ("run", ["pretrain.method=mocov3", "backbone.name=swin_tiny", "backbone.depth=null"], "for a Swin take moby"),
+        (
+            "run",
+            ["pretrain.method=moby", "pretrain.queue=3"],
+            "pretrain.queue=3 does not hold pretrain.batch_size=4 keys",
+        ),
+        ("run", ["proxy.pretrain.method=mocov2"], "proxy.pretrain.method mocov2 is not for backbone vit_tiny"),
+        (
+            "run",
+            ["pretrain.method=mocov3", "pretrain.local_crops=2"],
+            "pretrain.local_crops: the method mocov3 has no use",
+        ),
     ],
 )
-@pytest.mark.parametrize("command", ["run", "pretrain"])
 def test_a_method_that_does_not_suit_the_backbone_or_its_keys(refused, command, changes, named):
     tree = {**GOOD, "backbone": {**GOOD["backbone"], "img_size": [64, 32]}, "resources": {"workers": 1}}
     assert named in refused(command, tree, *changes)

@@ -105,10 +105,11 @@ def test_wrong_neighbours_and_a_full_disk_are_faults(monkeypatch):
     assert any("wrong neighbours" in fault for fault in faults) and any("95 % full" in fault for fault in faults)
 
 
-def test_mlflow_is_written_to_and_left_without_a_run(tmp_path, monkeypatch):
+def test_mlflow_is_written_to_and_left_without_a_run(tmp_path, new_database, monkeypatch):
     from mlflow import MlflowClient
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    new_database(tmp_path)
     found = module.mlflow(tmp_path)
     assert found.mark == "ok" and f"sqlite:///{tmp_path}/mlflow.db" in found.text
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -151,7 +152,8 @@ def test_the_exit_status_says_whether_all_is_well(monkeypatch, well, status):
 
 
 @pytest.mark.ray
-def test_a_machine_of_one_s_own_is_told_of(tmp_path, monkeypatch):
+def test_a_machine_of_one_s_own_is_told_of(tmp_path, new_database, no_shared_ray, monkeypatch):
+    new_database(tmp_path / "outputs")
     monkeypatch.setenv("RAYREID_ROOT", str(tmp_path / "outputs"))
     for name in ("RAYREID_DATA", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)

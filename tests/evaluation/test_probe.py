@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 
 from rayreid.data.augment.reid_transforms import ReIDTest
@@ -21,7 +19,7 @@ from rayreid.models.backbones import build_backbone
 
 CPU = torch.device("cpu")
 TRANSFORM = ReIDTest((32, 16), (0.5,) * 3, (0.5,) * 3)
-WORLD, IMAGES = 2, 300  # more than a batch for each worker, and not the same number of batches
+IMAGES = 300  # more than a batch for each worker, and not the same number of batches
 
 
 def labels(seed=0, images=600, identities=40, cameras=4):
@@ -161,19 +159,14 @@ def test_the_modes_come_back_after_a_fault(store):
     assert backbone.training
 
 
-def _worker(rank: int, folder: str, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+def _worker(rank: int, store: Path) -> list[torch.Tensor]:
     # An odd number of images, and of those a worker without any
-    features = [look(trained(), ImageStore(store), np.arange(images)) for images in (IMAGES - 1, 1)]
-    torch.save(features, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return [look(trained(), ImageStore(store), np.arange(images)) for images in (IMAGES - 1, 1)]
 
 
-def test_two_workers_see_what_one_sees(store, tmp_path):
-    mp.spawn(_worker, args=(str(tmp_path), str(store)), nprocs=WORLD)
+def test_two_workers_see_what_one_sees(store, gloo):
+    workers = gloo(_worker, store)
     for number, images in enumerate((IMAGES - 1, 1)):
         alone = look(trained(), ImageStore(store), np.arange(images))
-        for rank in range(WORLD):
-            shared = torch.load(tmp_path / f"{rank}.pt", weights_only=True)[number]
-            torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-5)
+        for features in workers:
+            torch.testing.assert_close(features[number], alone, rtol=1e-4, atol=1e-5)

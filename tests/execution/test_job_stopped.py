@@ -36,7 +36,7 @@ def tree(tmp_path_factory):
     return checkout(folder / "tree", folder / "tiny.yaml")
 
 
-@pytest.mark.parametrize("token", ["", secrets.token_hex(32)])
+@pytest.mark.parametrize("token", ["", secrets.token_hex(32)], ids=["none", "another"])
 def test_who_does_not_have_the_token_is_refused(head, tree, token):
     mode = {"RAY_AUTH_MODE": "token"} if token else {"RAY_AUTH_MODE": "disabled"}
     refused = head.ask(tree, "list", RAY_AUTH_TOKEN=token, **mode)

@@ -3,8 +3,6 @@
 import io
 import shutil
 import threading
-import time
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -13,38 +11,14 @@ from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.execution.production import StageContext, produce
 from rayreid.storage.artifacts import Artifact
-
-
-class Recorder:
-    """A run that only remembers."""
-
-    def __init__(self):
-        self.tagged = {}
-        self.id, self.logged, self.tracker = "r", {}, SimpleNamespace(resume=lambda run: self)
-
-    def child(self, name, tags):
-        return self
-
-    def params(self, values):
-        self.logged.update(values)
-
-    metrics = params
-
-    def tags(self, values):
-        self.tagged.update(values)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
+from recorded_run import RecordedRun
 
 
 @pytest.fixture
 def make(tmp_path):
     def make(job, beside=None, **inputs):
         artifact = Artifact(tmp_path, "stage", 1, {"answer": 42}, inputs, job, auxiliary=beside or {})
-        return produce(artifact, Recorder(), Screen(Console(file=io.StringIO())), {})
+        return produce(artifact, RecordedRun(), Screen(Console(file=io.StringIO())), {})
 
     return make
 
@@ -61,13 +35,19 @@ def test_what_is_complete_is_not_made_again(make):
 
 def test_who_waits_for_another_run_is_told(tmp_path):
     artifact = Artifact(tmp_path, "stage", 1, {}, {}, lambda work: {"images": 1})
-    said = io.StringIO()
+    told = threading.Event()
+
+    class Said(io.StringIO):
+        def write(self, text):
+            written = super().write(text)
+            told.set()
+            return written
+
+    said = Said()
     with artifact.writing():
-        second = threading.Thread(target=produce, args=(artifact, Recorder(), Screen(Console(file=said)), {}))
+        second = threading.Thread(target=produce, args=(artifact, RecordedRun(), Screen(Console(file=said)), {}))
         second.start()
-        until = time.monotonic() + 10
-        while "is waited for" not in said.getvalue() and time.monotonic() < until:
-            time.sleep(0.01)
+        assert told.wait(10)
         assert f"{artifact}: another run makes it" in said.getvalue() and not artifact.complete
     second.join(20)
     assert artifact.complete
@@ -113,9 +93,9 @@ def test_what_stands_beside_is_made_first_and_only_for_what_is_not_complete(make
 
 
 def test_what_auto_came_to_is_shown_in_a_line_and_logged(tmp_path):
-    run, shown = Recorder(), io.StringIO()
+    run, shown = RecordedRun(), io.StringIO()
     work = StageContext(Artifact(tmp_path, "stage", 1, {}), tmp_path, run, Screen(Console(file=shown)))
     work.resolved({"lr": 1e-3, "local_size": (64, 32)}, {"probe_every": 2, "gpu": False})
     assert shown.getvalue() == "    lr 0.001, local_size (64, 32), probe_every 2, gpu False\n"
-    assert run.logged == {f"resolved.{name}": value for name, value in [("lr", 1e-3), ("local_size", (64, 32))]}
+    assert run.parameters == {f"resolved.{name}": value for name, value in [("lr", 1e-3), ("local_size", (64, 32))]}
     assert run.tagged == {"resolved.probe_every": 2, "resolved.gpu": False}

@@ -94,7 +94,7 @@ def head(pool, notes: Path | None = None, seconds: float = 0.0):
 
 
 @pytest.fixture
-def cluster(small_pieces):
+def cluster(small_pieces, no_shared_ray):
     ray.init(num_cpus=3, address="local", **CLUSTER)
     yield
     ray.shutdown()
@@ -140,7 +140,7 @@ def test_every_image_comes_once_though_actors_are_killed(cluster, pool, notes):
 
 
 @pytest.fixture
-def nodes(small_pieces):
+def nodes(small_pieces, no_shared_ray):
     """A node with the driver and two others, of a CPU each; called with actors, it takes a node of one of them away."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     others = [cluster.add_node(num_cpus=1) for _ in range(2)]

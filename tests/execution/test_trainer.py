@@ -22,7 +22,6 @@ from rayreid.data.sampling.batch_plans import ShufflePlan
 from rayreid.data.store.store import Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.execution import trainer
-from rayreid.execution.connection import connect
 from rayreid.execution.production import SCRATCH, StageContext
 from rayreid.execution.resources import Share
 from rayreid.execution.trainer import Training, fit
@@ -31,6 +30,7 @@ from rayreid.stages import pretrain
 from rayreid.stages.training import initial_weights
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.metrics_log import Journal
+from recorded_run import RecordedRun
 
 IMAGES, BATCH, EPOCHS = 8, 4, 2
 STEPS = EPOCHS * IMAGES // BATCH
@@ -77,41 +77,6 @@ def refuse(device):
     raise UserError("x.pth: no weights")
 
 
-class Run:
-    """A run that remembers, and is away when told."""
-
-    id = "r"
-
-    def __init__(self):
-        self.rows, self.figures, self.away = [], [], False
-        self.tagged: dict[str, str] = {}
-        self.datasets: dict[str, dict[str, int]] = {}
-        self.owed: list[Path] = []
-
-    def tags(self, tags):
-        self.tagged |= tags
-
-    def owe(self, journal):
-        self.owed.append(journal)
-
-    def history(self, rows):
-        if self.away:
-            raise ConnectionError("[/no] answer")
-        self.rows += rows
-
-    def figure(self, figure, name):
-        self.figures.append(name)
-
-    def dataset(self, name, fingerprint, source, profile, context):
-        self.datasets[name] = profile
-
-    def file(self, path, folder):
-        assert path.is_file()
-
-    def params(self, values):
-        pass
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Makes a store of eight images; of the one with the number `broken` the file is cut short.
@@ -148,7 +113,7 @@ def store(tmp_path_factory):
 def work(tmp_path):
     artifact = Artifact(tmp_path, "pretrain", 1, {})
     artifact.path.mkdir(parents=True)
-    return StageContext(artifact, artifact.path, Run(), Screen(Console(file=io.StringIO(), width=200)))
+    return StageContext(artifact, artifact.path, RecordedRun(), Screen(Console(file=io.StringIO(), width=200)))
 
 
 @pytest.fixture
@@ -445,9 +410,11 @@ def test_a_relative_checkpoint_is_found_from_another_folder(tmp_path, monkeypatc
     monkeypatch.setattr(StageContext, "input", lambda self, role: store())
     monkeypatch.setattr(pretrain, "fit", lambda work, training, resources, watch: seen.append(training) or {})
     monkeypatch.setattr(initial_weights, "load_weights", lambda network, path, strict: loaded.append(path))
-    run = type("Recorder", (), {name: lambda self, *values: None for name in ("dataset", "params", "tags", "file")})()
+    monkeypatch.setattr(RecordedRun, "file", lambda self, path, folder: None)  # nothing is trained here
     config = Pretrain(epochs=1, batch_size=4, out_dim=8, hidden_dim=8, bottleneck_dim=8)
-    pretrain._pretrain(config, backbone, 0, Resources(), None, StageContext(artifact, tmp_path, run, Screen()))
+    pretrain._pretrain(
+        config, backbone, 0, Resources(), None, StageContext(artifact, tmp_path, RecordedRun(), Screen())
+    )
     monkeypatch.chdir(tmp_path / "there")
     seen[0].build(torch.device("cpu"))
     assert loaded == [tmp_path / "here" / "w.pth"] and loaded[0].is_file()
@@ -457,7 +424,7 @@ def test_a_relative_checkpoint_is_found_from_another_folder(tmp_path, monkeypatc
 
 
 @pytest.mark.ray
-def test_ray_stops_the_workers_that_wait_for_the_one_with_the_fault(work, training, store, root):
+def test_ray_stops_the_workers_that_wait_for_the_one_with_the_fault(work, training, store, shared_ray):
     plan = ShufflePlan(np.arange(IMAGES), BATCH, seed=0)
     broken = int(plan.batch(0, 1, 1, 2)[0])  # worker 1 meets it in the second step, worker 0 never
     config = Pretrain(epochs=1, batch_size=BATCH, local_crops=1, out_dim=8, hidden_dim=8, bottleneck_dim=8)
@@ -465,6 +432,6 @@ def test_ray_stops_the_workers_that_wait_for_the_one_with_the_fault(work, traini
     method = pretrain._Build(config, backbone, 0, plan.steps_per_epoch, None)
     training = replace(training, store=store(broken), build=method, save=str, epochs=1)
     began = time.monotonic()
-    with connect(), pytest.raises(UserError, match=rf"'{broken}\.jpg' is truncated"):
+    with pytest.raises(UserError, match=rf"'{broken}\.jpg' is truncated"):
         fit(work, training, Resources(workers=2, cpus_per_worker=1, gpu=False))
     assert time.monotonic() - began < 600  # not the half hour after which gloo gives up

@@ -1,8 +1,5 @@
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from rayreid.models.norms import IBN, SyncedBatchNorm, set_synchronised
@@ -42,9 +39,7 @@ def cases():
     return {(kind, dtype): (kind, dtype) for kind in ("bn", "ibn") for dtype in (torch.float64, torch.float32)}
 
 
-def worker(rank: int, folder: str):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+def worker(rank: int):
     results = {}
     for kind, dtype in cases():
         x, grad = (value[SHARES[rank]] for value in batch(dtype))
@@ -54,15 +49,12 @@ def worker(rank: int, folder: str):
     results["own"] = step(own, *(value[SHARES[rank]] for value in batch()))
     x, grad = (value[SHARES[rank]].bfloat16() for value in batch())
     results["bf16"] = step(layer("bn", torch.float32), x, grad)
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory):
-    folder: Path = tmp_path_factory.mktemp("gloo")
-    torch.multiprocessing.spawn(worker, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+def two_workers(gloo):
+    return gloo(worker)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), list(cases()))

@@ -1,4 +1,4 @@
-"""The whole method, tiny, on a Ray cluster of its own; then again, to see that nothing runs twice."""
+"""The whole method, tiny, on Ray; then again, to see that nothing runs twice."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +10,6 @@ from rayreid.config.loading import load_experiment, rows
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.probe import choose_probe
-from rayreid.execution.connection import connect
 from rayreid.models.embedding import Embedder
 from rayreid.pipeline.experiment_runner import run, run_stage
 from rayreid.pipeline.graph import plan
@@ -24,7 +23,7 @@ ROWS = [{"label": "none", "pretrain": "none"}, {"label": "cfs half", "select.fra
 
 
 @pytest.fixture(scope="module")
-def outcome(root, tmp_path_factory):
+def outcome(root, shared_ray, tmp_path_factory):
     import yaml
 
     from tiny_experiment import TINY
@@ -32,8 +31,7 @@ def outcome(root, tmp_path_factory):
     path = tmp_path_factory.mktemp("experiment") / "tiny.yaml"
     path.write_text(yaml.safe_dump({**TINY, "compare": ROWS}))
     experiment = load_experiment(path)
-    with connect():
-        yield experiment, run(experiment), run(experiment)
+    return experiment, run(experiment), run(experiment)
 
 
 def graph_of(experiment, label, root):

@@ -1,4 +1,4 @@
-"""Scores, strategies and their comparison with proxies that are given, on a Ray cluster of its own."""
+"""Scores, strategies and their comparison with proxies that are given, on Ray."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,6 @@ from rayreid.config import Experiment
 from rayreid.config.loading import change
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
-from rayreid.execution.connection import connect
 from rayreid.models.backbones import build_backbone
 from rayreid.models.embedding import Embedder
 from rayreid.models.weights import save_backbone
@@ -38,12 +37,11 @@ def weights(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def experiment(root, weights) -> Experiment:
-    """The tiny experiment with the first two as proxies; its cluster runs as long as the module's tests do."""
+def experiment(root, shared_ray, weights) -> Experiment:
+    """The tiny experiment with the first two as proxies."""
     backbone = {"backbone": TINY["backbone"]}
     proxy = {**backbone, "source": str(weights[0]), "target": str(weights[1])}
-    with connect():
-        yield Experiment.model_validate({**TINY, "proxy": proxy})
+    return Experiment.model_validate({**TINY, "proxy": proxy})
 
 
 def vectors(store: ImageStore, rows: np.ndarray, weights: Path) -> np.ndarray:

@@ -14,6 +14,7 @@ from rayreid.data.store.store import ImageStore, Record, finish_store, write_sha
 from rayreid.pipeline import selection_report
 from rayreid.pipeline.selection_report import STRATEGIES, Selection
 from rayreid.selection.provenance import Provenance
+from recorded_run import RecordedRun
 from tiny_experiment import TINY
 
 IMAGES = 40
@@ -51,26 +52,16 @@ def test_the_strategies_can_be_chosen(variants):
     assert whole["random"].select.fraction == 0.5
 
 
-class Run:
-    def __init__(self):
-        self.figures, self.values = {}, {}
-
-    def figure(self, figure, name):
-        self.figures[name] = figure
-
-    def metrics(self, values):
-        self.values |= values
-
-
-@pytest.fixture
-def page(tmp_path):
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
     """The page of three selections from a pool of known origins, and what its run was given."""
+    folder = tmp_path_factory.mktemp("page")
     buffer = io.BytesIO()
     Image.new("RGB", (8, 16)).save(buffer, "JPEG")
     records = [Record(f"{n:02d}.jpg", -1, -1, "pool", "") for n in range(IMAGES)]
-    write_shard(tmp_path / "store", 0, records, lambda record: buffer.getvalue())
-    finish_store(tmp_path / "store", 1, "mine", "")
-    store = ImageStore(tmp_path / "store")
+    write_shard(folder / "store", 0, records, lambda record: buffer.getvalue())
+    finish_store(folder / "store", 1, "mine", "")
+    store = ImageStore(folder / "store")
     rising = np.arange(IMAGES, dtype=float)
     rising[3] = np.nan
     proxies = {role: {"artifact": f"proxy/of-{role}", "weights": 16 * role} for role in ("source", "target")}
@@ -83,7 +74,7 @@ def page(tmp_path):
     origins = pa.table({"key": store.keys.tolist(), "origin": ["far"] * 30 + ["near"] * 10})
     sources = [SimpleNamespace(dataset=dataset, root=root) for dataset, root in [("folder", "crops"), ("mine", None)]]
     experiment = SimpleNamespace(name="mine", pool=sources[0], target=sources[1])
-    run = Run()
+    run = RecordedRun()
     page = selection_report._page(experiment, store, found, Provenance(lambda: origins, "near"), run)
     return page.html(), run
 
@@ -92,16 +83,16 @@ def test_the_page_shows_every_selection_and_their_agreement(page):
     html, run = page
     assert run.values["rank_correlation.cfs.turned__over_"] == pytest.approx(-1)
     assert abs(run.values["rank_correlation.cfs.random"]) < 0.5
-    titles = [axes.get_title(loc="left") for axes in run.figures["figures/selections/agreement.png"].axes]
+    titles = [axes.get_title(loc="left") for axes in run.drawn["figures/selections/agreement.png"].axes]
     assert titles == ["rank correlation", *(f"Jaccard at {part}%" for part in (10, 25, 50, 75))]
     parts = {"highest", "median", "lowest"}
     expected = {
         f"figures/selections/{name}_{part}.png" for name in ("cfs", "turned__over_", "random") for part in parts
     }
     expected |= {f"figures/selections/{name}.png" for name in ("cfs_histogram", "turned__over__histogram")}
-    assert set(run.figures) == expected | {f"figures/selections/{name}.png" for name in ("agreement", "keep_rates")}
-    assert html.count("<img ") == len(run.figures) and "turned &lt;over&gt;" in html
-    [text] = [text.get_text() for text in run.figures["figures/selections/cfs_histogram.png"].axes[0].texts]
+    assert set(run.drawn) == expected | {f"figures/selections/{name}.png" for name in ("agreement", "keep_rates")}
+    assert html.count("<img ") == len(run.drawn) and "turned &lt;over&gt;" in html
+    [text] = [text.get_text() for text in run.drawn["figures/selections/cfs_histogram.png"].axes[0].texts]
     assert "20.000" in text
 
 

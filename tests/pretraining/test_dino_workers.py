@@ -1,17 +1,13 @@
 """Two workers with half of the batch each do what one does with all of it, over the published trajectories."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from trajectory import TRAJECTORIES, Case, crops_of, method_of, run
 
+from gloo_workers import WORLD
 from rayreid.training.parallel import all_reduce_sum
 
-WORLD = 2
 CASES = [(stem, dtype) for stem in TRAJECTORIES for dtype in (torch.float64, torch.float32)]
 
 
@@ -25,12 +21,8 @@ def follow(case, stem: str, dtype: torch.dtype, rank: int, world: int) -> dict[s
     return {**method.state_dict(), "losses": all_reduce_sum(torch.tensor(losses, dtype=torch.float64)) / world}
 
 
-def _worker(rank: int, folder: str, cases: dict) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
-    states = {key: follow(cases[key[0]], *key, rank, WORLD) for key in CASES}
-    torch.save(states, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+def _worker(rank: int, cases: dict) -> dict[tuple[str, torch.dtype], dict[str, torch.Tensor]]:
+    return {key: follow(cases[key[0]], *key, rank, WORLD) for key in CASES}
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +31,8 @@ def cases(golden):
 
 
 @pytest.fixture(scope="module")
-def states(tmp_path_factory, cases):
-    folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(_worker, args=(str(folder), cases), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+def states(gloo, cases):
+    return gloo(_worker, cases)
 
 
 @pytest.mark.parametrize(("stem", "dtype"), CASES)

@@ -1,13 +1,11 @@
 """Two workers with half of the batch each do what one does with all of it: negatives, queues, batch norm."""
 
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from gloo_workers import WORLD
 from rayreid.models import backbones
 from rayreid.models.backbones import Backbone, build_backbone
 from rayreid.pretraining.moby import MoBY
@@ -18,7 +16,7 @@ from rayreid.training.parallel import average_gradients
 from rayreid.training.schedules import Constant, WarmupCosine
 from small_resnet import SmallResNet
 
-WORLD, IMAGES, STEPS, QUEUE = 2, 4, 3, 10  # the queue wraps around in the third step
+IMAGES, STEPS, QUEUE = 4, 3, 10  # the queue wraps around in the third step
 KINDS = ("mocov3", "mocov3-lars", "mocov2", "moby")
 
 
@@ -62,19 +60,14 @@ def _train(kind: str, rank: int, world: int) -> dict[str, torch.Tensor]:
     return method.state_dict()
 
 
-def _worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
-    for kind in KINDS:
-        torch.save(_train(kind, rank, WORLD), Path(folder) / f"{kind}-{rank}.pt")
-    dist.destroy_process_group()
+def _worker(rank: int) -> dict[str, dict[str, torch.Tensor]]:
+    return {kind: _train(kind, rank, WORLD) for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
-def states(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(_worker, args=(str(folder),), nprocs=WORLD)
-    return {kind: [torch.load(folder / f"{kind}-{r}.pt", weights_only=True) for r in range(WORLD)] for kind in KINDS}
+def states(gloo):
+    workers = gloo(_worker)
+    return {kind: [states[kind] for states in workers] for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,19 +1,14 @@
 """Cluster memory against the published losses, gradients and updates, and a plain loop; two workers against one."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from rayreid.errors import UserError
 from rayreid.reid.memory import ClusterMemory
 from rayreid.training.parallel import average_gradients
 
-WORLD = 2
 VARIANTS = ("mean", "hard")
 
 
@@ -104,17 +99,13 @@ def _steps(variant: str, share: slice) -> dict[str, torch.Tensor]:
     return {"memory": memory.features, "weight": weight.detach()}
 
 
-def _worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+def _worker(rank: int) -> dict[str, dict[str, torch.Tensor]]:
     share = slice(rank * 6, rank * 6 + 6)
-    torch.save({variant: _steps(variant, share) for variant in VARIANTS}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return {variant: _steps(variant, share) for variant in VARIANTS}
 
 
-def test_two_workers_have_the_memory_and_the_weights_of_one(tmp_path):
-    mp.spawn(_worker, args=(str(tmp_path),), nprocs=WORLD)
-    workers = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+def test_two_workers_have_the_memory_and_the_weights_of_one(gloo):
+    workers = gloo(_worker)
     for variant in VARIANTS:
         alone = _steps(variant, slice(None))
         for name, expected in alone.items():

@@ -28,7 +28,8 @@ assert "rayreid" not in sys.modules
 
 
 @pytest.fixture
-def tracker(tmp_path, monkeypatch) -> Tracker:
+def tracker(tmp_path, new_database, monkeypatch) -> Tracker:
+    new_database(tmp_path / "root")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return Tracker(tmp_path / "root", "registered")
 

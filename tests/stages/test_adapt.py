@@ -26,6 +26,7 @@ from rayreid.stages.training import pseudo_label_figures
 from rayreid.stages.training.validation import Look
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.metrics_log import Journal
+from recorded_run import RecordedRun
 
 CPU = torch.device("cpu")
 BACKBONE = Backbone(name="vit_tiny", stem="ics", depth=1, img_size=(32, 16))
@@ -219,23 +220,18 @@ def test_figures_and_facts_of_the_labels(store, tmp_path):
     for epoch, found in enumerate((9.0, 4.0)):
         figures = {"clusters": found, "outliers": 3.0, "images_used": 21.0, "ari": 0.5, "kept_labels": float(epoch)}
         Journal(tmp_path / "metrics.jsonl").append({"step": 2 * epoch, "epoch": float(epoch), **figures, **seconds})
-    figures = {}
-
-    class Run:
-        def figure(self, figure, name):
-            figures[name] = figure
-
-    work = StageContext(Artifact(tmp_path, "adapt", 1, {}), tmp_path, Run(), Screen(Console(file=io.StringIO())))
+    run = RecordedRun()
+    work = StageContext(Artifact(tmp_path, "adapt", 1, {}), tmp_path, run, Screen(Console(file=io.StringIO())))
     facts = pseudo_label_figures.draw(work, store, tmp_path, 2)
     assert facts["final_clusters"] == 4 and facts["final_ari"] == 0.5 and facts["epochs_with_kept_labels"] == 1
     assert facts["total_seconds_extract"] == 2 and facts["total_seconds_cluster"] == 1
-    assert {axes.get_title(loc="left") for axes in figures["figures/labels.png"].axes} == {
+    assert {axes.get_title(loc="left") for axes in run.drawn["figures/labels.png"].axes} == {
         "clusters",
         "outliers",
         "ari",
     }
-    assert [name for name in figures if "clusters/" in name] == [f"figures/clusters/000{n}.png" for n in (1, 2)]
-    sheet = figures["figures/clusters/0002.png"].axes
+    assert [name for name in run.figures if "clusters/" in name] == [f"figures/clusters/000{n}.png" for n in (1, 2)]
+    sheet = run.drawn["figures/clusters/0002.png"].axes
     sizes = np.bincount(labels[labels >= 0])
     captions = [axes.get_title() for axes in sheet]
     assert len(sheet) == 4 * 8 and captions[0].startswith(f"{sizes.max()}: ")
@@ -245,23 +241,17 @@ def test_figures_and_facts_of_the_labels(store, tmp_path):
 def test_of_a_long_run_ten_sheets_are_drawn(store, tmp_path, monkeypatch):
     monkeypatch.setattr(pseudo_label_figures, "sheet", lambda *rest: None)
     train = store.rows_of("train")
-    figures = []
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 0, "clusters": 2, "outliers": 0, "images_used": 24, "kept_labels": 0, "epoch": 0,'
         ' "seconds_extract": 1, "seconds_neighbours": 1, "seconds_cluster": 1}\n'
     )
     for epoch in range(1, 51):
         np.savez(tmp_path / f"{epoch:04d}.npz", rows=train, labels=np.arange(len(train)) % 2)
-
-    class Run:
-        def figure(self, figure, name):
-            figures.append(name)
-
-    work = StageContext(Artifact(tmp_path, "adapt", 1, {}), tmp_path, Run(), Screen(Console(file=io.StringIO())))
+    run = RecordedRun()
+    work = StageContext(Artifact(tmp_path, "adapt", 1, {}), tmp_path, run, Screen(Console(file=io.StringIO())))
     pseudo_label_figures.draw(work, store, tmp_path, 50)
-    assert (
-        len(figures) == 11 and figures[1] == "figures/clusters/0001.png" and figures[-1] == "figures/clusters/0050.png"
-    )
+    assert len(run.figures) == 11
+    assert run.figures[1] == "figures/clusters/0001.png" and run.figures[-1] == "figures/clusters/0050.png"
 
 
 # The whole stage

@@ -1,4 +1,4 @@
-"""Adaptation with and without a source on a Ray cluster of its own, tiny."""
+"""Adaptation with and without a source on Ray, tiny."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import yaml
 from mlflow import MlflowClient
 
 from rayreid.config.loading import load_experiment, rows
-from rayreid.execution.connection import connect
 from rayreid.pipeline.experiment_runner import run
 from rayreid.pipeline.graph import plan
 from rayreid.storage.metrics_log import Journal
@@ -32,14 +31,13 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def outcome(root, tmp_path_factory):
+def outcome(root, shared_ray, tmp_path_factory):
     path = tmp_path_factory.mktemp("experiment") / "tiny.yaml"
     source = {"dataset": "synthetic", "options": {**TINY["target"]["options"], "seed": 5}}
     tree = {**TINY, "source": source, "select": {"fraction": 1.0}, "adapt": ADAPT, "compare": ROWS}
     path.write_text(yaml.safe_dump({**tree, "resources": {"workers": 2, "cpus_per_worker": 1}}))
     experiment = load_experiment(path)
-    with connect():
-        results = run(experiment)
+    results = run(experiment)
     return {row.label: row for row in results}, {label: plan(row, root) for label, row in rows(experiment).items()}
 
 

@@ -189,5 +189,5 @@ def test_the_length_of_an_epoch_is_said_when_a_training_starts(make):
     facts, work = make(epochs=1, sampler="plain")
     steps = facts["images"] // 8
     assert f"warmup_epochs 0, steps_per_epoch {steps}, images_per_step 8\n" in work.screen.console.file.getvalue()
-    assert work.run.resolved["resolved.steps_per_epoch"] == steps == facts["steps"]
+    assert work.run.parameters["resolved.steps_per_epoch"] == steps == facts["steps"]
     assert facts["images_seen"] == 8 * steps

@@ -20,7 +20,6 @@ from rayreid.data.datasets.folder import Folder
 from rayreid.data.store.index import finish_store
 from rayreid.data.store.listing import deal, write_part
 from rayreid.data.store.store import ImageStore
-from rayreid.execution.connection import connect
 from rayreid.pipeline.experiment_runner import run_stage
 from tiny_experiment import TINY
 
@@ -41,7 +40,7 @@ def stores(root: Path) -> list[Path]:
     return [path.parent for path in (root / "ingest").glob("*/manifest.json")]
 
 
-def test_broken_images_are_counted_and_stop_nothing(tmp_path, root):
+def test_broken_images_are_counted_and_stop_nothing(tmp_path, root, shared_ray):
     images = make(tmp_path / "images", 30)
     (images / "00" / "empty.jpg").write_bytes(b"")
     (images / "00" / "text.jpg").write_bytes(b"no image")
@@ -49,8 +48,7 @@ def test_broken_images_are_counted_and_stop_nothing(tmp_path, root):
     path = tmp_path / "e.yaml"
     small = {"pool": {"dataset": "folder", "root": str(images)}, "pretrain": {**TINY["pretrain"], "batch_size": 8}}
     path.write_text(yaml.safe_dump({**TINY, **small}))
-    with connect():
-        pool, _ = run_stage(load_experiment(path), "ingest")
+    pool, _ = run_stage(load_experiment(path), "ingest")
     manifest = json.loads((pool.path / "manifest.json").read_text())
     assert (manifest["read"], manifest["stored"]) == (33, 30)
     assert manifest["rejected"] == {"truncated": 1, "undecodable": 1, "zero-size": 1}

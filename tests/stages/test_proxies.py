@@ -23,15 +23,11 @@ from rayreid.pipeline.graph import plan
 from rayreid.pipeline.preflight import check
 from rayreid.stages import proxies
 from rayreid.storage.artifacts import Artifact
+from recorded_run import RecordedRun
 from tiny_experiment import TINY
 
 SMALL = Backbone(name="vit_tiny", depth=1, img_size=(32, 16))
 CPU = torch.device("cpu")
-
-
-class Run:
-    def params(self, values):
-        pass
 
 
 def network(seed: int = 0, depth: int = 1):
@@ -47,7 +43,9 @@ def adopted(tmp_path):
         pool = Artifact(tmp_path, "ingest", 1, {})
         artifact = proxies.plan_source(pool, Proxy(backbone=SMALL, source=checkpoint), Resources())
         artifact.path.mkdir(parents=True, exist_ok=True)
-        artifact.finish(artifact.job(StageContext(artifact, artifact.path, Run(), Screen(Console(file=io.StringIO())))))
+        artifact.finish(
+            artifact.job(StageContext(artifact, artifact.path, RecordedRun(), Screen(Console(file=io.StringIO()))))
+        )
         return artifact
 
     return adopted

@@ -19,26 +19,9 @@ from rayreid.execution.resources import Share
 from rayreid.selection.provenance import Provenance
 from rayreid.stages import score, select
 from rayreid.storage.artifacts import Artifact
+from recorded_run import RecordedRun
 
 IMAGES, SHARDS = 30, 3
-
-
-class Drawn:
-    """A run that keeps what it was given."""
-
-    def __init__(self):
-        self.figures, self.logged = {}, {}
-
-    def metrics(self, values):
-        self.logged |= values
-
-    def figure(self, figure, name):
-        self.figures[name] = figure
-
-    def dataset(self, *args):
-        pass
-
-    file = dataset
 
 
 def scores_of(rows):
@@ -100,10 +83,10 @@ def scoring(pool, monkeypatch):
         monkeypatch.setattr(shard_results, "stream", proxies)
         artifact = planned(pool, Score(max_bad_fraction=most), provenance, targets)
         artifact.path.mkdir(parents=True, exist_ok=True)
-        run = Drawn()
+        run = RecordedRun()
         facts = artifact.job(StageContext(artifact, artifact.path, run, Screen(Console(file=io.StringIO()))))
         artifact.finish({**facts, "run": "r"})
-        return SimpleNamespace(facts=facts, artifact=artifact, figures=run.figures, logged=run.logged)
+        return SimpleNamespace(facts=facts, artifact=artifact, figures=run.drawn, logged=run.values)
 
     return scoring
 
@@ -287,16 +270,16 @@ def test_the_cut_is_drawn_by_the_selection_and_is_its_own(scoring, pool):
     assert kept(made.figures["figures/cfs_histogram.png"]) == []
     subset = select.plan(pool, made.artifact, Select(fraction=0.2), 0, Provenance(lambda: NEAR, "near"))
     subset.path.mkdir(parents=True)
-    run = Drawn()
+    run = RecordedRun()
     facts = subset.job(StageContext(subset, subset.path, run, Screen(Console(file=io.StringIO()))))
     assert facts["images"] == 6 and facts["share.near"] == 1.0
-    [text] = kept(run.figures["figures/cfs_histogram.png"])
+    [text] = kept(run.drawn["figures/cfs_histogram.png"])
     assert "20 % kept" in text and "0.800" in text
 
 
 def test_a_random_selection_has_no_cut_to_draw(pool):
     subset = select.plan(pool, None, Select(strategy="random", fraction=0.2), 0, None)
     subset.path.mkdir(parents=True)
-    run = Drawn()
+    run = RecordedRun()
     subset.job(StageContext(subset, subset.path, run, Screen(Console(file=io.StringIO()))))
-    assert run.figures == {}
+    assert run.figures == []

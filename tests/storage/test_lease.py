@@ -83,8 +83,12 @@ def test_who_waits_for_a_live_holder_is_told_once(path):
         pass
     assert told == []
     leave(path, os.getpid())
-    threading.Timer(0.3, path.unlink).start()
-    with Lease(path, poll=0.01, waiting=lambda: told.append("alive")):
+
+    def waiting():
+        told.append("alive")
+        threading.Timer(0.05, path.unlink).start()  # after the waiter has looked again
+
+    with Lease(path, poll=0.01, waiting=waiting):
         assert told == ["alive"]
 
 
@@ -173,18 +177,17 @@ def test_who_lost_its_lease_does_not_keep_it_alive_for_another(path, monkeypatch
 
 def test_an_error_of_the_storage_does_not_end_the_beat(path, monkeypatch):
     monkeypatch.setattr(lease_module, "_BEAT_SECONDS", 0.01)
-    beats = []
+    beats, three = [], threading.Event()
 
     def utime(target):
         beats.append(target)
+        if len(beats) == 3:
+            three.set()
         raise OSError(116, "Stale file handle")
 
     monkeypatch.setattr(lease_module.os, "utime", utime)
     with Lease(path):
-        deadline = time.monotonic() + 5
-        while len(beats) < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert len(beats) >= 3
+        assert three.wait(5)
 
 
 def test_an_unreadable_lease_is_taken_over_once_it_is_stale(path):

@@ -13,8 +13,6 @@ from rayreid.sweeps import ray_tune
 from rayreid.tracking import outage
 from rayreid.tracking.orphans import end_below, ending
 
-pytestmark = pytest.mark.ray
-
 
 @pytest.fixture
 def reported(monkeypatch):

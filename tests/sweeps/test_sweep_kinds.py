@@ -28,7 +28,7 @@ ONE_CPU = {"workers": 1, "cpus_per_worker": 1, "gpu": False}
 
 
 @pytest.fixture(scope="module")
-def two_cpus(root):
+def two_cpus(root, no_shared_ray):
     """A cluster that two trials fill, with nothing left over."""
     ray.init(
         address="local",

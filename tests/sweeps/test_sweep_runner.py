@@ -18,8 +18,6 @@ from rayreid.storage.lease import here
 from rayreid.sweeps.sweep_runner import alone, sweep
 from tiny_experiment import TINY
 
-pytestmark = pytest.mark.ray
-
 
 def test_a_rule_that_would_look_at_nothing_is_refused(tiny, root):
     space = {"parameters": {"seed": [0, 1]}, "stop_below_median": 1}
@@ -50,8 +48,9 @@ def test_a_second_command_waits_until_the_first_is_over(tiny, root, capsys):
     assert went_on.is_set() and not lease.exists()
 
 
+@pytest.mark.ray
 @pytest.mark.slow
-def test_a_sweep_runs_its_trials_and_tells_of_the_one_that_failed(tiny, root, capsys, monkeypatch):
+def test_a_sweep_runs_its_trials_and_tells_of_the_one_that_failed(tiny, root, no_shared_ray, capsys, monkeypatch):
     # Tune runs its trials in other folders than this one: a relative root must lead to the same place from there.
     monkeypatch.chdir(root.parent)
     monkeypatch.setenv("RAYREID_ROOT", root.name)

@@ -15,18 +15,20 @@ from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.tracking.revision import git_sha
 from rayreid.tracking.run import Run, Tracker
 from rayreid.tracking.store import tracking_uri
+from recorded_run import RecordedRun
 
 PLATFORM = Path(__file__).parents[2] / "platform"
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("outputs") / "root"
+def root(tmp_path_factory, new_database) -> Path:
+    root = tmp_path_factory.mktemp("outputs") / "root"
+    new_database(root)
+    return root
 
 
 @pytest.fixture(scope="module")
 def tracker(root) -> Tracker:
-    """One database for all tests here: making one takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         return Tracker(root, "trials")
@@ -260,27 +262,13 @@ def test_the_commit_is_the_checkout_s_or_none(monkeypatch):
 # Delivering what workers wrote
 
 
-class AwayError(Exception):
-    pass
-
-
-class Recorder:
-    """Stands for a run: keeps the steps that it was given."""
-
-    def __init__(self, identifier: str = "run"):
-        self.id = identifier
-        self.steps: list[int] = []
-        self.away = False
-
-    def history(self, rows) -> None:
-        if self.away:
-            raise AwayError
-        self.steps += [row["step"] for row in rows]
-
-
 @pytest.fixture
 def path(tmp_path) -> Path:
     return tmp_path / "metrics.jsonl"
+
+
+def steps(run: RecordedRun) -> list[float]:
+    return [row["step"] for row in run.rows]
 
 
 def append(path: Path, *steps: int) -> None:
@@ -307,7 +295,7 @@ def test_each_step_arrives_once_over_a_restart(tracker, run, path):
 
 
 def test_steps_that_a_restarted_worker_runs_again_are_not_delivered_again(path):
-    run = Recorder()
+    run = RecordedRun()
     feed = MetricsFeed(path, run)
     append(path, 0, 1, 2)
     feed.deliver()
@@ -315,7 +303,7 @@ def test_steps_that_a_restarted_worker_runs_again_are_not_delivered_again(path):
     feed.deliver()
     append(path, 4, 5, 3, 4, 5, 6)  # all read at once
     feed.deliver()
-    assert run.steps == [0, 1, 2, 3, 4, 5, 6]
+    assert steps(run) == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_rows_of_one_step_complete_one_another(path, tracker):
@@ -334,35 +322,35 @@ def test_rows_of_one_step_complete_one_another(path, tracker):
 
 
 def test_a_half_written_last_line_waits_until_it_is_whole(path):
-    run = Recorder()
+    run = RecordedRun()
     feed = MetricsFeed(path, run)
     append(path, 0)
     with path.open("a") as stream:
         stream.write('{"step": 1, "lo')
     assert [row["step"] for row in feed.deliver()] == [0]
-    assert MetricsFeed(path, Recorder("another")).deliver() != []
+    assert MetricsFeed(path, RecordedRun("another")).deliver() != []
     with path.open("a") as stream:
         stream.write('ss": 0.5}\n')
     assert [row["step"] for row in feed.deliver()] == [1]
-    assert run.steps == [0, 1]
+    assert steps(run) == [0, 1]
 
 
 def test_rows_that_could_not_be_delivered_are_delivered_later(path):
-    run = Recorder()
+    run = RecordedRun()
     feed = MetricsFeed(path, run)
     append(path, 0, 1)
     run.away = True
-    with pytest.raises(AwayError):
+    with pytest.raises(ConnectionError):
         feed.deliver()
     run.away = False
     append(path, 2)
     feed.deliver()
-    assert run.steps == [0, 1, 2]
+    assert steps(run) == [0, 1, 2]
 
 
 def test_another_run_receives_everything(path):
     append(path, 0, 1)
-    MetricsFeed(path, Recorder("of a store that is gone")).deliver()
-    run = Recorder("new")
+    MetricsFeed(path, RecordedRun("of a store that is gone")).deliver()
+    run = RecordedRun("new")
     MetricsFeed(path, run).deliver()
-    assert run.steps == [0, 1]
+    assert steps(run) == [0, 1]

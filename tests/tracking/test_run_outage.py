@@ -41,8 +41,10 @@ class Flaky:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("outputs") / "root"
+def root(tmp_path_factory, new_database) -> Path:
+    root = tmp_path_factory.mktemp("outputs") / "root"
+    new_database(root)
+    return root
 
 
 @pytest.fixture
@@ -172,10 +174,11 @@ def test_what_the_store_refuses_is_dropped_and_told(tracker, run, said, tmp_path
     assert waiting(tracker) == 0 and "is dropped" in said[-2] + said[-1]
 
 
-def test_what_is_owed_to_another_store_is_left(tracker, run, root, tmp_path, monkeypatch):
+def test_what_is_owed_to_another_store_is_left(tracker, run, root, tmp_path, new_database, monkeypatch):
     tracker.client.away = True
     run.tags({"stem": "ics"})
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other/mlflow.db")
+    new_database(tmp_path / "other")
     Tracker(root, "trials")
     assert waiting(tracker) == 1
     tracker.client.away = False

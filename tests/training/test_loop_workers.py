@@ -5,15 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from test_loop import CPU, FEATURES, Tiny, settings
 
+from gloo_workers import WORLD
 from rayreid.errors import UserError
 from rayreid.training.checkpoint import Checkpoints
 from rayreid.training.guard import NonFiniteLossError
 from rayreid.training.loop import Batch, train
-
-WORLD = 2
 
 
 def _source(rank: int, poisoned: tuple[int, ...] = (), started: list[int] | None = None):
@@ -51,15 +49,13 @@ def _resume(rank: int, folder: Path) -> tuple[list[int], str]:
     return started, ""
 
 
-def _worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+def _worker(rank: int, folder: Path) -> dict:
     results = {f"poisoned {ranks}": _message(rank, ranks) for ranks in ((1,), (0, 1))}
-    results["resumed"] = _resume(rank, Path(folder) / "seen differently" / str(rank))
-    results["missing"] = _resume(rank, Path(folder) / "missing" / str(rank))
+    results["resumed"] = _resume(rank, folder / "seen differently" / str(rank))
+    results["missing"] = _resume(rank, folder / "missing" / str(rank))
     dist.destroy_process_group()
     results["threads"] = [thread.read_text().strip() for thread in Path("/proc/self/task").glob("*/comm")]
-    torch.save(results, Path(folder) / f"{rank}.pt")
+    return results
 
 
 def _save(folder: Path, *steps: int) -> Checkpoints:
@@ -72,14 +68,13 @@ def _save(folder: Path, *steps: int) -> Checkpoints:
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory):
+def workers(tmp_path_factory, gloo):
     folder = tmp_path_factory.mktemp("workers")
     for rank in range(WORLD):
         _save(folder / "seen differently" / str(rank), 1, 2)
     (folder / "seen differently" / "0" / "00000002.pt").write_bytes(b"half")
     _save(folder / "missing" / "0", 1)
-    mp.spawn(_worker, args=(str(folder),), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return gloo(_worker, folder)
 
 
 def test_a_loss_that_is_not_finite_on_one_worker_is_told_by_all_with_that_worker_s_images(workers):

@@ -1,22 +1,18 @@
-from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from gloo_workers import WORLD
 from rayreid.training import parallel
-
-WORLD = 2
 
 
 def _grad(rank: int, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.full(shape, float(rank + 1)) + torch.arange(torch.Size(shape).numel()).view(shape)
 
 
-def _worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+@patch.object(parallel, "BUCKET_BYTES", 64)  # the gradients below then need several buckets
+def _worker(rank: int) -> dict[str, object]:
     results: dict[str, object] = {"rank": parallel.rank(), "world": parallel.world_size()}
 
     summed = torch.tensor([1.0, 10.0]) * (rank + 1)
@@ -31,7 +27,6 @@ def _worker(rank: int, folder: str) -> None:
     parallel.broadcast_buffers(norm)
     results["buffers"] = before, norm.running_mean, norm.num_batches_tracked
 
-    parallel.BUCKET_BYTES = 64  # the gradients below then need several buckets
     parameters = [torch.nn.Parameter(torch.zeros(s)) for s in ((3, 4), (5,), (), (40,))]
     parameters.append(torch.nn.Parameter(torch.zeros(2, dtype=torch.float64)))
     parameters.append(torch.nn.Parameter(torch.zeros(7)))  # has no gradient
@@ -56,15 +51,12 @@ def _worker(rank: int, folder: str) -> None:
 
     results["text"] = parallel.broadcast_text(f"worker {rank}" * (1 + 99 * rank), 1, torch.device("cpu"))
 
-    torch.save(results, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(_worker, args=(str(folder),), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+def workers(gloo):
+    return gloo(_worker)
 
 
 def test_ranks(workers):

@@ -14,7 +14,6 @@ from rayreid.config.loading import load_experiment
 from rayreid.data.store.feature_file import read_features
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.execution.connection import connect
 from rayreid.inference.compare import compare
 from rayreid.inference.named_inputs import find_artifact, find_model, output_file
 from rayreid.inference.predict import predict
@@ -31,8 +30,8 @@ SIZE = (64, 32)
 
 
 @pytest.fixture(scope="module")
-def place(root, tmp_path_factory) -> Path:
-    """A folder with two models' weights and a matrix of them on two drawn targets, under one cluster."""
+def place(root, shared_ray, tmp_path_factory) -> Path:
+    """A folder with two models' weights and a matrix of them on two drawn targets."""
     folder = tmp_path_factory.mktemp("given")
     for number, name in enumerate(("one", "two")):
         torch.manual_seed(number)
@@ -50,8 +49,7 @@ def place(root, tmp_path_factory) -> Path:
         },
     }
     (folder / "matrix.yaml").write_text(yaml.safe_dump(tree))
-    with connect():
-        yield folder
+    return folder
 
 
 @pytest.fixture(scope="module")
