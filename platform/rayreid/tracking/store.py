@@ -6,11 +6,14 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayreid.errors import UserError
 from rayreid.storage.lease import Lease
 from rayreid.tracking.outage import Outage, reason
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
 _LEASE = ".mlflow-lease.json"
@@ -23,7 +26,7 @@ def tracking_uri(root: Path) -> str:
     return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}" if uri.startswith(_SQLITE) else uri
 
 
-def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: float) -> tuple[Any, str]:
+def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: float) -> "tuple[MlflowClient, str]":
     """Its client, and the id of an experiment there, which is made where there is none of that name.
 
     Args:
@@ -59,7 +62,7 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
     return client, str(identifier)
 
 
-def send(client: Any, run_id: str, kind: str, what: Mapping[str, Any], payload: Path | None) -> None:
+def send(client: "MlflowClient", run_id: str, kind: str, what: Mapping[str, Any], payload: Path | None) -> None:
     """Write one thing to a run.
 
     Args:
@@ -96,7 +99,7 @@ def _alone(root: Path, uri: str) -> AbstractContextManager[object]:
     return Lease(root / _LEASE, poll=0.1) if uri.startswith(_SQLITE) else nullcontext()
 
 
-def _create(client: Any, experiment: str, root: Path, uri: str) -> str:
+def _create(client: "MlflowClient", experiment: str, root: Path, uri: str) -> str:
     """A new experiment's id; or that of one that another process has made meanwhile."""
     from mlflow.exceptions import MlflowException
 
