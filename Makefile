@@ -35,7 +35,7 @@ lint: $(READY)    ## check formatting, style and which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
-types: $(READY)   ## check types on the domain and ground floors
+types: $(READY)   ## check the types of the whole package
 	$(BIN)/mypy
 
 check: lint types test ## all that a change must pass
