@@ -164,7 +164,7 @@ def _save_own(
     std: Sequence[float] | None,
     screen: Screen,
 ) -> None:
-    known = (loaded.facts.get("mean"), loaded.facts.get("std"))
+    known: tuple[Any, Any] = (loaded.facts.get("mean"), loaded.facts.get("std"))
     origin = loaded.checkpoint.format
     if None in known and None in (mean, std):
         if origin not in NORMALISED:
@@ -172,7 +172,7 @@ def _save_own(
         known = NORMALISED[origin]
         screen.say(f"assumed, as the published files of this form: mean {listed(known[0])}, std {listed(known[1])}")
     facts = {key: value for key, value in loaded.facts.items() if key not in OWN_FACTS}
-    save_backbone(path, loaded.backbone, mean or known[0], std or known[1], **facts)  # type: ignore[arg-type]
+    save_backbone(path, loaded.backbone, mean or known[0], std or known[1], **facts)
 
 
 def _lost(loaded: Loaded) -> list[str]:
