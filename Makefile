@@ -76,7 +76,7 @@ lint: $(READY)    ## check formatting, style, spelling and which room imports wh
 	$(BIN)/codespell
 	$(BIN)/lint-imports
 
-types: $(READY)   ## check types
+types: $(READY)   ## check the types of the whole package
 	$(BIN)/mypy
 
 hooks: $(READY)   ## run lint and types before every commit, by pre-commit

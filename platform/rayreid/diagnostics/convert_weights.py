@@ -111,7 +111,7 @@ def export_weights(
     _check_target(source, target, "--onnx", force)
     require_onnx()
     loaded = _load(source, screen, img_size=img_size and list(img_size), num_heads=num_heads)
-    facts = {key: loaded.facts[key] for key in ("mean", "std") if key in loaded.facts}
+    facts: dict[str, Any] = {key: loaded.facts[key] for key in ("mean", "std") if key in loaded.facts}
     deviation = export_onnx(loaded.backbone, target, facts)
     height, width = loaded.backbone.spec["img_size"]
     screen.say(
@@ -138,7 +138,7 @@ def _load(path: Path, screen: Screen, **hint: Any) -> Loaded:
     """Build the backbone that a file holds, and load it: every tensor, in the widest of the file's dtypes."""
     checkpoint = read_checkpoint(path)
     header = read_header(path) if checkpoint.header else {}
-    facts = {key: checkpoint.facts[key] for key in ("img_size", "num_heads") if key in checkpoint.facts}
+    facts: dict[str, Any] = {key: checkpoint.facts[key] for key in ("img_size", "num_heads") if key in checkpoint.facts}
     said = {key: value for key, value in hint.items() if value is not None}
     try:
         spec = recognise(checkpoint.state, header=header or None, hint={**facts, **said})
@@ -164,7 +164,7 @@ def _save_own(
     std: Sequence[float] | None,
     screen: Screen,
 ) -> None:
-    known = (loaded.facts.get("mean"), loaded.facts.get("std"))
+    known: tuple[Any, Any] = (loaded.facts.get("mean"), loaded.facts.get("std"))
     origin = loaded.checkpoint.format
     if None in known and None in (mean, std):
         if origin not in NORMALISED:
@@ -172,7 +172,7 @@ def _save_own(
         known = NORMALISED[origin]
         screen.say(f"assumed, as the published files of this form: mean {listed(known[0])}, std {listed(known[1])}")
     facts = {key: value for key, value in loaded.facts.items() if key not in OWN_FACTS}
-    save_backbone(path, loaded.backbone, mean or known[0], std or known[1], **facts)  # type: ignore[arg-type]
+    save_backbone(path, loaded.backbone, mean or known[0], std or known[1], **facts)
 
 
 def _lost(loaded: Loaded) -> list[str]:

@@ -14,7 +14,7 @@ from rayreid.console import Screen
 from rayreid.diagnostics.convert_weights import OWN_FACTS, listed, reasons
 from rayreid.errors import UserError
 from rayreid.models.architecture import Shape, patch_of, read_off
-from rayreid.models.backbones import SWINS, VITS, Backbone, build_backbone
+from rayreid.models.backbones import SWINS, VITS, Backbone, ViT, build_backbone
 from rayreid.models.checkpoints import read_checkpoint, stem_of
 from rayreid.models.formats import TITLES, Checkpoint
 from rayreid.models.weights import check_weights, read_header
@@ -104,8 +104,8 @@ def _size(shape: Shape, backbone: Backbone, known: bool) -> str:
     height, width = backbone.spec["img_size"]
     if shape.spec["name"] not in VITS:
         return f"{height}x{width}"
-    vit: Any = backbone
-    rows, columns = vit.patch_embed.grid_size
+    assert isinstance(backbone, ViT)
+    rows, columns = backbone.patch_embed.grid_size
     guessed = "" if known else " (by the number of its positions)"
     return f"{height}x{width}, a grid of {rows}x{columns}{guessed}"
 

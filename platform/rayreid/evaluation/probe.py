@@ -22,7 +22,7 @@ from rayreid.errors import UserError
 from rayreid.evaluation.ranking import UNKNOWN_CAMERA
 from rayreid.evaluation.retrieval import evaluate_retrieval
 from rayreid.training import parallel
-from rayreid.training.loop import autocast
+from rayreid.training.loop import Precision, autocast
 
 QUERY_SHARE = 6
 """One image in so many of an identity, rounded up, is a query, the others are gallery."""
@@ -124,7 +124,7 @@ def extract(
     rows: np.ndarray,
     transform: ReIDTest,
     device: torch.device,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     threads: int = 2,
 ) -> torch.Tensor:
     """Features of a backbone that is being trained, each worker computing a share; all get all.
@@ -147,7 +147,7 @@ def extract(
     Raises:
         UserError: an image cannot be decoded.
     """
-    width = int(backbone.num_features)  # type: ignore[arg-type]
+    width = int(backbone.num_features)  # type: ignore[arg-type]  # Module declares no attributes
     features = torch.zeros(len(rows), width, device=device)
     mine = np.arange(parallel.rank(), len(rows), parallel.world_size())
     # No inference mode: what a module might keep of such a pass could not be used in training.

@@ -29,7 +29,7 @@ from rayreid.training import parallel
 from rayreid.training.checkpoint import Checkpoints, Milestones
 from rayreid.training.feed import Prefetcher
 from rayreid.training.guard import NonFiniteLossError
-from rayreid.training.loop import Batch, LoopSettings, Method, resolve_precision, train
+from rayreid.training.loop import Batch, LoopSettings, Method, WantedPrecision, resolve_precision, train
 
 METRICS = "metrics.jsonl"
 """A training's journal, in its artifact's folder."""
@@ -69,7 +69,7 @@ class Training:
     save: Callable[[Any], None]
     epochs: int
     accumulate: int
-    precision: str
+    precision: WantedPrecision
     seed: int
     checkpoint_minutes: float
     keep_checkpoints: int

@@ -47,7 +47,7 @@ def compare(
         raise UserError(f"{first} and {second} are the same evaluation")
     _check_targets(both)
     keys, precision = _queries(both)
-    result = compare_queries(*precision, confidence=confidence)
+    result = compare_queries(precision[0], precision[1], confidence=confidence)
     names = [made.folder.name for made in both]
     _show(screen, names, both, result)
     _show_extremes(screen, keys, precision, extremes)

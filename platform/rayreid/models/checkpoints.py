@@ -131,7 +131,7 @@ class _Settings:
 @contextlib.contextmanager
 def _harmless_globals() -> Iterator[None]:
     """Allow what published checkpoints carry beside tensors: settings, and NumPy numbers (best mAP)."""
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]  # NumPy's stubs leave it out
     number_types = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
     with torch.serialization.safe_globals(
         [

@@ -18,7 +18,7 @@ from rayreid.errors import UserError
 from rayreid.models.neck import load_neck
 from rayreid.models.weights import load_backbone
 from rayreid.training.compilation import compiled, resolve_compile
-from rayreid.training.loop import autocast, resolve_precision
+from rayreid.training.loop import WantedPrecision, autocast, resolve_precision
 
 Auto = Literal["auto"]
 
@@ -46,7 +46,7 @@ class Embedder:
         compile: the forward pass; "auto": on a GPU.
     """
 
-    def __init__(self, path: Path, device: torch.device, precision: str, compile: bool | Auto = "auto"):
+    def __init__(self, path: Path, device: torch.device, precision: WantedPrecision, compile: bool | Auto = "auto"):
         backbone, header = load_backbone(path, drop_path=0.0)
         self.backbone = backbone.eval().to(device)
         self.neck = load_neck(path).to(device)

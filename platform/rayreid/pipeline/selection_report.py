@@ -1,7 +1,7 @@
 """What several strategies or proxies would choose from one pool, side by side: figures in MLflow, and one HTML page."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -284,7 +284,7 @@ def _show(page: Page, run: Run, figure: Figure, name: str, caption: str, photogr
     run.figure(figure, f"figures/selections/{name}.png")
 
 
-def _matrix(items: Sequence[np.ndarray], measure) -> np.ndarray:
+def _matrix(items: Sequence[np.ndarray], measure: Callable[[np.ndarray, np.ndarray], float]) -> np.ndarray:
     return np.array([[measure(first, second) for second in items] for first in items])
 
 

@@ -77,7 +77,7 @@ class DINO(nn.Module):
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
 
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> Backbone:
         """The backbone to keep for ReID: the teacher's."""
         return self.teacher.backbone
 

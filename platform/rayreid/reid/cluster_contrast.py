@@ -87,8 +87,10 @@ class ClusterContrast(nn.Module):
         in what is compared with it, and a backbone whose features share much unlearns what it had (docs/results.md).
         """
         variance, mean = torch.var_mean(features, dim=0)
-        self.bottleneck.running_mean.copy_(mean)  # type: ignore[union-attr]
-        self.bottleneck.running_var.copy_(variance)  # type: ignore[union-attr]
+        neck = self.bottleneck
+        assert neck.running_mean is not None and neck.running_var is not None
+        neck.running_mean.copy_(mean)
+        neck.running_var.copy_(variance)
 
     def remember(self, centres: Tensor) -> None:
         """Begin an epoch's memory with the centres of its clusters, (C, D); all workers take those of worker 0."""

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,6 +17,9 @@ from rayreid.pipeline.experiment_runner import COLUMNS
 from rayreid.reports.sweep_report import find
 from rayreid.reports.trial_results import Trial, trials_of
 from rayreid.tracking.run import Run, Tracker
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _FOLDER = "model"
 _MODELS = ("run.adapted", "run.model", "run.weights")
@@ -45,7 +48,7 @@ def register_best(sweep: str, overrides: Sequence[str] = (), name: str | None = 
     with tempfile.TemporaryDirectory() as folder:
         model, size = load_extractor(fetch_weights(history.client, made_by, Path(folder)))
     example = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    tags = {name: best.record.tags[name] for name in (*COLUMNS, "target")}
+    tags: dict[str, str | float] = {name: best.record.tags[name] for name in (*COLUMNS, "target")}
     tags |= {score: round(best.record.metrics[score], 4) for score in ("mAP", "rank1")}
     version, uri = register(run, name or experiment, model, example, tags)
     run.tags({"registered": uri})
@@ -58,7 +61,7 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     return max((one for one in trials if one.outcome), key=lambda one: one.record.metrics["mAP"])
 
 
-def fetch_weights(client: Any, run_id: str, folder: Path) -> Path:
+def fetch_weights(client: "MlflowClient", run_id: str, folder: Path) -> Path:
     """Download the weights that a stage's run logged.
 
     Raises:
@@ -78,7 +81,7 @@ def fetch_weights(client: Any, run_id: str, folder: Path) -> Path:
 
 
 def register(
-    run: Run, name: str, model: torch.nn.Module, example: torch.Tensor, tags: Mapping[str, Any]
+    run: Run, name: str, model: torch.nn.Module, example: torch.Tensor, tags: Mapping[str, object]
 ) -> tuple[str, str]:
     """Log a model in a run as `model/`, and register it as the next version of `name`.
 

@@ -11,7 +11,7 @@ from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.evaluation.outcomes import Curve, Group, curves, grouped, names_of, pareto
 from rayreid.evaluation.page import Page
-from rayreid.evaluation.published import CLAIMED, incomparable, published_for
+from rayreid.evaluation.published import CLAIMED, Published, incomparable, published_for
 from rayreid.evaluation.sweep_figures import cost_figure, fraction_curves
 from rayreid.files import make_folder, write_atomically
 from rayreid.models.stems import STEMS
@@ -216,7 +216,7 @@ def _add_published(
             for (target, task, _), i in best.items()
         ],
     )
-    shown = {}
+    shown: dict[tuple[str, str], Sequence[Published]] = {}
     for (target, task, _), i in best.items():
         page.text(_comparable(history, measured_by[groups[i].first.label], target))
         shown |= {(task, target.partition(" ")[0]): published_for(task, target.partition(" ")[0])}

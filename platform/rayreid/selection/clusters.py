@@ -1,12 +1,12 @@
 """Even sampling over clusters of a pool: every kind of image in equal number, whatever the target."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from rayreid.neighbours.knn import require_faiss
+from rayreid.selection.filelist import Keys
 from rayreid.selection.strategies import Priority, random_priority
 
 SAMPLE = 256
@@ -50,7 +50,7 @@ def find_centres(features: npt.NDArray[np.float32], count: int, seed: int) -> np
     return np.asarray(kmeans.centroids)
 
 
-def even_priority(keys: Sequence[str], clusters: npt.NDArray[np.integer], seed: int) -> Priority:
+def even_priority(keys: Keys, clusters: npt.NDArray[np.integer], seed: int) -> Priority:
     """Priorities by which every cut takes from all clusters evenly, as far as they reach.
 
     Clusters deal their images in turn, in the order of a seeded hash of the key: an image's priority is the hash less

@@ -15,6 +15,9 @@ from rayreid.errors import UserError
 HEADINGS = ("key", "path", "file", "filename", "image", "name")
 """Names by which a CSV's first row is taken for a heading, and its column for the list."""
 
+Keys = Sequence[str] | npt.NDArray[np.object_]
+"""Keys of images: a list, or the object array of a store."""
+
 AMBIGUOUS = -1
 """Stands for the row of a path that several keys end in."""
 
@@ -95,7 +98,7 @@ class ListMatch:
     ambiguous: int
 
 
-def match_entries(entries: Sequence[str], keys: Sequence[str]) -> ListMatch:
+def match_entries(entries: Sequence[str], keys: Keys) -> ListMatch:
     """Match a list's entries to a store's keys by path suffix.
 
     An entry names an image if the key's path components end the entry's (a list with the author's folders

@@ -128,5 +128,5 @@ def _check_relevant(relevant: str, origins: Sequence[str], source: str) -> None:
 
 
 def _drawn(source: NamedDataset) -> pa.Table:
-    origins = open_source(source).origins()  # type: ignore[attr-defined]
+    origins = open_source(source).origins()  # type: ignore[attr-defined]  # the drawn dataset's alone
     return pa.table({"key": list(origins), "origin": list(origins.values())})

@@ -6,7 +6,6 @@ fractions are nested, and sweeping the fraction computes no priority anew.
 
 import hashlib
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayreid.errors import UserError
-from rayreid.selection.filelist import ListMatch
+from rayreid.selection.filelist import Keys, ListMatch
 
 Priority = npt.NDArray[np.float64]
 
@@ -25,7 +24,7 @@ SCORED = {"cfs": "cfs", "target_similarity": "priority", "cluster": "priority"}
 
 def priority(
     strategy: str,
-    keys: Sequence[str],
+    keys: Keys,
     *,
     seed: int = 0,
     scores: pa.Table | None = None,
@@ -58,14 +57,14 @@ def priority(
     raise ValueError(f"strategy {strategy} without its {'match' if strategy == 'list' else 'scores'}")
 
 
-def random_priority(keys: Sequence[str], seed: int) -> Priority:
+def random_priority(keys: Keys, seed: int) -> Priority:
     """A seeded hash of each key, uniform in [0, 1): the same for an image whatever store it stands in."""
     salt = (seed % 2**64).to_bytes(8, "little")
     digests = b"".join(hashlib.blake2b(str(key).encode(), digest_size=8, salt=salt).digest() for key in keys)
     return (np.frombuffer(digests, dtype="<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def scored_priority(keys: Sequence[str], scores: pa.Table, column: str = "cfs") -> Priority:
+def scored_priority(keys: Keys, scores: pa.Table, column: str = "cfs") -> Priority:
     """The score of each image; NaN for images that the table does not hold.
 
     Args:
@@ -99,7 +98,7 @@ def list_priority(count: int, match: ListMatch) -> Priority:
 
 
 def cut(
-    keys: Sequence[str], priority: Priority, *, fraction: float | None = None, count: int | None = None
+    keys: Keys, priority: Priority, *, fraction: float | None = None, count: int | None = None
 ) -> npt.NDArray[np.int64]:
     """The images of highest priority; ties go to the smaller key.
 

@@ -22,6 +22,7 @@ from rayreid.models.weights import weights_of
 from rayreid.selection.cfs import directions
 from rayreid.stages.finetune import labelled_rows
 from rayreid.storage.artifacts import Artifact
+from rayreid.training.loop import WantedPrecision
 
 VERSION = 1
 Part = Literal["all", "train"]
@@ -48,7 +49,7 @@ def read(folder: Path, store: ImageStore, part: Part) -> Iterator[tuple[np.ndarr
 class _Head:
     """Directions, rounded to float16: cosines of two of them are wrong by 1e-4 or less."""
 
-    def __init__(self, path: Path, precision: str, device: torch.device):
+    def __init__(self, path: Path, precision: WantedPrecision, device: torch.device):
         self.embed = Embedder(path, device, precision)
 
     def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:

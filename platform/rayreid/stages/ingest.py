@@ -4,10 +4,10 @@ Shards are given out while the dataset is still being listed, and the driver kee
 with the pool.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -18,6 +18,7 @@ from rayreid.data.datasets import Dataset, open_source
 from rayreid.data.store.index import clear_strays, finish_store
 from rayreid.data.store.inspection import sample_images
 from rayreid.data.store.listing import deal, write_part
+from rayreid.data.store.shards import Record
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet
@@ -53,12 +54,12 @@ def _ingest(source: Source, context: StageContext) -> dict[str, Any]:
     }
 
 
-def _write(dataset: Dataset, folder: Path, verify: str, bar: Bar) -> tuple[int, int]:
+def _write(dataset: Dataset, folder: Path, verify: Literal["decode", "header"], bar: Bar) -> tuple[int, int]:
     """Have all shards written, some at a time; returns how many there are, and of how many images."""
     clear_strays(folder)
     task = ray.remote(num_cpus=1)(write_part)
-    read = ray.put(dataset.read)
-    images: dict[ray.ObjectRef, int] = {}
+    read: ray.ObjectRef[Callable[[Record], bytes]] = ray.put(dataset.read)
+    images: dict[ray.ObjectRef[None], int] = {}
     listed = done = shards = 0
     for part in deal(dataset.records()):
         images[task.remote(folder, shards, part, read, verify)] = part.images
@@ -87,7 +88,7 @@ def _join(
     return manifest, sample_images(ImageStore(folder), _SHEET)[1]
 
 
-def _finished(images: dict[ray.ObjectRef, int]) -> int:
+def _finished(images: "dict[ray.ObjectRef[None], int]") -> int:
     """Wait a moment for shards; takes out those that are written, and returns how many images they were given."""
     ready, _ = ray.wait(list(images), timeout=2)
     ray.get(ready)

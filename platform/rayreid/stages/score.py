@@ -25,6 +25,7 @@ from rayreid.models.weights import weights_of
 from rayreid.selection.cfs import cfs
 from rayreid.selection.provenance import Provenance
 from rayreid.storage.artifacts import Artifact
+from rayreid.training.loop import WantedPrecision
 
 VERSION = 1
 SHEET = 48
@@ -77,7 +78,7 @@ def _columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 class _Head:
     """All proxies on one decoded batch."""
 
-    def __init__(self, source: Path, targets: Mapping[str, Path], precision: str, device: torch.device):
+    def __init__(self, source: Path, targets: Mapping[str, Path], precision: WantedPrecision, device: torch.device):
         self.source = Embedder(source, device, precision)
         self.targets = {name: Embedder(path, device, precision) for name, path in targets.items()}
 

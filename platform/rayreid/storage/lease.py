@@ -7,10 +7,11 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rayreid.files import make_folder
 
@@ -96,7 +97,7 @@ class Lease:
             tombstone.unlink(missing_ok=True)
         return True
 
-    def _holder(self) -> dict:
+    def _holder(self) -> dict[str, Any]:
         try:
             return json.loads(self.path.read_text())
         except FileNotFoundError:
@@ -104,7 +105,7 @@ class Lease:
         except ValueError:  # cut short by a crash of the machine: nobody's; its age decides
             return {"token": "unreadable", "host": "", "pid": 0}
 
-    def _process_gone(self, holder: dict) -> bool:
+    def _process_gone(self, holder: Mapping[str, Any]) -> bool:
         if holder["host"] != here():
             return False
         try:

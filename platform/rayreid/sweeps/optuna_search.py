@@ -3,7 +3,8 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from ray.tune.search import Searcher
 
@@ -11,6 +12,10 @@ from rayreid.config import Sweep
 from rayreid.config.loading import describe
 from rayreid.errors import UserError
 from rayreid.sweeps.trials import rounded
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.distributions import BaseDistribution
 
 JOURNAL = "search.log"
 _DONE = "done"
@@ -47,7 +52,9 @@ class OptunaSearcher(Searcher):
         optuna = require_optuna()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(self.folder / JOURNAL)))
-        study = optuna.create_study(storage=storage, study_name="sweep", direction="maximize", load_if_exists=True)
+        study: Study = optuna.create_study(
+            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
+        )
         states = optuna.trial.TrialState
         known = study.get_trials(deepcopy=False)
         for one in known:
@@ -55,8 +62,8 @@ class OptunaSearcher(Searcher):
                 study.tell(one.number, state=states.FAIL)
         # With the seed alone the sampler would begin again with what it drew at first.
         study.sampler = optuna.samplers.TPESampler(seed=self.sweep.seed + len(known))
-        self._study: Any = study
-        self._asked: dict[str, Any] = {}
+        self._study = study
+        self._asked: dict[str, Trial] = {}
         finished = [one.params for one in known if one.state == states.COMPLETE]
         self._again: list[dict[str, Any]] = []
         for one in known:
@@ -73,7 +80,7 @@ class OptunaSearcher(Searcher):
         """The combinations of the trials that earlier commands have finished."""
         return [one.user_attrs[_DONE] for one in self._study.get_trials(deepcopy=False) if _DONE in one.user_attrs]
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Tune's forgets FINISHED
         """The next combination as JSON under `changes`, with its label."""
         if self.left == 0:
             return Searcher.FINISHED
@@ -101,7 +108,7 @@ class OptunaSearcher(Searcher):
         """Nothing: the study is on the disk."""
 
 
-def require_optuna() -> Any:
+def require_optuna() -> ModuleType:
     """Optuna's module.
 
     Raises:
@@ -114,16 +121,17 @@ def require_optuna() -> Any:
     return optuna
 
 
-def _distributions(sweep: Sweep) -> dict[str, Any]:
+def _distributions(sweep: Sweep) -> "dict[str, BaseDistribution]":
     """Of each key. Of lists it is the place that is searched: values may be anything that YAML can say."""
     kinds = require_optuna().distributions
-    made: dict[str, Any] = {}
+    made: dict[str, BaseDistribution] = {}
     for key, values in sweep.parameters.items():
         if isinstance(values, list):
             made[key] = kinds.CategoricalDistribution(list(range(len(values))))
         elif values.loguniform is not None:
             made[key] = kinds.FloatDistribution(*values.loguniform, log=True)
         else:
+            assert values.uniform is not None
             made[key] = kinds.FloatDistribution(*values.uniform)
     return made
 

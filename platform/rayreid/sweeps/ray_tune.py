@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from rich.markup import escape
 
 from rayreid.config import Experiment
@@ -77,10 +78,10 @@ def run_trials(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has something to say with `verbose=0`, too
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial has none for the searcher
-    failures = {}
+    failures: dict[str, str] = {}
     with handler_kept():
         results = tuner.fit()
-    for result in results:
+    for result in (results[number] for number in range(len(results))):
         config, told = result.config or {}, result.metrics or {}
         label = str(config.get("label", "?"))
         if result.error is not None:
@@ -181,10 +182,10 @@ class _Teller(tune.Callback):
     def __init__(self, screen: Screen, total: int):
         self.screen, self.total, self.done = screen, total, 0
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.screen.say(f"[bold]▸ trial[/] {escape(trial.config['label'])}")
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         result = trial.last_result or {}
         if _FAILED in result:
             self.on_trial_error(iteration, trials, trial)
@@ -196,10 +197,10 @@ class _Teller(tune.Callback):
         scores = f"mAP {100 * result['mAP']:.1f}  Rank-1 {100 * result['rank1']:.1f}" if "mAP" in result else ""
         self.screen.say(f"  [green]✓[/] {self.done}/{self.total}  {escape(trial.config['label'])}  {scores}")
 
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.screen.say(f"  [yellow]![/] {escape(trial.config['label'])} was lost with its process, and begins again")
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.done += 1
         self.screen.say(f"  [red]✗[/] {self.done}/{self.total}  {escape(trial.config['label'])}")
 

@@ -38,7 +38,7 @@ def produce_all(
         Artifact id → why it could not be made.
     """
     waiting = {one.id: one for one in artifacts if not one.complete}
-    running: dict[ray.ObjectRef, Artifact] = {}
+    running: dict[ray.ObjectRef[str | None], Artifact] = {}
     failed: dict[str, str] = {}
     # Where its node is lost, Ray begins a task again, and that goes on from what had been made.
     elsewhere = ray.remote(num_cpus=0, max_retries=experiment.resources.max_failures)(_produce)
@@ -67,7 +67,9 @@ def blocked(artifact: Artifact, failed: Mapping[str, str]) -> str | None:
     return next((failed[identifier] for identifier in causes), None)
 
 
-def _needs(artifact: Artifact, waiting: Mapping[str, Artifact], running: Mapping[Any, Artifact]) -> bool:
+def _needs(
+    artifact: Artifact, waiting: Mapping[str, Artifact], running: "Mapping[ray.ObjectRef[str | None], Artifact]"
+) -> bool:
     """Whether something it stands on, or has beside it, is yet to be made."""
     pending = {*waiting, *(one.id for one in running.values())}
     return bool(pending & lineage({**artifact.inputs, **artifact.auxiliary}).keys())
@@ -78,7 +80,7 @@ def _produce(artifact: Artifact, experiment: Experiment, owner: str, tags: Mappi
     return _attempt(artifact, Run(session.tracker, owner), session.screen, tags)
 
 
-def _answer(artifact: Artifact, done: ray.ObjectRef) -> str | None:
+def _answer(artifact: Artifact, done: "ray.ObjectRef[str | None]") -> str | None:
     """What a task said; or why it was lost, more often than it is begun again."""
     try:
         return ray.get(done)

@@ -3,9 +3,13 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rayreid.errors import UserError
 from rayreid.tracking.run import PARENT
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run as MlflowRun
 
 _PAGE = 500
 
@@ -98,5 +102,5 @@ class History:
                 return
 
 
-def _record(run) -> Record:  # type: ignore[no-untyped-def]  # MLflow's own class, imported when it is used
+def _record(run: "MlflowRun") -> Record:
     return Record(run.info.run_id, run.info.run_name, run.info.status, run.data.tags, run.data.params, run.data.metrics)

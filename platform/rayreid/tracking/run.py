@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayreid import __version__
 from rayreid.files import make_folder
@@ -19,6 +19,9 @@ from rayreid.tracking.outage import Outage, reason
 from rayreid.tracking.outbox import Outbox
 from rayreid.tracking.revision import SOURCE_TAGS, git_sha, source_tags
 from rayreid.tracking.store import open_store, send, tracking_uri
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PARENT = "mlflow.parentRunId"
 """The tag that nests a run under another."""
@@ -150,7 +153,7 @@ class Run:
         described = {"name": name, "digest": fingerprint[:36], "source": source, "profile": dict(profile)}
         self._log("dataset", {**described, "context": context})
 
-    def figure(self, figure: Any, name: str) -> None:
+    def figure(self, figure: "Figure", name: str) -> None:
         """Log a matplotlib figure, e.g. as `figures/cmc.png`."""
         drawn = io.BytesIO()
         figure.savefig(drawn, format=PurePosixPath(name).suffix[1:])

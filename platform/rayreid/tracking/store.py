@@ -6,11 +6,14 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayreid.errors import UserError
 from rayreid.storage.lease import Lease
 from rayreid.tracking.outage import Outage, reason
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
 _LEASE = ".mlflow-lease.json"
@@ -57,7 +60,7 @@ def results_page(server: str, experiment_id: str) -> str:
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
 
 
-def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: float) -> tuple[Any, str]:
+def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: float) -> "tuple[MlflowClient, str]":
     """Its client, and the id of an experiment there, which is made where there is none of that name.
 
     Args:
@@ -95,7 +98,7 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
     return client, str(identifier)
 
 
-def send(client: Any, run_id: str, kind: str, what: Mapping[str, Any], payload: Path | None) -> None:
+def send(client: "MlflowClient", run_id: str, kind: str, what: Mapping[str, Any], payload: Path | None) -> None:
     """Write one thing to a run.
 
     Args:
@@ -132,7 +135,7 @@ def _alone(root: Path, uri: str) -> AbstractContextManager[object]:
     return Lease(root / _LEASE, poll=0.1) if uri.startswith(_SQLITE) else nullcontext()
 
 
-def _create(client: Any, experiment: str, root: Path, uri: str) -> str:
+def _create(client: "MlflowClient", experiment: str, root: Path, uri: str) -> str:
     """A new experiment's id; or that of one that another process has made meanwhile."""
     from mlflow.exceptions import MlflowException
 

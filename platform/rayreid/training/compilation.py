@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial, wraps
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, overload
 
 import torch
 import torch._dynamo
@@ -52,7 +52,17 @@ def compiled(enabled: bool = True, backend: str = "inductor") -> Iterator[None]:
         _backend.reset(token)
 
 
-def compilable(function: Callable[P, R] | None = None, *, breaks: bool = False) -> Callable[..., R]:
+@overload
+def compilable(function: Callable[P, R]) -> Callable[P, R]: ...
+
+
+@overload
+def compilable(*, breaks: bool) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+
+def compilable(
+    function: Callable[P, R] | None = None, *, breaks: bool = False
+) -> Callable[P, R] | Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a function run compiled inside `compiled`; outside it is called as it is.
 
     Shapes are constants of the compiled code: a function should meet few of them.

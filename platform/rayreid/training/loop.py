@@ -20,6 +20,9 @@ from rayreid.training.compilation import compiled
 from rayreid.training.guard import Guard, Part
 from rayreid.training.meter import Meter
 
+Precision = Literal["fp32", "bf16", "fp16"]
+WantedPrecision = Precision | Literal["auto"]
+
 
 class Method(Protocol):
     """What the loop trains: an `nn.Module` whose state dict is all that a checkpoint must hold, and the following.
@@ -80,7 +83,7 @@ class LoopSettings:
     steps_per_epoch: int
     epochs: int
     accumulate: int = 1
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     seed: int = 0
     log_every: int = 10
     checkpoint_seconds: float = 600.0
@@ -92,20 +95,20 @@ class LoopSettings:
         return self.steps_per_epoch * self.epochs
 
 
-def resolve_precision(wanted: str, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+def resolve_precision(wanted: WantedPrecision, device: torch.device) -> Precision:
     """Return the precision to train in.
 
     `auto` is bf16 where the device computes it natively. Elsewhere it is fp16 on a GPU (those older than Ampere), with
     a loss scaler, and fp32 on a CPU.
     """
     if wanted != "auto":
-        return wanted  # type: ignore[return-value]
+        return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """The context in which a forward pass of that precision runs."""
     kind = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=kind, enabled=precision != "fp32")

@@ -1,6 +1,7 @@
 """Preparing the next batch on the training device beside the step that runs."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -63,7 +64,7 @@ def one_ahead(pieces: Iterable[T], prepare: Callable[[T], object], lane: Lane) -
     """
     ready: tuple[T, Callable[[], object]] | None = None
     for piece in pieces:
-        started = lane.start(lambda piece=piece: prepare(piece))  # type: ignore[misc]
+        started = lane.start(partial(prepare, piece))
         if ready is not None:
             yield ready[0], ready[1]()
         ready = piece, started

@@ -167,7 +167,7 @@ class Synthetic:
         return self._foreign_image(rng)
 
     def _street_image(
-        self, rng: np.random.Generator, person: tuple, camera: Camera, badly_framed: bool = False
+        self, rng: np.random.Generator, person: tuple[str | int, ...], camera: Camera, badly_framed: bool = False
     ) -> Image.Image:
         """A person of the target's domain before one of its cameras, framed inexactly as by a detector."""
         width, height = self._canvas

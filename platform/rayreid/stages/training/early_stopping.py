@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
 from rayreid.errors import StoppedEarly
+from rayreid.stages.training.methods import Pretraining
 from rayreid.storage.metrics_log import Journal
 from rayreid.training import parallel
 
@@ -63,11 +63,11 @@ class Judged:
         journal: the training's own.
     """
 
-    probe: Callable[[Any, torch.device, int], Callable[[int], dict[str, float]]]
+    probe: Callable[[Pretraining, torch.device, int], Callable[[int], dict[str, float]]]
     stopping: MedianStopping
     journal: Path
 
-    def __call__(self, method: Any, device: torch.device, threads: int) -> Callable[[int], dict[str, float]]:
+    def __call__(self, method: Pretraining, device: torch.device, threads: int) -> Callable[[int], dict[str, float]]:
         """(epochs done) → the probe's figures, or nothing where none is due.
 
         Raises (the function that is returned):

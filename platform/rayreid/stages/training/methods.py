@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from rayreid.config import Backbone, Pretrain
 from rayreid.config.method_defaults import BY_METHOD, Recipe, uses
 from rayreid.data.augment.augment import MultiCrop
@@ -27,7 +29,7 @@ class Pretraining(Method, Protocol):
     def backbone(self) -> backbones.Backbone:
         """The backbone to keep for ReID."""
 
-    def to(self, device: Any) -> "Pretraining":
+    def to(self, device: torch.device) -> "Pretraining":
         """Move it there."""
 
 
@@ -69,7 +71,7 @@ class Entry:
 
 def _dino(student: backbones.Backbone, teacher: backbones.Backbone, setup: MethodSetup) -> Pretraining:
     c, r = setup.config, setup.recipe
-    return DINO(  # type: ignore[return-value]
+    return DINO(
         student,
         teacher,
         DINOSchedules(

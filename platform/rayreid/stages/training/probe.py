@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +13,8 @@ from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.probe import Probe, choose_probe, extract
 from rayreid.execution import periodic_metrics
 from rayreid.execution.production import StageContext
-from rayreid.training.loop import resolve_precision
+from rayreid.stages.training.methods import Pretraining
+from rayreid.training.loop import WantedPrecision, resolve_precision
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class TargetProbe:
     size: tuple[int, int]
     every: int
     epochs: int
-    precision: str
+    precision: WantedPrecision
 
-    def __call__(self, method: Any, device: torch.device, threads: int) -> Callable[[int], dict[str, float]]:
+    def __call__(self, method: Pretraining, device: torch.device, threads: int) -> Callable[[int], dict[str, float]]:
         """(epochs done) → the probe's figures, or nothing where none is due."""
         store = ImageStore(self.store)
         transform = ReIDTest(self.size, IMAGENET_MEAN, IMAGENET_STD)

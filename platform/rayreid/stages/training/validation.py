@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.store.store import ImageStore
@@ -15,7 +15,7 @@ from rayreid.evaluation.retrieval import evaluate_retrieval
 from rayreid.execution import periodic_metrics
 from rayreid.models.weights import read_header
 from rayreid.training import parallel
-from rayreid.training.loop import resolve_precision
+from rayreid.training.loop import WantedPrecision, resolve_precision
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Best:
     path: Path
     save: Callable[..., None]
 
-    def __call__(self, method: Any, epochs: int, seen: dict[str, float]) -> None:
+    def __call__(self, method: nn.Module, epochs: int, seen: dict[str, float]) -> None:
         """Keep the method's weights after so many epochs if what was seen of them is better."""
         if not self.path.exists() or read_header(self.path)["eval_mAP"] < seen["eval_mAP"]:
             self.save(self.path, method, epochs=epochs, **seen)
@@ -57,10 +57,10 @@ class Look:
     transform: ReIDTest
     every: int
     epochs: int
-    precision: str
+    precision: WantedPrecision
     best: Best | None = None
 
-    def __call__(self, method: Any, device: torch.device, threads: int) -> Callable[[int], dict[str, float]]:
+    def __call__(self, method: nn.Module, device: torch.device, threads: int) -> Callable[[int], dict[str, float]]:
         """(epochs done) → `eval_mAP` and `eval_rank1`, on worker 0; or nothing where no look is due."""
         store = ImageStore(self.store)
         query, gallery = store.rows_of("query"), store.rows_of("gallery")
