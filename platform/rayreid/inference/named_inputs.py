@@ -7,9 +7,9 @@ from typing import Any
 
 from rayreid.data.datasets import open_dataset
 from rayreid.data.store.listed import ListedImages
-from rayreid.data.store.shards import checksum
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.files import checksum
 from rayreid.models.weights import read_header, weights_of
 from rayreid.paths import inside_job, output_root
 
