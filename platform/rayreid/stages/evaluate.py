@@ -12,6 +12,7 @@ import pyarrow as pa
 from rayreid.config import Evaluate, Rerank
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.evaluation.metrics import RERANKED
 from rayreid.evaluation.protocol import check_findable
 from rayreid.evaluation.rerank import Reranking
 from rayreid.evaluation.retrieval import RetrievalReport, evaluate_retrieval
@@ -23,7 +24,6 @@ from rayreid.stages.evaluation_figures import Rankings, draw
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
-RERANKED = "_rerank"
 """Ends the names of what is of the re-ranked lists."""
 
 
