@@ -11,7 +11,7 @@ import typer
 from rayreid.cli import about, experiments, retrieval, stores, weights
 from rayreid.cli.interrupts import answering_interrupts
 from rayreid.cli.options import GROUP
-from rayreid.errors import UserError
+from rayreid.errors import UserError, cause_of
 
 app = typer.Typer(
     help="Find out which person crops are worth pre-training on, with which stem, and what that gains on your target.",
@@ -46,8 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
             print("rayreid: interrupted; run the same command again to resume", file=sys.stderr)
         raise
     except Exception as error:
-        # Ray wraps an error of a task; the text of the wrapper is the remote traceback.
-        cause = getattr(error, "cause", None) or error
+        cause = cause_of(error)
         if "--debug" in arguments or not isinstance(cause, UserError):
             raise
         print(f"rayreid: {cause}", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 from rayreid.files import checksum, remove_temporaries, replacing
 
 
@@ -119,8 +119,8 @@ def restore(module: Stateful, state: dict[str, Any], source: Path) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        first = " ".join(str(error).split())[:300]
-        raise UserError(f"{source}: a checkpoint of another architecture ({first})") from None
+        reason = one_line(error, "all", limit=300)
+        raise UserError(f"{source}: a checkpoint of another architecture ({reason})") from None
 
 
 def _seal(path: Path) -> Path:
