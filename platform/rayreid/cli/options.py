@@ -1,8 +1,26 @@
 """Arguments and options that several commands share."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
+
+
+@dataclass
+class ErrorDisplay:
+    """How an error of the command is shown; Click hands it to the command as its context's object.
+
+    Attributes:
+        traceback: Whether with its traceback.
+    """
+
+    traceback: bool = False
+
+
+def _set_traceback(context: typer.Context, debug: bool) -> bool:
+    context.ensure_object(ErrorDisplay).traceback = debug
+    return debug
+
 
 GROUP: dict[str, Any] = {
     "no_args_is_help": True,
@@ -17,4 +35,6 @@ Overrides = Annotated[
         metavar="[KEY=VALUE]...", help="Overrides of keys in FILE, e.g. select.fraction=0.25", show_default=False
     ),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback if the command fails.")]
+Debug = Annotated[
+    bool, typer.Option("--debug", callback=_set_traceback, help="Show the full traceback if the command fails.")
+]
