@@ -1,9 +1,13 @@
 """Arguments and options that several commands share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rayreid.config import Experiment
 
 
 @dataclass
@@ -38,3 +42,10 @@ Overrides = Annotated[
 Debug = Annotated[
     bool, typer.Option("--debug", callback=_set_traceback, help="Show the full traceback if the command fails.")
 ]
+
+
+def experiment_of(file: str, overrides: Sequence[str] | None) -> "Experiment":
+    """Return the experiment that a command names; the configuration is imported only now: help stays quick."""
+    from rayreid.config.loading import load_experiment
+
+    return load_experiment(file, overrides or ())
