@@ -3,7 +3,7 @@ import os
 import pytest
 
 from rayreid.errors import UserError
-from rayreid.files import make_folder, write_atomically
+from rayreid.files import make_folder, remove_temporaries, replacing, write_atomically
 
 
 def test_an_atomic_write_replaces_the_whole_file(tmp_path):
@@ -29,6 +29,23 @@ def test_an_interrupted_atomic_write_leaves_the_old_file_and_no_other(tmp_path, 
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    (tmp_path / "w.pth").write_text("old")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "w.pth") as unfinished:
+        unfinished.write_text("half")
+        raise RuntimeError
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_the_temporary_file_of_a_killed_writer_can_be_found_and_removed(tmp_path):
+    with replacing(tmp_path / "file") as temporary:
+        temporary.write_text("new")
+        (tmp_path / "killed").hardlink_to(temporary)
+        (tmp_path / "killed").rename(temporary.with_name(f"of_another{temporary.name}"))
+    remove_temporaries(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):

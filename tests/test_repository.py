@@ -211,3 +211,12 @@ def test_an_installation_that_fails_is_not_taken_for_complete(install, tmp_path,
 def test_ray_is_bounded_while_private_parts_of_it_are_used(direct):
     (ray,) = (requirement for requirement in direct if requirement.name == "ray")
     assert not ray.specifier.contains("2.61.0") and ray.specifier.contains("2.60.9")
+
+
+def test_every_file_of_the_package_is_in_its_wheel(files):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["rayreid"]
+    package = Path("platform/rayreid")
+    others = [path.relative_to(package) for path in files if path.is_relative_to(package) and path.suffix != ".py"]
+    assert [str(path) for path in others if not any(path.match(pattern) for pattern in patterns)] == []
+    assert any(path.parent == Path("evaluation/templates") for path in others)

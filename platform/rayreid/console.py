@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -76,6 +76,12 @@ class Screen:
     def say(self, text: str) -> None:
         """One line."""
         self.console.print(text)
+
+    def facts(self, values: Mapping[str, object], width: int) -> None:
+        """Print a line for each name and value, the values aligned after `width` columns; empty ones are left out."""
+        for name, value in values.items():
+            if value:
+                self.say(f"[bold]{name:<{width}}[/]{escape(str(value))}")
 
     @contextmanager
     def bar(self, title: str, total: int | None) -> Iterator[Bar]:

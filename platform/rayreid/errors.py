@@ -1,4 +1,6 @@
-"""Errors that are the user's to mend, as opposed to faults of the program."""
+"""Errors that are the user's to mend, as opposed to faults of the program, and errors in one line."""
+
+from typing import Literal
 
 
 class UserError(Exception):
@@ -11,3 +13,26 @@ class UserError(Exception):
 
 class StoppedEarly(UserError):  # noqa: N818 - no fault
     """A training was stopped by the median rule: it did not fail, and it has no result."""
+
+
+def one_line(
+    error: BaseException | str, part: Literal["first", "last", "all"] = "first", limit: int | None = None
+) -> str:
+    """Return an error's text as one line; the name of its class where it has no text.
+
+    Args:
+        error: The error, or its text.
+        part: Which lines to keep. "first": what most libraries put the reason in. "last": the reason where the text is
+            the traceback of another process. "all": joined by spaces, where the reason runs over several lines.
+        limit: Characters to keep, if not all.
+    """
+    text = str(error).strip() or type(error).__name__
+    if part == "all":
+        return " ".join(text.split())[:limit]
+    return text.splitlines()[0 if part == "first" else -1][:limit]
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Return the error that was raised in a Ray task: it arrives wrapped in one whose text is the remote traceback."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error

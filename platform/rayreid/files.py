@@ -1,13 +1,18 @@
 """Folders and whole files on storage that several processes write to at once."""
 
 import contextlib
+import hashlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from rayreid.errors import UserError
 
 _RACES = 1000  # lost in a row before it is believed
+
+TEMPORARY = ".tmp"
+"""Suffix of a file that is still being written."""
 
 
 def make_folder(path: Path) -> None:
@@ -29,13 +34,38 @@ def make_folder(path: Path) -> None:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: readers see the old content or the new one."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path` for the block to write to; it replaces `path` when the block succeeds.
+
+    When the block fails the temporary file is removed, and `path` stays as it was.
+
+    Args:
+        path: The file to write.
+        sync: Force the bytes to disk before the file gets its name. Needed wherever the name vouches for the bytes.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield temporary
+        if sync:
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())  # or a power cut could leave a name that vouches for empty bytes
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed. Call it only when no other process writes here."""
+    for left_over in folder.glob(f"*{TEMPORARY}"):
+        left_over.unlink(missing_ok=True)
+
+
+def checksum(path: Path) -> str:
+    """Return the blake2b checksum of a file's bytes (32 hex digits)."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -660,6 +660,13 @@ def test_debug_shows_the_traceback():
     assert "Traceback" in debug.stderr and "UserError: none.yaml: no such experiment file" in debug.stderr
 
 
+def test_a_value_called_debug_is_not_the_option(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["run", "none.yaml", "--", "--debug"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "rayreid: none.yaml: no such experiment file\n"
+
+
 def test_help_is_quick_and_names_the_commands():
     program = (
         "import sys\nfrom rayreid.cli import main\n"

@@ -1,4 +1,5 @@
 import json
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from rayreid.config import (
     Source,
     Sweep,
 )
+from rayreid.evaluation.metrics import METRICS
 
 
 def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
@@ -276,3 +278,7 @@ def test_the_rate_of_an_adaptation_falls_after_two_fifths(epochs, falls):
 def test_numbers_of_an_adaptation_out_of_range(wrong):
     with pytest.raises(ValidationError):
         Adapt(**wrong)
+
+
+def test_a_sweep_can_search_for_every_metric_and_no_other():
+    assert get_args(Sweep.model_fields["metric"].annotation) == METRICS

@@ -6,6 +6,7 @@ import torch
 
 from rayreid.errors import UserError
 from rayreid.evaluation import ranking
+from rayreid.evaluation.metrics import METRICS
 from rayreid.evaluation.retrieval import evaluate_retrieval, top_k
 
 
@@ -118,6 +119,7 @@ def test_metrics_by_hand():
     np.testing.assert_allclose(report.cmc, [0.5, 1, 1])
     assert report.metrics() == {"mAP": 0.625, "rank1": 0.5, "rank5": 1, "rank10": 1, "mINP": 0.5}
     assert all(type(value) is float for value in report.metrics().values())
+    assert tuple(report.metrics()) == METRICS
 
 
 @pytest.mark.parametrize("block", [1, 7, 16, 1000])

@@ -10,7 +10,7 @@ from rayreid.models import stems
 from rayreid.models.architecture import recognise
 from rayreid.models.backbones import build_backbone
 from rayreid.models.checkpoints import read_checkpoint
-from rayreid.models.conversion import replacing, timm_call, write_timm, write_transreid
+from rayreid.models.conversion import timm_call, write_timm, write_transreid
 from rayreid.models.weights import load_weights
 
 STEMS = ["patchify", "conv", "ics"]
@@ -137,11 +137,3 @@ def test_what_the_authors_code_cannot_build_is_said(tmp_path):
     with pytest.raises(UserError, match=r"resnet50.*--to timm"):
         write_transreid(tmp_path / "r.pth", build_backbone("resnet50"))
     assert not (tmp_path / "r.pth").exists()
-
-
-def test_a_file_is_whole_or_not_there(tmp_path):
-    (tmp_path / "w.pth").write_text("old")
-    with pytest.raises(RuntimeError), replacing(tmp_path / "w.pth") as unfinished:
-        unfinished.write_text("half")
-        raise RuntimeError
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from rayreid.config import Score, Select
 from rayreid.console import Screen
-from rayreid.data.store.shards import checksum
 from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.execution import shard_results
 from rayreid.execution.production import StageContext
 from rayreid.execution.resources import Share
+from rayreid.files import checksum
 from rayreid.selection.subset_file import subset_rows
 from rayreid.stages import features, priority, select
 from rayreid.storage.artifacts import Artifact

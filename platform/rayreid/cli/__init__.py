@@ -10,8 +10,8 @@ import typer
 
 from rayreid.cli import about, experiments, retrieval, stores, weights
 from rayreid.cli.interrupts import answering_interrupts
-from rayreid.cli.options import GROUP
-from rayreid.errors import UserError
+from rayreid.cli.options import GROUP, ErrorDisplay
+from rayreid.errors import UserError, cause_of
 
 app = typer.Typer(
     help="Find out which person crops are worth pre-training on, with which stem, and what that gains on your target.",
@@ -37,18 +37,17 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Arguments of the command line (default: `sys.argv[1:]`).
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    display = ErrorDisplay()
     try:
         with answering_interrupts():
-            app(arguments, standalone_mode=True)
+            app(arguments, standalone_mode=True, obj=display)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
             print("rayreid: interrupted; run the same command again to resume", file=sys.stderr)
         raise
     except Exception as error:
-        # Ray wraps an error of a task; the text of the wrapper is the remote traceback.
-        cause = getattr(error, "cause", None) or error
-        if "--debug" in arguments or not isinstance(cause, UserError):
+        cause = cause_of(error)
+        if display.traceback or not isinstance(cause, UserError):
             raise
         print(f"rayreid: {cause}", file=sys.stderr)
         sys.exit(2)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayreid.cli.options import Debug, File, Overrides
+from rayreid.cli.options import Debug, File, Overrides, experiment_of
 
 app = typer.Typer()
 
@@ -23,9 +23,7 @@ _STAGES = {
 @app.command()
 def run(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
     """Run all rows of an experiment, or its sweep if the file has one; skip complete stages."""
-    from rayreid.config.loading import load_experiment
-
-    experiment = load_experiment(file, overrides or ())
+    experiment = experiment_of(file, overrides)
     if experiment.sweep is not None:
         from rayreid.sweeps.sweep_runner import sweep as run_sweep
 
@@ -39,26 +37,24 @@ def run(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
 @app.command()
 def sweep(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
     """Run the combinations of values under `sweep.parameters` with Ray Tune; shared stages run only once."""
-    from rayreid.config.loading import load_experiment
     from rayreid.sweeps.sweep_runner import sweep as run_sweep
 
-    run_sweep(load_experiment(file, overrides or ()))
+    run_sweep(experiment_of(file, overrides))
 
 
 @app.command()
 def config(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
     """Print the resolved experiment with all defaults."""
-    from rayreid.config.loading import dump, load_experiment
+    from rayreid.config.loading import dump
 
-    typer.echo(dump(load_experiment(file, overrides or ())), nl=False)
+    typer.echo(dump(experiment_of(file, overrides)), nl=False)
 
 
 def _stage_command(stage: str) -> Callable[..., None]:
     def command(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
-        from rayreid.config.loading import load_experiment
         from rayreid.pipeline.experiment_runner import run_stage
 
-        run_stage(load_experiment(file, overrides or ()), stage)
+        run_stage(experiment_of(file, overrides), stage)
 
     return command
 
@@ -82,10 +78,9 @@ def selections(
     debug: Debug = False,
 ) -> None:
     """Compare which pool images strategies and rows select: scores, overlap, samples, origins, on one HTML page."""
-    from rayreid.config.loading import load_experiment
     from rayreid.pipeline.selection_report import STRATEGIES, compare
 
-    compare(load_experiment(file, overrides or ()), strategy or STRATEGIES)
+    compare(experiment_of(file, overrides), strategy or STRATEGIES)
 
 
 @app.command()

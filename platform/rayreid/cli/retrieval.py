@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from rayreid.cli.options import Debug, File, Overrides
+from rayreid.cli.options import Debug, File, Overrides, experiment_of
 
 app = typer.Typer()
 
@@ -81,7 +81,6 @@ def compare(
 @app.command()
 def matrix(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
     """Evaluate every model (rows of the file, weights files) on every target, in one table."""
-    from rayreid.config.loading import load_experiment
     from rayreid.pipeline.matrix import matrix as evaluate
 
-    evaluate(load_experiment(file, overrides or ()))
+    evaluate(experiment_of(file, overrides))

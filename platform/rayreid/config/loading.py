@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from rayreid.config import Experiment
 from rayreid.config.method_defaults import OWN_KEYS, PUBLISHED
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 
 _PROXY_INHERITS = ("seed", "backbone", "pretrain", "finetune")
 _WAYS = ("usl", "uda")
@@ -115,7 +115,7 @@ def _parse(text: str, source: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"{source}: not valid YAML ({one_line(error, 'all')})") from None
 
 
 def _merge(base: Any, over: Any) -> Any:

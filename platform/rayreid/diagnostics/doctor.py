@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from rayreid.console import Screen
 from rayreid.diagnostics.node_health import Examination, Host, versions
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 from rayreid.execution.connection import connect
 from rayreid.execution.nodes import Answer, ask_every_node
 from rayreid.execution.shared_storage import Token, token
@@ -146,8 +146,7 @@ def _guarded(subject: str, look: Callable[[], Finding]) -> Finding:
     try:
         return look()
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return Finding("bad", subject, reason)
+        return Finding("bad", subject, one_line(error))
 
 
 def _cluster(here: dict[str, str], written: Token | None) -> Iterator[Finding]:

@@ -1,6 +1,5 @@
 """Looking at an image store: what it holds, whether its shards are whole, a sheet of its images. Needs no Ray."""
 
-import io
 from pathlib import Path
 
 from rich.markup import escape
@@ -10,7 +9,6 @@ from rayreid.console import Screen
 from rayreid.data.store.inspection import Spread, Summary, captions, sample_images, summarise
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.files import write_atomically
 
 _SHEET = 48
 _NAMES = 12  # columns for the names on the left
@@ -62,10 +60,7 @@ def _show(screen: Screen, store: ImageStore, summary: Summary) -> None:
         "heights": _lengths(summary.heights),
         "widths": _lengths(summary.widths),
     }
-    for name, value in lines.items():
-        if value:
-            screen.say(f"[bold]{name:<{_NAMES}}[/]{escape(str(value))}")
-
+    screen.facts(lines, _NAMES)
     screen.say("")
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("split", min_width=_NAMES - 1)
@@ -99,18 +94,11 @@ def _size(count: int) -> str:
 
 
 def _draw(store: ImageStore, path: Path) -> None:
-    from rayreid.evaluation.figures import image_sheet  # matplotlib: only for who wants a picture
+    from rayreid.evaluation.figures import image_sheet, save_picture  # matplotlib: only for who wants a picture
 
     rows, images = sample_images(store, _SHEET)
     if not images:
         raise UserError(f"{store.directory}: none of the images to be drawn can be decoded")
     titles = captions(store, rows)
     figure = image_sheet(images, titles if any(titles) else None)
-    picture = io.BytesIO()
-    try:
-        figure.savefig(picture, format=path.suffix[1:] or "png")
-        write_atomically(path, picture.getvalue())
-    except ValueError as error:
-        raise UserError(f"--sheet {path}: {error}; name it e.g. {path.stem}.png") from error
-    except OSError as error:
-        raise UserError(f"--sheet {path}: it cannot be written ({error.strerror}); choose another place") from error
+    save_picture(figure, path, "--sheet")

@@ -45,13 +45,11 @@ def inspect_weights(file: str, keys: bool = False, screen: Screen | None = None)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     backbone = _unloaded(shape, checkpoint.state)
-    for name, value in _lines(path, checkpoint, header or checkpoint.facts, shape, backbone).items():
-        if value:
-            screen.say(f"[bold]{name:<{_NAMES}}[/]{escape(value)}")
+    screen.facts(_lines(path, checkpoint, header or checkpoint.facts, shape, backbone), _NAMES)
     report = check_weights(backbone, path, strict=False)
     if not report.whole:
         raise UserError(f"{path} does not load: {report.faults()}")
-    screen.say(f"[bold]{'loads':<{_NAMES}}[/]whole: every tensor is accounted for")
+    screen.facts({"loads": "whole: every tensor is accounted for"}, _NAMES)
 
 
 def _lines(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 from rayreid.execution.shared_storage import Token
 from rayreid.neighbours.knn import check_sample, nearest
 
@@ -91,7 +91,7 @@ def _gpus() -> tuple[list[str], list[str]]:
             right = torch.equal((one.to(f"cuda:{index}") @ one.to(f"cuda:{index}")).cpu(), one @ one)
             why = "it multiplies wrongly"
         except RuntimeError as error:
-            right, why = False, str(error).splitlines()[0]
+            right, why = False, one_line(error)
         if right:
             good.append(torch.cuda.get_device_name(index))
         else:

@@ -217,14 +217,21 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def save_picture(figure: Figure, path: Path, option: str) -> None:
-    """Write a figure whole or not at all, in the form that the file's suffix says.
+    """Write a figure whole or not at all, in the format that the file's suffix names; PNG where there is none.
+
+    Args:
+        figure: The figure to write.
+        path: The file to write.
+        option: The option of the command line that names the file.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: There is no such format, or the file cannot be written.
     """
     sink = io.BytesIO()
-    figure.savefig(sink, format=path.suffix[1:].lower())
     try:
+        figure.savefig(sink, format=path.suffix[1:].lower() or "png")
         write_atomically(path, sink.getvalue())
+    except ValueError as error:
+        raise UserError(f"{option} {path}: {error}; name it e.g. {path.stem}.png") from error
     except OSError as error:
         raise UserError(f"{option} {path}: it cannot be written ({error.strerror}); choose another place") from error

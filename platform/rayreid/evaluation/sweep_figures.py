@@ -8,10 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from rayreid.evaluation.figures import FAINT, INK, PALETTE, SMALL, TEXT, canvas, dress
+from rayreid.evaluation.metrics import TITLES
 from rayreid.evaluation.outcomes import Curve, Group, pareto
 from rayreid.evaluation.published import CLAIMED, HALF_CLAIM
 
-TITLES = {"mAP": "mAP", "rank1": "Rank-1"}
+_MEASURES = ("mAP", "rank1")
 MARKERS = "osD^vPX*"
 LEAST_SPAN = 0.02
 """Of a score's axis."""
@@ -29,7 +30,7 @@ def fraction_curves(curves: Sequence[Curve], baseline: Mapping[str, Group]) -> F
     """
     figure = canvas(9.2, 3.9)
     panels = figure.subplots(1, 2)
-    for axes, measure in zip(panels, TITLES, strict=True):
+    for axes, measure in zip(panels, _MEASURES, strict=True):
         dress(axes, grid="both")
         _claim(axes, curves, measure)
         for i, curve in enumerate(curves):

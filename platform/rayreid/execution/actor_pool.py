@@ -20,7 +20,7 @@ from ray.util.annotations import RayDeprecationWarning
 from rayreid.config import Auto
 from rayreid.data.store.listed import Images
 from rayreid.data.store.store import ImageStore
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 from rayreid.execution.resources import scoring_actors
 from rayreid.models.embedding import BatchFunction, Pass
 
@@ -113,7 +113,7 @@ def stream(
             fruitless = fruitless + 1 if len(left) == before else 0
             if fruitless == _TRIES:
                 raise
-            logging.getLogger("rayreid").warning("a worker was lost, going on without it: %s", _first_line(error))
+            logging.getLogger("rayreid").warning("a worker was lost, going on without it: %s", one_line(error))
 
 
 def _execute(
@@ -147,10 +147,6 @@ def _execute(
             max_task_retries=0,
         )
     yield from dataset.iter_rows()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _unpack(result: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:

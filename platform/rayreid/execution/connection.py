@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 from rayreid.paths import data_path, inside_job, output_root
 from rayreid.tracking.store import tracking_uri
 
@@ -71,14 +71,9 @@ def _start() -> None:
         )
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"Ray cannot be started here ({_reason(error)}); it needs a folder for its sockets and logs, with a short "
-            "path and room on its disk: RAY_TMPDIR, by default /tmp"
+            f"Ray cannot be started here ({one_line(error, limit=200)}); it needs a folder for its sockets and logs, "
+            "with a short path and room on its disk: RAY_TMPDIR, by default /tmp"
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _attach(address: str) -> None:
@@ -99,7 +94,7 @@ def _attach(address: str) -> None:
         ray.init(address, runtime_env={"py_modules": [str(_PACKAGE)], "env_vars": _places()}, log_to_driver=False)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(
-            f"Ray at RAY_ADDRESS={address} cannot be used ({_reason(error)}); does it ask for a token "
+            f"Ray at RAY_ADDRESS={address} cannot be used ({one_line(error, limit=200)}); does it ask for a token "
             "(RAY_AUTH_MODE=token, RAY_AUTH_TOKEN or ~/.ray/auth_token), or run another version? "
             "Unset RAY_ADDRESS to start Ray here"
         ) from None

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rayreid.errors import cause_of, one_line
 from rayreid.execution.ray_internals import HEAD_RESOURCE
 
 
@@ -55,8 +56,7 @@ def ask_every_node(question: Callable[[], Any], seconds: float = 120.0) -> list[
             try:
                 value, error = ray.get(ref), ""
             except Exception as caught:  # whatever it is, it is that node's answer
-                cause = getattr(caught, "cause", None) or caught
-                error = (str(cause).strip() or type(cause).__name__).splitlines()[-1][:300]
+                error = one_line(cause_of(caught), "last", limit=300)
         answers.append(Answer(_name(node), node["Resources"], value, error))
     return answers
 

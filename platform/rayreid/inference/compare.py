@@ -11,10 +11,9 @@ from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.evaluation.comparison import Comparison, align, compare_queries
 from rayreid.evaluation.figures import PICTURES, save_picture
+from rayreid.evaluation.metrics import METRICS, percent
 from rayreid.evaluation.retrieval_figures import cmc_curve
 from rayreid.inference.named_inputs import Made, find_artifact, output_file
-
-_METRICS = {"mAP": "mAP %", "rank1": "Rank-1 %", "rank5": "Rank-5 %", "rank10": "Rank-10 %", "mINP": "mINP %"}
 
 
 def compare(
@@ -90,11 +89,11 @@ def _queries(both: Sequence[Made]) -> tuple[list[str], list[np.ndarray]]:
 def _show(screen: Screen, names: Sequence[str], both: Sequence[Made], result: Comparison) -> None:
     table = Table(header_style="bold", pad_edge=False)
     table.add_column("")
-    for title in _METRICS.values():
-        table.add_column(title, justify="right")
+    for metric in METRICS:
+        table.add_column(percent(metric), justify="right")
     for name, made in zip(names, both, strict=True):
-        table.add_row(escape(name), *(f"{100 * made.facts[metric]:.1f}" for metric in _METRICS))
-    table.add_row("difference", *(f"{100 * (both[1].facts[m] - both[0].facts[m]):+.1f}" for m in _METRICS))
+        table.add_row(escape(name), *(f"{100 * made.facts[metric]:.1f}" for metric in METRICS))
+    table.add_row("difference", *(f"{100 * (both[1].facts[m] - both[0].facts[m]):+.1f}" for m in METRICS))
     screen.console.print(table)
     verdict = "more than chance" if result.significant else "may be chance"
     screen.say(

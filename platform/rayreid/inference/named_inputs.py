@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rayreid.data.datasets import open_dataset
 from rayreid.data.store.listed import ListedImages
-from rayreid.data.store.shards import checksum
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.files import checksum
 from rayreid.models.weights import read_header, weights_of
 from rayreid.paths import inside_job, output_root
 
@@ -128,3 +130,8 @@ def open_images(text: str, dataset: str = "folder") -> ImageStore | ListedImages
     if not path.exists():
         raise UserError(f"{text}: there is no such folder of images or image store")
     return ListedImages(open_dataset(dataset, str(path)))
+
+
+def rows_of(images: ImageStore | ListedImages, split: str | None) -> np.ndarray:
+    """Return the index rows of a split, int64 ascending; of all images without one."""
+    return np.arange(len(images)) if split is None else np.flatnonzero(images.splits == split)

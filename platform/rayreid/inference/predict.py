@@ -14,7 +14,7 @@ from rayreid.errors import UserError
 from rayreid.execution.connection import connect
 from rayreid.execution.feature_extraction import extract
 from rayreid.files import write_atomically
-from rayreid.inference.named_inputs import Model, find_model, open_images, output_file, place
+from rayreid.inference.named_inputs import Model, find_model, open_images, output_file, place, rows_of
 
 
 def predict(
@@ -49,7 +49,7 @@ def predict(
     path = output_file(out, "--out", (".parquet",))
     network = find_model(model)
     found = open_images(images, dataset)
-    rows = np.arange(len(found)) if split is None else np.flatnonzero(found.splits == split)
+    rows = rows_of(found, split)
     if not len(rows):
         raise UserError(f"{images} has no image of split {split!r}; it has {', '.join(sorted(set(found.splits)))}")
     with connect():

@@ -20,7 +20,7 @@ from rayreid.evaluation.figures import PICTURES, save_picture
 from rayreid.evaluation.retrieval import top_k
 from rayreid.evaluation.retrieval_figures import ranked_lists
 from rayreid.execution.connection import connect
-from rayreid.inference.named_inputs import Model, find_model, open_images, output_file, place
+from rayreid.inference.named_inputs import Model, find_model, open_images, output_file, place, rows_of
 from rayreid.inference.predict import features_of
 from rayreid.models.embedding import Embedder
 
@@ -106,7 +106,7 @@ def _gallery(
         if images is not None:
             raise UserError("--images says where the images of a gallery of features lie; this gallery has its own")
         source = open_images(gallery, dataset)
-        rows = np.arange(len(source)) if split is None else np.flatnonzero(source.splits == split)
+        rows = rows_of(source, split)
         _refuse_empty(gallery, len(rows), split)
         with connect():
             table, rejected = features_of(source, rows, model, gallery, dataset, "auto", screen)

@@ -1,8 +1,5 @@
 """Writing a backbone in other projects' forms: timm's and TransReID-SSL's."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from rayreid.errors import UserError
-from rayreid.files import write_atomically
+from rayreid.files import replacing, write_atomically
 from rayreid.models.backbones import SWINS, VITS, Backbone, ViT
 
 TIMM_NAMES = {
@@ -128,17 +125,6 @@ def _published(backbone: ViT) -> bool:
 def _write_torch(path: Path, backbone: Backbone) -> None:
     with replacing(path) as unfinished:
         torch.save(_state(backbone), unfinished)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it becomes `path` if the block ends well, and is removed otherwise."""
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _state(backbone: Backbone) -> dict[str, Tensor]:

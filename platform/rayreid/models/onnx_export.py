@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from rayreid.errors import UserError
+from rayreid.files import replacing
 from rayreid.models.backbones import Backbone
-from rayreid.models.conversion import replacing
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INSTALL = "pip install onnx onnxscript onnxruntime"

@@ -16,6 +16,7 @@ from rayreid.config import Experiment, Source
 from rayreid.config.loading import rows
 from rayreid.console import Screen
 from rayreid.errors import UserError
+from rayreid.evaluation.metrics import scores_in
 from rayreid.evaluation.retrieval_figures import score_matrix
 from rayreid.execution.connection import connect
 from rayreid.execution.production import produce
@@ -30,8 +31,6 @@ from rayreid.stages import evaluate, given_model, ingest
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.names import slug
 from rayreid.tracking.run import Run
-
-METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,8 @@ class Cell:
     def row(self) -> dict[str, Any]:
         """As a row of the table's files."""
         facts = self.artifact.facts
-        scores = {name: facts[name] for name in facts if name.removesuffix(evaluate.RERANKED) in METRICS}
         labels = {"model": self.model, "target": self.target, "edition": self.edition}
-        return {**labels, **scores, "queries": facts["queries"], "artifact": str(self.artifact)}
+        return {**labels, **scores_in(facts), "queries": facts["queries"], "artifact": str(self.artifact)}
 
 
 def matrix(experiment: Experiment) -> list[Cell]:

@@ -10,12 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayreid.console import Screen, clock
+from rayreid.evaluation.metrics import RERANKED, percent, scores_in
 from rayreid.selection.provenance import Provenance
 from rayreid.stages.score import auc_of
 from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.tracking.store import results_page
-
-SCORES = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Row:
         images: images it was pre-trained on; steps: optimizer steps of that.
         seconds: what its own pre-training, fine-tuning, adaptation and evaluation took.
         gpu_hours: of the same.
-        scores: mAP, rank1, rank5, rank10, mINP in [0, 1]; where lists were re-ranked, these too, with `_rerank`.
+        scores: what `scores_in` finds.
         auc: of the CFS against the known origin of the pool's images, where it is known.
     """
 
@@ -52,7 +51,6 @@ def row_of(label: str, graph: Mapping[str, Artifact], provenance: Provenance | N
     """The outcome of a finished experiment, from its artifacts' facts; the scores are judged by `provenance`."""
     own = [graph[role].facts for role in ("weights", "model", "adapted", "metrics") if role in graph]
     weights = graph["weights"].facts if "weights" in graph else {"images": 0, "steps": 0}
-    metrics = graph["metrics"].facts
     return Row(
         label=label,
         target=graph["target"].facts["dataset"],
@@ -60,7 +58,7 @@ def row_of(label: str, graph: Mapping[str, Artifact], provenance: Provenance | N
         steps=weights["steps"],
         seconds=sum(facts["seconds"] for facts in own),
         gpu_hours=sum(facts.get("gpu_hours", 0.0) for facts in own),
-        scores={name: metrics[name] for name in (*SCORES, *(f"{score}_rerank" for score in SCORES)) if name in metrics},
+        scores=scores_in(graph["metrics"].facts),
         auc=auc_of(graph["scores"], provenance) if "scores" in graph else None,
     )
 
@@ -69,9 +67,9 @@ def show_table(screen: Screen, rows: list[Row]) -> None:
     """Print the rows side by side."""
     table = Table(title=None, header_style="bold", pad_edge=False)
     table.add_column("")
-    shown = {"mAP": "mAP %", "rank1": "Rank-1 %", "mINP": "mINP %"}
-    if any("mAP_rerank" in row.scores for row in rows):
-        shown |= {"mAP_rerank": "re-ranked mAP %", "rank1_rerank": "Rank-1 %"}
+    shown = {name: percent(name) for name in ("mAP", "rank1", "mINP")}
+    if any(f"mAP{RERANKED}" in row.scores for row in rows):
+        shown |= {f"mAP{RERANKED}": f"re-ranked {percent('mAP')}", f"rank1{RERANKED}": percent("rank1")}
     for name in (*shown.values(), "images", "steps", "time"):
         table.add_column(name, justify="right")
     for row in rows:

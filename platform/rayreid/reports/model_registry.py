@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rayreid.console import Screen
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 from rayreid.models.extractor import load_extractor
 from rayreid.paths import output_root
 from rayreid.pipeline.experiment_runner import COLUMNS
@@ -76,7 +76,7 @@ def fetch_weights(client: "MlflowClient", run_id: str, folder: Path) -> Path:
         if found:
             return Path(client.download_artifacts(run_id, found[0], str(folder)))
     except (MlflowException, OSError) as error:
-        raise UserError(f"MLflow does not give the weights of run {run_id} ({str(error).splitlines()[0]})") from None
+        raise UserError(f"MLflow does not give the weights of run {run_id} ({one_line(error)})") from None
     raise UserError(f"MLflow's run {run_id} holds no weights to register")
 
 

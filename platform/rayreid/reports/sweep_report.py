@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from rayreid.config.loading import load_experiment
 from rayreid.console import Screen
 from rayreid.errors import UserError
+from rayreid.evaluation.metrics import percent
 from rayreid.evaluation.outcomes import Curve, Group, curves, grouped, names_of, pareto
 from rayreid.evaluation.page import Page
 from rayreid.evaluation.published import CLAIMED, Published, incomparable, published_for
@@ -24,6 +25,7 @@ from rayreid.tracking.store import tracking_uri
 
 PAGE = "report.html"
 _MOST_CURVES = 12
+_SETTING_METRICS = ("mAP", "rank1", "mINP")
 _TASKS = {"none": "supervised", "usl": "usl", "uda": "uda"}
 
 
@@ -140,12 +142,12 @@ def _add_stems(page: Page, groups: Sequence[Group]) -> None:
 
 def _add_settings(page: Page, groups: Sequence[Group], names: Sequence[str], cost: str) -> None:
     page.table(
-        ["setting", "n", "mAP %", "Rank-1 %", "mINP %", "images", "GPU-hours" if cost == "gpu_hours" else "hours"],
+        ["setting", "n", *map(percent, _SETTING_METRICS), "images", "GPU-hours" if cost == "gpu_hours" else "hours"],
         [
             [
                 name,
                 str(len(group.members)),
-                *(_score(group, score) for score in ("mAP", "rank1", "mINP")),
+                *(_score(group, score) for score in _SETTING_METRICS),
                 f"{group.mean('images'):,.0f}",
                 f"{group.mean(cost):.3g}",
             ]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rayreid.errors import UserError
+from rayreid.evaluation.metrics import METRICS
 from rayreid.evaluation.outcomes import Outcome
 from rayreid.pipeline.experiment_runner import COLUMNS
 from rayreid.tracking.history import History, Record
@@ -109,7 +110,7 @@ def _outcome(run: Record, extras: Mapping[str, str]) -> Outcome:
         fraction=None if fraction == "count" else float(fraction),
         images=int(metrics["images"]),
         seed=tags["seed"],
-        scores={name: metrics[name] for name in ("mAP", "rank1", "rank5", "rank10", "mINP")},
+        scores={name: metrics[name] for name in METRICS},
         gpu_hours=metrics["gpu_hours"],
         hours=metrics["total_seconds"] / 3600,
         extras=extras,

@@ -13,7 +13,7 @@ import pyarrow.csv
 
 from rayreid.data.datasets import NamedDataset, open_source
 from rayreid.data.synthetic.synthetic import ORIGINS
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 from rayreid.paths import data_path
 
 
@@ -114,8 +114,7 @@ def _read(path: Path, changed: int) -> pa.Table:
     except KeyError:
         raise UserError(f"{path}: the first line of a provenance file names the columns key and origin") from None
     except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a CSV file of the columns key and origin ({reason})") from None
+        raise UserError(f"{path}: not a CSV file of the columns key and origin ({one_line(error)})") from None
     if not len(table):
         raise UserError(f"{path}: the provenance file names no image (pool.provenance)")
     return table

@@ -7,16 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayreid.data.store.store import ImageStore
-from rayreid.files import write_atomically
+from rayreid.parquet import write_table
 
 SUBSET = "subset.parquet"
 
 
 def write_subset(folder: Path, keys: np.ndarray, priority: np.ndarray) -> None:
     """Write the chosen images' keys and priorities, (n,) each."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"key": pa.array(keys.tolist(), pa.string()), "priority": pa.array(priority)}), sink)
-    write_atomically(folder / SUBSET, sink.getvalue().to_pybytes())
+    columns = {"key": pa.array(keys.tolist(), pa.string()), "priority": pa.array(priority)}
+    write_table(folder / SUBSET, pa.table(columns))
 
 
 def subset_rows(store: ImageStore, folder: Path) -> np.ndarray:

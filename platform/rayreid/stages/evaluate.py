@@ -8,23 +8,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rayreid.config import Evaluate, Rerank
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.evaluation.metrics import RERANKED
 from rayreid.evaluation.protocol import check_findable
 from rayreid.evaluation.rerank import Reranking
 from rayreid.evaluation.retrieval import RetrievalReport, evaluate_retrieval
 from rayreid.execution.feature_extraction import extract
 from rayreid.execution.production import StageContext, identity
-from rayreid.files import write_atomically
 from rayreid.models.weights import weights_of
+from rayreid.parquet import write_table
 from rayreid.stages.evaluation_figures import Rankings, draw
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
-RERANKED = "_rerank"
 """Ends the names of what is of the re-ranked lists."""
 
 
@@ -113,9 +112,7 @@ def _write_queries(
     columns = {"key": pa.array(store.keys[query].tolist(), pa.string()), **_columns(report)}
     if reranked:
         columns |= {f"{name}{RERANKED}": values for name, values in _columns(reranked).items()}
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
-    write_atomically(path, sink.getvalue().to_pybytes())
+    write_table(path, pa.table(columns))
 
 
 def _columns(report: RetrievalReport) -> Mapping[str, pa.Array]:

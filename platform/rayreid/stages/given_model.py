@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rayreid.config import Backbone, Checkpoint
-from rayreid.data.store.shards import checksum, replacing
 from rayreid.errors import UserError
 from rayreid.execution.production import StageContext
+from rayreid.files import checksum, replacing
 from rayreid.models import hub
 from rayreid.models.checkpoints import read_header_text
 from rayreid.models.weights import read_header

@@ -18,7 +18,7 @@ from rayreid.config import Resources, Select
 from rayreid.data.store.store import ImageStore
 from rayreid.execution.production import StageContext, identity
 from rayreid.execution.resources import training_share
-from rayreid.files import write_atomically
+from rayreid.parquet import write_table
 from rayreid.selection.clusters import SAMPLE, cluster_count, even_priority, find_centres
 from rayreid.selection.provenance import Provenance
 from rayreid.selection.similarity import nearest
@@ -69,10 +69,8 @@ def _rank(config: Select, seed: int, provenance: Provenance | None, context: Sta
     task = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.gpu else 0)(_compute)
     folders = {role: context.input(role) for role in context.artifact.inputs}
     priority, facts = ray.get(task.remote(config, seed, folders, share.cpus))
-    sink = pa.BufferOutputStream()
-    keys = store.keys_of(np.arange(len(store)))
-    pq.write_table(pa.table({"key": keys, "priority": pa.array(priority)}), sink)
-    write_atomically(context.folder / "priority.parquet", sink.getvalue().to_pybytes())
+    columns = {"key": store.keys_of(np.arange(len(store))), "priority": pa.array(priority)}
+    write_table(context.folder / "priority.parquet", pa.table(columns))
     context.run.file(context.folder / "priority.parquet")
     judged = provenance.judge(store.keys, priority) if provenance else {}
     score.draw(context, store, priority, provenance, config.strategy)

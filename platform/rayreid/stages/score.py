@@ -22,6 +22,7 @@ from rayreid.execution.production import StageContext, identity
 from rayreid.execution.shard_results import ShardResults, fill
 from rayreid.models.embedding import Embedder
 from rayreid.models.weights import weights_of
+from rayreid.parquet import encode_table
 from rayreid.selection.cfs import cfs
 from rayreid.selection.provenance import Provenance
 from rayreid.storage.artifacts import Artifact
@@ -112,9 +113,7 @@ class ScoreFiles(ShardResults):
         columns: dict[str, Any] = {"key": self.store.keys_of(rows)}
         columns |= {f"cfs_{name}": pa.array(values[:, i]) for i, name in enumerate(self.names) if name}
         columns["cfs"] = pa.array(values.mean(axis=1, dtype=np.float64).astype(np.float32))
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table(columns), sink)
-        return sink.getvalue().to_pybytes()
+        return encode_table(pa.table(columns))
 
     def usable(self, path: Path) -> np.ndarray:
         """Those that have a score."""

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from rayreid.config import Select
-from rayreid.data.store.shards import checksum
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import score_histogram
 from rayreid.execution.production import StageContext, identity
-from rayreid.files import write_atomically
+from rayreid.files import checksum, write_atomically
 from rayreid.models.weights import weights_of
 from rayreid.paths import data_path
 from rayreid.selection.filelist import match_entries, read_list

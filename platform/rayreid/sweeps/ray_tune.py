@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from rayreid.config import Experiment
 from rayreid.console import Screen
-from rayreid.errors import StoppedEarly, UserError
+from rayreid.errors import StoppedEarly, UserError, one_line
 from rayreid.execution.actor_pool import LOST
 from rayreid.execution.interrupts import handler_kept
 from rayreid.execution.resources import training_share
@@ -25,7 +25,6 @@ from rayreid.paths import output_root
 from rayreid.pipeline.experiment_runner import Session, digest_of, experiment_run, folder_of, open_session, run_row
 from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.sweeps.optuna_search import OptunaSearcher
-from rayreid.sweeps.shared_artifacts import reason_of
 from rayreid.sweeps.trials import sweep_of, trial
 from rayreid.tracking.outage import PATIENCE_SECONDS
 from rayreid.tracking.run import Run
@@ -85,7 +84,7 @@ def run_trials(
         config, told = result.config or {}, result.metrics or {}
         label = str(config.get("label", "?"))
         if result.error is not None:
-            failures[label] = reason_of(result.error)
+            failures[label] = one_line(result.error, "last")
             with experiment_run(session, _experiment_of(config, todo, experiment), label, parent) as run:
                 run.fail(failures[label])  # its own process is gone, and could not
         elif _FAILED in told:
@@ -138,7 +137,7 @@ def _trial(
         raise
     except Exception as error:
         write_atomically(failure, traceback.format_exc())
-        reached = {_FAILED: reason_of(error)}
+        reached = {_FAILED: one_line(error, "last")}
     tune.report(reached)
 
 
@@ -147,7 +146,7 @@ def _put_down(label: str, error: UserError, experiment: Experiment, parent: str)
     owner = Run(open_session(experiment, Screen(), PATIENCE_SECONDS).tracker, parent)
     with owner.child(label, {"experiment": experiment.name, "row": label, "level": "experiment"}) as run:
         run.fail(str(error))
-    return reason_of(error)
+    return one_line(error, "last")
 
 
 def _experiment_of(config: Mapping[str, Any], todo: Mapping[str, Experiment], experiment: Experiment) -> Experiment:

@@ -8,6 +8,7 @@ from ray.exceptions import RayError
 
 from rayreid.config import Experiment
 from rayreid.console import Screen
+from rayreid.errors import one_line
 from rayreid.execution.production import produce
 from rayreid.pipeline.experiment_runner import Session, open_session
 from rayreid.storage.artifacts import Artifact, lineage
@@ -85,7 +86,7 @@ def _answer(artifact: Artifact, done: "ray.ObjectRef[str | None]") -> str | None
     try:
         return ray.get(done)
     except RayError as error:
-        return f"{artifact}: {reason_of(error)}"
+        return f"{artifact}: {one_line(error, 'last')}"
 
 
 def _attempt(artifact: Artifact, owner: Run, screen: Screen, tags: Mapping[str, Any]) -> str | None:
@@ -93,14 +94,8 @@ def _attempt(artifact: Artifact, owner: Run, screen: Screen, tags: Mapping[str, 
     try:
         produce(artifact, owner, screen, tags)
     except Exception as error:
-        return f"{artifact}: {reason_of(error)}"
+        return f"{artifact}: {one_line(error, 'last')}"
     return None
-
-
-def reason_of(error: BaseException | str) -> str:
-    """The last line of an error's text."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[-1]
 
 
 def _note(failed: dict[str, str], artifact: Artifact, reason: str | None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rayreid.errors import UserError
+from rayreid.tracking.outage import reason
 from rayreid.tracking.run import PARENT
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class History:
         try:
             found = self.client.get_experiment_by_name(name)
         except MlflowException as error:
-            raise UserError(f"MLflow at {self.uri} cannot be read ({str(error).splitlines()[0][:200]})") from None
+            raise UserError(f"MLflow at {self.uri} cannot be read ({reason(error)})") from None
         if found is None:
             known = [one.name for one in self.client.search_experiments(max_results=20) if one.name != "Default"]
             raise UserError(f"MLflow at {self.uri} has no experiment {name!r}; known: {', '.join(known) or 'none'}")

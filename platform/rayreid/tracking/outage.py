@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 
 PATIENCE_SECONDS = 600.0
 _POLL_SECONDS = 5.0
@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 
 def reason(error: BaseException) -> str:
-    """An error in one short line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """Return what an error of MLflow says, in one short line: its full text names URLs and every retry."""
+    return one_line(error, limit=200)
 
 
 class Outage:

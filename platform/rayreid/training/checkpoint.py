@@ -1,15 +1,14 @@
 """Training state on disk: written atomically, checksummed, the newest whole one found again."""
 
-import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
+from rayreid.files import checksum, remove_temporaries, replacing
 
 
 class Stateful(Protocol):
@@ -59,15 +58,13 @@ class Checkpoints:
         Later ones are dropped, too: they were damaged, or this run would have gone on from there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for torn in self.folder.glob("*.tmp"):  # of a process that was killed: states are large
-            torn.unlink()
+        remove_temporaries(self.folder)  # states are large
         path = self._path(step)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        torch.save(state, temporary)
-        seal = json.dumps({"blake2b": _checksum(temporary)})
-        temporary.replace(path)
-        temporary.write_text(seal)
-        temporary.replace(_seal(path))
+        with replacing(path, sync=False) as temporary:  # the seal tells whether the bytes reached the disk
+            torch.save(state, temporary)
+            content = checksum(temporary)
+        with replacing(_seal(path), sync=False) as temporary:
+            temporary.write_text(json.dumps({"blake2b": content}))
         stays = self.milestones.path(epoch) if self.milestones and epoch is not None else None
         if stays is not None:
             _link(path, stays)
@@ -122,8 +119,8 @@ def restore(module: Stateful, state: dict[str, Any], source: Path) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        first = " ".join(str(error).split())[:300]
-        raise UserError(f"{source}: a checkpoint of another architecture ({first})") from None
+        reason = one_line(error, "all", limit=300)
+        raise UserError(f"{source}: a checkpoint of another architecture ({reason})") from None
 
 
 def _seal(path: Path) -> Path:
@@ -132,11 +129,6 @@ def _seal(path: Path) -> Path:
 
 def _whole(path: Path) -> bool:
     try:
-        return json.loads(_seal(path).read_text())["blake2b"] == _checksum(path)
+        return json.loads(_seal(path).read_text())["blake2b"] == checksum(path)
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

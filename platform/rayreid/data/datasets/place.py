@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from rayreid.data.store.shards import MissingImageError
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 
 _RETRY, _RETRY_SECONDS = "retry_limit_seconds", 60  # Google's client would try for a quarter of an hour
 _PASSWORD = re.compile(r"://[^/?#@]*:(?!\d+(?:[/?#&]|$))[^@]*@")  # not a port, behind which an "@" may well follow
@@ -89,7 +89,7 @@ class Place:
         try:
             return self.filesystem.get_file_info(self.path).type
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{self} cannot be reached: {_one_line(error)}") from error
+            raise UserError(f"{self} cannot be reached: {one_line(error, 'all')}") from error
 
     def children(self, folder: str) -> list[FileInfo]:
         """Return what lies directly in a folder of the same filesystem.
@@ -100,7 +100,7 @@ class Place:
         try:
             return self.filesystem.get_file_info(FileSelector(folder))
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{self}: cannot list {folder}: {_one_line(error)}") from error
+            raise UserError(f"{self}: cannot list {folder}: {one_line(error, 'all')}") from error
 
     def folder(self, relative: str = "") -> Self:
         """Return the folder that this file lies in, or one relative to that."""
@@ -120,12 +120,12 @@ class Place:
             with self.filesystem.open_input_file(path) as file:
                 return file.read()
         except pa.ArrowInvalid as error:
-            raise MissingImageError(f"{path}: {_one_line(error)}") from error
+            raise MissingImageError(f"{path}: {one_line(error, 'all')}") from error
         except pa.ArrowException as error:
-            raise OSError(f"{path}: {_one_line(error)}") from error
+            raise OSError(f"{path}: {one_line(error, 'all')}") from error
         except OSError as error:
             if self.is_local and Path(path).is_dir():  # of which pyarrow makes an error of no kind
-                raise MissingImageError(_one_line(error)) from error
+                raise MissingImageError(one_line(error, "all")) from error
             raise
 
 
@@ -150,11 +150,7 @@ def _connect(uri: str) -> tuple[FileSystem, str]:
     try:
         filesystem, path = FileSystem.from_uri(uri)
     except (OSError, ImportError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{uri} cannot be opened: {_one_line(error)}") from error
+        raise UserError(f"{uri} cannot be opened: {one_line(error, 'all')}") from error
     if not path:
         raise UserError(f"{uri} names no bucket")
     return filesystem, path
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

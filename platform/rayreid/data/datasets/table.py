@@ -20,7 +20,7 @@ from pyarrow.fs import FileType
 from rayreid.data.datasets.layout import Layout, refusal
 from rayreid.data.datasets.place import Place, is_uri
 from rayreid.data.store.store import Record
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 
 COLUMNS = {"path": pa.string(), "pid": pa.int32(), "camid": pa.int16(), "split": pa.string(), "key": pa.string()}
 SPLITS = ("train", "query", "gallery", "pool")
@@ -159,7 +159,7 @@ class Table(Layout):
         raise AssertionError("a column is wrong only if a cell is")
 
     def _unreadable(self, error: Exception) -> UserError:
-        return UserError(f"dataset table: {self._table} cannot be read: {' '.join(str(error).split())}")
+        return UserError(f"dataset table: {self._table} cannot be read: {one_line(error, 'all')}")
 
 
 def _typed(name: str, column: pa.Array) -> pa.Array:

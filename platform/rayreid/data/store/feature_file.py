@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayreid.data.store.shards import write_table
+from rayreid.data.store.shards import STORE_COMPRESSION
 from rayreid.errors import UserError
+from rayreid.parquet import write_table
 
 FORMAT = "rayreid-features/1"
 _HEADER = b"rayreid"
@@ -65,7 +66,8 @@ def write_features(path: Path, table: FeatureTable) -> None:
     }
     header = {**table.header, "format": FORMAT, "dimensions": width}
     try:
-        write_table(path, pa.table(columns).replace_schema_metadata({_HEADER: json.dumps(header)}))
+        made = pa.table(columns).replace_schema_metadata({_HEADER: json.dumps(header)})
+        write_table(path, made, STORE_COMPRESSION)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
 

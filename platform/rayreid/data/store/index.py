@@ -15,15 +15,16 @@ import pyarrow.parquet as pq
 from rayreid.data.store.shards import (
     INDEX_SCHEMA,
     PART_SCHEMA,
+    STORE_COMPRESSION,
     part_facts,
     part_file,
     rejected_file,
     rejected_table,
-    replacing,
     shard_file,
-    write_table,
 )
 from rayreid.errors import UserError
+from rayreid.files import remove_temporaries, write_atomically
+from rayreid.parquet import write_table
 
 FORMAT = 1
 _CHUNK = 65_536  # rows whose keys and digests are Python objects at one time
@@ -113,17 +114,16 @@ def finish_store(
 
 
 def _write_joined(directory: Path, rows: pa.Table, rejected: pa.Table, manifest: dict[str, Any]) -> None:
-    write_table(directory / "index.parquet", rows.select(INDEX_SCHEMA.names).replace_schema_metadata(None))
-    write_table(directory / "rejected.parquet", rejected)
-    with replacing(directory / "manifest.json") as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    index = rows.select(INDEX_SCHEMA.names).replace_schema_metadata(None)
+    write_table(directory / "index.parquet", index, STORE_COMPRESSION)
+    write_table(directory / "rejected.parquet", rejected, STORE_COMPRESSION)
+    write_atomically(directory / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     clear_strays(directory)
 
 
 def clear_strays(directory: Path) -> None:
     """Remove what writers that were killed left half-written. Only for who knows that no other writes here."""
-    for stray in (directory / "shards").glob("*.tmp"):
-        stray.unlink(missing_ok=True)
+    remove_temporaries(directory / "shards")
 
 
 def _first_of_each_key(rows: pa.Table) -> tuple[pa.Table, list[str]]:

@@ -7,10 +7,7 @@ ingest goes on where it stopped, and what `rayreid.data.store.index` joins does 
 import errno
 import hashlib
 import json
-import os
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +17,13 @@ import pyarrow.parquet as pq
 
 from rayreid.data.images import BadImageError, decode, read_size
 from rayreid.errors import UserError
+from rayreid.files import checksum, replacing
+from rayreid.parquet import write_table
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 64 * 2**20  # bounds a writer's memory, and keeps a batch's 32-bit offsets far from overflowing
 MAX_IMAGE_BYTES = 2**30
+STORE_COMPRESSION = "zstd"  # of a store's Parquet files
 
 SHARD_SCHEMA = pa.schema([("key", pa.string()), ("image", pa.binary())])
 INDEX_SCHEMA = pa.schema(
@@ -77,31 +77,6 @@ def is_of_one_image(error: OSError) -> bool:
 def shard_file(directory: Path, shard: int) -> Path:
     """Return the path of a shard's Arrow file."""
     return directory / "shards" / f"{shard:05d}.arrow"
-
-
-def checksum(path: Path) -> str:
-    """Return the blake2b checksum of a file's bytes (32 hex digits)."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to, which becomes `path` in one step, or is removed on an error."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # or a power cut could leave a name that vouches for empty bytes
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table as Parquet, in one step."""
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
 
 
 def part_file(directory: Path, shard: int) -> Path:
@@ -216,10 +191,10 @@ def _write_shard(
                 rejected.append((record.key, record.path, reason))
         writer.close()
 
-    write_table(rejected_file(directory, shard), rejected_table(rejected))
+    write_table(rejected_file(directory, shard), rejected_table(rejected), STORE_COMPRESSION)
     facts = {"request": request, "checksum": checksum(arrow), "rows": len(stored)}
     schema = PART_SCHEMA.with_metadata({"rayreid": json.dumps(facts)})
-    write_table(part, pa.table(writer.index, schema=schema))
+    write_table(part, pa.table(writer.index, schema=schema), STORE_COMPRESSION)
 
 
 def _store(writer: _ShardWriter, record: Record, read: Callable[[Record], bytes], verify: str) -> str | None:

@@ -9,9 +9,9 @@ from rich.markup import escape
 from safetensors.torch import save_file
 
 from rayreid.config import Backbone
-from rayreid.data.store.shards import checksum
 from rayreid.errors import UserError
 from rayreid.execution.production import StageContext
+from rayreid.files import checksum
 from rayreid.models import backbones, hub
 from rayreid.models.checkpoints import read_checkpoint
 from rayreid.models.report import LoadReport
