@@ -1,1 +1,1 @@
-"""All of MLflow: runs, their store, what happens while it is away, and reading back what it holds."""
+"""Everything that talks to MLflow: runs, the tracking store, its outages, and reading runs back."""

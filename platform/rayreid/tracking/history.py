@@ -1,4 +1,4 @@
-"""Reading runs back from MLflow: all that a report is made from."""
+"""Reads runs back from MLflow; reports are made from this alone."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ _PAGE = 500
 
 @dataclass(frozen=True)
 class Record:
-    """One run as MLflow keeps it.
+    """One run as stored in MLflow.
 
     Attributes:
-        id: of the run.
-        name: shown in the UI.
+        id: Run id.
+        name: Name shown in the UI.
         status: RUNNING, FINISHED, FAILED or KILLED.
-        tags, params: texts by name.
-        metrics: the last value of each.
+        tags, params: Values (text) by name.
+        metrics: Last value of each metric, by name.
     """
 
     id: str
@@ -36,34 +36,34 @@ class Record:
 
     @property
     def is_stage(self) -> bool:
-        """Whether it made one artifact; otherwise it is an experiment, a row or a sweep."""
+        """Whether the run made one artifact; otherwise it is an experiment, a row or a sweep."""
         return "stage" in self.tags
 
 
 class History:
-    """The runs of a tracking store; nothing is written.
+    """Read-only access to the runs of a tracking store.
 
     Args:
-        uri: of the store.
+        uri: URI of the tracking store.
 
     Raises:
-        UserError: there is no such database.
+        UserError: The database does not exist.
     """
 
     def __init__(self, uri: str):
         from mlflow import MlflowClient
 
         database = uri.removeprefix("sqlite:///")
-        if database != uri and not Path(database).is_file():  # the client would make one
+        if database != uri and not Path(database).is_file():  # the client would create it
             raise UserError(f"{database}: no MLflow database; set RAYREID_ROOT or MLFLOW_TRACKING_URI")
         self.uri = uri
         self.client = MlflowClient(uri)
 
     def tops(self, name: str) -> list[Record]:
-        """The outermost runs of an experiment file of this name, the newest first.
+        """Return the top-level runs of the experiment called `name`, newest first.
 
         Raises:
-            UserError: MLflow knows no such experiment, or does not answer.
+            UserError: MLflow has no experiment of that name, or does not answer.
         """
         from mlflow.exceptions import MlflowException
 
@@ -78,12 +78,12 @@ class History:
         return [run for run in ours if PARENT not in run.tags]
 
     def children(self, run: Record) -> list[Record]:
-        """The runs directly under one, in the order in which they began."""
+        """Return the runs nested directly under `run`, in the order in which they started."""
         experiment = self.client.get_run(run.id).info.experiment_id
         return list(self._search(experiment, f"tags.`{PARENT}` = '{run.id}'"))[::-1]
 
     def get(self, run_id: str) -> Record | None:
-        """A run by its id; None where it was deleted for good, or is another store's."""
+        """Return the run with this id, or None if it was deleted permanently or belongs to another store."""
         from mlflow.exceptions import MlflowException
 
         try:

@@ -1,6 +1,6 @@
-"""What metrics and files are called that are one of several rows'."""
+"""Names of per-row metrics and files."""
 
 
 def slug(label: str) -> str:
-    """A label as part of a metric's or file's name."""
+    """Return a label in a form that can be part of a metric's or a file's name."""
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in label)

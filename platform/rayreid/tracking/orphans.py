@@ -1,4 +1,4 @@
-"""Runs in MLflow whose processes are gone and cannot say so themselves."""
+"""Ends MLflow runs whose processes are gone and can no longer end them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +8,11 @@ from rayreid.tracking.run import PARENT, Run
 
 @contextmanager
 def ending(parent: Run) -> Iterator[None]:
-    """Leave no run below one RUNNING: the process of a trial is gone by the end, or goes with this one."""
-    status = "KILLED"  # where `ray job stop` ends this process, say
+    """End every run below `parent` that is still RUNNING when the block is left.
+
+    By then the process of each trial is gone, or ends together with this one.
+    """
+    status = "KILLED"  # for example, `ray job stop` ends this process
     try:
         yield
         status = "FAILED"
@@ -18,7 +21,7 @@ def ending(parent: Run) -> Iterator[None]:
 
 
 def end_below(parent: Run, status: str) -> None:
-    """End all runs below one that are RUNNING; where the store is away they stay so."""
+    """End all runs below `parent` that are RUNNING; while the store is unreachable they stay RUNNING."""
     tracker = parent.tracker
     under = f"attributes.status = 'RUNNING' and tags.`{PARENT}` = '{parent.id}'"
     try:
@@ -30,6 +33,6 @@ def end_below(parent: Run, status: str) -> None:
     for one in left:
         run = Run(tracker, one.info.run_id)
         end_below(run, status)
-        run.deliver()  # its end may be owed
+        run.deliver()  # its end may be waiting in the outbox
         if tracker.client.get_run(run.id).info.status == "RUNNING":
             run.finish(status)

@@ -1,4 +1,4 @@
-"""A tracking store that is away for a while: telling that from other errors, waiting for it, not asking it in vain."""
+"""Outages of the tracking store: recognising them, waiting for their end, and not retrying too often."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from rayreid.errors import UserError, one_line
 
 PATIENCE_SECONDS = 600.0
 _POLL_SECONDS = 5.0
-_SILENT_SECONDS = 30.0  # after a failure nothing is tried for that long: every attempt takes seconds
+_SILENT_SECONDS = 30.0  # no retry for that long after a failure, because every attempt takes seconds
 _AWAY = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 
 T = TypeVar("T")
@@ -20,11 +20,11 @@ def reason(error: BaseException) -> str:
 
 
 class Outage:
-    """Whether the store is away, and what the user was told of it.
+    """Tracks whether the store is unreachable and whether the user was told.
 
     Args:
-        uri: of the store.
-        tell: is given a line for the user.
+        uri: URI of the tracking store.
+        tell: Called with a line to show to the user.
     """
 
     def __init__(self, uri: str, tell: Callable[[str], None]):
@@ -34,19 +34,19 @@ class Outage:
         self._told = False
 
     def is_one(self, error: BaseException) -> bool:
-        """Whether an error means that the store cannot be reached, and not that it refuses what it is asked."""
+        """Return whether an error means that the store is unreachable, rather than that it refused the request."""
         from requests import HTTPError, RequestException
 
         code = getattr(error, "error_code", None)  # MLflow's own errors carry one; only `tracking` knows their class
         if code is not None:
-            # Of a server that cannot be reached, or whose database cannot; a database of one's own says otherwise.
+            # INTERNAL_ERROR is what a server with an unreachable database answers; from a local database it is a fault.
             return code in _AWAY or (code == "INTERNAL_ERROR" and self.uri.startswith("http"))
         if isinstance(error, HTTPError) and error.response is not None:
             return error.response.status_code == 429 or error.response.status_code >= 500
         return isinstance(error, RequestException | ConnectionError)
 
     def began(self, error: BaseException) -> bool:
-        """Whether an error is an outage; if so it is told once, and lasts for a while."""
+        """Return whether an error is an outage; if so, tell the user once and pause attempts for a while."""
         if not self.is_one(error):
             return False
         self._silent_until = time.monotonic() + _SILENT_SECONDS
@@ -59,20 +59,24 @@ class Outage:
         return True
 
     def lasts(self) -> bool:
-        """Whether it is too early to try again."""
+        """Return whether it is too early to try again."""
         return time.monotonic() < self._silent_until
 
     def ended(self) -> None:
-        """Note that the store answers."""
+        """Record that the store answers, and tell the user if an outage had been reported."""
         if self._told:
             self.tell(f"MLflow at {self.uri} answers again")
         self._silent_until, self._told = 0.0, False
 
     def wait(self, call: Callable[[], T], patience: float = PATIENCE_SECONDS) -> T:
-        """The result of a call that the store must answer, tried again while it is away.
+        """Return the result of a call to the store, retrying while the store is unreachable.
+
+        Args:
+            call: Calls the store.
+            patience: Seconds to keep retrying.
 
         Raises:
-            UserError: it stayed away.
+            UserError: The store stayed unreachable.
         """
         until = time.monotonic() + patience
         while True:

@@ -1,4 +1,4 @@
-"""What could not be delivered yet: entries on the disk, in order, until somebody can deliver them."""
+"""An ordered queue on disk of entries that could not be delivered yet."""
 
 import contextlib
 import json
@@ -14,12 +14,12 @@ from rayreid.files import make_folder, write_atomically
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing to deliver.
+    """One entry to deliver.
 
     Attributes:
-        path: its file.
-        content: what was put, as plain JSON values.
-        payload: a file that belongs to it, under the name that it was given; None where it has none.
+        path: The entry's file.
+        content: The content that was put, as plain JSON values.
+        payload: A file that belongs to the entry, under its original name; None if there is none.
     """
 
     path: Path
@@ -27,7 +27,7 @@ class Entry:
     payload: Path | None
 
     def drop(self) -> None:
-        """Forget it: it was delivered, or never can be."""
+        """Delete the entry because it was delivered, or never can be."""
         self.path.unlink(missing_ok=True)
         if self.payload is not None:
             self.payload.unlink(missing_ok=True)
@@ -35,24 +35,24 @@ class Entry:
 
 
 class Outbox:
-    """Entries for one receiver; several processes may put and deliver at once.
+    """The entries for one receiver; several processes may put and deliver at once.
 
-    Each entry is a file of its own, written whole or not at all. One that is delivered and not yet dropped when its
-    process dies is delivered again: what is delivered must bear that.
+    Each entry is a file of its own, written atomically. If a process dies after delivering an entry and before dropping
+    it, the entry is delivered again, so deliveries must be idempotent.
 
     Args:
-        folder: made with the first entry, and removed with the last.
+        folder: Folder of the entries; created with the first one and removed with the last.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def put(self, content: dict[str, Any], name: str = "", payload: bytes | None = None) -> None:
-        """Add an entry after all others; with a payload, kept as a file called `name`."""
+        """Append an entry; a payload is kept as a file called `name`."""
         path = self.folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
         entry = json.dumps({"content": content, "payload": name if payload is not None else None})
         while not path.exists():
-            with contextlib.suppress(FileNotFoundError):  # the folder may be cleared away by another process meanwhile
+            with contextlib.suppress(FileNotFoundError):  # another process may remove the empty folder meanwhile
                 make_folder(self.folder)
                 if payload is not None:
                     make_folder(path.with_suffix(""))
@@ -61,13 +61,13 @@ class Outbox:
                 return
 
     def entries(self) -> Iterator[Entry]:
-        """What is there, oldest first."""
+        """Yield the entries, oldest first."""
         try:
             paths = sorted(self.folder.iterdir())
-        except FileNotFoundError:  # none was put yet, or another process has delivered all
+        except FileNotFoundError:  # no entry was put yet, or another process delivered them all
             return
         for path in paths:
-            if path.name.startswith(".") or path.suffix != ".json":  # being written, or the payload of one
+            if path.name.startswith(".") or path.suffix != ".json":  # still being written, or a payload
                 continue
             try:
                 held = json.loads(path.read_text())
@@ -77,11 +77,11 @@ class Outbox:
             yield Entry(path, held["content"], payload)
 
     def clear_away(self) -> None:
-        """Remove the folder if nothing is left in it."""
+        """Remove the folder if it is empty."""
         _remove(self.folder)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder unless something is in it, or another process has removed it."""
+    """Remove a folder if it is empty; another process may have removed it already."""
     with contextlib.suppress(OSError):
         folder.rmdir()

@@ -20,7 +20,7 @@ def source_tags() -> dict[str, str | None]:
 
 
 def git_sha() -> str | None:
-    """The commit of the code's checkout; None outside one."""
+    """Return the commit of the checkout that the code runs from, or None outside a checkout."""
     folder = Path(__file__).parent
     try:
         answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5)

@@ -1,8 +1,8 @@
-"""All of MLflow: runs that nest, and lose nothing while the store is away.
+"""MLflow runs that nest and lose nothing while the tracking store is unreachable.
 
-Default store: SQLite in the output root, no server needed; `MLFLOW_TRACKING_URI` overrides. Runs are handled by id
-through the client, never through MLflow's global active run, so several can be open at once and one can be continued
-by a later process.
+The default store is a SQLite database in the output root and needs no server; `MLFLOW_TRACKING_URI` overrides it. Runs
+are addressed by id through the client, never through MLflow's global active run, so several can be open at once and a
+later process can continue one.
 """
 
 import io
@@ -29,18 +29,18 @@ _PARAM_LIMIT = 6000
 
 
 class Tracker:
-    """The experiment under which runs are kept; opening it creates the database and the experiment.
+    """An MLflow experiment that holds runs; opening it creates the database and the experiment if needed.
 
-    It also delivers what earlier processes on this root could not.
+    Opening a tracker also delivers what earlier processes on this root could not deliver.
 
     Args:
-        root: the outputs' root; artifacts of the default store go to `<root>/mlartifacts`.
-        experiment: MLflow experiment name.
-        tell: is given a line for the user where the store is away, or back.
-        patience: seconds to wait for a store that is away now; later, to begin a run, it is waited for ten minutes.
+        root: The output root; artifacts of the default store go to `<root>/mlartifacts`.
+        experiment: Name of the MLflow experiment.
+        tell: Called with a line for the user when the store becomes unreachable, or answers again.
+        patience: Seconds to wait if the store is unreachable now. Starting a run later waits up to ten minutes.
 
     Raises:
-        UserError: the tracking store cannot be used, or the experiment was deleted there.
+        UserError: The tracking store cannot be used, or the experiment was deleted there.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class Tracker:
             Run(self, folder.name).deliver()
 
     def run(self, name: str, tags: Mapping[str, Any] | None = None, parent: "Run | None" = None) -> "Run":
-        """Start a run, under `parent` if given.
+        """Start a run, nested under `parent` if given.
 
         Raises:
-            UserError: the store stayed away.
+            UserError: The store stayed unreachable.
         """
-        # A submitted job carries no checkout: there the version alone tells the code.
+        # A submitted job has no checkout: there only the version identifies the code.
         commit = git_sha()
         code = {"rayreid": __version__, "git_sha": commit, "mlflow.source.git.commit": commit}
         # A trial runs in a process of Ray's, whose own command says nothing.
@@ -76,27 +76,27 @@ class Tracker:
         return Run(self, created.info.run_id, source)
 
     def resume(self, run_id: str) -> "Run | None":
-        """Continue a run of an earlier process; None where this store does not know it.
+        """Continue a run of an earlier process; return None if the store does not know it.
 
         Raises:
-            UserError: the store stayed away.
+            UserError: The store stayed unreachable.
         """
         from mlflow.exceptions import MlflowException
 
         try:
             self.outage.wait(lambda: self.client.set_terminated(run_id, "RUNNING"))
             tags = self.outage.wait(lambda: self.client.get_run(run_id)).data.tags
-            for name in {"error", "stopped"} & tags.keys():  # of the attempt that this one makes good
+            for name in {"error", "stopped"} & tags.keys():  # left by the failed attempt that this one replaces
                 self.client.delete_tag(run_id, name)
         except MlflowException:
             return None
         return Run(self, run_id)
 
     def status(self, run_id: str) -> str | None:
-        """RUNNING, FINISHED, FAILED or KILLED; None where this store does not know the run.
+        """Return RUNNING, FINISHED, FAILED or KILLED, or None if the store does not know the run.
 
         Raises:
-            UserError: the store stayed away.
+            UserError: The store stayed unreachable.
         """
         from mlflow.exceptions import MlflowException
 
@@ -107,10 +107,10 @@ class Tracker:
 
 
 class Run:
-    """One MLflow run; as a context manager it ends FINISHED or FAILED.
+    """One MLflow run; as a context manager it ends the run as FINISHED, FAILED or KILLED.
 
-    What it is given while the store is away is kept in the output root and delivered, in order, when the store is back:
-    before the next thing that is logged, or when the next process opens a tracker there.
+    Whatever is logged while the store is unreachable is kept in the output root and delivered in order once the store
+    answers again: before the next log call, or when the next process opens a tracker on that root.
     """
 
     def __init__(self, tracker: Tracker, run_id: str, source: Mapping[str, str | None] | None = None):
@@ -145,7 +145,7 @@ class Run:
         self._log("tags", {key: str(value) for key, value in tags.items()})
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics of one step."""
+        """Log the metrics of one step."""
         self._log("rows", [{"step": step, "time": time.time(), **{key: float(value) for key, value in values.items()}}])
 
     def dataset(self, name: str, fingerprint: str, source: str, profile: Mapping[str, Any], context: str) -> None:
@@ -172,12 +172,12 @@ class Run:
         self._log("end", {"status": status, "time": time.time()})
 
     def history(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Log many steps now; each row holds `step`, `time` (seconds), and metrics.
+        """Log many steps now; each row holds `step`, `time` (seconds since the epoch) and metrics.
 
-        Rows that come again are no duplicates: their times are the same.
+        Logging a row again creates no duplicate, because its time is the same.
 
         Raises:
-            Exception: the store is away.
+            Exception: The store is unreachable.
         """
         from mlflow.entities import Metric
 
@@ -192,11 +192,11 @@ class Run:
         self.tracker.outage.ended()
 
     def owe(self, journal: Path) -> None:
-        """Have the rows of a journal that `MetricsFeed` could not deliver delivered when the store is back."""
+        """Queue a journal whose rows `MetricsFeed` could not deliver, until the store answers again."""
         self._outbox.put({"uri": self.tracker.uri, "kind": "journal", "what": str(journal.absolute())})
 
     def deliver(self) -> None:
-        """Deliver what could not be delivered earlier, while the store answers."""
+        """Deliver queued entries for as long as the store answers."""
         from mlflow.exceptions import MlflowException
 
         for entry in self._outbox.entries():
@@ -220,7 +220,7 @@ class Run:
         self._outbox.clear_away()
 
     def _log(self, kind: str, what: Any, payload: bytes | None = None) -> None:
-        """Send it now, after what is still owed; where the store is away, owe it."""
+        """Send an entry now, after all queued ones; queue it if the store is unreachable."""
         name = PurePosixPath(what["name"]).name if payload is not None else ""
         if not self.tracker.outage.lasts():
             self.deliver()
@@ -248,12 +248,12 @@ class Run:
                 send(self.client, self.id, kind, what, payload)
 
     def fail(self, why: str) -> None:
-        """Say why there will be no result; the run ends FAILED."""
+        """Record why there is no result; the run will end as FAILED."""
         self.tags({"error": why[:500]})
         self._failed = True
 
     def give_up(self, why: str) -> None:
-        """Say why there will be no result although nothing went wrong; the run ends FINISHED, whatever is raised."""
+        """Record why there is no result although nothing failed; the run ends as FINISHED, whatever is raised."""
         self.tags({"stopped": why[:500]})
         self._given_up = True
 
@@ -261,7 +261,7 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        stopped = kind in (KeyboardInterrupt, SystemExit)  # the latter by `ray job stop`
+        stopped = kind in (KeyboardInterrupt, SystemExit)  # `ray job stop` raises SystemExit
         if self._given_up:
             self.finish()
             return

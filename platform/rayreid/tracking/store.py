@@ -1,4 +1,4 @@
-"""The MLflow store itself: where it is, opening it, and how each kind of thing is written to a run in it."""
+"""The MLflow tracking store: its URI, opening it, and writing each kind of entry to a run."""
 
 import json
 import logging
@@ -40,9 +40,9 @@ _EXPERIMENT_TAGS = {_KIND: "custom_model_development", f"mlflow.sharedViewState.
 
 
 def tracking_uri(root: Path) -> str:
-    """Where runs are stored: `MLFLOW_TRACKING_URI`, else a database in the output root."""
+    """Return the URI of the tracking store: `MLFLOW_TRACKING_URI`, or else a database in the output root."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{root / 'mlflow.db'}"
-    # A trial's current folder is another than its sweep's.
+    # Absolute, because a trial's current folder differs from its sweep's.
     return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}" if uri.startswith(_SQLITE) else uri
 
 
@@ -61,24 +61,24 @@ def results_page(server: str, experiment_id: str) -> str:
 
 
 def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: float) -> "tuple[MlflowClient, str]":
-    """Its client, and the id of an experiment there, which is made where there is none of that name.
+    """Open the tracking store and return its client and the id of an experiment, created if it does not exist.
 
     Args:
-        root: the outputs' root; artifacts of a database go to `<root>/mlartifacts`.
-        uri: of the store.
-        experiment: its name.
-        outage: waits for a store that is away.
-        patience: seconds to wait so.
+        root: The output root; artifacts of a SQLite store go to `<root>/mlartifacts`.
+        uri: URI of the store.
+        experiment: Name of the experiment.
+        outage: Waits while the store is unreachable.
+        patience: Seconds to wait for an unreachable store.
 
     Raises:
-        UserError: the store cannot be used, or the experiment was deleted there.
+        UserError: The store cannot be used, or the experiment was deleted there.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    # After the import, which sets levels of its own.
+    # Set after the import, because importing MLflow sets log levels of its own.
     for chatter in ("alembic", "mlflow", "mlflow.store.db.utils"):
         logging.getLogger(chatter).setLevel(logging.WARNING)
     try:
@@ -88,7 +88,7 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
             identifier = found.experiment_id if found else _create(client, experiment, root, uri)
             if found and found.lifecycle_stage == "active":
                 _complete_tags(client, found)
-    except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: of a database's driver
+    except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: the database's driver is missing
         raise UserError(f"MLflow at {uri} cannot be used ({reason(error)}); see MLFLOW_TRACKING_URI") from None
     if found and found.lifecycle_stage != "active":
         raise UserError(
@@ -99,14 +99,14 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
 
 
 def send(client: "MlflowClient", run_id: str, kind: str, what: Mapping[str, Any], payload: Path | None) -> None:
-    """Write one thing to a run.
+    """Write one entry to a run.
 
     Args:
-        client: of the store.
-        run_id: the run.
+        client: Client of the store.
+        run_id: Id of the run.
         kind: params, tags, dataset, artifact, file or end.
-        what: its content, as plain JSON values.
-        payload: an artifact's file.
+        what: Content of the entry, as plain JSON values.
+        payload: The file of an artifact.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
@@ -131,12 +131,12 @@ def send(client: "MlflowClient", run_id: str, kind: str, what: Mapping[str, Any]
 
 
 def _alone(root: Path, uri: str) -> AbstractContextManager[object]:
-    """A new database is filled by whoever opens it first; two at once would break it."""
+    """Return a lock to hold while opening the store: two processes that fill a new SQLite database would break it."""
     return Lease(root / _LEASE, poll=0.1) if uri.startswith(_SQLITE) else nullcontext()
 
 
 def _create(client: "MlflowClient", experiment: str, root: Path, uri: str) -> str:
-    """A new experiment's id; or that of one that another process has made meanwhile."""
+    """Create an experiment and return its id, or the id of one that another process created meanwhile."""
     from mlflow.exceptions import MlflowException
 
     location = (root / "mlartifacts").as_uri() if uri.startswith(_SQLITE) else None

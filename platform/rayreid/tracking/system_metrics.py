@@ -1,4 +1,4 @@
-"""What the driver's machine does while an experiment runs, in MLflow."""
+"""System metrics of the driver's machine, logged to MLflow while an experiment runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ from rayreid.tracking.run import Run
 
 @contextmanager
 def watched(run: Run) -> Iterator[None]:
-    """Log this process's machine every ten seconds as `system/…`: CPU, memory, disk, network, GPUs where it can.
+    """Log this machine's CPU, memory, disk, network and, where possible, GPU figures every ten seconds as `system/…`.
 
-    It ends where the store goes away: what is lost then is no result.
+    Logging stops when the store becomes unreachable: system metrics are no results, so losing them is acceptable.
     """
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
