@@ -1,1 +1,1 @@
-"""Artifacts on disk, the leases of who writes them, and the rows that a training leaves in them."""
+"""Artifacts on disk, leases for writing them, and journals of training metrics."""

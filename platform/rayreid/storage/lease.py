@@ -1,4 +1,4 @@
-"""One writer at a time for a folder on storage that several machines share."""
+"""A lease that lets one process at a time write to a folder on storage shared by several machines."""
 
 import contextlib
 import json
@@ -22,15 +22,15 @@ _PIDS = Path("/proc/self/ns/pid")
 
 
 class Lease:
-    """A lock file that its holder keeps touching; one not touched for 30 s, or whose process is gone, is taken over.
+    """A lock file that its holder touches every 2 s; a lock untouched for 30 s, or of a dead process, is taken over.
 
-    Ages are measured against the storage's own clock (the time stamp of a file just written beside it), never
-    against this machine's.
+    Ages are measured by the storage's clock (the time stamp of a file just written beside the lock), never by this
+    machine's clock.
 
     Args:
-        path: the lock file.
-        poll: seconds between looks while another run holds it.
-        waiting: called once when there is a live holder to wait for.
+        path: The lock file.
+        poll: Seconds between checks while another run holds the lock.
+        waiting: Called once if a live holder has to be waited for.
     """
 
     def __init__(self, path: Path, poll: float = 1.0, waiting: Callable[[], None] = lambda: None):
@@ -43,7 +43,7 @@ class Lease:
 
     def __enter__(self) -> "Lease":
         while not self._try():
-            with contextlib.suppress(FileNotFoundError):  # a refused holder has removed the folder meanwhile
+            with contextlib.suppress(FileNotFoundError):  # a run that was refused has removed the folder meanwhile
                 self._bury_or_wait()
         self._beat.start()
         return self
@@ -55,9 +55,9 @@ class Lease:
             self.path.unlink(missing_ok=True)
 
     def _try(self) -> bool:
-        """Create the file whole or not at all: written aside, then linked, which fails if it exists."""
+        """Create the lock file atomically: write a file aside, then link it, which fails if the lock exists."""
         aside = self.path.with_name(f".{self.path.name}.{self._token}")
-        make_folder(aside.parent)  # a refused holder may have removed it meanwhile, and may do so again at once
+        make_folder(aside.parent)  # a run that was refused may have removed it, and may do so again at any moment
         try:
             aside.write_text(json.dumps({"token": self._token, "host": here(), "pid": os.getpid()}))
             os.link(aside, self.path)
@@ -76,18 +76,19 @@ class Lease:
         time.sleep(self.poll)
 
     def _bury_if_dead(self) -> bool:
-        """Remove the lock of a holder that is gone; only one of several onlookers succeeds."""
+        """Remove the lock of a holder that is gone; only one of several waiting processes succeeds."""
         holder = self._holder()
         if not holder:
             return True
         if not (self._process_gone(holder) or self._age(self.path) > _STALE_SECONDS):
             return False
-        # Who makes the tombstone alone may remove that holder's lock; a latecomer finds it gone, or another's lock.
+        # Only the process that creates the tombstone may remove that holder's lock. A latecomer finds the lock
+        # gone, or held by another process.
         tombstone = self.path.with_name(f".{self.path.name}.{holder['token']}.gone")
         try:
             tombstone.touch(exist_ok=False)
         except FileExistsError:
-            if self._age(tombstone) > _STALE_SECONDS:  # whoever made it is gone, too
+            if self._age(tombstone) > _STALE_SECONDS:  # its creator is gone, too
                 tombstone.unlink(missing_ok=True)
             return False
         try:
@@ -102,7 +103,7 @@ class Lease:
             return json.loads(self.path.read_text())
         except FileNotFoundError:
             return {}
-        except ValueError:  # cut short by a crash of the machine: nobody's; its age decides
+        except ValueError:  # truncated by a crash of the machine: it has no holder, so its age decides
             return {"token": "unreadable", "host": "", "pid": 0}
 
     def _process_gone(self, holder: Mapping[str, Any]) -> bool:
@@ -128,22 +129,24 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._released.wait(_BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # of the storage; it may pass
-                if self._holder().get("token") == self._token:  # else it was taken over: the new holder's to touch
+            with contextlib.suppress(OSError):  # the storage may fail for a moment
+                if (
+                    self._holder().get("token") == self._token
+                ):  # otherwise the lock was taken over, and its new holder touches it
                     os.utime(self.path)
 
 
 @cache
 def here() -> str:
-    """Where this process's number means something: containers of one host name have numbers of their own."""
+    """Return an id of the scope in which this process's pid is unique: containers may share a host name, not pids."""
     parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):  # where there is no /proc the name must do
+    with contextlib.suppress(OSError):  # without /proc, the host name must do
         parts += [_BOOT.read_text().strip(), str(_PIDS.readlink())]
     return " ".join(parts)
 
 
 def held_by_another(path: Path) -> bool:
-    """Whether a lock file names another process than this one."""
+    """Return whether a lock file names a process other than this one."""
     try:
         holder = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):

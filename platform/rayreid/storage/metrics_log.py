@@ -1,4 +1,4 @@
-"""The journal of a training run: a JSON row a line, appended by workers, read and delivered by the driver."""
+"""The journal of a training: one JSON row per line, appended by workers, read and delivered by the driver."""
 
 import json
 import os
@@ -11,19 +11,19 @@ from rayreid.files import write_atomically
 
 
 class Journal:
-    """Rows in a file that survives its writers: a line torn by a killed worker is passed over.
+    """Rows in a file that outlives its writers; a line truncated by a killed worker is skipped.
 
     Args:
-        path: the file; made with the first row.
+        path: The file; created with the first row.
     """
 
     def __init__(self, path: Path):
         self.path = path
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write a row, with the time in seconds since the epoch, through to the disk."""
+        """Append a row with the time (seconds since the epoch), and flush it to disk."""
         with self.path.open("ab") as stream:
-            # A line that an earlier writer left unfinished must not swallow this one.
+            # A line that an earlier writer left unfinished must not run into this one.
             if stream.tell() and not self._ends_whole():
                 stream.write(b"\n")
             stream.write(json.dumps({**row, "time": time.time()}).encode() + b"\n")
@@ -31,7 +31,7 @@ class Journal:
             os.fsync(stream.fileno())
 
     def read(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-        """The whole rows from byte `offset` on, and the offset after them."""
+        """Return the complete rows from byte `offset` on, and the offset after them."""
         if not self.path.exists():
             return [], offset
         with self.path.open("rb") as stream:
@@ -41,7 +41,7 @@ class Journal:
         return [row for row in map(_parse, whole) if row is not None], offset + sum(map(len, whole))
 
     def history(self) -> list[dict[str, Any]]:
-        """One row per step, in order, of all that was written of it; a value that was written again counts."""
+        """Return one row per step, in order, merged from all rows of that step; the last value written counts."""
         steps: dict[int, dict[str, Any]] = {}
         for row in self.read()[0]:
             steps.setdefault(row["step"], {}).update(row)
@@ -54,27 +54,27 @@ class Journal:
 
 
 class Receiver(Protocol):
-    """A run that rows are delivered to."""
+    """A run to which rows are delivered."""
 
     id: str
 
     def history(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Take rows with `step`, `time` and metrics, all of them, or raise."""
+        """Accept all rows (`step`, `time` and metrics), or raise."""
         ...
 
 
 class MetricsFeed:
-    """Delivers the rows that workers append to `metrics.jsonl`, wherever an earlier process stopped.
+    """Delivers the rows that workers append to a journal, continuing where an earlier process stopped.
 
-    Each metric of each step is delivered once: steps that were run again after a restart are passed over, and several
-    rows of one step complete one another.
+    Each metric of each step is delivered once: steps that run again after a restart are skipped, and several rows of
+    one step complete one another.
 
-    A run that is not the one an earlier process delivered to receives all of them. Rows that could not be delivered
-    are delivered by the next call.
+    A run other than the one an earlier process delivered to receives all rows. The next call delivers rows that could
+    not be delivered before.
 
     Args:
-        path: the journal's file (may not exist yet).
-        run: the MLflow run that receives them.
+        path: The journal's file; it may not exist yet.
+        run: The run that receives the rows.
     """
 
     def __init__(self, path: Path, run: Receiver):
@@ -86,7 +86,7 @@ class MetricsFeed:
         self._offset = 0
 
     def deliver(self) -> list[dict[str, float]]:
-        """Forward what is new in the rows written since the last call; returns it."""
+        """Deliver the new values in the rows written since the last call, and return them."""
         written, offset = self._journal.read(self._offset)
         rows, last = [], dict(self._last)
         for row in written:
