@@ -1,4 +1,4 @@
-"""The catastrophic forgetting score: how little fine-tuning on the target moved an image's feature."""
+"""The catastrophic forgetting score (CFS): how little fine-tuning on the target moved an image's feature."""
 
 from collections.abc import Sequence
 
@@ -9,18 +9,18 @@ from rayreid.errors import UserError
 
 
 def directions(features: Tensor, keys: Sequence[str], proxy: str) -> Tensor:
-    """Features normalised to length 1.
+    """Return features normalised to length 1.
 
     Args:
-        features: (B, D), of any float type.
-        keys: the images' keys, B of them; for the message.
-        proxy: which proxy's they are; for the message.
+        features: Features (B, D) of any float type.
+        keys: Keys of the B images, for the error message.
+        proxy: Name of the proxy that computed the features, for the error message.
 
     Returns:
         float32 (B, D).
 
     Raises:
-        UserError: an image whose feature is not finite, or zero: it has no direction. Names the keys.
+        UserError: A feature is zero or not finite, so it has no direction. The message names the keys.
     """
     norms = features.float().norm(dim=1)
     broken = ~(norms.isfinite() & (norms > 0))
@@ -35,23 +35,23 @@ def directions(features: Tensor, keys: Sequence[str], proxy: str) -> Tensor:
 
 
 def cfs(source: Tensor, target: Tensor, keys: Sequence[str], names: tuple[str, str] = ("source", "target")) -> Tensor:
-    """Catastrophic forgetting score c(x) = ⟨θs(x), θt(x)⟩ / (‖θs(x)‖·‖θt(x)‖) (arXiv 2111.12084).
+    """Return the catastrophic forgetting score c(x) = ⟨θs(x), θt(x)⟩ / (‖θs(x)‖·‖θt(x)‖) (arXiv 2111.12084).
 
-    High where fine-tuning the proxy on the target forgot little of the image, hence where the image lies
-    close to the target.
+    The score is high where fine-tuning the proxy on the target forgot little about the image, hence where the image
+    is close to the target.
 
     Args:
-        source: features of the source proxy, (B, D), of any float type; normalised and multiplied in float32.
-        target: features of the target proxy for the same images, (B, D), before BNNeck.
-        keys: the images' keys, B of them; for the messages.
-        names: of the two proxies; for the messages.
+        source: Features of the source proxy θs, (B, D), of any float type; normalised and multiplied in float32.
+        target: Features of the target proxy θt for the same images, (B, D), before BNNeck.
+        keys: Keys of the B images, for error messages.
+        names: Names of the two proxies, for error messages.
 
     Returns:
         Scores in [−1, 1], float32 (B,).
 
     Raises:
-        ValueError: features of different shapes.
-        UserError: an image whose feature is not finite, or zero: it has no direction. Names the keys.
+        ValueError: The features have different shapes.
+        UserError: A feature is zero or not finite, so it has no direction. The message names the keys.
     """
     if source.dim() != 2 or source.shape != target.shape or len(source) != len(keys):
         raise ValueError(

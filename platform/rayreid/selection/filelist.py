@@ -1,4 +1,4 @@
-"""Ordered file lists, such as the published CFS_list.pkl: reading them, finding their images in a store."""
+"""Ordered file lists, such as the published CFS_list.pkl: reading them and finding their images in a store."""
 
 import csv
 import pickle
@@ -13,25 +13,24 @@ import numpy.typing as npt
 from rayreid.errors import UserError
 
 HEADINGS = ("key", "path", "file", "filename", "image", "name")
-"""Names by which a CSV's first row is taken for a heading, and its column for the list."""
+"""Column names that mark a CSV's first row as a heading; the column with such a name is the list."""
 
 Keys = Sequence[str] | npt.NDArray[np.object_]
 """Keys of images: a list, or the object array of a store."""
 
 AMBIGUOUS = -1
-"""Stands for the row of a path that several keys end in."""
+"""Stands in place of a row for a path that several keys end with."""
 
 
 def read_list(path: Path) -> list[str]:
-    """The entries of a list, best first.
+    """Return the entries of a file list, best first.
 
     Args:
-        path: `.txt`: one entry a line. `.csv`: the column headed key, path, file, filename, image or name,
-            or else the first. `.pkl`: a pickled list of strings; nothing else in it is loaded, let alone
-            executed.
+        path: `.txt`: one entry per line. `.csv`: the column headed key, path, file, filename, image or name, or else
+            the first column. `.pkl`: a pickled list of strings; nothing else in the file is loaded, let alone executed.
 
     Raises:
-        UserError: the file is missing, of another kind, unreadable or empty.
+        UserError: The file is missing, of another kind, unreadable or empty.
     """
     readers = {".txt": _read_text, ".csv": _read_csv, ".pkl": _read_pickle}
     if path.suffix not in readers:
@@ -64,7 +63,7 @@ def _read_csv(path: Path) -> list[str]:
 
 
 class _ListUnpickler(pickle.Unpickler):
-    """Loads what pickle knows by itself (lists, strings, numbers); refuses every class and function."""
+    """Unpickler that loads only built-in values (lists, strings, numbers) and refuses every class and function."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -74,7 +73,7 @@ def _read_pickle(path: Path) -> list[str]:
     with path.open("rb") as file:
         try:
             entries: Any = _ListUnpickler(file).load()
-        except Exception as error:  # a broken pickle raises nearly anything
+        except Exception as error:  # a corrupt pickle can raise almost anything
             raise UserError(f"{path}: refused, not a plain pickled list of strings: {error}") from error
     if not isinstance(entries, list) or not all(type(entry) is str for entry in entries):
         raise UserError(f"{path}: refused, the pickle holds something else than a list of strings")
@@ -83,13 +82,13 @@ def _read_pickle(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class ListMatch:
-    """Where a list's entries stand in a store.
+    """The match of a list's entries with the images of a store.
 
     Attributes:
-        rows: store rows in the list's order, each once, int64 (M,).
-        entries: entries of the list.
-        matched: entries that name an image of the store (M and the repeated ones).
-        ambiguous: entries that would name several images; not matched.
+        rows: Index rows of the store in the list's order, each once, int64 (M,).
+        entries: Number of entries in the list.
+        matched: Number of entries that name an image of the store (M plus repeated entries).
+        ambiguous: Number of entries that could name several images; these are not matched.
     """
 
     rows: npt.NDArray[np.int64]
@@ -101,16 +100,15 @@ class ListMatch:
 def match_entries(entries: Sequence[str], keys: Keys) -> ListMatch:
     """Match a list's entries to a store's keys by path suffix.
 
-    An entry names an image if the key's path components end the entry's (a list with the author's folders
-    in front), or the entry's end the key's (a list relative to a deeper folder) and no other key's. The
-    longest match wins.
+    An entry names an image if the entry's path ends with the key (a list with the author's folders in front), or if
+    the key, and no other key, ends with the entry (a list relative to a deeper folder). The longest match wins.
 
     Args:
-        entries: paths, best first.
-        keys: the store's keys, N of them, unique.
+        entries: Paths, best first.
+        keys: The N keys of the store, unique.
 
     Raises:
-        UserError: fewer than half of the entries match.
+        UserError: Fewer than half of the entries match.
     """
     suffixes = _Suffixes([_components(str(key)) for key in keys])
     found = [suffixes.find(_components(entry)) for entry in entries]
@@ -128,14 +126,14 @@ def match_entries(entries: Sequence[str], keys: Keys) -> ListMatch:
 
 
 def _components(path: str) -> str:
-    """The path with single forward slashes and without `.`: `.\\a//b.jpg` → `a/b.jpg`."""
+    """Return the path with single forward slashes and without `.`: `.\\a//b.jpg` → `a/b.jpg`."""
     if "\\" not in path and "//" not in path and "./" not in path and not path.startswith("/"):
         return path
     return "/".join(part for part in path.replace("\\", "/").split("/") if part not in ("", "."))
 
 
 class _Suffixes:
-    """Finds a path among others by its ending or theirs."""
+    """Index that finds a path by its suffix, or by a suffix of the path asked for."""
 
     def __init__(self, paths: Sequence[str]):
         self.paths = paths
@@ -143,7 +141,7 @@ class _Suffixes:
         self.tails: dict[int, dict[str, int]] = {}
 
     def find(self, entry: str) -> int | None:
-        """The row of the entry's image, `AMBIGUOUS`, or None."""
+        """Return the row of the entry's image, `AMBIGUOUS`, or None."""
         row = self.whole.get(entry)
         if row is None:
             row = self._ending(entry.count("/") + 1).get(entry)
@@ -153,7 +151,7 @@ class _Suffixes:
         return row
 
     def _ending(self, depth: int) -> dict[str, int]:
-        """The last `depth` components of every longer path → its row; made once for a list's every depth."""
+        """Map the last `depth` components of every longer path to its row; computed once per depth."""
         if depth not in self.tails:
             tails = self.tails[depth] = {}
             for row, path in enumerate(self.paths):

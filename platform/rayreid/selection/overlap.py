@@ -1,4 +1,4 @@
-"""How far two ways of choosing agree."""
+"""Agreement of two selections."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,11 +8,14 @@ from rayreid.selection.strategies import Priority
 
 
 def rank_correlation(first: Priority, second: Priority) -> float:
-    """Spearman's correlation over the images that both rank; NaN where one of them ranks all alike, or they share none.
+    """Return Spearman's rank correlation over the images that both priorities rank.
 
     Args:
-        first: (N,), NaN: not ranked.
-        second: (N,), likewise.
+        first: Priorities (N,), NaN for images that are not ranked.
+        second: Priorities (N,) of the same images, likewise.
+
+    Returns:
+        The correlation in [−1, 1]; NaN if the two share no ranked image, or if one gives all of them the same rank.
     """
     both = np.isfinite(first) & np.isfinite(second)
     ranks = [rankdata(values[both]) for values in (first, second)]
@@ -22,7 +25,12 @@ def rank_correlation(first: Priority, second: Priority) -> float:
 
 
 def jaccard(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> float:
-    """Images in both subsets ÷ images in either; rows of the same store, unique in each. 1 for two empty ones."""
+    """Return the Jaccard index of two subsets: images in both ÷ images in either; 1 for two empty subsets.
+
+    Args:
+        first: Index rows (n,) of a store, unique.
+        second: Index rows (m,) of the same store, unique.
+    """
     shared = len(np.intersect1d(first, second, assume_unique=True))
     either = len(first) + len(second) - shared
     return shared / either if either else 1.0
