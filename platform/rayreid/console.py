@@ -1,4 +1,4 @@
-"""What a person sees while stages run: one live bar on a terminal, a line now and then in a log."""
+"""Console output while stages run: a live progress bar on a terminal, or an occasional line in a log."""
 
 import sys
 import time
@@ -20,14 +20,14 @@ _LINE_SECONDS = 15.0
 
 
 def clock(seconds: float) -> str:
-    """Seconds as `1:23:45` or `2:03`."""
+    """Format seconds as `1:23:45` or `2:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Bar:
-    """Progress of one long step."""
+    """Progress bar of one long step."""
 
     def __init__(self, title: str, total: int | None, console: Console, live: Progress | None, task: TaskID | None):
         self.title, self.total = title, total
@@ -37,16 +37,16 @@ class Bar:
         self._spoke = time.monotonic()
 
     def of(self, total: int) -> None:
-        """Say how long it is, where that was not known from the start."""
+        """Set the total if it was not known at the start."""
         self.total = total
         if self._live is not None and self._task is not None:
             self._live.update(self._task, total=total)
 
     def to(self, done: int, note: str = "") -> None:
-        """Say how far it is; `note` adds figures such as the loss."""
+        """Show that `done` parts are finished; `note` adds figures such as the loss."""
         now = time.monotonic()
         if self._began is None:
-            # The first report starts the clock: what came before (start-up, a resumed part) says nothing of the pace.
+            # The first report starts the clock: time before it (start-up, a resumed part) says nothing about the pace.
             self._began, self._first = now, done
         left = self._left(done, now)
         if self._live is not None and self._task is not None:
@@ -57,24 +57,24 @@ class Bar:
             self._spoke = now
 
     def _left(self, done: int, now: float) -> str:
-        """How long it will take at the pace since the first report; rich's own estimate forgets what is 30 s ago."""
+        """Format the remaining time at the pace since the first report; rich's estimate only looks back 30 s."""
         if self.total is None or self._began is None or done <= self._first:
             return ""
         return f"{clock((now - self._began) / (done - self._first) * (self.total - done))} left  "
 
 
 class Screen:
-    """Prints headings, bars, tables; bars are live on a terminal only."""
+    """Prints lines, progress bars and tables; bars are live only on a terminal."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(file=sys.stdout, soft_wrap=True, highlight=False)
 
     def __reduce__(self) -> tuple[type["Screen"], tuple[()]]:
-        """Another process has a screen of its own (Tune pickles its callbacks)."""
+        """Unpickle as a new screen, because another process has its own output (Tune pickles its callbacks)."""
         return Screen, ()
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         self.console.print(text)
 
     def facts(self, values: Mapping[str, object], width: int) -> None:
@@ -85,7 +85,7 @@ class Screen:
 
     @contextmanager
     def bar(self, title: str, total: int | None) -> Iterator[Bar]:
-        """A bar for one long step of `total` parts; None: not known yet, see `Bar.of`."""
+        """Show a bar for one long step of `total` parts (None: not known yet, see `Bar.of`)."""
         if not self.console.is_terminal:
             yield Bar(title, total, self.console, None, None)
             return

@@ -1,10 +1,10 @@
-"""Errors that are the user's to mend, as opposed to faults of the program, and errors in one line."""
+"""Errors that the user can fix, as opposed to bugs in the program, and errors in one line."""
 
 from typing import Literal
 
 
 class UserError(Exception):
-    """Something the user can mend: a missing folder, a wrong value, a file of another kind.
+    """An error that the user can fix: a missing folder, a wrong value, a file of the wrong kind.
 
     The message is one clear line that names the file or key and says what to do. The command line prints it
     without a traceback (unless `--debug`) and exits with status 2.
@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 class StoppedEarly(UserError):  # noqa: N818 - no fault
-    """A training was stopped by the median rule: it did not fail, and it has no result."""
+    """Raised when the median rule stops a training: it did not fail, and it has no result."""
 
 
 def one_line(

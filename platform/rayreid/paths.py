@@ -1,4 +1,4 @@
-"""Where outputs and datasets lie: the folders that the environment names, as absolute paths."""
+"""Absolute paths of the output and dataset folders, which environment variables can set."""
 
 import os
 from pathlib import Path
@@ -7,24 +7,24 @@ from rayreid.errors import UserError
 
 
 def inside_job() -> bool:
-    """Whether this process runs inside a submitted Ray job, whose working directory is a passing copy."""
+    """Return whether this process runs inside a submitted Ray job, whose working directory is a temporary copy."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def output_root() -> Path:
-    """The outputs' root: `RAYREID_ROOT`, else `outputs` in the current folder.
+    """Return the output root: `RAYREID_ROOT`, or else `outputs` in the current folder.
 
     Raises:
-        UserError: inside a submitted job it is not set, or is relative.
+        UserError: Inside a submitted job, `RAYREID_ROOT` is unset or relative.
     """
     return _place("RAYREID_ROOT", os.environ.get("RAYREID_ROOT") or "outputs")
 
 
 def data_path(root: str) -> Path:
-    """A dataset's folder; a relative one is looked up under `RAYREID_DATA`, or else the current folder.
+    """Return a dataset's folder; a relative path is looked up under `RAYREID_DATA`, or else in the current folder.
 
     Raises:
-        UserError: inside a submitted job, a path that is relative in the end.
+        UserError: Inside a submitted job, the resulting path is relative.
     """
     return _place("RAYREID_DATA", str(Path(os.environ.get("RAYREID_DATA", "")) / Path(root).expanduser()))
 
