@@ -1,1 +1,1 @@
-"""A trained model in use: features, search, comparison of evaluations."""
+"""Inference with a trained model: features, search, and comparison of evaluations."""

@@ -1,4 +1,4 @@
-"""Two evaluations of the same queries side by side: what the difference is worth, query by query. Needs no Ray."""
+"""Comparison of two evaluations of the same queries, query by query, with a confidence interval. Needs no Ray."""
 
 from collections.abc import Sequence
 
@@ -27,20 +27,23 @@ def compare(
     """Print how two evaluations differ, and draw the CMC curves of both.
 
     Args:
-        first: an artifact of `evaluate`: its folder, or `evaluate/<id>`.
-        second: the one that is judged against it.
-        out: the picture to write.
-        confidence: of the interval, in (0, 1).
-        extremes: how many of the queries that gained and lost most are listed.
-        screen: shows all that.
+        first: The baseline, an artifact of `evaluate`: its folder, or `evaluate/<id>`.
+        second: The evaluation to compare with the baseline.
+        out: The image file to write.
+        confidence: Confidence level of the interval, in (0, 1).
+        extremes: How many of the queries that gained and lost most to list.
+        screen: Prints the results.
+
+    Returns:
+        The difference in mAP, with its interval.
 
     Raises:
-        UserError: one is not there or no evaluation, or they were not asked the same queries of the same gallery.
+        UserError: An artifact does not exist or is not an evaluation, or the two have different queries or galleries.
     """
     screen = screen or Screen()
     path = output_file(out, "--out", PICTURES)
     if not 0 < confidence < 1:
-        raise UserError(f"--confidence {confidence:g}: a number between 0 and 1, e.g. 0.95")
+        raise UserError(f"--confidence {confidence:g}: must be a number between 0 and 1, e.g. 0.95")
     both = [_evaluation(text) for text in (first, second)]
     if both[0].folder.name == both[1].folder.name:
         raise UserError(f"{first} and {second} are the same evaluation")
@@ -64,7 +67,7 @@ def _evaluation(text: str) -> Made:
 
 
 def _check_targets(both: Sequence[Made]) -> None:
-    """MSMT17's two editions have the same keys: that the keys agree is not enough."""
+    """Refuse different targets. Equal keys are not enough: the two editions of MSMT17 have the same keys."""
     first, second = both
     if first.recipe["inputs"]["target"] == second.recipe["inputs"]["target"]:
         return
@@ -80,7 +83,7 @@ def _check_targets(both: Sequence[Made]) -> None:
 
 
 def _queries(both: Sequence[Made]) -> tuple[list[str], list[np.ndarray]]:
-    """The queries' keys, ascending, and both models' average precision in that order."""
+    """Return the keys of the queries, ascending, and the average precisions of both models in that order."""
     tables = [pq.read_table(made.folder / "queries.parquet") for made in both]
     keys = [table["key"].to_pylist() for table in tables]
     return sorted(keys[0]), align(keys, [table["average_precision"].to_numpy() for table in tables])
@@ -108,7 +111,7 @@ def _show(screen: Screen, names: Sequence[str], both: Sequence[Made], result: Co
 
 
 def _show_extremes(screen: Screen, keys: Sequence[str], precision: Sequence[np.ndarray], count: int) -> None:
-    """The queries that gained and lost most, with both average precisions."""
+    """Print the queries that gained and lost most, with both average precisions."""
     gain = np.nan_to_num(precision[1] - precision[0])
     order = np.argsort(gain, kind="stable")
     gained = [i for i in order[::-1][:count] if gain[i] > 0]

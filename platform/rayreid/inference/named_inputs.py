@@ -1,4 +1,4 @@
-"""What a user names on the command line: a model, images, an artifact, a file to write."""
+"""Inputs and outputs that a user names on the command line: models, images, artifacts, files to write."""
 
 import json
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from rayreid.models.weights import read_header, weights_of
 from rayreid.paths import inside_job, output_root
 
 MODELS = ("finetune", "adapt", "pretrain", "proxy", "given")
-"""Stages whose artifacts hold a network."""
+"""Stages whose artifacts contain a network."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """A complete artifact that was found by its folder.
+    """A complete artifact, found by its folder.
 
     Attributes:
-        folder: where it lies.
-        recipe: what it was made from: `stage`, `fields`, `inputs` (ids by role).
-        facts: what its stage had to say of it.
+        folder: The artifact's folder.
+        recipe: How it was made: `stage`, `fields`, and `inputs` (ids by role).
+        facts: The facts that its stage recorded.
     """
 
     folder: Path
@@ -34,24 +34,24 @@ class Made:
     facts: dict[str, Any]
 
     def input(self, role: str, stage: str) -> "Made | None":
-        """What it was made from in this role, where that lies under the same root."""
+        """Return the input artifact in this role; None if it is not under the same root."""
         folder = self.folder.parents[1] / stage / self.recipe["inputs"][role]
         return find_artifact(str(folder)) if (folder / "artifact.json").exists() else None
 
 
 @dataclass(frozen=True)
 class Model:
-    """A weights file of ours, and what identifies it."""
+    """A weights file in rayreid's own format, with its checksum."""
 
     weights: Path
     checksum: str
 
 
 def place(text: str) -> Path:
-    """A path of the command line, absolute; a relative one lies in the current folder.
+    """Return a path from the command line as an absolute path; a relative path begins at the current folder.
 
     Raises:
-        UserError: a relative one inside a submitted job, whose current folder is a passing copy.
+        UserError: The path is relative inside a submitted job, whose current folder is a temporary copy.
     """
     path = Path(text).expanduser()
     if inside_job() and not path.is_absolute():
@@ -60,10 +60,10 @@ def place(text: str) -> Path:
 
 
 def output_file(text: str, option: str, suffixes: tuple[str, ...]) -> Path:
-    """A file to be written, checked before the work for it begins.
+    """Return the path of a file to write, checked before the work for it begins.
 
     Raises:
-        UserError: another suffix, or no folder to hold it.
+        UserError: The suffix is not one of `suffixes`, or the parent folder does not exist.
     """
     path = place(text)
     if path.suffix.lower() not in suffixes:
@@ -74,10 +74,10 @@ def output_file(text: str, option: str, suffixes: tuple[str, ...]) -> Path:
 
 
 def find_artifact(text: str) -> Made:
-    """An artifact by its folder, or by `stage/id` under the output root.
+    """Return an artifact by its folder, or by `stage/id` under the output root.
 
     Raises:
-        UserError: there is none, or it is not complete.
+        UserError: The artifact does not exist, or is not complete.
     """
     folder = place(text)
     if not folder.exists() and (output_root() / text).exists():
@@ -94,10 +94,10 @@ def find_artifact(text: str) -> Made:
 
 
 def find_model(text: str) -> Model:
-    """A model: a weights file of ours, or an artifact that holds one (see `find_artifact`).
+    """Return a model: a weights file in our format, or the one in an artifact (see `find_artifact`).
 
     Raises:
-        UserError: there is none, or it is of another origin and must be converted first.
+        UserError: The model does not exist, or has another format and must be converted first.
     """
     path = place(text)
     if not path.is_file():
@@ -115,14 +115,14 @@ def find_model(text: str) -> Model:
 
 
 def open_images(text: str, dataset: str = "folder") -> ImageStore | ListedImages:
-    """An image store, or a dataset's images where they lie.
+    """Open an image store, or list the images of a dataset in place.
 
     Args:
-        text: a folder; with `index.parquet` in it, a store, whatever `dataset` says.
-        dataset: how the images are found and labelled otherwise, a name in `rayreid.data.datasets`.
+        text: A folder. If it contains `index.parquet` it is an image store, whatever `dataset` says.
+        dataset: How the images of another folder are found and labelled: a name in `rayreid.data.datasets`.
 
     Raises:
-        UserError: there is no such folder, or no image in it.
+        UserError: The folder does not exist, or has no image.
     """
     path = place(text)
     if (path / "index.parquet").is_file():
@@ -133,5 +133,5 @@ def open_images(text: str, dataset: str = "folder") -> ImageStore | ListedImages
 
 
 def rows_of(images: ImageStore | ListedImages, split: str | None) -> np.ndarray:
-    """Return the index rows of a split, int64 ascending; of all images without one."""
+    """Return the index rows of a split (None: of all images), int64 ascending."""
     return np.arange(len(images)) if split is None else np.flatnonzero(images.splits == split)

@@ -1,4 +1,4 @@
-"""Features of any folder or store of images with a trained model, as one Parquet file."""
+"""Features of any image folder or image store, computed with a trained model and written as one Parquet file."""
 
 from pathlib import Path
 
@@ -26,24 +26,25 @@ def predict(
     batch_size: int | Auto = "auto",
     screen: Screen | None = None,
 ) -> Path:
-    """Write the features of images, a row per image that can be decoded, by ascending key.
+    """Write the features of images, one row per image that can be decoded, by ascending key.
 
-    Images that give no feature are listed in `<out>.undecodable.tsv` (key, reason) and counted.
+    Images without a feature are counted, and listed in `<out>.undecodable.tsv` (key, reason).
 
     Args:
-        model: a weights file of ours, an artifact's folder, or `stage/id`.
-        images: an image store, or a folder.
-        out: the Parquet file to write.
-        dataset: how a folder that is no store is read: its images' keys, identities and cameras.
-        split: only images of this split.
-        batch_size: of a forward pass.
-        screen: shows all that.
+        model: A weights file in our format, an artifact's folder, or `stage/id`.
+        images: An image store, or a folder.
+        out: The Parquet file to write.
+        dataset: How to read a folder that is not a store: the keys, identities and cameras of its images.
+        split: Use only images of this split.
+        batch_size: Batch size of a forward pass.
+        screen: Shows the progress and the result.
 
     Returns:
-        The file.
+        The path of the Parquet file.
 
     Raises:
-        UserError: no such model, images, or place to write; not one image decodes; or features are not finite.
+        UserError: The model, the images or the output folder does not exist, no image can be decoded, or a feature
+            is not finite.
     """
     screen = screen or Screen()
     path = output_file(out, "--out", (".parquet",))
@@ -69,10 +70,19 @@ def features_of(
     batch_size: int | Auto,
     screen: Screen,
 ) -> tuple[FeatureTable, dict[str, str]]:
-    """A model's features of rows of images, and {key: reason} of what gives none; Ray is connected.
+    """Return a model's features of some images, and {key: reason} of the images without one. Ray must be connected.
+
+    Args:
+        images: The images.
+        rows: Index rows of the images to use, int (N,).
+        model: The model.
+        where: The path of the images as the user gave it, for the header of the table.
+        dataset: The name of the dataset, for the header of the table.
+        batch_size: Batch size of a forward pass.
+        screen: Shows the progress.
 
     Raises:
-        UserError: as `extract`.
+        UserError: As for `extract`.
     """
     features, broken = extract(images, rows, model.weights, batch_size, screen)
     whole = ~np.isin(rows, list(broken))
@@ -89,9 +99,9 @@ def features_of(
 
 
 def _list(path: Path, rejected: dict[str, str], screen: Screen) -> None:
-    """What gave no feature, beside the features; nothing of an earlier prediction stays."""
+    """List the images without a feature next to the features; a list of an earlier prediction is removed."""
     path.unlink(missing_ok=True)
     if rejected:
         lines = [f"{key}\t{' '.join(reason.split())}" for key, reason in sorted(rejected.items())]
         write_atomically(path, "\n".join(["key\treason", *lines]) + "\n")
-        screen.say(f"{len(rejected):,} images without one, with the reason: {escape(str(path))}")
+        screen.say(f"{len(rejected):,} images without a feature, with the reason: {escape(str(path))}")

@@ -1,4 +1,4 @@
-"""What a model finds in a gallery for pictures of the user's own: drawn, and as a table."""
+"""Search of a gallery for the user's own query images, with the results as a figure and a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ from rayreid.inference.predict import features_of
 from rayreid.models.embedding import Embedder
 
 DRAWN = 40
-"""Queries in one picture, at most; the table has them all."""
+"""The most queries in one figure; the table has all of them."""
 _UNKNOWN = -1
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was found for one query: gallery keys by rank, with similarity, identity and camera (−1: not known)."""
+    """Results of one query: gallery keys by rank, with similarity, identity and camera (−1: not known)."""
 
     query: Path
     keys: list[str]
@@ -54,18 +54,21 @@ def search(
     """Draw every query with the k gallery images most similar to it, and print their keys and similarities.
 
     Args:
-        queries: image files.
-        gallery: an image store, a folder of images, or features of `predict`.
-        model: a weights file of ours, an artifact's folder, or `stage/id`.
-        k: how many.
-        out: the picture to write.
-        images: where a gallery's images lie, if `gallery` is features and their images were moved.
-        dataset: how a gallery that is a folder is read.
-        split: only gallery images of this split.
-        screen: shows all that.
+        queries: Image files.
+        gallery: An image store, a folder of images, or a feature file written by `predict`.
+        model: A weights file in our format, an artifact's folder, or `stage/id`.
+        k: Number of results per query.
+        out: The image file to write.
+        images: Folder of the gallery images, if `gallery` is a feature file and its images were moved.
+        dataset: How to read a gallery that is a folder.
+        split: Use only gallery images of this split.
+        screen: Prints the results.
+
+    Returns:
+        The results, in the order of the queries.
 
     Raises:
-        UserError: something that is not there, a query that cannot be decoded, or features of another model.
+        UserError: An input does not exist, a query cannot be decoded, or the features are of another model.
     """
     screen = screen or Screen()
     path = output_file(out, "--out", PICTURES)
@@ -93,7 +96,7 @@ def _read(query: str) -> np.ndarray:
 
 
 def _embed(model: Model, pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Features of the queries, (Q, D): a handful of images, for which no cluster is needed."""
+    """Return the features of the queries, (Q, D), computed in this process: a few images need no cluster."""
     embed = Embedder(model.weights, torch.device("cpu"), "fp32")
     return np.concatenate([embed(ImageBatch.collate([picture])).numpy() for picture in pictures])
 
@@ -101,7 +104,7 @@ def _embed(model: Model, pictures: Sequence[np.ndarray]) -> np.ndarray:
 def _gallery(
     gallery: str, model: Model, images: str | None, dataset: str, split: str | None, screen: Screen
 ) -> tuple[FeatureTable, ImageStore | ListedImages]:
-    """The gallery's features, read or computed, and its images."""
+    """Return the features of the gallery, read or computed, and its images."""
     if not gallery.endswith(".parquet"):
         if images is not None:
             raise UserError("--images says where the images of a gallery of features lie; this gallery has its own")
