@@ -1,1 +1,1 @@
-"""What a file or store holds, and whether the cluster is well."""
+"""Inspection of weights files and image stores, and health checks of the cluster."""

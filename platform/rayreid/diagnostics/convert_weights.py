@@ -1,4 +1,4 @@
-"""Weights files of every origin: looking into one, and writing it in another form. Needs no Ray."""
+"""Conversion of weights files between formats, and ONNX export. Needs no Ray."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,14 +21,14 @@ from rayreid.models.onnx_export import export_onnx, require_onnx
 from rayreid.models.weights import load_weights, read_header, save_backbone
 
 SUFFIXES = {"safetensors": (".safetensors",), "timm": (".safetensors", ".pth"), "transreid": (".pth",)}
-MARKS = {"safetensors": "rayreid"}  # what stands in a file's name for its form, where it is not the form's own
+MARKS = {"safetensors": "rayreid"}  # the mark of a format in a file's name, where it is not the format's own name
 FOREIGN: dict[str, Callable[[Path, Backbone], list[str]]] = {"timm": write_timm, "transreid": write_transreid}
 OWN_FACTS = ("format", "backbone", "mean", "std", "img_size", "num_heads")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A file's backbone with what the file says of itself: our header, or the facts of a file of other origin."""
+    """The backbone of a file, with the file's metadata: our header, or the facts of a file in a foreign format."""
 
     checkpoint: Checkpoint
     facts: dict[str, Any]
@@ -46,26 +46,29 @@ def convert_weights(
     force: bool = False,
     screen: Screen | None = None,
 ) -> Path:
-    """Write a weights file in another form; every tensor of it, or nothing.
+    """Write a weights file in another format: either every tensor of it, or nothing.
 
     Args:
         file: A weights file of any known origin.
-        to: safetensors (ours), timm or transreid.
-        output: The file to write; by default beside `file`, named after `to`.
-        img_size: (height, width) in pixels to write it for; positions made for another grid are resampled.
-        num_heads: Attention heads, where file and width do not tell.
-        mean: Per channel, in [0, 1]: how images are normalised for these weights, where the file does not tell.
-        std: Likewise.
-        force: Replace what is there.
-        screen: Shows what was done, and what the form cannot hold.
+        to: The format: safetensors (ours), timm or transreid.
+        output: The file to write (default: in the folder of `file`, named after `to`).
+        img_size: (height, width) in pixels for the new file; position embeddings of another grid are resampled.
+        num_heads: Number of attention heads, if neither the file nor the width determines it.
+        mean: Mean per channel, in [0, 1], that images are normalised with, if the file does not record it.
+        std: Standard deviation per channel, in [0, 1], if the file does not record it.
+        force: Replace an existing file.
+        screen: Shows what was done, and what the format cannot store.
+
+    Returns:
+        The path of the new file.
 
     Raises:
-        UserError: The file holds no backbone known here, or not enough is known of it; the form cannot hold it;
+        UserError: The file contains no known backbone or lacks facts about it, the format cannot store the backbone,
             or the output cannot be written.
     """
     screen = screen or Screen()
     if to not in SUFFIXES:
-        raise UserError(f"--to {to}: no such form; choose {', '.join(SUFFIXES)}")
+        raise UserError(f"--to {to}: no such format; choose {', '.join(SUFFIXES)}")
     source = Path(file)
     target = Path(output) if output else source.with_name(f"{source.stem}.{MARKS.get(to, to)}{SUFFIXES[to][0]}")
     if target.suffix not in SUFFIXES[to]:
@@ -94,18 +97,21 @@ def export_weights(
     force: bool = False,
     screen: Screen | None = None,
 ) -> Path:
-    """Write a weights file's backbone as an ONNX model that was run and compared with it.
+    """Write the backbone of a weights file as an ONNX model, then run the model and compare it with the backbone.
 
     Args:
         file: A weights file of any known origin.
         onnx: The file to write.
-        img_size: (height, width) in pixels of the images the model will take, if not the file's own.
-        num_heads: Attention heads, where file and width do not tell.
-        force: Replace what is there.
+        img_size: (height, width) in pixels of the model's input images (default: the file's).
+        num_heads: Number of attention heads, if neither the file nor the width determines it.
+        force: Replace an existing file.
         screen: Shows what was done.
 
+    Returns:
+        The path of the ONNX file.
+
     Raises:
-        UserError: As `convert_weights`; or a package is missing, or the exported model computes something else.
+        UserError: As for `convert_weights`; or a package is missing, or the exported model gives other features.
     """
     screen, source, target = screen or Screen(), Path(file), Path(onnx)
     _check_target(source, target, "--onnx", force)
@@ -135,7 +141,7 @@ def _check_target(source: Path, target: Path, option: str, force: bool) -> None:
 
 
 def _load(path: Path, screen: Screen, **hint: Any) -> Loaded:
-    """Build the backbone that a file holds, and load it: every tensor, in the widest of the file's dtypes."""
+    """Build the backbone of a file and load every tensor, in the widest of the file's dtypes."""
     checkpoint = read_checkpoint(path)
     header = read_header(path) if checkpoint.header else {}
     facts: dict[str, Any] = {key: checkpoint.facts[key] for key in ("img_size", "num_heads") if key in checkpoint.facts}
@@ -168,15 +174,15 @@ def _save_own(
     origin = loaded.checkpoint.format
     if None in known and None in (mean, std):
         if origin not in NORMALISED:
-            raise UserError(f"{source}: it does not say how images are normalised; say --mean R G B --std R G B")
+            raise UserError(f"{source}: the file does not say how images are normalised; set --mean R G B --std R G B")
         known = NORMALISED[origin]
-        screen.say(f"assumed, as the published files of this form: mean {listed(known[0])}, std {listed(known[1])}")
+        screen.say(f"assumed, as in published files of this format: mean {listed(known[0])}, std {listed(known[1])}")
     facts = {key: value for key, value in loaded.facts.items() if key not in OWN_FACTS}
     save_backbone(path, loaded.backbone, mean or known[0], std or known[1], **facts)
 
 
 def _lost(loaded: Loaded) -> list[str]:
-    """What a foreign form cannot hold, and the file knew."""
+    """Return notes on the facts of the source file that a foreign format cannot store."""
     known, spec = loaded.facts, loaded.backbone.spec
     facts = {"image size": "x".join(map(str, spec["img_size"]))}
     facts |= {key: listed(known[key]) for key in ("mean", "std") if key in known}
@@ -190,10 +196,10 @@ def _named(backbone: Backbone) -> str:
 
 
 def reasons(ignored: Mapping[str, str]) -> str:
-    """Why tensors were left out, and how many for that."""
+    """Format why tensors were left out, with the number of tensors for each reason."""
     return ", ".join(f"{reason} ({count})" for reason, count in Counter(ignored.values()).items())
 
 
 def listed(numbers: Sequence[float]) -> str:
-    """Numbers as a person writes them."""
+    """Format numbers in their shortest form, joined by slashes."""
     return "/".join(f"{number:g}" for number in numbers)

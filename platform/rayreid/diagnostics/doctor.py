@@ -1,4 +1,4 @@
-"""Whether everything stands that runs need, each thing in a line: fine, worth knowing, or what to do."""
+"""Checks of everything that runs need, one line each: fine, worth knowing, or what to do about a fault."""
 
 import os
 import shutil
@@ -23,14 +23,14 @@ from rayreid.tracking.run import Tracker
 
 _OLDEST = (3, 11)
 _GIB = 2**30
-_LITTLE, _NOTHING = 20 * _GIB, 2 * _GIB  # a ViT-B's checkpoint while it is pre-trained: 1.5 GiB
+_LITTLE, _NOTHING = 20 * _GIB, 2 * _GIB  # a checkpoint of a ViT-B in pre-training takes 1.5 GiB
 _MARKS = {"ok": "[green]✓[/]", "note": "[yellow]![/]", "bad": "[red]✗[/]"}
 _TESTED = Path(__file__).parents[3] / "constraints.txt"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, how it is, and where it is not well what to do."""
+    """One line of the report: what was checked, the result, and what to do about a fault."""
 
     mark: Literal["ok", "note", "bad"]
     subject: str
@@ -38,10 +38,10 @@ class Finding:
 
 
 def doctor(screen: Screen | None = None) -> bool:
-    """Look at everything and say so line by line; returns whether runs can be started.
+    """Check everything, print one line per check, and return whether runs can be started.
 
-    It writes some small files and removes them, starts Ray as a run would, and leaves an empty MLflow experiment named
-    `doctor`.
+    The checks write some small files and remove them, start Ray as a run would, and leave an empty MLflow experiment
+    named `doctor`.
     """
     screen = screen or Screen()
     bad = 0
@@ -68,7 +68,7 @@ def _findings() -> Iterator[Finding]:
 
 
 def python(version: Sequence[int]) -> Finding:
-    """Whether Python is new enough."""
+    """Check whether Python is new enough."""
     shown = ".".join(map(str, version))
     if tuple(version[:2]) >= _OLDEST:
         return Finding("ok", "Python", shown)
@@ -76,7 +76,7 @@ def python(version: Sequence[int]) -> Finding:
 
 
 def pins(path: Path) -> dict[str, str]:
-    """The pins of a constraints file; none where there is no such file, as in an installation without a checkout."""
+    """Return the pins of a constraints file; none if the file does not exist, as without a checkout."""
     if not path.exists():
         return {}
     lines = [line.partition(";")[0].strip() for line in path.read_text().splitlines()]
@@ -84,7 +84,7 @@ def pins(path: Path) -> dict[str, str]:
 
 
 def compared(installed: dict[str, str], tested: dict[str, str]) -> Finding:
-    """Whether the installed versions are the tested ones; a build's own suffix (`+cu126`) does not count."""
+    """Check whether the installed versions are the tested ones, ignoring the suffix of a build (`+cu126`)."""
     if not tested:
         return Finding("note", "versions", "not compared with the tested ones: no constraints.txt beside the package")
     other = [
@@ -98,7 +98,7 @@ def compared(installed: dict[str, str], tested: dict[str, str]) -> Finding:
 
 
 def places(written: Token) -> Iterator[Finding]:
-    """Outputs and data as this machine sees them."""
+    """Yield the checks of the output and dataset folders on this machine."""
     root = written.root
     yield _guarded("outputs", lambda: _outputs(root))
     named = os.environ.get("RAYREID_DATA")
@@ -119,7 +119,7 @@ def _outputs(root: Path) -> Finding:
 
 
 def room(root: Path, free: int) -> Finding:
-    """Whether outputs have room."""
+    """Check whether there is room for outputs; `free` is in bytes."""
     shown = f"{root}: can be written, {free / _GIB:,.1f} GiB free"
     if free < _NOTHING:
         return Finding("bad", "outputs", f"{shown}: make room, or set RAYREID_ROOT to another place")
@@ -129,7 +129,7 @@ def room(root: Path, free: int) -> Finding:
 
 
 def mlflow(root: Path) -> Finding:
-    """Whether a run, a metric and an artifact reach the tracking store; they are deleted again."""
+    """Check whether a run, a metric and an artifact reach the tracking store; they are deleted again."""
     tracker = Tracker(root, "doctor")
     run = tracker.run("doctor")
     try:
@@ -142,7 +142,7 @@ def mlflow(root: Path) -> Finding:
 
 
 def _guarded(subject: str, look: Callable[[], Finding]) -> Finding:
-    """Whatever goes wrong in looking is what was found."""
+    """Run a check, and turn any exception into a finding."""
     try:
         return look()
     except Exception as error:
@@ -150,7 +150,7 @@ def _guarded(subject: str, look: Callable[[], Finding]) -> Finding:
 
 
 def _cluster(here: dict[str, str], written: Token | None) -> Iterator[Finding]:
-    """Ray, and every node of it; this machine alone where Ray cannot be reached."""
+    """Yield the checks of Ray and of all its nodes; of this machine alone if Ray cannot be reached."""
     examination = Examination(list(here), written)
     try:
         with connect():
@@ -178,11 +178,11 @@ def _ray(resources: dict[str, float]) -> Finding:
 
 
 def node(answer: Answer, here: dict[str, str]) -> Iterator[Finding]:
-    """A line where a node is well, else one for each of its faults.
+    """Yield one line if a node is healthy, or else one line per fault.
 
     Args:
-        answer: what an `Examination` found there.
-        here: the versions of this machine's packages.
+        answer: The result of an `Examination` on that node.
+        here: Versions of this machine's packages, by name.
     """
     subject = f"node {answer.node}"
     if answer.error:

@@ -1,4 +1,4 @@
-"""Looking at an image store: what it holds, whether its shards are whole, a sheet of its images. Needs no Ray."""
+"""Inspection of an image store: its statistics, the integrity of its shards, a sheet of images. Needs no Ray."""
 
 from pathlib import Path
 
@@ -16,19 +16,19 @@ _UNKNOWN = "not known"
 
 
 def inspect_store(directory: str, verify: bool = False, sheet: str | None = None, screen: Screen | None = None) -> None:
-    """Print a store's figures, and verify it or draw some of its images where that is asked for.
+    """Print the statistics of a store and, if asked for, verify it or draw some of its images.
 
     Args:
-        directory: The store's folder; a relative one lies in the current folder.
+        directory: The store's folder; a relative path begins at the current folder.
         verify: Read all shards and compare them with their checksums.
-        sheet: The picture file to draw.
-        screen: Shows all that.
+        sheet: The image file to draw.
+        screen: Prints the results.
 
     Raises:
-        UserError: It is no complete store, a shard is missing or (where verified) changed, or the picture cannot
+        UserError: The store is not complete, a shard is missing or (if verified) has changed, or the sheet cannot
             be drawn.
     """
-    if sheet is not None and not Path(sheet).absolute().parent.is_dir():  # said now, not after a long verification
+    if sheet is not None and not Path(sheet).absolute().parent.is_dir():  # report it now, not after a long verification
         raise UserError(f"--sheet {sheet}: there is no folder {Path(sheet).parent}; make it first")
     screen = screen or Screen()
     store = ImageStore(directory)
@@ -73,7 +73,7 @@ def _show(screen: Screen, store: ImageStore, summary: Summary) -> None:
 
 
 def _reasons(store: ImageStore, summary: Summary) -> str:
-    """The rejects by reason and where they are listed; "" where there are none."""
+    """Format the number of rejected images by reason, and where they are listed; "" if there are none."""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.rejected.items())
     return reasons and f"{reasons} (listed in {store.directory / 'rejected.parquet'})"
 
@@ -85,7 +85,7 @@ def _lengths(spread: Spread) -> str:
 
 
 def _size(count: int) -> str:
-    """Bytes in the largest binary unit of which there is at least one."""
+    """Format bytes in the largest binary unit that gives at least 1."""
     amount, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]
     while amount >= 1024 and len(units) > 1:
         amount /= 1024
@@ -94,7 +94,7 @@ def _size(count: int) -> str:
 
 
 def _draw(store: ImageStore, path: Path) -> None:
-    from rayreid.evaluation.figures import image_sheet, save_picture  # matplotlib: only for who wants a picture
+    from rayreid.evaluation.figures import image_sheet, save_picture  # matplotlib loads slowly: import it only to draw
 
     rows, images = sample_images(store, _SHEET)
     if not images:

@@ -1,4 +1,4 @@
-"""Looking into a weights file: what network it holds, and whether all of it is understood. Needs no Ray."""
+"""Inspection of a weights file: its network, and whether every tensor is understood. Needs no Ray."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -24,15 +24,15 @@ _NAMES = 14  # columns for the names on the left
 
 
 def inspect_weights(file: str, keys: bool = False, screen: Screen | None = None) -> None:
-    """Print what a weights file holds.
+    """Print the contents of a weights file.
 
     Args:
         file: A weights file of any known origin.
-        keys: List every tensor with its shape and dtype, too.
-        screen: Shows all that.
+        keys: Also list every tensor with its shape and dtype.
+        screen: Prints the results.
 
     Raises:
-        UserError: It is no weights file, or holds no backbone that can be built here, or not whole.
+        UserError: The file is not a weights file, its backbone cannot be built here, or tensors are missing.
     """
     screen = screen or Screen()
     path = Path(file)
@@ -74,7 +74,7 @@ def _lines(
 
 
 def _told(shape: Shape, facts: Mapping[str, Any]) -> Shape:
-    """The shape with what a file of other origin says beside its tensors."""
+    """Return the shape, completed with the facts that a foreign file records next to its tensors."""
     said = {key: facts[key] for key in ("img_size", "num_heads") if key in facts}
     return Shape({**shape.spec, **said}, {key: why for key, why in shape.unknown.items() if key not in said})
 
@@ -88,7 +88,7 @@ def _architecture(shape: Shape, backbone: Backbone, known: bool) -> str:
         return name
     vit: Any = backbone
     if "num_heads" in shape.unknown:
-        heads = "heads not known (say --num-heads when converting)"
+        heads = "heads not known (set --num-heads when converting)"
     else:
         heads = f"{vit.blocks[0].attn.num_heads} heads" + ("" if known else " (its width's usual number)")
     return f"{name}, {len(vit.blocks)} blocks, width {vit.embed_dim}, {heads}"
@@ -96,7 +96,7 @@ def _architecture(shape: Shape, backbone: Backbone, known: bool) -> str:
 
 def _size(shape: Shape, backbone: Backbone, known: bool) -> str:
     if "img_size" in shape.unknown:
-        return "not known (say --img-size when converting)"
+        return "not known (set --img-size when converting)"
     if not known and shape.spec["name"] not in VITS:
         return "any: the weights do not depend on it"
     height, width = backbone.spec["img_size"]
@@ -109,7 +109,7 @@ def _size(shape: Shape, backbone: Backbone, known: bool) -> str:
 
 
 def _unloaded(shape: Shape, state: Mapping[str, Tensor]) -> Backbone:
-    """The network without weights; what the tensors do not tell is set so that shapes agree."""
+    """Build the network without weights; facts that the tensors do not determine are set so that the shapes agree."""
     spec = dict(shape.spec)
     if "num_heads" in shape.unknown:
         spec["num_heads"] = 1

@@ -1,4 +1,4 @@
-"""What one machine is like: versions, GPUs that compute, whether faiss finds neighbours, room on its disk."""
+"""Health of one machine: versions, GPUs that compute correctly, a working faiss, free disk space."""
 
 import os
 import platform
@@ -16,21 +16,21 @@ from rayreid.execution.shared_storage import Token
 from rayreid.neighbours.knn import check_sample, nearest
 
 _POINTS, _WIDTH, _NEAREST = 2000, 64, 10
-_RAY_STOPS = 0.05  # Ray takes no more objects on a disk with less of it free
+_RAY_STOPS = 0.05  # Ray stores no more objects on a disk with a smaller fraction free
 
 
 @dataclass(frozen=True)
 class Host:
-    """One machine; travels from the nodes to the driver.
+    """State of one machine, sent from the nodes to the driver.
 
     Attributes:
-        python: its version.
-        versions: of the packages that were asked for and are installed.
-        cuda: the CUDA (or ROCm) that torch was built for; None: for none.
-        gpus: the names of those on which a product came out right.
-        faiss: its version and where it searches, if its neighbours are right; else "".
-        free: bytes free where Ray keeps objects and logs.
-        faults: what is wrong, each in one line that says what to do.
+        python: Version of Python.
+        versions: Versions of the requested packages that are installed.
+        cuda: Version of CUDA (or ROCm) that torch was built for; None: built without GPU support.
+        gpus: Names of the GPUs that computed a matrix product correctly.
+        faiss: Version of faiss and where it searches, if it finds the right neighbours, or else "".
+        free: Free bytes on the disk where Ray keeps objects and logs.
+        faults: The faults, each in one line that says what to do.
     """
 
     python: str
@@ -44,18 +44,18 @@ class Host:
 
 @dataclass(frozen=True)
 class Examination:
-    """What to look for; called on a machine, it gives what is found there.
+    """An examination of a machine: call it there, and it returns what it found.
 
     Attributes:
-        packages: whose versions to tell.
-        token: in the storage that the machine should see; None: there is none.
+        packages: Packages to report the versions of.
+        token: Token in the shared storage that the machine should see; None: there is no token.
     """
 
     packages: Sequence[str]
     token: Token | None
 
     def __call__(self) -> Host:
-        """Look."""
+        """Examine this machine."""
         seen = [] if self.token is None else self.token.complaints()
         gpus, failing = _gpus()
         faiss, wrong = _faiss()
@@ -72,7 +72,7 @@ class Examination:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """The installed versions of those packages that are installed."""
+    """Return the versions of the given packages, without those that are not installed."""
     found = {}
     for name in packages:
         try:
@@ -83,7 +83,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def _gpus() -> tuple[list[str], list[str]]:
-    """Names of the GPUs that multiply as the CPU does, and what is wrong with the others."""
+    """Return the names of the GPUs that multiply as the CPU does, and the faults of the others."""
     good, bad = [], []
     one = torch.arange(64.0).reshape(8, 8)
     for index in range(torch.cuda.device_count()):
@@ -100,7 +100,7 @@ def _gpus() -> tuple[list[str], list[str]]:
 
 
 def _faiss() -> tuple[str, list[str]]:
-    """Its version and device, and what is wrong with it. Of a search among random points, a sample is looked at."""
+    """Return the version and device of faiss, and its faults; a sample of a search among random points is checked."""
     points = torch.randn(_POINTS, _WIDTH, generator=torch.Generator().manual_seed(0))
     try:
         found = nearest(points, _NEAREST, engine="faiss")
