@@ -1,1 +1,1 @@
-"""Pages and registered models, made from what MLflow holds."""
+"""Report pages and registered models, made from the runs in MLflow."""

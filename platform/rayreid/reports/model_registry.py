@@ -1,4 +1,4 @@
-"""The model registry of MLflow: the best model of a sweep, with a signature, loadable without this project."""
+"""Registration of the best model of a sweep in MLflow, with a signature, loadable without this project."""
 
 import logging
 import os
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 
 _FOLDER = "model"
 _MODELS = ("run.adapted", "run.model", "run.weights")
-"""Tags of a trial that name the run of what was evaluated, the last in the graph first."""
+"""Tags of a trial that name the run of the evaluated model, from the last stage of the graph to the first."""
 
 
 def register_best(sweep: str, overrides: Sequence[str] = (), name: str | None = None) -> str:
     """Register the model of the trial with the highest mAP, with a signature.
 
     Args:
-        sweep, overrides: see `rayreid.reports.sweep_report.report`.
-        name: of the registered model; the experiment's unless given.
+        sweep, overrides: See `rayreid.reports.sweep_report.report`.
+        name: Name of the registered model (default: the experiment's name).
 
     Returns:
-        Its URI, for `mlflow.pytorch.load_model`.
+        The URI of the model version, for `mlflow.pytorch.load_model`.
 
     Raises:
-        UserError: no such sweep, or its weights cannot be fetched.
+        UserError: The sweep does not exist, or the weights cannot be fetched.
     """
     history, experiment, _, members = find(sweep, overrides)
     best = best_of(trials_of(members))
     made_by = next((best.record.tags[tag] for tag in _MODELS if tag in best.record.tags), None)
     if made_by is None:
-        raise UserError(f"{best.record.name}: its run does not tell which stage made its model; run it again")
+        raise UserError(f"{best.record.name}: its run does not record which stage made its model; run it again")
     run = Run(Tracker(output_root(), experiment), best.record.id)
     with tempfile.TemporaryDirectory() as folder:
         model, size = load_extractor(fetch_weights(history.client, made_by, Path(folder)))
@@ -57,7 +57,7 @@ def register_best(sweep: str, overrides: Sequence[str] = (), name: str | None = 
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
-    """The trial of the highest mAP; of equal ones the first."""
+    """Return the trial with the highest mAP, the first one if several are equal."""
     return max((one for one in trials if one.outcome), key=lambda one: one.record.metrics["mAP"])
 
 
@@ -65,7 +65,7 @@ def fetch_weights(client: "MlflowClient", run_id: str, folder: Path) -> Path:
     """Download the weights that a stage's run logged.
 
     Raises:
-        UserError: the run has none, or its artifact store does not give them.
+        UserError: The run has no weights, or the artifact store does not return them.
     """
     from mlflow.exceptions import MlflowException
 
@@ -76,7 +76,7 @@ def fetch_weights(client: "MlflowClient", run_id: str, folder: Path) -> Path:
         if found:
             return Path(client.download_artifacts(run_id, found[0], str(folder)))
     except (MlflowException, OSError) as error:
-        raise UserError(f"MLflow does not give the weights of run {run_id} ({one_line(error)})") from None
+        raise UserError(f"MLflow does not return the weights of run {run_id} ({one_line(error)})") from None
     raise UserError(f"MLflow's run {run_id} holds no weights to register")
 
 
@@ -85,17 +85,18 @@ def register(
 ) -> tuple[str, str]:
     """Log a model in a run as `model/`, and register it as the next version of `name`.
 
-    It is stored as an exported graph (`pt2`): `mlflow.pytorch.load_model("models:/NAME/VERSION")` needs torch alone.
+    The model is stored as an exported graph (`pt2`), so `mlflow.pytorch.load_model("models:/NAME/VERSION")` needs only
+    torch.
 
     Args:
-        run: the run that it comes from.
-        name: of the registered model; made if it is new.
-        model: in eval mode, on the CPU.
-        example: input (B, …) with B > 1, or the batch would become part of the graph.
-        tags: of the version.
+        run: The run that produced the model.
+        name: Name of the registered model, created if it is new.
+        model: The model in eval mode, on the CPU.
+        example: Input (B, …) with B > 1, because a batch of one would become part of the graph.
+        tags: Tags of the version.
 
     Returns:
-        Version and URI.
+        The version, and the URI of it.
     """
     import mlflow
     from mlflow.exceptions import MlflowException

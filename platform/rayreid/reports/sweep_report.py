@@ -1,4 +1,4 @@
-"""The answer of a sweep on one page: curves, stems, costs, and what is published, made from MLflow alone."""
+"""The report of a sweep on one page: curves, stems, costs and published results, made from MLflow alone."""
 
 import math
 from collections.abc import Sequence
@@ -30,18 +30,18 @@ _TASKS = {"none": "supervised", "usl": "usl", "uda": "uda"}
 
 
 def report(sweep: str, overrides: Sequence[str] = ()) -> Path:
-    """Make the report of a sweep, or of an experiment with rows: a page and PNGs in the output root and in MLflow.
+    """Write the report of a sweep, or of an experiment with rows: a page and PNGs in the output root and in MLflow.
 
     Args:
-        sweep: experiment file, or the name in it. Of a name the newest run with results is taken, of a file that of the
-            file as it stands.
-        overrides: changes to the file, as when it was run.
+        sweep: An experiment file, or the name of an experiment. A name selects its newest run with results; a file
+            selects the run of the file as it stands.
+        overrides: Changes to the file, as when it was run.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
-        UserError: no such run, or none of its trials has come to an end.
+        UserError: The run does not exist, or none of its trials has finished.
     """
     root = output_root()
     history, name, top, members = find(sweep, overrides)
@@ -61,7 +61,7 @@ def report(sweep: str, overrides: Sequence[str] = ()) -> Path:
 
 
 def find(sweep: str, overrides: Sequence[str] = ()) -> tuple[History, str, Record, list[Record]]:
-    """The store, the experiment's name, the sweep's run and its trials; see `report` for arguments and errors."""
+    """Return the history, the experiment's name, the sweep's run and its trials; see `report` for the arguments."""
     digest = None
     if Path(sweep).suffix in (".yaml", ".yml"):
         experiment = load_experiment(sweep, overrides)
@@ -78,20 +78,20 @@ def _page(history: History, top: Record, trials: Sequence[Trial], drawn: dict[st
     names = names_of(groups)
     cost = "gpu_hours" if any(one.gpu_hours for one in done) else "hours"
     targets = ", ".join(dict.fromkeys(one.record.tags["target"] for one in trials if one.outcome))
-    page = Page(f"{top.name}: what the sweep says")
+    page = Page(f"{top.name}: results of the sweep")
     stopped = sum(one.stopped for one in trials)
-    ended = f", {stopped} more were ended early by the median rule, so that not all values are seen" if stopped else ""
+    ended = f", {stopped} more were stopped early by the median rule, so not all values are seen" if stopped else ""
     page.text(
-        f"{len(done)} of {len(trials)} trials have a result, on {targets}{ended}. Figures are of the target's query "
-        f"and gallery images; ± is one standard deviation over seeds, of as many as n says. MLflow run {top.id}."
+        f"{len(done)} of {len(trials)} trials have a result, on {targets}{ended}. Scores are measured on the target's "
+        f"query and gallery images; ± is one standard deviation over n seeds. MLflow run {top.id}."
     )
     lines = curves(groups)
-    if all(len(line.points) == 1 for line in lines):  # one fraction alone, as in a search for something else
+    if all(len(line.points) == 1 for line in lines):  # a single fraction, as in a search over other keys
         lines = []
     if 0 < len(lines) <= _MOST_CURVES:
         _add_fractions(page, lines, groups, drawn)
     elif lines:
-        page.text(f"The {len(lines)} curves over the fraction are too many for one figure, and left out.")
+        page.text(f"The {len(lines)} curves over the fraction are too many for one figure, so it is left out.")
     _add_stems(page, groups)
     page.heading("All settings")
     _add_settings(page, groups, names, cost)
@@ -102,21 +102,21 @@ def _page(history: History, top: Record, trials: Sequence[Trial], drawn: dict[st
 
 
 def _add_fractions(page: Page, lines: Sequence[Curve], groups: Sequence[Group], drawn: dict[str, Figure]) -> None:
-    """The curves, and what they say of the published claim."""
+    """Add the curves over the fraction, and compare them with the published claim."""
     nothing = [group for group in groups if group.first.fraction == 0]
     figure = fraction_curves(lines, dict(zip(names_of(nothing), nothing, strict=True)))
     drawn["fraction"] = figure
     page.heading("How much of the pool")
-    caption = "A score over the fraction of the pool, by strategy; dashed from 50 % on: the level of the whole pool."
+    caption = "Score over the fraction of the pool, by strategy; dashed from 50 % on: the level of the whole pool."
     page.figure(figure, caption)
     compared = [(line, line.at(CLAIMED), line.at(1.0)) for line in lines]
     both = [(line, half, whole) for line, half, whole in compared if half is not None and whole is not None]
     if not both:
-        page.text("The published claim is about the half and the whole of a pool: this sweep did not run both.")
+        page.text("The published claim compares half of a pool with the whole pool: this sweep did not run both.")
         return
     page.text(
-        "Published is that the half of LUPerson that CFS ranks highest pre-trains as well as all of it. Whether that "
-        "holds here is the difference below, in points of mAP; its spread is the root of both variances over seeds."
+        "The published claim: the half of LUPerson that CFS ranks highest pre-trains as well as all of LUPerson. The "
+        "difference below, in points of mAP, tests it here; its spread is the root of both variances over seeds."
     )
     rows = []
     for line, half, whole in both:
@@ -128,7 +128,7 @@ def _add_fractions(page: Page, lines: Sequence[Curve], groups: Sequence[Group], 
 
 
 def _add_stems(page: Page, groups: Sequence[Group]) -> None:
-    """A column per stem, where more than one was run."""
+    """Add a table with a column per stem, if more than one was run."""
     stems = [stem for stem in STEMS if any(group.first.stem == stem for group in groups)]
     if len(stems) < 2:
         return
@@ -165,14 +165,15 @@ def _add_costs(
     cost: str,
     drawn: dict[str, Figure],
 ) -> None:
-    """Accuracy over cost with its Pareto front, and what selecting cost besides."""
+    """Add accuracy over cost with its Pareto front, and the separate cost of selection."""
     drawn["cost"] = cost_figure(groups, cost)
     page.heading("What it cost")
     by_gpu, trained = cost == "gpu_hours", "pre-training, fine-tuning and adaptation"
     unit = "GPU-hours" if by_gpu else "Hours by the clock (no GPU was used)"
-    stages = trained if by_gpu else f"{trained}, and of the evaluation; of a stage that was interrupted, since then"
+    stages = trained if by_gpu else f"{trained}, and of the evaluation; an interrupted stage counts from then on"
     page.text(
-        f"{unit} of a setting are those of its own {stages}. On the Pareto front lies what nothing cheaper reaches."
+        f"{unit} of a setting are those of its own {stages}. A setting lies on the Pareto front if no cheaper one "
+        "reaches its mAP."
     )
     panels = "cost and over images, each" if len(drawn["cost"].axes) > 1 else "cost,"
     page.figure(drawn["cost"], f"mAP over {panels} with its Pareto front; the numbers are those of the table.")
@@ -191,7 +192,7 @@ def _add_costs(
     )
     spent = selection_costs(history, [one.record for one in trials if one.outcome])
     if spent:
-        page.text("Selecting took this besides, once for all trials that use it:")
+        page.text("Selection took this in addition, once for all trials that use it:")
         page.table(
             ["stage", "runs", "GPU-hours", "hours"],
             [[stage, str(runs), f"{gpu:.3g}", f"{hours:.3g}"] for stage, (runs, gpu, hours) in spent.items()],
@@ -201,7 +202,7 @@ def _add_costs(
 def _add_published(
     page: Page, history: History, trials: Sequence[Trial], groups: Sequence[Group], names: Sequence[str]
 ) -> None:
-    """Measured and published, in two tables, and whether they can be compared."""
+    """Add tables of measured and of published results, and say whether they can be compared."""
     page.heading("Measured, and published")
     measured_by = {one.outcome.label: one.record for one in trials if one.outcome}
     best: dict[tuple[str, str, str], int] = {}
@@ -233,7 +234,7 @@ def _add_published(
 
 
 def _comparable(history: History, record: Record, target: str) -> str:
-    """Whether what was measured can stand beside the published, as a sentence."""
+    """Say in a sentence whether the measured result can be compared with published ones."""
     evaluation = history.get(record.tags.get("run.metrics", ""))
     counts = evaluation.metrics if evaluation else {}
     queries = counts["queries"] + counts["skipped_queries"] if "queries" in counts else None
@@ -241,8 +242,8 @@ def _comparable(history: History, record: Record, target: str) -> str:
     if reason is not None:
         return reason
     return (
-        "The test set is the public one. The figures can be compared as far as pool, epochs, image size and backbone "
-        "are the published ones'."
+        "The test set is the public one. The scores can be compared as far as pool, epochs, image size and backbone "
+        "are the same as in the publications."
     )
 
 
