@@ -1,1 +1,1 @@
-"""The stages: the only floor that knows Ray and MLflow. Each is *config + input artifacts → output artifact*."""
+"""Stages of an experiment, each a function *config + input artifacts → output artifact*."""

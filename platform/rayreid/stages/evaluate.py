@@ -1,4 +1,4 @@
-"""Stage *evaluate*: ReID model + target's query and gallery → mAP, CMC, mINP, per-query results and figures."""
+"""Stage *evaluate*: ReID model + query and gallery of a target → mAP, CMC, mINP, per-query results and figures."""
 
 import hashlib
 from collections.abc import Mapping
@@ -24,11 +24,10 @@ from rayreid.stages.evaluation_figures import Rankings, draw
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
-"""Ends the names of what is of the re-ranked lists."""
 
 
 def plan(target: Artifact, model: Artifact, config: Evaluate) -> Artifact:
-    """The retrieval metrics of a model on a target."""
+    """Return the artifact with the retrieval metrics of a model on a target."""
     inputs = {"target": target, "model": model}
     return Artifact(target.root, "evaluate", VERSION, identity(evaluate=config), inputs, partial(_evaluate, config))
 
@@ -40,11 +39,11 @@ def _evaluate(config: Evaluate, context: StageContext) -> dict[str, Any]:
         if not len(rows):
             raise UserError(f"{store.directory}: the split {name!r} is empty; evaluation needs query and gallery")
     labels = (store.pids[query], store.pids[gallery], store.camids[query], store.camids[gallery])
-    check_findable(*labels)  # said now, not after the features
+    check_findable(*labels)  # report it now, not after the extraction
     copies = _copies(store, query, gallery)
     if copies:
         context.screen.say(
-            f"    [yellow]{copies} queries have their very bytes in the gallery, where the protocol counts them[/]"
+            f"    [yellow]{copies} queries have a byte-identical copy in the gallery, which the protocol counts[/]"
         )
     context.run.dataset("target", store.fingerprint, str(store.directory), store.manifest["counts"], "evaluate")
     weights = weights_of(context.input("model"))
@@ -86,9 +85,9 @@ def _reranked(
 
 
 def _copies(store: ImageStore, query: np.ndarray, gallery: np.ndarray) -> int:
-    """Queries whose very bytes stand in the gallery, and are neither junk there nor of the same identity and camera.
+    """Count queries with a byte-identical gallery image that is neither junk nor of the same identity and camera.
 
-    Such a copy has similarity 1 with its query: as a true match it flatters, under another identity it accuses.
+    A copy has similarity 1 with its query: as a true match it raises the score, under another identity it lowers it.
     """
     of: dict[bytes, list[int]] = {}
     for row in gallery[store.pids[gallery] >= 0].tolist():
@@ -108,7 +107,7 @@ def _digest(store: ImageStore, row: int) -> bytes:
 def _write_queries(
     path: Path, store: ImageStore, query: np.ndarray, report: RetrievalReport, reranked: RetrievalReport | None
 ) -> None:
-    """Per-query results, so that two models can be compared query by query."""
+    """Write per-query results, so that two models can be compared query by query."""
     columns = {"key": pa.array(store.keys[query].tolist(), pa.string()), **_columns(report)}
     if reranked:
         columns |= {f"{name}{RERANKED}": values for name, values in _columns(reranked).items()}

@@ -1,4 +1,4 @@
-"""What an evaluation shows: CMC curves, the best, worst and some random queries, and where a ViT looks."""
+"""Figures of an evaluation: CMC curves, ranked lists of some queries, and the attention maps of a ViT."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,15 @@ from rayreid.models.embedding import Embedder
 
 FOLDER = "figures"
 LISTS = 8
-"""Queries in one figure."""
+"""Number of queries in one figure."""
 RANKS = 10
 LOOKS = 6
-"""Queries whose attention is drawn."""
+"""Number of queries with an attention map."""
 
 
 @dataclass(frozen=True)
 class Rankings:
-    """Query and gallery of a store: index rows, and features (Q, D) and (G, D)."""
+    """Query and gallery images of a store: their index rows, and their features (Q, D) and (G, D)."""
 
     store: ImageStore
     query: np.ndarray
@@ -39,7 +39,7 @@ class Rankings:
 def draw(
     context: StageContext, rankings: Rankings, report: RetrievalReport, reranked: RetrievalReport | None, weights: Path
 ) -> None:
-    """Draw all figures into the artifact's folder `figures/`, and into MLflow."""
+    """Draw all figures into the folder `figures/` of the artifact, and log them to MLflow."""
     curves = {"model": report.cmc} | ({"re-ranked": reranked.cmc} if reranked else {})
     figures = {"cmc": cmc_curve(curves)}
     chosen = choose(report)
@@ -54,9 +54,9 @@ def draw(
 
 
 def choose(report: RetrievalReport) -> dict[str, np.ndarray]:
-    """Queries to show, as places in the query set: the best, the worst, and some drawn at random, always the same.
+    """Return the queries to show, as positions in the query set: the best, the worst, and a fixed random sample.
 
-    Of equally good ones those with more true matches, of equally bad ones those with fewer, then the first.
+    Ties among the best prefer queries with more true matches, ties among the worst those with fewer; then the first.
     """
     counted = np.flatnonzero(report.first_match > 0)
     precision, matches = report.average_precision[counted], report.matches[counted]
@@ -69,7 +69,7 @@ def choose(report: RetrievalReport) -> dict[str, np.ndarray]:
 
 
 def _lists(rankings: Rankings, shown: np.ndarray, report: RetrievalReport) -> Figure:
-    """Ranked lists of some queries."""
+    """Draw the ranked lists of some queries."""
     store, gallery = rankings.store, rankings.gallery
     rows = rankings.query[shown]
     scores, ranked = top_k(
@@ -93,7 +93,7 @@ def _lists(rankings: Rankings, shown: np.ndarray, report: RetrievalReport) -> Fi
 
 @torch.inference_mode()
 def _attention(store: ImageStore, rows: np.ndarray, weights: Path) -> dict[str, Figure]:
-    """Attention maps of a ViT; nothing of another network."""
+    """Draw the attention maps of a ViT; return no figure for another network."""
     embed = Embedder(weights, torch.device("cpu"), "fp32")
     if not isinstance(embed.backbone, ViT):
         return {}

@@ -1,6 +1,6 @@
-"""Stage *features*: images + θs → their directions in θs space, for the strategies that compare images with images.
+"""Stage *features*: images + θs → directions in θs space, for the strategies that compare images with images.
 
-Extracted once per store and proxy, whatever strategies use them.
+They are extracted once per store and proxy, and shared by all strategies.
 """
 
 import io
@@ -29,25 +29,25 @@ Part = Literal["all", "train"]
 
 
 def plan(images: Artifact, source: Artifact, part: Part, config: Score) -> Artifact:
-    """Features of all images of a store, or of the labelled ones of its split `train`."""
+    """Return the artifact with features of all images of a store, or of the labelled images of its split `train`."""
     fields = identity(part=part, precision=config.precision)
     inputs = {"images": images, "source": source}
     return Artifact(images.root, "features", VERSION, fields, inputs, partial(_extract, part, config))
 
 
 def rows_of(store: ImageStore, part: Part) -> np.ndarray:
-    """Index rows of a part, int64 ascending."""
+    """Return the index rows of a part, int64 ascending."""
     return np.arange(len(store)) if part == "all" else labelled_rows(store)
 
 
 def read(folder: Path, store: ImageStore, part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Index rows (n,) and features (n, D) float16 of length 1, NaN where undecodable; mapped, shard by shard."""
+    """Yield per shard: index rows (n,), and memory-mapped features (n, D), float16 of length 1, NaN if undecodable."""
     for shard, rows in rows_by_shard(store, rows_of(store, part)).items():
         yield rows, np.load(_path(folder, shard), mmap_mode="r")
 
 
 class _Head:
-    """Directions, rounded to float16: cosines of two of them are wrong by 1e-4 or less."""
+    """Directions, rounded to float16: the error of a cosine between two of them is at most 1e-4."""
 
     def __init__(self, path: Path, precision: WantedPrecision, device: torch.device):
         self.embed = Embedder(path, device, precision)
@@ -57,13 +57,13 @@ class _Head:
 
 
 class _Files(ShardResults):
-    """NumPy files, which are mapped: 0.8 kB an image at 384 dimensions."""
+    """Memory-mapped NumPy files: 0.8 kB per image at 384 dimensions."""
 
     suffix = ".npy"
     dtype = np.float16
 
     def shape(self) -> tuple[int, ...] | None:
-        """As in an earlier process's files."""
+        """Return the shape that files of an earlier process have; None if there are none."""
         there = next((path for path in map(self.path, self.shards) if path.exists()), None)
         return np.load(there, mmap_mode="r").shape[1:] if there else None
 

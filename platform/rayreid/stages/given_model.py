@@ -1,4 +1,4 @@
-"""A model that the user has, as an artifact: to evaluate what was trained elsewhere beside what is trained here."""
+"""A model of the user's own as an artifact, to compare models trained elsewhere with those trained here."""
 
 import shutil
 from functools import partial
@@ -20,10 +20,12 @@ VERSION = 1
 
 
 def plan(root: Path, checkpoint: Checkpoint, backbone: Backbone) -> Artifact:
-    """A model from a weights file: one of ours as it is, its neck included; another's as `backbone` describes it.
+    """Return the artifact of a user's weights file.
+
+    A file in our format is copied with its neck; another file is adopted as `backbone` describes it.
 
     Raises:
-        UserError: there is no such file, or it does not fit.
+        UserError: The file does not exist, or does not fit.
     """
     path = None if hub.is_name(checkpoint.weights) else data_path(checkpoint.weights)
     if path is not None and not path.is_file():

@@ -1,6 +1,6 @@
 """Stage *ingest*: any dataset → image store, one Ray task per shard.
 
-Shards are given out while the dataset is still being listed, and the driver keeps no listing: its memory does not grow
+Shards are submitted while the dataset is still being listed, and the driver keeps no listing: its memory does not grow
 with the pool.
 """
 
@@ -25,13 +25,13 @@ from rayreid.evaluation.figures import image_sheet
 from rayreid.execution.production import StageContext, identity
 from rayreid.storage.artifacts import Artifact
 
-VERSION = 2  # raised, too, when the drawn dataset draws something else
-_AHEAD = 2  # shards given out per CPU
+VERSION = 2  # raise it also when the synthetic dataset draws other images
+_AHEAD = 2  # submitted shards per CPU
 _SHEET = 48
 
 
 def plan(root: Path, source: Source) -> Artifact:
-    """The image store of a dataset. Its folder is part of the identity: another folder is another dataset."""
+    """Return the image store of a dataset. The folder is part of its identity: another folder is another dataset."""
     return Artifact(root, "ingest", VERSION, identity(source=source), job=partial(_ingest, source))
 
 
@@ -55,7 +55,7 @@ def _ingest(source: Source, context: StageContext) -> dict[str, Any]:
 
 
 def _write(dataset: Dataset, folder: Path, verify: Literal["decode", "header"], bar: Bar) -> tuple[int, int]:
-    """Have all shards written, some at a time; returns how many there are, and of how many images."""
+    """Write all shards, some at a time, and return the number of shards and of listed images."""
     clear_strays(folder)
     task = ray.remote(num_cpus=1)(write_part)
     read: ray.ObjectRef[Callable[[Record], bytes]] = ray.put(dataset.read)
@@ -76,27 +76,27 @@ def _write(dataset: Dataset, folder: Path, verify: Literal["decode", "header"], 
 
 
 def _ahead() -> int:
-    """Shards to give out at a time; more once nodes have joined. A cluster may begin without a CPU."""
+    """Return how many shards to submit at a time; more once nodes have joined. A cluster may begin without a CPU."""
     return max(_AHEAD, _AHEAD * int(ray.cluster_resources().get("CPU", 0)))
 
 
 def _join(
     folder: Path, shards: int, name: str, version: str, ignored: list[tuple[str, str]], listed: int
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Join the shards in a worker, which alone then holds the whole index; returns the manifest and examples."""
+    """Join the shards in a worker, so that only it holds the whole index; return the manifest and examples."""
     manifest = finish_store(folder, shards, name, version, ignored, listed)
     return manifest, sample_images(ImageStore(folder), _SHEET)[1]
 
 
 def _finished(images: "dict[ray.ObjectRef[None], int]") -> int:
-    """Wait a moment for shards; takes out those that are written, and returns how many images they were given."""
+    """Wait briefly for shards, remove those that are written from `images`, and return their number of images."""
     ready, _ = ray.wait(list(images), timeout=2)
     ray.get(ready)
     return sum(images.pop(reference) for reference in ready)
 
 
 def _record(context: StageContext, source: Source, manifest: Mapping[str, Any], examples: list[np.ndarray]) -> None:
-    """Tell MLflow what was ingested, with a sheet of examples."""
+    """Log to MLflow what was ingested, with a sheet of examples."""
     profile = {name: manifest[name] for name in ("stored", "rejected", "counts", "identities", "cameras")}
     context.run.dataset(source.dataset, manifest["fingerprint"], source.root or source.dataset, profile, "ingest")
     for name in ("manifest.json", "rejected.parquet"):

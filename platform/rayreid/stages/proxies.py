@@ -1,4 +1,4 @@
-"""The proxies that score a pool: θs and one θt per target, trained here or taken from checkpoints that the user has."""
+"""The proxies that score a pool: θs and one θt per target, trained here or taken from the user's checkpoints."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -19,7 +19,7 @@ VERSION = 1
 
 
 def plan_source(pool: Artifact, config: Proxy, resources: Resources, target: Artifact | None = None) -> Artifact:
-    """θs: pre-trained on the pool (and probed on a target, where one is given), or the user's own."""
+    """Return θs: pre-trained on the pool (and probed on a target, if given), or adopted from a user's checkpoint."""
     if config.source is not None:
         return plan_adoption(pool.root, "source", config.source, config.backbone)
     return pretrain.plan(pool, None, config.pretrain, config.backbone, config.seed, resources, target)
@@ -28,7 +28,7 @@ def plan_source(pool: Artifact, config: Proxy, resources: Resources, target: Art
 def plan_target(
     target: Artifact | None, source: Artifact, checkpoint: Checkpoint | None, config: Proxy, resources: Resources
 ) -> Artifact:
-    """θt: θs fine-tuned on a target, or the user's own."""
+    """Return θt: θs fine-tuned on a target, or adopted from the user's checkpoint."""
     if checkpoint is not None:
         return plan_adoption(source.root, "target", checkpoint, config.backbone)
     if target is None:
@@ -37,10 +37,14 @@ def plan_target(
 
 
 def check(backbone: Backbone, checkpoints: Mapping[str, Checkpoint]) -> None:
-    """Refuse checkpoints that are not there or of another architecture than this backbone; by their keys.
+    """Refuse checkpoints that do not exist, or that have another architecture than this backbone.
+
+    Args:
+        backbone: The proxies' backbone.
+        checkpoints: The checkpoints, by their keys in the experiment file.
 
     Raises:
-        UserError: one of them.
+        UserError: A checkpoint does not exist or does not fit, or θs and θt are the same file.
     """
     for key, checkpoint in checkpoints.items():
         initial_weights.check(_started(checkpoint, backbone))
@@ -50,12 +54,12 @@ def check(backbone: Backbone, checkpoints: Mapping[str, Checkpoint]) -> None:
 
 
 def _started(checkpoint: Checkpoint, backbone: Backbone) -> Backbone:
-    """The proxies' backbone, with the checkpoint to start from."""
+    """Return the proxies' backbone with the checkpoint to start from."""
     return backbone.model_copy(update={"weights": checkpoint.weights, "strict": True})
 
 
 def plan_adoption(root: Path, role: str, checkpoint: Checkpoint, backbone: Backbone) -> Artifact:
-    """The user's checkpoint as weights of ours, of a pre-trained source or of a fine-tuned target."""
+    """Return the artifact of the user's checkpoint in our format, as a pre-trained source or a fine-tuned target."""
     content = initial_weights.identifier(_started(checkpoint, backbone))
     fields = identity(backbone=backbone, checksum=content, mean=checkpoint.mean, std=checkpoint.std)
     name = pretrain.WEIGHTS if role == "source" else finetune.WEIGHTS
@@ -63,7 +67,7 @@ def plan_adoption(root: Path, role: str, checkpoint: Checkpoint, backbone: Backb
 
 
 def _adopt(checkpoint: Checkpoint, config: Backbone, name: str, context: StageContext) -> dict[str, Any]:
-    """Write the user's checkpoint as a weights file of ours, with what it needs of its images."""
+    """Write the user's checkpoint as a weights file in our format, with the normalisation of its images."""
     backbone, file = initial_weights.network(config), initial_weights.source(_started(checkpoint, config))
     assert file is not None
     report = load_weights(backbone, file)
@@ -74,7 +78,7 @@ def _adopt(checkpoint: Checkpoint, config: Backbone, name: str, context: StageCo
 
 
 def _normalisation(checkpoint: Checkpoint, report: LoadReport) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std per channel: as the user says, as the file says, or as is the custom of the file's kind."""
+    """Return mean and std per channel: the user's, else the file's, else those usual for the file's format."""
     custom = NORMALISED.get(report.format, IMAGENET)
     known = {"mean": custom[0], "std": custom[1], **report.facts, **report.header}
     said = {"mean": checkpoint.mean, "std": checkpoint.std}

@@ -1,1 +1,1 @@
-"""What the training stages share: where they start, what they watch, and what may end them."""
+"""Parts that the training stages share: initial weights, methods, probes, validation and early stopping."""

@@ -1,7 +1,8 @@
-"""Ending a pre-training that will not come to much: the median rule on what its probe finds, inside the training loop.
+"""Early stopping of unpromising pre-trainings: the median rule on probe results, inside the training loop.
 
-As in Golovin et al., "Google Vizier" (KDD 2017), §3.2.2, but by the best figure so far on both sides. No scheduler of
-Ray Tune does it: one that ends trials leaves the placement groups of their Train runs behind.
+The rule is that of Golovin et al., "Google Vizier" (KDD 2017), §3.2.2, except that both sides use the best result so
+far. No scheduler of Ray Tune is used, because one that ends trials leaves the placement groups of their Train runs
+behind.
 """
 
 from collections.abc import Callable
@@ -17,29 +18,29 @@ from rayreid.storage.metrics_log import Journal
 from rayreid.training import parallel
 
 LEAST = 3
-"""Rivals that must have come as far before any training is ended."""
+"""Number of other trials that must have come as far before a training may be stopped."""
 _MEASURE = "probe_mAP"
 
 
 @dataclass(frozen=True)
 class MedianStopping:
-    """What a pre-training is held against; travels to the workers pickled.
+    """The median rule for one sweep; sent to the workers by pickling.
 
     Attributes:
-        journals: files that the other pre-trainings of a sweep write their rows to, and its own.
-        grace: epochs before which none is ended.
+        journals: Metric journals of all pre-trainings of the sweep, including the training's own.
+        grace: Number of epochs before which no training is stopped.
     """
 
     journals: tuple[Path, ...]
     grace: int
 
     def verdict(self, epochs: int, best: float, own: Path) -> str | None:
-        """Why a training should end whose best probe after `epochs` is `best`; None: it should not.
+        """Return why a training should stop; None if it should go on.
 
         Args:
-            epochs: done.
-            best: mAP in [0, 1].
-            own: its journal, which is no rival's.
+            epochs: Number of finished epochs.
+            best: Best probe mAP of the training so far, in [0, 1].
+            own: Journal of the training itself, which is left out of the comparison.
         """
         if epochs < self.grace:
             return None
@@ -55,12 +56,12 @@ class MedianStopping:
 
 @dataclass(frozen=True)
 class Judged:
-    """A probe that also ends a training by the median rule; travels to the workers pickled.
+    """A probe that also stops a training by the median rule; sent to the workers by pickling.
 
     Attributes:
-        probe: what makes the look.
-        stopping: what it is held against.
-        journal: the training's own.
+        probe: Factory of the probe itself.
+        stopping: The median rule.
+        journal: Journal of this training.
     """
 
     probe: Callable[[Pretraining, torch.device, int], Callable[[int], dict[str, float]]]
@@ -68,10 +69,10 @@ class Judged:
     journal: Path
 
     def __call__(self, method: Pretraining, device: torch.device, threads: int) -> Callable[[int], dict[str, float]]:
-        """(epochs done) → the probe's figures, or nothing where none is due.
+        """Return a function (finished epochs) → probe results, empty if no probe is due.
 
-        Raises (the function that is returned):
-            StoppedEarly: on worker 0, where the rule ends the training; Ray then stops the others.
+        Raises (the returned function):
+            StoppedEarly: The rule stops the training. It is raised on worker 0; Ray then stops the others.
         """
         look = self.probe(method, device, threads)
 
@@ -88,7 +89,7 @@ class Judged:
 
 
 def _best(path: Path, epochs: int, whole: bool = True) -> float | None:
-    """The best probe of a journal up to an epoch; None where there is none, or, if `whole`, where it is not as far."""
+    """Return a journal's best probe up to an epoch; None without one or, if `whole`, if no probe has come that far."""
     probes = [(row["epoch"], row[_MEASURE]) for row in Journal(path).history() if _MEASURE in row]
     if whole and not any(epoch >= epochs for epoch, _ in probes):
         return None

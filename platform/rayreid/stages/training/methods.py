@@ -1,4 +1,4 @@
-"""The pre-training methods, each built from what an experiment file says of it."""
+"""Registry of the pre-training methods, each built from its section of the experiment file."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,25 +23,25 @@ from rayreid.training.schedules import Constant, Schedule, WarmupCosine
 
 
 class Pretraining(Method, Protocol):
-    """What the loop trains, and what is kept of it."""
+    """A method that the loop trains, with the backbone to keep."""
 
     @property
     def backbone(self) -> backbones.Backbone:
         """The backbone to keep for ReID."""
 
     def to(self, device: torch.device) -> "Pretraining":
-        """Move it there."""
+        """Move the networks to a device and return the method."""
 
 
 @dataclass(frozen=True)
 class MethodSetup:
-    """What a method is built for.
+    """Settings that a method is built from.
 
     Attributes:
-        config: the section of the experiment file.
-        recipe: its numbers, `auto` resolved.
-        steps_per_epoch: optimizer steps.
-        fresh: whether the networks were drawn, not loaded.
+        config: The section `pretrain` of the experiment file.
+        recipe: Hyper-parameters of the method, with `auto` resolved.
+        steps_per_epoch: Number of optimizer steps per epoch.
+        fresh: Whether the networks were initialised at random, not loaded.
     """
 
     config: Pretrain
@@ -50,7 +50,7 @@ class MethodSetup:
     fresh: bool = True
 
     def rates(self, momentum: Schedule | None = None, clip: float | None = None) -> Rates:
-        """Warm-up and cosine; the momentum encoder's momentum rises to 1 unless another schedule is given."""
+        """Return warm-up and cosine; the momentum encoder's momentum rises to 1 unless `momentum` is given."""
         r = self.recipe
         steps = self.config.epochs * self.steps_per_epoch
         lr = WarmupCosine(r.lr, r.min_lr, steps, r.warmup_epochs * self.steps_per_epoch)
@@ -63,7 +63,7 @@ Builder = Callable[[backbones.Backbone, backbones.Backbone, MethodSetup], Pretra
 
 @dataclass(frozen=True)
 class Entry:
-    """A method: how it is built of two networks, the second without drop path, and what watches over its rows."""
+    """A method: its builder from two networks, the second without drop path, and the watch over its metric rows."""
 
     build: Builder
     watch: Callable[[Pretrain, Recipe], Watch] = lambda config, recipe: SpreadWatch()
@@ -142,17 +142,17 @@ METHODS: Mapping[str, Entry] = {
     "mocov2": Entry(_mocov2),
     "moby": Entry(_moby),
 }
-"""By `pretrain.method`."""
+"""The methods, by the value of `pretrain.method`."""
 
 
 def crops_of(config: Pretrain, recipe: Recipe, img_size: tuple[int, int]) -> MultiCrop:
-    """The augmentation, the same for all methods but for the number of local crops."""
+    """Return the augmentation, which differs between methods only in the number of local crops."""
     global_size, local_size = config.crop_sizes(img_size)
     return MultiCrop(global_size, local_size, recipe.local_crops, config.global_scale, config.local_scale)
 
 
 def resolved(config: Pretrain, backbone: Backbone) -> dict[str, Any]:
-    """What every `auto` of the method came to, and its optimizer."""
+    """Return the resolved value of every `auto` of the method, and its optimizer."""
     recipe = config.recipe(backbone)
     words = [name for name in BY_METHOD if getattr(config, name) == "auto" and uses(config.method, name)]
     found = {**{name: getattr(recipe, name) for name in words}, "optimizer": recipe.optimizer}

@@ -1,4 +1,4 @@
-"""The probe of a pre-training: how it is bound to a target's store."""
+"""The probe of a pre-training, bound to the image store of a target."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ from rayreid.training.loop import WantedPrecision, resolve_precision
 
 @dataclass(frozen=True)
 class TargetProbe:
-    """Probes the backbone that a training would keep, on every worker together; travels to them pickled.
+    """A probe of the backbone that a training would keep, run by all workers together; sent to them by pickling.
 
     Attributes:
-        store: the target's image store.
-        probe: which of its images.
-        size: height and width at which the backbone sees them.
-        every: epochs between two probes; the last epoch is always followed by one.
-        epochs: length of the training.
-        precision: of the forward pass.
+        store: Path of the target's image store.
+        probe: The choice of images.
+        size: (height, width) of the backbone's input in pixels.
+        every: Number of epochs between two probes; the last epoch is always probed.
+        epochs: Number of epochs of the training.
+        precision: Precision of the forward pass.
     """
 
     store: Path
@@ -38,7 +38,7 @@ class TargetProbe:
     precision: WantedPrecision
 
     def __call__(self, method: Pretraining, device: torch.device, threads: int) -> Callable[[int], dict[str, float]]:
-        """(epochs done) → the probe's figures, or nothing where none is due."""
+        """Return a function (finished epochs) → probe results, empty if no probe is due."""
         store = ImageStore(self.store)
         transform = ReIDTest(self.size, IMAGENET_MEAN, IMAGENET_STD)
         precision = resolve_precision(self.precision, device)
@@ -53,10 +53,10 @@ class TargetProbe:
 
 
 def on_target(context: StageContext, config: Pretrain, backbone: Backbone) -> TargetProbe | None:
-    """The probe on the target that the stage was given beside its inputs; None where it was given none.
+    """Return the probe on the stage's auxiliary input `target`; None if the stage has no such input.
 
     Raises:
-        UserError: the target has no identity that could be found again.
+        UserError: No identity of the target can be found by a probe.
     """
     if "target" not in context.artifact.auxiliary:
         return None

@@ -1,4 +1,4 @@
-"""What is told of an adaptation's pseudo labels, while it runs and afterwards."""
+"""Messages and figures about the pseudo labels of an adaptation, during the training and afterwards."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,16 +13,16 @@ from rayreid.reid.clustering import OUTLIER
 from rayreid.storage.metrics_log import Journal
 
 _CLUSTERS, _IMAGES = 6, 8
-"""Of a sheet: one line per cluster."""
+"""Most clusters of a sheet, one per line, and most images of a line."""
 _SHEETS = 10
-"""Over the run; one after every epoch of a shorter one."""
+"""Most sheets of a run; a shorter run has one per epoch."""
 _BLANK = np.full((2, 1, 3), 255, np.uint8)
 _CURVES = ("clusters", "outliers", "cluster_size_max", "ari", "nmi", "pair_f")
 _PHASES = ("seconds_extract", "seconds_neighbours", "seconds_cluster")
 
 
 def watch(row: Mapping[str, float]) -> str | None:
-    """A sentence for the user where an epoch goes on with the labels of an earlier one."""
+    """Return a warning for the user if an epoch reuses the labels of an earlier one, else None."""
     if not row.get("kept_labels"):
         return None
     found = f"{row['clusters']:.0f} clusters, {row['outliers']:.0f} outliers"
@@ -33,13 +33,13 @@ def draw(context: StageContext, store: ImageStore, labels: Path, epochs: int) ->
     """Draw the labels' curves and some clusters of the epochs.
 
     Args:
-        context: what is being made.
-        store: the images.
-        labels: the folder of the epochs' labels, `NNNN.npz` from 1.
-        epochs: length of the training.
+        context: Context of the running stage.
+        store: The images.
+        labels: Folder of the labels per epoch, `NNNN.npz` from 1.
+        epochs: Number of epochs of the training.
 
     Returns:
-        What was found last, and the seconds of all epochs by phase.
+        The statistics of the last epoch, and the seconds of all epochs by phase.
     """
     rows = [row for row in Journal(context.folder / "metrics.jsonl").history() if "clusters" in row]
     names = [name for name in _CURVES if name in rows[-1]]
@@ -56,12 +56,12 @@ def draw(context: StageContext, store: ImageStore, labels: Path, epochs: int) ->
 
 
 def sheet(store: ImageStore, rows: np.ndarray, labels: np.ndarray) -> Figure:
-    """Some clusters, a line of images each, from the largest to the smallest; every image with its true identity.
+    """Draw some clusters, one line of images each, from the largest to the smallest, with the true identities.
 
     Args:
-        store: the images.
-        rows: index rows, int (N,).
-        labels: clusters of these, int (N,), −1 for outliers.
+        store: The images.
+        rows: Index rows, int (N,).
+        labels: Clusters of these rows, int (N,), −1 for outliers.
     """
     sizes = np.bincount(labels[labels != OUTLIER])
     order = np.argsort(-sizes, kind="stable")

@@ -1,4 +1,4 @@
-"""Looks at query and gallery while a model is trained, without a second loader and with no effect on the training."""
+"""Validation on query and gallery during a training, without a second loader and with no effect on the training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,37 +20,37 @@ from rayreid.training.loop import WantedPrecision, resolve_precision
 
 @dataclass(frozen=True)
 class Best:
-    """Keeps the weights of the epoch with the highest mAP, the earlier one of equals; travels to the workers pickled.
+    """Keeps the weights of the first epoch with the highest mAP; sent to the workers by pickling.
 
-    What is best so far stands in the file itself, so that a training that was interrupted knows it, too.
+    The best mAP so far is stored in the file itself, so that a resumed training also knows it.
 
     Attributes:
-        path: the file.
-        save: (path, method, facts for the header) writes it.
+        path: Path of the weights file.
+        save: Function (path, method, facts for the header) that writes the file.
     """
 
     path: Path
     save: Callable[..., None]
 
     def __call__(self, method: nn.Module, epochs: int, seen: dict[str, float]) -> None:
-        """Keep the method's weights after so many epochs if what was seen of them is better."""
+        """Keep the method's weights after `epochs` epochs if their mAP in `seen` is higher than the best so far."""
         if not self.path.exists() or read_header(self.path)["eval_mAP"] < seen["eval_mAP"]:
             self.save(self.path, method, epochs=epochs, **seen)
 
 
 @dataclass(frozen=True)
 class Look:
-    """Looks at query and gallery in passing, on every worker together; travels to them pickled.
+    """Validation on query and gallery between epochs, run by all workers together; sent to them by pickling.
 
-    The published code does so, too. The weights that count are the last, whatever is seen.
+    The published code also does this. The result is always the last weights, whatever the validation finds.
 
     Attributes:
-        store: the target's image store.
-        transform: of the images.
-        every: epochs between two looks, the last epoch is then always looked at; 0: none.
-        epochs: length of the training.
-        precision: of the forward pass.
-        best: keeps the best weights, on worker 0; None: they are not kept.
+        store: Path of the target's image store.
+        transform: Transform of the images.
+        every: Number of epochs between two validations; the last epoch is then always validated; 0: no validation.
+        epochs: Number of epochs of the training.
+        precision: Precision of the forward pass.
+        best: Keeps the best weights, on worker 0; None: they are not kept.
     """
 
     store: Path
@@ -61,7 +61,7 @@ class Look:
     best: Best | None = None
 
     def __call__(self, method: nn.Module, device: torch.device, threads: int) -> Callable[[int], dict[str, float]]:
-        """(epochs done) → `eval_mAP` and `eval_rank1`, on worker 0; or nothing where no look is due."""
+        """Return a function (finished epochs) → `eval_mAP` and `eval_rank1`; empty if not due or not on worker 0."""
         store = ImageStore(self.store)
         query, gallery = store.rows_of("query"), store.rows_of("gallery")
         rows, n = np.concatenate([query, gallery]), len(query)
@@ -70,7 +70,7 @@ class Look:
         def look(epochs: int) -> dict[str, float]:
             if not periodic_metrics.due(epochs, self.every, self.epochs):
                 return {}
-            # Where batch norm takes each worker's own statistics, worker 0's are those that are kept.
+            # If batch norm uses each worker's own statistics, those of worker 0 are kept.
             parallel.broadcast_buffers(method)
             features = extract(method, store, rows, self.transform, device, precision, threads)
             if parallel.rank():
