@@ -1,1 +1,1 @@
-"""Many experiments, by Ray Tune."""
+"""Sweeps: many experiments of one file, run by Ray Tune."""

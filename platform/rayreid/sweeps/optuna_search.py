@@ -1,4 +1,4 @@
-"""A search for good trials: Optuna's suggestions for Ray Tune, kept on the disk so that a later command goes on."""
+"""Optuna search for Ray Tune, with its study on the disk so that a later command continues it."""
 
 import json
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ _DONE = "done"
 
 
 class OptunaSearcher(Searcher):
-    """Suggests `sweep.trials` combinations, of which a study on the disk remembers what they reached.
+    """Searcher that suggests `sweep.trials` combinations and stores their results in a study on the disk.
 
-    Ray's own wrapper of Optuna forgets with its process which trials were under way, and draws with a seed the same
-    ones again. Here those that an interrupted or failed command left come first, and a seed is not used twice.
+    Ray's own wrapper of Optuna loses the unfinished trials with its process, and draws the same trials again with the
+    same seed. This searcher first repeats trials that an interrupted or failed command left, and uses no seed twice.
 
     Args:
-        sweep: what is searched, by which metric.
-        folder: where the study lies; one that is there is continued.
+        sweep: The search space and the metric.
+        folder: Folder of the study; an existing study is continued.
 
     Raises:
         UserError: Optuna is not installed.
@@ -41,7 +41,7 @@ class OptunaSearcher(Searcher):
         self._open()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher; the study is on the disk."""
+        """Pickle without the study, which is on the disk (Tune pickles its searcher)."""
         return {key: value for key, value in self.__dict__.items() if key not in ("_study", "_asked")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -58,9 +58,9 @@ class OptunaSearcher(Searcher):
         states = optuna.trial.TrialState
         known = study.get_trials(deepcopy=False)
         for one in known:
-            if one.state == states.RUNNING:  # of a process that is gone
+            if one.state == states.RUNNING:  # left by a process that has ended
                 study.tell(one.number, state=states.FAIL)
-        # With the seed alone the sampler would begin again with what it drew at first.
+        # With the plain seed the sampler would draw its first trials again.
         study.sampler = optuna.samplers.TPESampler(seed=self.sweep.seed + len(known))
         self._study = study
         self._asked: dict[str, Trial] = {}
@@ -73,15 +73,15 @@ class OptunaSearcher(Searcher):
 
     @property
     def left(self) -> int:
-        """Trials that are still to be run."""
+        """Number of trials that are still to be run."""
         return max(0, self._left - len(self._asked))
 
     def done(self) -> list[dict[str, Any]]:
-        """The combinations of the trials that earlier commands have finished."""
+        """Return the combinations of the trials that earlier commands have finished."""
         return [one.user_attrs[_DONE] for one in self._study.get_trials(deepcopy=False) if _DONE in one.user_attrs]
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Tune's forgets FINISHED
-        """The next combination as JSON under `changes`, with its label."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Tune's type omits FINISHED
+        """Return the next combination as JSON under `changes`, with its label."""
         if self.left == 0:
             return Searcher.FINISHED
         if self._again:
@@ -92,7 +92,7 @@ class OptunaSearcher(Searcher):
         return {"label": describe(changes), "changes": json.dumps(changes)}
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """Remember what a trial reached, or that it failed."""
+        """Store the result of a trial, or that it failed."""
         asked = self._asked.pop(trial_id)
         self._left -= 1
         if error or not result or self.metric not in result:
@@ -102,17 +102,17 @@ class OptunaSearcher(Searcher):
         self._study.tell(asked, float(result[self.metric]))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study is on the disk."""
+        """Do nothing: the study is on the disk."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the study is on the disk."""
+        """Do nothing: the study is on the disk."""
 
 
 def require_optuna() -> ModuleType:
-    """Optuna's module.
+    """Import Optuna and return its module.
 
     Raises:
-        UserError: it is not installed.
+        UserError: Optuna is not installed.
     """
     try:
         import optuna
@@ -122,7 +122,7 @@ def require_optuna() -> ModuleType:
 
 
 def _distributions(sweep: Sweep) -> "dict[str, BaseDistribution]":
-    """Of each key. Of lists it is the place that is searched: values may be anything that YAML can say."""
+    """Return the distribution of each key. Lists are searched by index, because values may be anything YAML allows."""
     kinds = require_optuna().distributions
     made: dict[str, BaseDistribution] = {}
     for key, values in sweep.parameters.items():
@@ -137,7 +137,7 @@ def _distributions(sweep: Sweep) -> "dict[str, BaseDistribution]":
 
 
 def _changes(sweep: Sweep, params: Mapping[str, Any]) -> dict[str, Any]:
-    """What a suggestion changes in the experiment."""
+    """Return the changes that a suggestion makes to the experiment."""
     return {
         key: values[params[key]] if isinstance(values, list) else rounded(params[key])
         for key, values in sweep.parameters.items()

@@ -1,4 +1,4 @@
-"""What Ray Tune does of a sweep: each trial in a process of its own, begun again where that is lost with its node."""
+"""Trials of a sweep run by Ray Tune: each in its own process, restarted if that is lost with its node."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ from rayreid.tracking.outage import PATIENCE_SECONDS
 from rayreid.tracking.run import Run
 
 _FAILED, _STOPPED = "failed", "stopped"
-"""What a trial reports in place of metrics: why it has none; that it was ended early."""
+"""Keys that a trial reports instead of metrics: why it failed; that it was stopped early."""
 
 
 def run_trials(
@@ -41,20 +41,28 @@ def run_trials(
     parent: Run,
     stopping: MedianStopping | None = None,
 ) -> dict[str, str]:
-    """Run trials, those of `todo` or those of a searcher.
+    """Run trials, either those of `todo` or those of a searcher.
 
-    One whose own process is lost, as with its node, is begun again and goes on from what it had made,
-    `resources.max_failures` times.
+    A trial that loses its process, for example with its node, restarts up to `resources.max_failures` times and
+    resumes from its artifacts.
+
+    Args:
+        experiment: The experiment with the sweep.
+        todo: Experiments of the trials by label.
+        searcher: Suggests the trials instead; None: run those of `todo`.
+        session: Output root, tracking store and screen of the command.
+        parent: MLflow run of the sweep.
+        stopping: The median rule; None: no trial is stopped early.
 
     Returns:
-        Label → error of those that failed.
+        The errors of the failed trials, by label.
 
     Raises:
-        KeyboardInterrupt: Tune was interrupted; it ends its trials itself, and returns.
+        KeyboardInterrupt: Tune was interrupted. Tune ends its trials itself, and returns without an error.
     """
     total = searcher.left if searcher else len(todo)
-    # A trial's own process only waits for its Train workers. With a CPU for it, trials and workers could hold all
-    # CPUs between them and wait for ever; zero CPUs is refused; so it takes a token amount of memory.
+    # A trial's own process only waits for its Train workers. If it had a CPU, trials and workers could hold all CPUs
+    # between them and wait forever. Tune refuses zero CPUs, so the process takes a token amount of memory instead.
     run_trial = partial(_trial, todo=dict(todo), experiment=experiment, parent=parent.id, stopping=stopping)
     trainable = tune.with_resources(run_trial, {"memory": 2**20})
     tuner = tune.Tuner(
@@ -73,10 +81,10 @@ def run_trials(
             failure_config=tune.FailureConfig(max_failures=experiment.resources.max_failures),
         ),
     )
-    # Tune prints the traceback of a lost trial; its one line is told at the end, the rest is in Tune's own files.
+    # Tune prints the traceback of a lost trial; we report one line at the end, and Tune's own files have the rest.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has something to say with `verbose=0`, too
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial has none for the searcher
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output prints lines even with `verbose=0`
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial has no metric for the searcher
     failures: dict[str, str] = {}
     with handler_kept():
         results = tuner.fit()
@@ -86,7 +94,7 @@ def run_trials(
         if result.error is not None:
             failures[label] = one_line(result.error, "last")
             with experiment_run(session, _experiment_of(config, todo, experiment), label, parent) as run:
-                run.fail(failures[label])  # its own process is gone, and could not
+                run.fail(failures[label])  # its own process has ended and could not record it
         elif _FAILED in told:
             failures[label] = told[_FAILED]
         elif not {"mAP", _STOPPED} & told.keys():
@@ -95,13 +103,13 @@ def run_trials(
 
 
 def stops(session: Session, experiment: Experiment) -> dict[str, str]:
-    """The trials that were ended early, now or by an earlier command: label → why."""
+    """Return the trials that were stopped early, now or by an earlier command: label → reason."""
     notes = [json.loads(path.read_text()) for path in sorted(_stop_folder(session, experiment).glob("*.json"))]
     return {note["label"]: note["why"] for note in notes}
 
 
 def slots(experiment: Experiment) -> int:
-    """Trainings that fit the cluster side by side; what a node has left over after whole workers fits none."""
+    """Return how many trainings fit the cluster at the same time, counting only whole workers per node."""
     share = training_share(experiment.resources)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     fitting = [
@@ -118,15 +126,15 @@ def _trial(
     parent: str,
     stopping: MedianStopping | None = None,
 ) -> None:
-    """One trial, in a process of its own.
+    """Run one trial, in its own process.
 
-    An error is reported, not raised: what Tune begins again when it is raised would only meet it again. It is to begin
-    again what was lost with a node.
+    An error is reported, not raised: Tune would restart the trial, which would only fail again. Tune should only
+    restart trials that were lost with a node.
     """
     label = config["label"]
     try:
         one = _experiment_of(config, todo, experiment)
-    except UserError as error:  # each value is allowed, and was checked, but not all of them together
+    except UserError as error:  # each value was checked on its own, but this combination is invalid
         tune.report({_FAILED: _put_down(label, error, experiment, parent)})
         return
     failure = folder_of(output_root(), one) / "error.txt"
@@ -142,7 +150,7 @@ def _trial(
 
 
 def _put_down(label: str, error: UserError, experiment: Experiment, parent: str) -> str:
-    """Say in MLflow why a suggestion is no experiment; returns the reason."""
+    """Record in MLflow why a suggestion is not a valid experiment, and return the reason."""
     owner = Run(open_session(experiment, Screen(), PATIENCE_SECONDS).tracker, parent)
     with owner.child(label, {"experiment": experiment.name, "row": label, "level": "experiment"}) as run:
         run.fail(str(error))
@@ -150,14 +158,14 @@ def _put_down(label: str, error: UserError, experiment: Experiment, parent: str)
 
 
 def _experiment_of(config: Mapping[str, Any], todo: Mapping[str, Experiment], experiment: Experiment) -> Experiment:
-    """A trial's experiment: one that was known beforehand, or what a searcher suggested."""
+    """Return the experiment of a trial, which was known beforehand or suggested by a searcher."""
     return todo[config["label"]] if config["label"] in todo else trial(experiment, json.loads(config["changes"]))
 
 
 def _reach(
     label: str, one: Experiment, experiment: Experiment, parent: str, stopping: MedianStopping | None
 ) -> dict[str, Any]:
-    """A trial's metrics; or that it was ended early."""
+    """Run a trial and return its metrics, or a mark that it was stopped early."""
     session = open_session(experiment, Screen(), PATIENCE_SECONDS)
     with experiment_run(session, one, label, Run(session.tracker, parent)) as run:
         try:
@@ -176,7 +184,7 @@ def _stop_folder(session: Session, experiment: Experiment) -> Path:
 
 
 class _Teller(tune.Callback):
-    """Says when trials begin and end."""
+    """Prints when trials begin and end."""
 
     def __init__(self, screen: Screen, total: int):
         self.screen, self.total, self.done = screen, total, 0
@@ -205,6 +213,6 @@ class _Teller(tune.Callback):
 
 
 def _concurrent(experiment: Experiment) -> int:
-    """Trials at a time: as many as the cluster can train side by side, unless the file says how many."""
+    """Return how many trials run at a time: `sweep.max_concurrent`, or as many as the cluster can train at once."""
     most = sweep_of(experiment).max_concurrent
     return slots(experiment) if most == "auto" else most

@@ -1,4 +1,4 @@
-"""Making many artifacts: each as soon as what it stands on is there, as many at a time as the cluster can train."""
+"""Production of many artifacts: each once its inputs exist, as many at a time as the cluster can train."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,24 +24,26 @@ def produce_all(
     owner: Run,
     tags: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Make artifacts, each once; one that fails takes with it only those that stand on it.
+    """Make artifacts, each once; a failure affects only the artifacts that depend on it.
 
-    With one slot they are made in this process, one after another, with its bars; with more, in Ray tasks that take no
-    CPU of their own: what they start asks Ray for what it needs.
+    With one slot the artifacts are made in this process, one after another, with its bars. With more slots they are
+    made in Ray tasks that take no CPU of their own, because the work that they start asks Ray for its resources.
 
     Args:
-        artifacts: inputs before what they go into.
-        slots: how many at a time.
-        experiment: opens the tracking store elsewhere.
-        session, owner, tags: where they are made, and the MLflow run and tags of theirs.
+        artifacts: The artifacts, inputs before those that use them.
+        slots: How many artifacts to make at a time.
+        experiment: The experiment, from which tasks open the tracking store.
+        session: Output root, tracking store and screen of this process.
+        owner: MLflow run that owns the runs of the stages.
+        tags: MLflow tags of these runs.
 
     Returns:
-        Artifact id → why it could not be made.
+        The reasons of failures, by artifact id.
     """
     waiting = {one.id: one for one in artifacts if not one.complete}
     running: dict[ray.ObjectRef[str | None], Artifact] = {}
     failed: dict[str, str] = {}
-    # Where its node is lost, Ray begins a task again, and that goes on from what had been made.
+    # If a node is lost, Ray restarts its task, which resumes from what had been made.
     elsewhere = ray.remote(num_cpus=0, max_retries=experiment.resources.max_failures)(_produce)
     while waiting or running:
         for one in [one for one in waiting.values() if not _needs(one, waiting, running)]:
@@ -63,7 +65,7 @@ def produce_all(
 
 
 def blocked(artifact: Artifact, failed: Mapping[str, str]) -> str | None:
-    """Why an artifact cannot be made where some could not; None: nothing of these stands in its way."""
+    """Return why failed artifacts prevent an artifact from being made; None if it depends on none of them."""
     causes = (identifier for identifier in lineage({"": artifact}) if identifier in failed)
     return next((failed[identifier] for identifier in causes), None)
 
@@ -71,7 +73,7 @@ def blocked(artifact: Artifact, failed: Mapping[str, str]) -> str | None:
 def _needs(
     artifact: Artifact, waiting: Mapping[str, Artifact], running: "Mapping[ray.ObjectRef[str | None], Artifact]"
 ) -> bool:
-    """Whether something it stands on, or has beside it, is yet to be made."""
+    """Return whether an input or auxiliary input of an artifact is still to be made."""
     pending = {*waiting, *(one.id for one in running.values())}
     return bool(pending & lineage({**artifact.inputs, **artifact.auxiliary}).keys())
 
@@ -82,7 +84,7 @@ def _produce(artifact: Artifact, experiment: Experiment, owner: str, tags: Mappi
 
 
 def _answer(artifact: Artifact, done: "ray.ObjectRef[str | None]") -> str | None:
-    """What a task said; or why it was lost, more often than it is begun again."""
+    """Return the answer of a task, or why it was lost after its last retry."""
     try:
         return ray.get(done)
     except RayError as error:
@@ -90,7 +92,7 @@ def _answer(artifact: Artifact, done: "ray.ObjectRef[str | None]") -> str | None
 
 
 def _attempt(artifact: Artifact, owner: Run, screen: Screen, tags: Mapping[str, Any]) -> str | None:
-    """Make it; the reason if it could not be made. Whatever that is, the rest of a sweep can go on."""
+    """Make an artifact; return the reason if that fails, whatever it is, so that the rest of a sweep can go on."""
     try:
         produce(artifact, owner, screen, tags)
     except Exception as error:

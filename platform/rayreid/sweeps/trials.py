@@ -1,4 +1,4 @@
-"""The trials of a sweep: which experiments it is made of, as far as that is known before any has run."""
+"""The trials of a sweep: its experiments, as far as they are known before any of them has run."""
 
 import itertools
 import math
@@ -12,16 +12,16 @@ from rayreid.config.loading import change, describe
 from rayreid.errors import UserError
 
 _DIGITS = 4
-"""Significant digits of a number that was drawn: enough to search with, few enough to read, and to write down."""
+"""Significant digits of a drawn number: enough for a search, few enough to read and to copy."""
 _DRAWS = 50
-"""Draws for each trial before a space counts as exhausted."""
+"""Number of draws per trial before the search space counts as exhausted."""
 
 
 def sweep_of(experiment: Experiment) -> Sweep:
-    """The section `sweep`.
+    """Return the section `sweep`.
 
     Raises:
-        UserError: the experiment has none.
+        UserError: The experiment has no such section.
     """
     if experiment.sweep is None:
         raise UserError(f"experiment {experiment.name!r} has no section sweep: name keys under sweep.parameters")
@@ -29,12 +29,12 @@ def sweep_of(experiment: Experiment) -> Sweep:
 
 
 def trials(experiment: Experiment) -> dict[str, Experiment]:
-    """The experiments of a sweep by label: every combination of a grid, or those drawn at random, always the same.
+    """Return the experiments of a sweep by label: all combinations of a grid, or reproducible random draws.
 
-    Of an Optuna search, whose trials follow from one another, there are none beforehand.
+    An Optuna search has none beforehand, because each of its trials depends on earlier ones.
 
     Raises:
-        UserError: there is no `sweep` section, or a key or value that an experiment may not have.
+        UserError: There is no section `sweep`, or a key or value is not valid in an experiment.
     """
     sweep = sweep_of(experiment)
     if sweep.search == "optuna":
@@ -44,20 +44,20 @@ def trials(experiment: Experiment) -> dict[str, Experiment]:
 
 
 def trial(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
-    """One experiment of a sweep.
+    """Return one experiment of a sweep.
 
     Raises:
-        UserError: a key or value that an experiment may not have.
+        UserError: A key or value is not valid in an experiment.
     """
     alone = experiment.model_copy(update={"compare": [], "sweep": None})
     return change(alone, changes, "sweep.parameters")
 
 
 def corners(experiment: Experiment) -> list[Experiment]:
-    """For each value or bound of each key an experiment that has it: what can be checked of a search beforehand.
+    """Return one experiment per value or bound of each key, so that a search can be checked beforehand.
 
     Raises:
-        UserError: a key or value that an experiment may not have.
+        UserError: A key or value is not valid in an experiment.
     """
     sweep = sweep_of(experiment)
     ends = {key: _ends(values) for key, values in sweep.parameters.items()}
@@ -66,7 +66,7 @@ def corners(experiment: Experiment) -> list[Experiment]:
 
 
 def rounded(value: float) -> float:
-    """A drawn number with the digits that trials are given."""
+    """Round a drawn number to the digits that trials use."""
     if value == 0:
         return 0.0
     return round(value, _DIGITS - 1 - math.floor(math.log10(abs(value))))
@@ -78,7 +78,7 @@ def _all(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def _drawn(sweep: Sweep) -> list[dict[str, Any]]:
-    """`sweep.trials` distinct combinations; fewer where the space holds no more."""
+    """Draw `sweep.trials` distinct combinations, or fewer if the space has no more."""
     generator = np.random.default_rng(sweep.seed)
     found: dict[str, dict[str, Any]] = {}
     for _ in range(_DRAWS * (sweep.trials or 0)):
@@ -103,4 +103,4 @@ def _ends(values: list[Any] | Range) -> list[Any]:
     if isinstance(values, list):
         return values
     low, high = values.uniform or values.loguniform or (0, 0)
-    return [low, high, rounded(low + (high - low) / math.pi)]  # a key of whole numbers refuses the last
+    return [low, high, rounded(low + (high - low) / math.pi)]  # an integer key refuses the last one
