@@ -1,1 +1,1 @@
-"""One experiment: its graph of artifacts, what is checked before it runs, and running it."""
+"""One experiment: its graph of artifacts, the checks before it runs, and its execution."""

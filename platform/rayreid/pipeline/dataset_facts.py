@@ -1,4 +1,4 @@
-"""What is known of the datasets of a run before it begins."""
+"""Facts about the datasets of a run that are known before the run begins."""
 
 import json
 from collections import Counter
@@ -19,19 +19,19 @@ from rayreid.stages import ingest, pretrain
 from rayreid.storage.artifacts import Artifact
 
 SPLITS = ("train", "query", "gallery")
-"""Of a target."""
+"""Splits of a target."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What is known of a dataset ahead of a run.
+    """Facts about a dataset that are known before a run.
 
     Attributes:
-        images: number per split; None for a pool that is not stored yet and has enough of them: listing millions of
-            files only to count them would take minutes.
-        identities: number in the split train.
-        findable: whether a probe can find one of them.
-        fault: why an evaluation would find nobody; "" where it does.
+        images: Number of images per split; None for a pool that is not stored yet and has enough images, because
+            listing millions of files only to count them would take minutes.
+        identities: Number of identities in the split train.
+        findable: Whether a probe can find at least one of them.
+        fault: Why an evaluation would find nobody; "" if it finds somebody.
     """
 
     images: Mapping[str, int] | None = None
@@ -41,11 +41,11 @@ class Contents:
 
 
 class Datasets:
-    """Looks into datasets, into each once.
+    """Cache of the facts about datasets, so that each dataset is read once.
 
     Args:
-        root: the outputs' root, where some may be stored.
-        enough: images from which on the size of a pool does not matter.
+        root: The output root, which may contain stores of the datasets.
+        enough: Number of images above which the size of a pool does not matter.
     """
 
     def __init__(self, root: Path, enough: int):
@@ -53,10 +53,10 @@ class Datasets:
         self._known: dict[tuple[str, str], Contents] = {}
 
     def look(self, role: str, source: Source) -> Contents:
-        """What the pool or the target holds.
+        """Return the facts about the pool or the target.
 
         Raises:
-            UserError: it is not there, is empty, or not fit for the role.
+            UserError: The dataset does not exist, is empty, or does not fit the role.
         """
         artifact = ingest.plan(self.root, source)
         if (role, artifact.id) not in self._known:
@@ -85,7 +85,7 @@ def _stored(role: str, folder: Path) -> Contents:
 
 
 def _listed(role: str, dataset: Dataset, enough: int) -> Contents:
-    """From the dataset's own listing; of a pool that is not labelled no more than would be enough."""
+    """Return the facts from the dataset's own listing; an unlabelled pool is listed only until there are enough."""
     records = iter(dataset.records())
     first = next(records, None)
     if first is None:
@@ -104,7 +104,7 @@ def _listed(role: str, dataset: Dataset, enough: int) -> Contents:
 
 
 def _labelled(images: Mapping[str, int], labels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Contents:
-    """From the counts of all splits, and identities and cameras of those that have labels."""
+    """Return the facts from the image counts of all splits, and the identities and cameras of the labelled splits."""
     (pids, camids), (query, query_camids), (gallery, gallery_camids) = (labels[split] for split in SPLITS)
     fault = ""
     if len(query) and len(gallery):
@@ -117,7 +117,7 @@ def _labelled(images: Mapping[str, int], labels: Mapping[str, tuple[np.ndarray, 
 
 
 def _check_splits(name: str, target: Contents) -> None:
-    """Without one of its splits, or anybody to find, a target would fail only after everything has been trained."""
+    """Refuse a target now that lacks a split or anybody to find: it would fail only after all trainings."""
     for split in SPLITS:
         if not (target.images or {}).get(split):
             raise UserError(
@@ -127,10 +127,10 @@ def _check_splits(name: str, target: Contents) -> None:
 
 
 def check_answers(role: str, name: str, target: Contents) -> None:
-    """Refuse a dataset that nothing can be evaluated on.
+    """Refuse a dataset on which nothing can be evaluated.
 
     Raises:
-        UserError: no query, no gallery, or no query that can be found.
+        UserError: There is no query or no gallery, or no query can be found.
     """
     for split in SPLITS[1:]:
         if not (target.images or {}).get(split):

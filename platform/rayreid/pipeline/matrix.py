@@ -1,4 +1,4 @@
-"""Every model on every target: one evaluation per pair, one table."""
+"""Cross evaluation of every model on every target: one evaluation per pair, one table."""
 
 import csv
 import io
@@ -38,9 +38,9 @@ class Cell:
     """One model on one target.
 
     Attributes:
-        model, target: their labels.
-        edition: of the target: the dataset with its version.
-        artifact: the evaluation.
+        model, target: Labels of the two.
+        edition: The dataset of the target, with its version.
+        artifact: The evaluation.
     """
 
     model: str
@@ -49,20 +49,20 @@ class Cell:
     artifact: Artifact
 
     def row(self) -> dict[str, Any]:
-        """As a row of the table's files."""
+        """Return the cell as a row of the table's files."""
         facts = self.artifact.facts
         labels = {"model": self.model, "target": self.target, "edition": self.edition}
         return {**labels, **scores_in(facts), "queries": facts["queries"], "artifact": str(self.artifact)}
 
 
 def matrix(experiment: Experiment) -> list[Cell]:
-    """Evaluate all models of a file on all its targets, making what is missing, and show them in one table.
+    """Evaluate all models of a file on all its targets, train missing models first, and print one table.
 
-    Models are the file's rows and `matrix.models`; targets those of the rows and `matrix.targets`.
+    The models are the file's rows and `matrix.models`; the targets are those of the rows and `matrix.targets`.
 
     Raises:
-        UserError: no model or no target, two of one name, or what making them raises; before anything starts where it
-            can be.
+        UserError: There is no model or no target, two have the same name, or making one fails. Errors are raised before
+            anything starts wherever that is possible.
     """
     root = output_root()
     own = rows(experiment.model_copy(update={"sweep": None})) if experiment.matrix.rows else {}
@@ -96,10 +96,10 @@ def matrix(experiment: Experiment) -> list[Cell]:
 
 
 def _given(experiment: Experiment, root: Path, own: Mapping[str, Experiment]) -> dict[str, Artifact]:
-    """The models that the user has, by name."""
+    """Return the user's own models, by name."""
     for name in experiment.matrix.models:
         if name in own:
-            raise UserError(f"matrix.models: a row is called {name!r}, too; give one another name")
+            raise UserError(f"matrix.models: a row is also called {name!r}; rename one of them")
     return {
         name: given_model.plan(root, checkpoint, experiment.backbone)
         for name, checkpoint in experiment.matrix.models.items()
@@ -107,7 +107,7 @@ def _given(experiment: Experiment, root: Path, own: Mapping[str, Experiment]) ->
 
 
 def _targets(experiment: Experiment, own: Mapping[str, Experiment]) -> dict[str, Source]:
-    """The targets by label, each dataset once; where two of the rows' are called alike, with their folder."""
+    """Return the targets by label, each dataset once; a label that is taken is followed by the folder."""
     found: dict[str, Source] = {}
     known: set[str] = set()
     for row in own.values():
@@ -128,7 +128,7 @@ def _targets(experiment: Experiment, own: Mapping[str, Experiment]) -> dict[str,
 
 
 def _keep(cells: list[Cell], folder: Path, run: Run) -> None:
-    """The table as JSON, CSV and figure, beside the configuration and in MLflow."""
+    """Write the table as JSON, CSV and figure next to the configuration, and log them to MLflow."""
     content = [cell.row() for cell in cells]
     write_atomically(folder / "matrix.json", json.dumps(content, indent=1))
     sink = io.StringIO()
@@ -150,7 +150,7 @@ def _keep(cells: list[Cell], folder: Path, run: Run) -> None:
 
 
 def _labels(cells: list[Cell]) -> tuple[list[str], dict[str, str]]:
-    """The models, and the targets with what their columns are called: the edition, behind a name of its own."""
+    """Return the models, and the targets with their column titles: the edition, after a name of its own."""
     editions = {cell.target: cell.edition for cell in cells}
     return list(dict.fromkeys(cell.model for cell in cells)), {
         target: edition if edition.startswith(target) else f"{target} ({edition})"

@@ -1,4 +1,4 @@
-"""The table at the end: what each row was trained on, what it reached and what it cost."""
+"""The table at the end of a run: training images, scores and cost of each row."""
 
 import os
 import sys
@@ -19,16 +19,17 @@ from rayreid.tracking.store import results_page
 
 @dataclass(frozen=True)
 class Row:
-    """One experiment's outcome.
+    """Outcome of one experiment.
 
     Attributes:
-        label: its name in the table.
-        target: what it was evaluated on, with its edition.
-        images: images it was pre-trained on; steps: optimizer steps of that.
-        seconds: what its own pre-training, fine-tuning, adaptation and evaluation took.
-        gpu_hours: of the same.
-        scores: what `scores_in` finds.
-        auc: of the CFS against the known origin of the pool's images, where it is known.
+        label: Name of the row in the table.
+        target: Dataset of the evaluation, with its edition.
+        images: Number of images of the pre-training.
+        steps: Number of optimizer steps of the pre-training.
+        seconds: Time of the row's own pre-training, fine-tuning, adaptation and evaluation.
+        gpu_hours: GPU-hours of the same stages.
+        scores: Scores found by `scores_in`.
+        auc: AUC of the CFS against the origin of the pool's images; None if the origin is not known.
     """
 
     label: str
@@ -41,14 +42,14 @@ class Row:
     auc: float | None
 
     def metrics(self) -> dict[str, float]:
-        """Under the names that are the same in every run."""
+        """Return the outcome as metrics, under the names that are the same in every run."""
         known = {} if self.auc is None else {"cfs_auc": self.auc}
         cost = {"images": self.images, "pretrain_steps": self.steps, "total_seconds": self.seconds}
         return {**self.scores, **cost, "gpu_hours": self.gpu_hours, **known}
 
 
 def row_of(label: str, graph: Mapping[str, Artifact], provenance: Provenance | None) -> Row:
-    """The outcome of a finished experiment, from its artifacts' facts; the scores are judged by `provenance`."""
+    """Return the outcome of a finished experiment from its artifacts' facts; `provenance` gives the AUC of the CFS."""
     own = [graph[role].facts for role in ("weights", "model", "adapted", "metrics") if role in graph]
     weights = graph["weights"].facts if "weights" in graph else {"images": 0, "steps": 0}
     return Row(
@@ -84,10 +85,10 @@ def show_table(screen: Screen, rows: list[Row]) -> None:
 
 
 def show_hint(screen: Screen, uri: str, experiment_id: str) -> None:
-    """Say how to open MLflow on the results of an experiment.
+    """Print how to open MLflow on the results of an experiment.
 
     Args:
-        screen: Where to say it.
+        screen: The screen to print to.
         uri: Address of the MLflow store.
         experiment_id: MLflow's id of the experiment.
     """
@@ -101,7 +102,7 @@ def show_hint(screen: Screen, uri: str, experiment_id: str) -> None:
 
 
 def show_times(screen: Screen, graphs: Iterable[Mapping[str, Artifact]]) -> None:
-    """Say what each stage took, over all distinct artifacts of some experiments."""
+    """Print the time of each stage, over all distinct artifacts of some experiments."""
     every = {a.id: a for graph in graphs for a in lineage(graph).values() if a.complete}
     spent: dict[str, float] = {}
     for artifact in every.values():
