@@ -5,9 +5,8 @@ neighbours (Caron et al., arXiv 2104.14294, §3.2), a fixed part of a labelled t
 by the Market-1501 protocol and without any training. Query and gallery stay unseen.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rayreid.data.ahead import in_order
 from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
@@ -164,17 +164,12 @@ def _decoded(
     """Batches of some places in `rows`, decoded ahead of their use."""
 
     def load(part: np.ndarray) -> tuple[torch.Tensor, ImageBatch]:
-        return torch.from_numpy(part), ImageBatch.collate([store.image(int(row)) for row in rows[part]])
+        return torch.from_numpy(part), ImageBatch.collate(store.images(rows[part].tolist()))
 
-    parts: Sequence[np.ndarray] = [places[start : start + _BATCH] for start in range(0, len(places), _BATCH)]
+    parts = [places[start : start + _BATCH] for start in range(0, len(places), _BATCH)]
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[tuple[torch.Tensor, ImageBatch]]] = deque()
-        for part in parts:
-            waiting.append(pool.submit(load, part))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        for _, loaded in in_order(pool, load, parts, threads + 1):
+            yield loaded.result()
 
 
 @contextmanager

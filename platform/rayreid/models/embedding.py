@@ -1,6 +1,5 @@
 """Forward passes over images of a store or a folder: decoded ahead by threads, batches as large as memory allows."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
+from rayreid.data.ahead import in_order
 from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.batch import ImageBatch
 from rayreid.data.images import BadImageError
@@ -137,17 +137,17 @@ class Pass:
         return values
 
     def _decoded(self, rows: np.ndarray) -> Iterator[_Decoded]:
-        waiting: deque[Future[_Decoded]] = deque()
+        for _, batch in in_order(self._collator, self._joined, self._parts(rows), _AHEAD + 1):
+            yield batch.result()
+
+    def _parts(self, rows: np.ndarray) -> Iterator[list["Future[_Part]"]]:
+        """The parts of each batch, being decoded; the size of a batch is asked for anew every time."""
         start = 0
-        while start < len(rows) or waiting:
-            if start < len(rows) and len(waiting) <= _AHEAD:
-                batch = rows[start : start + self.batch_size]
-                start += len(batch)
-                parts = [batch[first : first + _PART] for first in range(0, len(batch), _PART)]
-                decoding = [self._decoders.submit(self._decode, part) for part in parts]
-                waiting.append(self._collator.submit(_joined, decoding, self._pinned))
-            else:
-                yield waiting.popleft().result()
+        while start < len(rows):
+            batch = rows[start : start + self.batch_size]
+            start += len(batch)
+            parts = [batch[first : first + _PART] for first in range(0, len(batch), _PART)]
+            yield [self._decoders.submit(self._decode, part) for part in parts]
 
     def _decode(self, rows: np.ndarray) -> _Part:
         whole, images, broken = [], [], []
@@ -160,14 +160,13 @@ class Pass:
                 whole.append(row)
         return whole, images, broken
 
-
-def _joined(parts: Sequence["Future[_Part]"], pinned: bool) -> _Decoded:
-    """One batch of what was decoded in parts."""
-    whole: list[int] = []
-    images: list[np.ndarray] = []
-    broken: list[tuple[int, str]] = []
-    for rows, pictures, bad in (part.result() for part in parts):
-        whole += rows
-        images += pictures
-        broken += bad
-    return np.asarray(whole, np.int64), ImageBatch.collate(images, pinned) if images else None, broken
+    def _joined(self, parts: list["Future[_Part]"]) -> _Decoded:
+        """Return one batch of what was decoded in parts."""
+        whole: list[int] = []
+        images: list[np.ndarray] = []
+        broken: list[tuple[int, str]] = []
+        for rows, pictures, bad in (part.result() for part in parts):
+            whole += rows
+            images += pictures
+            broken += bad
+        return np.asarray(whole, np.int64), ImageBatch.collate(images, self._pinned) if images else None, broken

@@ -1,17 +1,17 @@
 """Feeding the loop: encoded images are read and decoded by threads ahead of the step that needs them."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
 
+from rayreid.data.ahead import in_order
 from rayreid.data.batch import ImageBatch
 from rayreid.data.sampling.batch_plans import BatchPlan
 from rayreid.data.store.store import ImageStore
@@ -76,16 +76,9 @@ class Prefetcher:
         ahead = self.ahead or max(4, self.threads)
         # One torch thread each: they work beside one another and beside the step.
         with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            waiting: deque[tuple[int, np.ndarray, Future[Any]]] = deque()
-            work = self._work(start, end)
-            while True:
-                for epoch, rows in islice(work, ahead - len(waiting)):
-                    waiting.append((epoch, rows, pool.submit(self._load, epoch, rows)))
-                if not waiting:
-                    return
-                epoch, rows, future = waiting.popleft()
+            for (epoch, rows), loaded in in_order(pool, self._load, self._work(start, end), ahead):
                 began = time.monotonic()
-                data = future.result()
+                data = loaded.result()
                 yield _Piece(epoch, rows, data, time.monotonic() - began)
 
     def _work(self, start: int, end: int | None) -> Iterator[tuple[int, np.ndarray]]:
@@ -97,8 +90,9 @@ class Prefetcher:
             for part in np.array_split(rows, self.accumulate):
                 yield epoch, part
 
-    def _load(self, epoch: int, rows: np.ndarray) -> Any:
-        """Decoded images, from where the device can fetch them; on the CPU already prepared."""
+    def _load(self, share: tuple[int, np.ndarray]) -> Any:
+        """Return decoded images, from where the device can fetch them; on the CPU already prepared."""
+        epoch, rows = share
         decoded = self.store.images(rows.tolist())
         images = ImageBatch.collate(decoded, pinned=self.device.type == "cuda")
         return self.prepare(images, self._keys(rows), epoch, rows) if self.device.type == "cpu" else images
