@@ -131,10 +131,10 @@ def test_a_server_that_is_away_and_data_that_are_not_there_are_told_and_the_rest
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=2**42, used=0, free=2**42))
     well, said = look(monkeypatch)
-    assert not well and "2 to mend" in said
+    assert not well and "2 to fix" in said
     (line,) = [line for line in said.splitlines() if "MLflow" in line]
     assert line.startswith("✗") and "http://127.0.0.1:9" in line
-    assert "✗ data" in said and "is no folder" in said and "✓ outputs" in said
+    assert "✗ data" in said and "is not a folder" in said and "✓ outputs" in said
     assert list((tmp_path / "outputs").iterdir()) == []
 
 

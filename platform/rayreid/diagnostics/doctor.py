@@ -48,7 +48,7 @@ def doctor(screen: Screen | None = None) -> bool:
     for finding in _findings():
         screen.say(f"{_MARKS[finding.mark]} {finding.subject:<10} {escape(finding.text)}")
         bad += finding.mark == "bad"
-    screen.say("all is well" if not bad else f"{bad} to mend: see the lines marked ✗")
+    screen.say("all is well" if not bad else f"{bad} to fix: see the lines marked ✗")
     return not bad
 
 
@@ -86,14 +86,16 @@ def pins(path: Path) -> dict[str, str]:
 def compared(installed: dict[str, str], tested: dict[str, str]) -> Finding:
     """Check whether the installed versions are the tested ones, ignoring the suffix of a build (`+cu126`)."""
     if not tested:
-        return Finding("note", "versions", "not compared with the tested ones: no constraints.txt beside the package")
+        return Finding("note", "versions", "not compared with the tested ones: no constraints.txt next to the package")
     other = [
         f"{name} {found} (tested: {tested[name]})"
         for name, found in installed.items()
         if found.partition("+")[0] != tested[name]
     ]
     if other:
-        return Finding("note", "versions", f"{', '.join(other)}: pip install -c constraints.txt -e . installs those")
+        return Finding(
+            "note", "versions", f"{', '.join(other)}: install the tested ones with pip install -c constraints.txt -e ."
+        )
     return Finding("ok", "versions", f"{len(installed)} packages as tested")
 
 
@@ -106,7 +108,7 @@ def places(written: Token) -> Iterator[Finding]:
         yield Finding("ok", "data", f"{written.data}")
     elif named:
         yield Finding(
-            "bad", "data", f"RAYREID_DATA={named} is no folder: mount it, or name the one that holds datasets"
+            "bad", "data", f"RAYREID_DATA={named} is not a folder: mount it, or name the folder with the datasets"
         )
     else:
         yield Finding("note", "data", "RAYREID_DATA is not set: relative roots of datasets begin at the current folder")
@@ -124,7 +126,7 @@ def room(root: Path, free: int) -> Finding:
     if free < _NOTHING:
         return Finding("bad", "outputs", f"{shown}: make room, or set RAYREID_ROOT to another place")
     if free < _LITTLE:
-        return Finding("note", "outputs", f"{shown}: little for checkpoints, make room")
+        return Finding("note", "outputs", f"{shown}: this is little for checkpoints; make room")
     return Finding("ok", "outputs", shown)
 
 

@@ -42,7 +42,7 @@ def inspect_store(directory: str, verify: bool = False, sheet: str | None = None
     if verify:
         with screen.bar("comparing shards", summary.shards) as bar:
             store.verify(bar.to)
-        screen.say(f"all {summary.shards} shards are as they were written")
+        screen.say(f"all {summary.shards} shards match their checksums")
     if sheet is not None:
         _draw(store, Path(sheet))
         screen.say(f"drawn: {escape(sheet)}")

@@ -89,7 +89,7 @@ def _gpus() -> tuple[list[str], list[str]]:
     for index in range(torch.cuda.device_count()):
         try:
             right = torch.equal((one.to(f"cuda:{index}") @ one.to(f"cuda:{index}")).cpu(), one @ one)
-            why = "it multiplies wrongly"
+            why = "its matrix product is wrong"
         except RuntimeError as error:
             right, why = False, one_line(error)
         if right:
@@ -116,7 +116,7 @@ def _full(free: int, total: int) -> list[str]:
     if free > _RAY_STOPS * total:
         return []
     place = _scratch()
-    return [f"{place} is more than 95 % full, where Ray keeps no more objects: make room, or ray start --temp-dir …"]
+    return [f"{place} is more than 95 % full, so Ray stores no more objects: make room, or ray start --temp-dir …"]
 
 
 def _scratch() -> Path:

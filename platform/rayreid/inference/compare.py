@@ -74,7 +74,9 @@ def _check_targets(both: Sequence[Made]) -> None:
     stores = [made.input("target", "ingest") for made in both]
     known = [store.facts for store in stores if store is not None]
     if len(known) < 2:
-        raise UserError("the two evaluations are of different targets, or of one that was ingested from two places")
+        raise UserError(
+            "the two evaluations are of different targets, or of one target that was ingested from two folders"
+        )
     if known[0]["fingerprint"] != known[1]["fingerprint"]:
         raise UserError(
             "the two evaluations are of different targets: "

@@ -55,7 +55,9 @@ def place(text: str) -> Path:
     """
     path = Path(text).expanduser()
     if inside_job() and not path.is_absolute():
-        raise UserError(f"{text}: relative path inside a submitted job, whose folder is a passing copy; give it whole")
+        raise UserError(
+            f"{text}: relative path inside a submitted job, whose folder is a temporary copy; make it absolute"
+        )
     return path.absolute()
 
 
@@ -103,11 +105,11 @@ def find_model(text: str) -> Model:
     if not path.is_file():
         made = find_artifact(text)
         if made.recipe["stage"] not in MODELS:
-            raise UserError(f"{text} is of stage {made.recipe['stage']}; a model is of {', '.join(MODELS)}")
+            raise UserError(f"{text} is of stage {made.recipe['stage']}; models come from {', '.join(MODELS)}")
         path = weights_of(made.folder)
     if path.suffix != ".safetensors":
         raise UserError(
-            f"{path}: a model is an artifact or a .safetensors file of rayreid; other weights become one by "
+            f"{path}: a model is an artifact or a .safetensors file of rayreid; convert other weights with "
             "rayreid weights convert FILE --to safetensors"
         )
     read_header(path)
@@ -128,7 +130,7 @@ def open_images(text: str, dataset: str = "folder") -> ImageStore | ListedImages
     if (path / "index.parquet").is_file():
         return ImageStore(path)
     if not path.exists():
-        raise UserError(f"{text}: there is no such folder of images or image store")
+        raise UserError(f"{text}: there is no such image folder or image store")
     return ListedImages(open_dataset(dataset, str(path)))
 
 

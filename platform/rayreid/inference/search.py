@@ -107,7 +107,7 @@ def _gallery(
     """Return the features of the gallery, read or computed, and its images."""
     if not gallery.endswith(".parquet"):
         if images is not None:
-            raise UserError("--images says where the images of a gallery of features lie; this gallery has its own")
+            raise UserError("--images is only for a gallery of features; this gallery has its own images")
         source = open_images(gallery, dataset)
         rows = rows_of(source, split)
         _refuse_empty(gallery, len(rows), split)
@@ -129,7 +129,7 @@ def _gallery(
     try:
         source = open_images(images or table.header["images"], table.header["dataset"] if images is None else dataset)
     except UserError as error:
-        hint = "" if images else "; if they were moved, say where with --images"
+        hint = "" if images else "; if they were moved, give their folder with --images"
         raise UserError(f"the images of {gallery} cannot be shown: {error}{hint}") from None
     return table, source
 
