@@ -26,7 +26,7 @@ def variants(tmp_path):
     def variants(strategies=STRATEGIES, **changes) -> dict:
         (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **changes}))
         found = selection_report._variants(load_experiment(tmp_path / "tiny.yaml"), strategies)
-        return {label: row for label, row in found.items() if selection_report._selects(row)}
+        return {label: row for label, row in found.items() if row.selects}
 
     return variants
 

@@ -216,13 +216,13 @@ def digest_of(experiment: Experiment) -> str:
 
 def tags_of(experiment: Experiment) -> dict[str, Any]:
     """The tags by which runs are compared."""
-    trained = experiment.pretrain.method != "none"
+    share = "count" if experiment.select.share is None else experiment.select.share
     return {
         "backbone": experiment.backbone.name,
         "stem": experiment.backbone.stem,
         "method": experiment.pretrain.method,
-        "strategy": experiment.select.strategy if trained and not experiment.select.whole else "none",
-        "fraction": (experiment.select.fraction if experiment.select.count is None else "count") if trained else 0,
+        "strategy": experiment.select.strategy if experiment.selects else "none",
+        "fraction": 0 if experiment.pretrain.method == "none" else share,
         "target": experiment.target.dataset,
         "adapt": experiment.adapt.method,
         "seed": experiment.seed,

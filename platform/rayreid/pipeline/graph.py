@@ -58,7 +58,7 @@ def plan(experiment: Experiment, root: Path, stopping: MedianStopping | None = N
     graph = {"target": ingest.plan(root, e.target)}
     if e.pretrain.method != "none":
         graph["pool"] = ingest.plan(root, e.pool)
-        if not e.select.whole:
+        if e.selects:
             graph.update(plan_subset(e, graph["pool"], graph["target"]))
         graph["weights"] = pretrain.plan(
             graph["pool"], graph.get("subset"), e.pretrain, e.backbone, e.seed, e.resources, graph["target"], stopping

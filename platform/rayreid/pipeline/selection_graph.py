@@ -65,7 +65,7 @@ def _target_proxies(e: Experiment, source: Artifact, target: Artifact) -> dict[s
 def needs_source(e: Experiment) -> bool:
     """Whether θs is needed."""
     strategies = ("cfs", "target_similarity", "cluster")
-    return e.select.strategy in strategies and not e.select.whole and e.pretrain.method != "none"
+    return e.selects and e.select.strategy in strategies
 
 
 def needs_target_proxies(e: Experiment) -> bool:

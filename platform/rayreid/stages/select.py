@@ -89,7 +89,7 @@ def _select(config: Select, seed: int, provenance: Provenance | None, context: S
     store = ImageStore(context.input("pool"))
     role = _ROLE.get(config.strategy)
     ranked = ranking(config, seed, store, context.input(role) if role else None, context.screen.say)
-    chosen = cut(store.keys, ranked, fraction=None if config.count else config.fraction, count=config.count)
+    chosen = cut(store.keys, ranked, config.size(len(store)))
     keys = store.keys[chosen]
     write_subset(context.folder, keys, ranked[chosen])
     facts: dict[str, Any] = {"images": len(keys), "of": len(store), "cut": float(ranked[chosen].min())}
@@ -105,7 +105,7 @@ def _manifest(artifact: Artifact, config: Select, store: ImageStore, facts: Mapp
     """What this subset is, for whoever is handed the folder alone."""
     return {
         "strategy": config.strategy,
-        "fraction": None if config.count else config.fraction,
+        "fraction": config.share,
         "count": facts["images"],
         "pool_images": facts["of"],
         "cut": facts["cut"],
