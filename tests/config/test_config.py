@@ -1,4 +1,5 @@
 import json
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
@@ -16,6 +17,8 @@ from rayreid.config import (
     Source,
     Sweep,
 )
+from rayreid.config.section import RUNTIME
+from rayreid.selection.registry import STRATEGIES
 
 
 def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
@@ -225,6 +228,13 @@ def test_a_count_takes_precedence_over_the_fraction():
 def test_an_experiment_selects_where_it_pre_trains_on_a_part_of_its_pool(changes, expected):
     sources = {"pool": {"dataset": "synthetic"}, "target": {"dataset": "synthetic"}}
     assert Experiment.model_validate({**sources, **changes}).selects is expected
+
+
+def test_the_strategies_are_those_of_the_registry_with_their_options():
+    assert get_args(Select.model_fields["strategy"].annotation) == tuple(STRATEGIES)
+    for strategy in STRATEGIES.values():
+        # An option is part of the identity of the strategy's own artifact, and of no other strategy's subsets.
+        assert all(RUNTIME in Select.model_fields[option].metadata for option in strategy.options)
 
 
 def test_sections_are_immutable_and_closed():

@@ -4,7 +4,8 @@ import pytest
 
 from rayreid.errors import UserError
 from rayreid.selection.filelist import ListMatch
-from rayreid.selection.strategies import cut, priority
+from rayreid.selection.registry import priority
+from rayreid.selection.strategies import cut
 
 NAN = float("nan")
 KEYS = [f"pool/{i:04d}.jpg" for i in range(1000)]

@@ -79,9 +79,9 @@ def selections(
 ) -> None:
     """Compare what strategies and rows choose from the pool: scores, overlap, sheets, origins, on one HTML page."""
     from rayreid.config.loading import load_experiment
-    from rayreid.pipeline.selection_report import STRATEGIES, compare
+    from rayreid.pipeline.selection_report import COMPARED, compare
 
-    compare(load_experiment(file, overrides or ()), strategy or STRATEGIES)
+    compare(load_experiment(file, overrides or ()), strategy or COMPARED)
 
 
 @app.command()

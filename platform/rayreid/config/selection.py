@@ -82,6 +82,7 @@ class Score(Section):
 class Select(Section):
     """Which part of the pool to pre-train on."""
 
+    # The names are those of `rayreid.selection.registry`, which this floor cannot import.
     strategy: Literal["cfs", "target_similarity", "cluster", "random", "list"] = "cfs"
     fraction: Part = 0.5
     count: PositiveInt | None = None

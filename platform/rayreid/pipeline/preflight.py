@@ -9,6 +9,7 @@ from rayreid.execution.resources import training_share
 from rayreid.pipeline.dataset_facts import Contents, Datasets
 from rayreid.pipeline.selection_graph import check_proxies, finetunes_proxies, needs_source, pretrains_proxy
 from rayreid.selection.filelist import read_list
+from rayreid.selection.registry import STRATEGIES, Basis
 from rayreid.stages import adapt, select
 from rayreid.stages.training import initial_weights
 from rayreid.storage.artifacts import Artifact
@@ -35,7 +36,7 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
         for key, (backbone, config) in _pretrainings(e).items():
             _check_method(key, backbone, config)
             _check_local_size(key, backbone, config)
-        if e.selects and e.select.strategy == "list":
+        if e.selects and STRATEGIES[e.select.strategy].basis is Basis.LIST:
             _check_batch("pretrain", e.pretrain, len(read_list(select.list_file(e.select))), "select.list")
     _check_sources(experiments, plans)
 

@@ -3,6 +3,7 @@
 from rayreid.config import Experiment
 from rayreid.errors import UserError
 from rayreid.selection.provenance import Provenance, provenance_of
+from rayreid.selection.registry import STRATEGIES, Basis
 from rayreid.stages import features, ingest, priority, proxies, score, select
 from rayreid.storage.artifacts import Artifact
 
@@ -14,12 +15,13 @@ def plan_subset(e: Experiment, pool: Artifact, target: Artifact) -> dict[str, Ar
         UserError: a file that the configuration names does not exist.
     """
     provenance = provenance_of(e.pool)
+    basis = STRATEGIES[e.select.strategy].basis
     made: dict[str, Artifact] = {}
     if needs_source(e):
         made["source_proxy"] = proxies.plan_source(pool, e.proxy, e.resources, target)
-    if e.select.strategy == "cfs":
+    if basis is Basis.SCORES:
         made |= _scores(e, pool, target, made["source_proxy"], provenance)
-    elif needs_source(e):
+    elif basis is Basis.FEATURES:
         made |= _priority(e, pool, target, made["source_proxy"], provenance)
     ranked = made.get("scores") or made.get("priority")
     made["subset"] = select.plan(pool, ranked, e.select, e.seed, provenance)
@@ -39,7 +41,7 @@ def _priority(
 ) -> dict[str, Artifact]:
     made = {"features": features.plan(pool, source, "all", e.score)}
     targets: dict[str, tuple[Artifact, Artifact]] = {}
-    if e.select.strategy == "target_similarity":
+    if STRATEGIES[e.select.strategy].targets:
         stores = {one.label: ingest.plan(source.root, one.source) for one in e.score.targets if one.source}
         made |= {f"target.{name}": store for name, store in stores.items()}
         for name, store in (stores or {"": target}).items():
@@ -63,14 +65,13 @@ def _target_proxies(e: Experiment, source: Artifact, target: Artifact) -> dict[s
 
 
 def needs_source(e: Experiment) -> bool:
-    """Whether θs is needed."""
-    strategies = ("cfs", "target_similarity", "cluster")
-    return e.selects and e.select.strategy in strategies
+    """Return whether θs is needed."""
+    return e.selects and STRATEGIES[e.select.strategy].needs_source_proxy
 
 
 def needs_target_proxies(e: Experiment) -> bool:
-    """Whether θt is needed, too."""
-    return needs_source(e) and e.select.strategy == "cfs"
+    """Return whether θt is needed, too."""
+    return e.selects and STRATEGIES[e.select.strategy].needs_target_proxies
 
 
 def pretrains_proxy(e: Experiment) -> bool:

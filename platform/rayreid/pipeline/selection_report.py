@@ -26,15 +26,16 @@ from rayreid.pipeline.graph import plan
 from rayreid.pipeline.preflight import check
 from rayreid.selection.overlap import jaccard, rank_correlation
 from rayreid.selection.provenance import Provenance, provenance_of
+from rayreid.selection.registry import STRATEGIES, Basis
 from rayreid.selection.strategies import cut
 from rayreid.stages import select
-from rayreid.stages.score import LABELS, extremes
+from rayreid.stages.score import extremes
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.names import slug
 from rayreid.tracking.run import Run
 
-STRATEGIES = ("cfs", "target_similarity", "cluster", "random")
-"""What is compared unless the user says otherwise: all that need no file list."""
+COMPARED = tuple(name for name, strategy in STRATEGIES.items() if strategy.basis is not Basis.LIST)
+"""The strategies that are compared by default: all that need no file list."""
 FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 _SHOWN = 36
 """Images in a sheet on the page: three rows of twelve."""
@@ -72,7 +73,7 @@ class Selection:
         return int(np.isnan(self.priority).sum())
 
 
-def compare(experiment: Experiment, strategies: Sequence[str] = STRATEGIES) -> Path:
+def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Path:
     """Compare the file's strategies and those of its rows; make whatever of scores and subsets is missing.
 
     Rows may also differ in `proxy` or `score.targets`: then it is proxies that are compared.
@@ -116,7 +117,7 @@ def _variants(experiment: Experiment, strategies: Iterable[str]) -> dict[str, Ex
     distinct: dict[str, tuple[str, Experiment]] = {}
     for label, row in table.items():
         ranks_by = row.select.model_copy(update={"fraction": 0.5, "count": None})
-        seed = row.seed if row.select.strategy in ("random", "cluster") else 0
+        seed = row.seed if STRATEGIES[row.select.strategy].seeded else 0
         key = f"{ranks_by} {row.proxy} {row.score.targets} {row.pool} {row.target} {seed}"
         distinct.setdefault(key, (label, row))
     return dict(distinct.values())
@@ -259,9 +260,10 @@ def _add_pictures(page: Page, store: ImageStore, one: Selection, groups: Mapping
     """Histogram with the cut; sheets of the highest, median and lowest images, framed by origin where it is known."""
     colours = dict(zip(groups, group_colours(len(groups)), strict=True))
     ranked = np.isfinite(one.priority)
-    if one.strategy in LABELS:
+    label = STRATEGIES[one.strategy].label
+    if label:
         shares = {name: members[ranked] for name, members in groups.items()}
-        histogram = score_histogram(one.priority[ranked], one.cut, shares, LABELS[one.strategy])
+        histogram = score_histogram(one.priority[ranked], one.cut, shares, label)
         _show(page, run, histogram, f"{slug(one.label)}_histogram", f"{one.label}: distribution, the cut marked")
     if colours:
         page.key(colours)

@@ -1,4 +1,4 @@
-"""Strategies: each gives every image of a store a priority; and the cut that turns priorities into a subset.
+"""Priorities of a store's images by hash, score or list; and the cut that turns priorities into a subset.
 
 A priority is a float64, higher is better, NaN where the strategy knows nothing of the image. Cuts at rising
 fractions are nested, and sweeping the fraction computes no priority anew.
@@ -17,45 +17,6 @@ from rayreid.errors import UserError
 from rayreid.selection.filelist import ListMatch
 
 Priority = npt.NDArray[np.float64]
-
-STRATEGIES = ("cfs", "target_similarity", "cluster", "random", "list")
-SCORED = {"cfs": "cfs", "target_similarity": "priority", "cluster": "priority"}
-"""Strategies whose priorities come in a table, and its column."""
-
-
-def priority(
-    strategy: str,
-    keys: Sequence[str],
-    *,
-    seed: int = 0,
-    scores: pa.Table | None = None,
-    match: ListMatch | None = None,
-) -> Priority:
-    """Priorities of a store's images by a strategy's name.
-
-    Args:
-        strategy: `random` (needs `seed`), `list` (needs `match`), or one of `SCORED` (needs `scores`).
-        keys: the store's keys, N of them.
-        seed: see `random_priority`.
-        scores: see `scored_priority`.
-        match: see `list_priority`.
-
-    Returns:
-        float64 (N,).
-
-    Raises:
-        UserError: an unknown strategy, or what the strategy itself raises.
-        ValueError: the strategy's input is missing.
-    """
-    if strategy not in STRATEGIES:
-        raise UserError(f"unknown select.strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
-    if strategy == "random":
-        return random_priority(keys, seed)
-    if strategy in SCORED and scores is not None:
-        return scored_priority(keys, scores, SCORED[strategy])
-    if strategy == "list" and match is not None:
-        return list_priority(len(keys), match)
-    raise ValueError(f"strategy {strategy} without its {'match' if strategy == 'list' else 'scores'}")
 
 
 def random_priority(keys: Sequence[str], seed: int) -> Priority:

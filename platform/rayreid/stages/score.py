@@ -24,12 +24,11 @@ from rayreid.models.embedding import Embedder
 from rayreid.models.weights import weights_of
 from rayreid.selection.cfs import cfs
 from rayreid.selection.provenance import Provenance
+from rayreid.selection.registry import STRATEGIES
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 1
 SHEET = 48
-LABELS = {"cfs": "CFS", "target_similarity": "cosine to the nearest target image", "cluster": "priority in its cluster"}
-"""What the scores of a strategy are called in figures."""
 _TARGET = "target"
 
 
@@ -158,12 +157,19 @@ def _score(config: Score, provenance: Provenance | None, context: StageContext) 
 def draw(
     context: StageContext, store: ImageStore, scores: np.ndarray, provenance: Provenance | None, name: str
 ) -> None:
-    """Histogram, and sheets of the highest, median and lowest images; `scores` by index row, NaN: none."""
+    """Draw a histogram, and sheets of the highest, median and lowest images.
+
+    Args:
+        context: Where to log the figures.
+        store: The pool.
+        scores: The priorities by index row, NaN: none.
+        provenance: If given, divides the histogram by origin.
+        name: The strategy.
+    """
     rows = np.flatnonzero(np.isfinite(scores))
     groups = provenance.groups(store.keys[rows]) if provenance else None
-    context.run.figure(
-        score_histogram(scores[rows], groups=groups, label=LABELS[name]), f"figures/{name}_histogram.png"
-    )
+    histogram = score_histogram(scores[rows], groups=groups, label=STRATEGIES[name].label)
+    context.run.figure(histogram, f"figures/{name}_histogram.png")
     for part, shown in extremes(scores, SHEET).items():
         titles = [f"{value:.3f}" for value in scores[shown]]
         context.run.figure(image_sheet([store.image(row) for row in shown], titles), f"figures/{name}_{part}.png")
