@@ -26,6 +26,7 @@ from rayreid.pipeline.summary import Row, row_of, show_hint, show_table, show_ti
 from rayreid.selection.provenance import provenance_of
 from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact
+from rayreid.storage.roles import Role
 from rayreid.tracking.run import Run, Tracker
 from rayreid.tracking.system_metrics import watched
 
@@ -99,7 +100,7 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
     label, row = next(iter(rows(experiment.model_copy(update={"compare": []})).items()))
     graph = plan(row, output_root())
     check([row], {label: graph})
-    wanted = [artifact for role, artifact in graph.items() if role.partition(".")[0] in STAGE_ROLE[stage]]
+    wanted = [artifact for role, artifact in graph.items() if Role(role).kind in STAGE_ROLE[stage]]
     if not wanted:
         raise UserError(f"stage {stage}: experiment {experiment.name!r} has no use for it as configured")
     session = open_session(experiment)

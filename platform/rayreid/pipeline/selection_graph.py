@@ -6,6 +6,7 @@ from rayreid.selection.provenance import Provenance, provenance_of
 from rayreid.selection.registry import STRATEGIES, Basis
 from rayreid.stages import features, ingest, priority, proxies, score, select
 from rayreid.storage.artifacts import Artifact
+from rayreid.storage.roles import Role
 
 
 def plan_subset(e: Experiment, pool: Artifact, target: Artifact) -> dict[str, Artifact]:
@@ -32,7 +33,7 @@ def _scores(
     e: Experiment, pool: Artifact, target: Artifact, source: Artifact, provenance: Provenance | None
 ) -> dict[str, Artifact]:
     made = _target_proxies(e, source, target)
-    thetas = {role.partition(".")[2]: proxy for role, proxy in made.items() if role.startswith("target_proxy")}
+    thetas = {Role(role).target: proxy for role, proxy in made.items() if Role(role).kind == "target_proxy"}
     return {**made, "scores": score.plan(pool, source, thetas, e.score, provenance)}
 
 
@@ -43,10 +44,10 @@ def _priority(
     targets: dict[str, tuple[Artifact, Artifact]] = {}
     if STRATEGIES[e.select.strategy].targets:
         stores = {one.label: ingest.plan(source.root, one.source) for one in e.score.targets if one.source}
-        made |= {f"target.{name}": store for name, store in stores.items()}
+        made |= {Role.of("target", name): store for name, store in stores.items()}
         for name, store in (stores or {"": target}).items():
             theirs = features.plan(store, source, "train", e.score)
-            made[f"target_features.{name}".rstrip(".")] = theirs
+            made[Role.of("target_features", name)] = theirs
             targets[name] = (store, theirs)
     return {**made, "priority": priority.plan(pool, made["features"], targets, e.select, e.seed, provenance)}
 
@@ -59,8 +60,8 @@ def _target_proxies(e: Experiment, source: Artifact, target: Artifact) -> dict[s
     for one in e.score.targets:
         store = ingest.plan(source.root, one.source) if one.source else None
         if store is not None:
-            made[f"target.{one.label}"] = store
-        made[f"target_proxy.{one.label}"] = proxies.plan_target(store, source, one.proxy, e.proxy, e.resources)
+            made[Role.of("target", one.label)] = store
+        made[Role.of("target_proxy", one.label)] = proxies.plan_target(store, source, one.proxy, e.proxy, e.resources)
     return made
 
 

@@ -24,6 +24,7 @@ from rayreid.selection.registry import STRATEGIES
 from rayreid.selection.similarity import Features
 from rayreid.stages import features, score
 from rayreid.storage.artifacts import Artifact
+from rayreid.storage.roles import Role
 
 VERSION = 1
 
@@ -55,8 +56,7 @@ def plan(
         fields["seed"] = seed
     if strategy.targets:
         for name, (store, theirs) in targets.items():
-            suffix = f".{name}" if name else ""
-            inputs |= {f"target{suffix}": store, f"target_features{suffix}": theirs}
+            inputs |= {Role.of("target", name): store, Role.of("target_features", name): theirs}
     return Artifact(pool.root, "priority", VERSION, fields, inputs, partial(_rank, config, seed, provenance))
 
 
@@ -91,9 +91,9 @@ def _compute(config: Select, seed: int, folders: Mapping[str, Path], threads: in
         options["seed"] = seed
     if strategy.targets:
         options["targets"] = [
-            _features(folders[role.replace("target", "target_features", 1)], folders[role], "train")
-            for role in folders
-            if role.partition(".")[0] == "target"
+            _features(folders[Role.of("target_features", role.target)], folders[role], "train")
+            for role in map(Role, folders)
+            if role.kind == "target"
         ]
     return strategy.rank(_features(folders["features"], folders["pool"], "all"), device, **options)
 

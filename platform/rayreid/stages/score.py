@@ -26,10 +26,10 @@ from rayreid.selection.cfs import cfs
 from rayreid.selection.provenance import Provenance
 from rayreid.selection.registry import STRATEGIES
 from rayreid.storage.artifacts import Artifact
+from rayreid.storage.roles import Role
 
 VERSION = 1
 SHEET = 48
-_TARGET = "target"
 
 
 def plan(
@@ -44,7 +44,7 @@ def plan(
         config: how to score.
         provenance: if given, used for judging them only.
     """
-    proxies = {f"{_TARGET}.{name}" if name else _TARGET: proxy for name, proxy in targets.items()}
+    proxies: dict[str, Artifact] = {Role.of("target", name): proxy for name, proxy in targets.items()}
     inputs = {"pool": pool, "source": source, **proxies}
     return Artifact(pool.root, "score", VERSION, identity(score=config), inputs, partial(_score, config, provenance))
 
@@ -130,9 +130,9 @@ def _score(config: Score, provenance: Provenance | None, context: StageContext) 
     store = ImageStore(context.input("pool"))
     context.run.dataset("pool", store.fingerprint, str(store.directory), {"images": len(store)}, "score")
     targets = {
-        role.removeprefix(_TARGET).removeprefix("."): weights_of(context.input(role))
-        for role in context.artifact.inputs
-        if role.partition(".")[0] == _TARGET
+        role.target: weights_of(context.input(role))
+        for role in map(Role, context.artifact.inputs)
+        if role.kind == "target"
     }
     files = ScoreFiles(context.folder / "scores", store, list(targets))
     fill(

@@ -25,6 +25,7 @@ from rayreid.selection.subset_file import SUBSET, write_subset
 from rayreid.stages import score
 from rayreid.stages.priority import read_priority
 from rayreid.storage.artifacts import Artifact, lineage
+from rayreid.storage.roles import Role
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -127,7 +128,7 @@ def _proxies(artifact: Artifact) -> dict[str, dict[str, str]]:
     found = lineage({role: one for role, one in artifact.inputs.items() if role != "pool"})
     roles: dict[str, Artifact] = {}
     for one in found.values():
-        roles |= {role: proxy for role, proxy in one.inputs.items() if role.partition(".")[0] in ("source", "target")}
+        roles |= {role: proxy for role, proxy in one.inputs.items() if Role(role).kind in ("source", "target")}
     return {
         role: {"artifact": str(proxy), "weights": checksum(weights_of(proxy.path))}
         for role, proxy in roles.items()
