@@ -56,7 +56,7 @@ def _target_proxies(e: Experiment, source: Artifact, target: Artifact) -> dict[s
     """θt of the experiment's target, or of each of `score.targets`, with the image stores of these."""
     if not e.score.targets:
         return {"target_proxy": proxies.plan_target(target, source, e.proxy.target, e.proxy, e.resources)}
-    made = {}
+    made: dict[str, Artifact] = {}
     for one in e.score.targets:
         store = ingest.plan(source.root, one.source) if one.source else None
         if store is not None:
