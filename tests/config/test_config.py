@@ -17,7 +17,9 @@ from rayreid.config import (
     Source,
     Sweep,
 )
+from rayreid.config.section import RUNTIME
 from rayreid.evaluation.metrics import METRICS
+from rayreid.selection.registry import STRATEGIES
 
 
 def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
@@ -187,6 +189,55 @@ def test_a_fraction_of_one_is_the_whole_pool_unless_a_count_is_given():
     assert not Select(fraction=1, count=10).whole
 
 
+@pytest.mark.parametrize(
+    ("values", "images", "expected"),
+    [
+        ({"fraction": 0.1}, 1000, 100),
+        ({"fraction": 0.5}, 7, 4),
+        ({"fraction": 0.5}, 3, 2),
+        ({"fraction": 1.0}, 3, 3),
+        ({"fraction": 0.1}, 3, 0),
+        ({"fraction": 0.5, "count": 2}, 1000, 2),
+        ({"count": 4}, 3, 4),
+    ],
+)
+def test_the_size_is_the_count_or_else_the_rounded_fraction(values, images, expected):
+    assert Select(**values).size(images) == expected
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.1, 0.25, 1 / 3, 0.5, 0.999, 1.0])
+def test_a_pool_of_pool_size_gives_a_selection_that_is_large_enough(fraction):
+    select = Select(fraction=fraction)
+    assert all(select.size(select.pool_size(selected)) >= selected for selected in range(1, 600))
+    assert Select(fraction=fraction, count=7).pool_size(1000) == 7
+
+
+def test_a_count_takes_precedence_over_the_fraction():
+    assert (Select(fraction=0.25).share, Select(fraction=0.25).setting) == (0.25, "select.fraction=0.25")
+    assert (Select(fraction=0.25, count=8).share, Select(fraction=0.25, count=8).setting) == (None, "select.count=8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"select": {"fraction": 1.0}}, False),
+        ({"select": {"fraction": 1.0, "count": 5}}, True),
+        ({"pretrain": {"method": "none"}}, False),
+    ],
+)
+def test_an_experiment_selects_where_it_pre_trains_on_a_part_of_its_pool(changes, expected):
+    sources = {"pool": {"dataset": "synthetic"}, "target": {"dataset": "synthetic"}}
+    assert Experiment.model_validate({**sources, **changes}).selects is expected
+
+
+def test_the_strategies_are_those_of_the_registry_with_their_options():
+    assert get_args(Select.model_fields["strategy"].annotation) == tuple(STRATEGIES)
+    for strategy in STRATEGIES.values():
+        # An option is part of the identity of the strategy's own artifact, and of no other strategy's subsets.
+        assert all(RUNTIME in Select.model_fields[option].metadata for option in strategy.options)
+
+
 def test_sections_are_immutable_and_closed():
     with pytest.raises(ValidationError):
         Pretrain().epochs = 5
@@ -198,6 +249,7 @@ def test_sections_are_immutable_and_closed():
     ("section", "values"),
     [
         (Select, {"fraction": 0}),
+        (Select, {"fraction": float("nan")}),
         (Select, {"fraction": 1.01}),
         (Select, {"fraction": -0.5}),
         (Select, {"count": 0}),

@@ -12,7 +12,7 @@ from PIL import Image
 from rayreid.config.loading import load_experiment
 from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.pipeline import selection_report
-from rayreid.pipeline.selection_report import STRATEGIES, Selection
+from rayreid.pipeline.selection_report import COMPARED, Selection
 from rayreid.selection.provenance import Provenance
 from recorded_run import RecordedRun
 from tiny_experiment import TINY
@@ -24,10 +24,10 @@ IMAGES = 40
 def variants(tmp_path):
     """What is compared of the tiny experiment with some changes."""
 
-    def variants(strategies=STRATEGIES, **changes) -> dict:
+    def variants(strategies=COMPARED, **changes) -> dict:
         (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **changes}))
         found = selection_report._variants(load_experiment(tmp_path / "tiny.yaml"), strategies)
-        return {label: row for label, row in found.items() if selection_report._selects(row)}
+        return {label: row for label, row in found.items() if row.selects}
 
     return variants
 
@@ -41,7 +41,7 @@ def test_rows_that_rank_alike_are_one(variants):
         {"label": "stem", "backbone.stem": "ics"},
     ]
     found = variants(compare=rows)
-    assert list(found) == [*STRATEGIES, "long proxies", "another draw"]
+    assert list(found) == [*COMPARED, "long proxies", "another draw"]
     assert found["long proxies"].proxy.pretrain.epochs == 5
 
 

@@ -15,7 +15,7 @@ def test_every_cut_takes_from_all_clusters_evenly_as_far_as_they_reach():
     priority = even_priority(KEYS, clusters, seed=0)
     smaller: set[int] = set()
     for count in (1, 2, 3, 30, 151, 200, 400, 600):
-        rows = cut(KEYS, priority, count=count)
+        rows = cut(KEYS, priority, count)
         taken = np.bincount(clusters[rows], minlength=3)
         full = np.minimum(taken.max(), [400, 150, 50])
         assert taken.sum() == count and (full - taken).max() <= 1
@@ -32,7 +32,7 @@ def test_the_order_within_a_cluster_is_the_seed_s_and_the_key_s():
     np.testing.assert_array_equal(again, first[shuffled])
     assert abs(np.corrcoef(first, random_priority(KEYS, seed=0))[0, 1]) < 0.2
     other = even_priority(KEYS, clusters, seed=1)
-    assert len(np.intersect1d(cut(KEYS, first, count=100), cut(KEYS, other, count=100))) < 50
+    assert len(np.intersect1d(cut(KEYS, first, 100), cut(KEYS, other, 100))) < 50
 
 
 def test_what_belongs_to_no_cluster_is_never_selected():

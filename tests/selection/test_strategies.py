@@ -4,14 +4,15 @@ import pytest
 
 from rayreid.errors import UserError
 from rayreid.selection.filelist import ListMatch
-from rayreid.selection.strategies import cut, priority
+from rayreid.selection.registry import priority
+from rayreid.selection.strategies import cut
 
 NAN = float("nan")
 KEYS = [f"pool/{i:04d}.jpg" for i in range(1000)]
 
 
-def chosen(keys, priorities, **size) -> list[str]:
-    return [keys[row] for row in cut(keys, np.array(priorities, dtype=float), **size)]
+def chosen(keys, priorities, size: int) -> list[str]:
+    return [keys[row] for row in cut(keys, np.array(priorities, dtype=float), size)]
 
 
 def test_random_is_uniform_and_belongs_to_the_key():
@@ -64,7 +65,7 @@ def test_list_ranks_by_position():
     priorities = priority("list", ["a", "b", "c"], match=match)
     assert np.isnan(priorities[1])
     assert priorities[2] > priorities[0]
-    assert chosen(["a", "b", "c"], priorities, count=1) == ["c"]
+    assert chosen(["a", "b", "c"], priorities, 1) == ["c"]
 
 
 def test_unknown_strategy_and_missing_input():
@@ -76,27 +77,22 @@ def test_unknown_strategy_and_missing_input():
 
 
 def test_cut_takes_the_highest_and_returns_ascending_rows():
-    rows = cut(list("abcde"), np.array([0.1, 0.9, -3.0, 0.5, 0.7]), fraction=0.6)
+    rows = cut(list("abcde"), np.array([0.1, 0.9, -3.0, 0.5, 0.7]), 3)
     assert rows.dtype == np.int64
     assert rows.tolist() == [1, 3, 4]
 
 
 def test_ties_go_to_the_smaller_key():
-    assert chosen(list("dbca"), [0.5, 0.5, 0.9, 0.5], count=3) == ["b", "c", "a"]
-    assert chosen(list("dbca"), [0.5, 0.5, 0.5, 0.5], count=1) == ["a"]
+    assert chosen(list("dbca"), [0.5, 0.5, 0.9, 0.5], 3) == ["b", "c", "a"]
+    assert chosen(list("dbca"), [0.5, 0.5, 0.5, 0.5], 1) == ["a"]
 
 
-def test_the_fraction_counts_images_without_priority():
+def test_an_image_without_priority_is_never_selected():
     priorities = [NAN, 0.1, 0.2, 0.3, NAN, NAN, NAN, NAN, NAN, NAN]
     keys = list("abcdefghij")
-    assert chosen(keys, priorities, fraction=0.2) == ["c", "d"]
-    # Not more than there are: an image without priority is never selected
-    assert chosen(keys, priorities, fraction=1.0) == ["b", "c", "d"]
-
-
-@pytest.mark.parametrize(("images", "fraction", "expected"), [(1000, 0.1, 100), (7, 0.5, 4), (3, 0.5, 2), (3, 1.0, 3)])
-def test_the_fraction_is_rounded(images, fraction, expected):
-    assert len(cut(KEYS[:images], np.arange(float(images)), fraction=fraction)) == expected
+    assert chosen(keys, priorities, 2) == ["c", "d"]
+    # Not more than there are
+    assert chosen(keys, priorities, 10) == ["b", "c", "d"]
 
 
 def test_cuts_are_nested():
@@ -104,8 +100,8 @@ def test_cuts_are_nested():
     priorities = np.round(np.random.default_rng(0).random(len(KEYS)), 1)
     priorities[::7] = NAN
     smaller: set[int] = set()
-    for fraction in np.linspace(0.05, 1, 20):
-        rows = set(cut(KEYS, priorities, fraction=float(fraction)).tolist())
+    for size in range(50, 1001, 50):
+        rows = set(cut(KEYS, priorities, size).tolist())
         assert smaller < rows or len(rows) == np.isfinite(priorities).sum()
         smaller = rows
 
@@ -114,29 +110,24 @@ def test_the_cut_does_not_depend_on_the_order_of_the_store():
     priorities = np.round(np.random.default_rng(0).random(len(KEYS)), 1)
     shuffled = np.random.default_rng(1).permutation(len(KEYS))
     other_keys = np.array(KEYS, dtype=np.dtypes.StringDType())[shuffled]
-    assert set(chosen(KEYS, priorities, fraction=0.33)) == {
-        str(key) for key in other_keys[cut(other_keys, priorities[shuffled], fraction=0.33)]
+    assert set(chosen(KEYS, priorities, 330)) == {
+        str(key) for key in other_keys[cut(other_keys, priorities[shuffled], 330)]
     }
 
 
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ({}, "exactly one"),
-        ({"fraction": 0.5, "count": 2}, "exactly one"),
-        ({"fraction": 0.0}, "select.fraction must be"),
-        ({"fraction": 1.5}, "select.fraction must be"),
-        ({"fraction": NAN}, "select.fraction must be"),
-        ({"count": 0}, "select.count must be"),
-        ({"count": 4}, "select.count must be between 1 and the store's 3 images, not 4"),
-        ({"fraction": 0.1}, "no image"),
+        (4, "select.count must be between 1 and the store's 3 images, not 4"),
+        (0, "no image"),
+        (-1, "no image"),
     ],
 )
 def test_impossible_cuts_are_refused(size, message):
     with pytest.raises(UserError, match=message):
-        cut(list("abc"), np.array([1.0, 2.0, 3.0]), **size)
+        cut(list("abc"), np.array([1.0, 2.0, 3.0]), size)
 
 
 def test_nothing_with_a_priority_is_refused():
     with pytest.raises(UserError, match="no image"):
-        cut(list("abc"), np.full(3, NAN), count=2)
+        cut(list("abc"), np.full(3, NAN), 2)

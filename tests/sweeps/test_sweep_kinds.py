@@ -17,7 +17,7 @@ from rayreid.config.loading import load_experiment
 from rayreid.reports.sweep_report import find
 from rayreid.reports.trial_results import trials_of
 from rayreid.storage.metrics_log import Journal
-from rayreid.sweeps import sweep_runner as stage
+from rayreid.sweeps import known_trials
 from rayreid.sweeps.sweep_runner import sweep
 from tiny_experiment import TINY
 
@@ -76,13 +76,13 @@ def test_a_trial_below_the_median_is_ended_marked_and_not_begun_again(
     found_more = tuple(tmp_path / f"{number}.jsonl" for number in range(3))
     for path in found_more:
         Journal(path).append({"step": 1, "epoch": 2.0, "probe_mAP": 1.0})
-    held_against = stage._rivals
+    held_against = known_trials._rivals
 
     def rivals(experiment, plans):
         own = held_against(experiment, plans)
         return replace(own, journals=(*own.journals, *found_more))
 
-    monkeypatch.setattr(stage, "_rivals", rivals)
+    monkeypatch.setattr(known_trials, "_rivals", rivals)
     pretrain = {**TINY["pretrain"], "probe_every": 1}
     space = {"parameters": {"pretrain.epochs": [1, 2]}, "stop_below_median": 2}
     target = {

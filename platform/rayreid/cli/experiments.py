@@ -78,9 +78,9 @@ def selections(
     debug: Debug = False,
 ) -> None:
     """Compare which pool images strategies and rows select: scores, overlap, samples, origins, on one HTML page."""
-    from rayreid.pipeline.selection_report import STRATEGIES, compare
+    from rayreid.pipeline.selection_report import COMPARED, compare
 
-    compare(experiment_of(file, overrides), strategy or STRATEGIES)
+    compare(experiment_of(file, overrides), strategy or COMPARED)
 
 
 @app.command()

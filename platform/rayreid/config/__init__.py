@@ -81,3 +81,8 @@ class Experiment(Section):
     """Rows to run beside one another: each a set of changes to this file, with an optional `label`."""
     matrix: Matrix = Matrix()
     sweep: Sweep | None = None
+
+    @property
+    def selects(self) -> bool:
+        """Return whether the experiment pre-trains on a part of its pool, not on the whole pool and not on nothing."""
+        return self.pretrain.method != "none" and not self.select.whole

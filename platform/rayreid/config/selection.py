@@ -1,5 +1,6 @@
 """Sections of the scores and the subset."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -81,6 +82,7 @@ class Score(Section):
 class Select(Section):
     """Which part of the pool to pre-train on."""
 
+    # The names are those of `rayreid.selection.registry`, which this floor cannot import.
     strategy: Literal["cfs", "target_similarity", "cluster", "random", "list"] = "cfs"
     fraction: Part = 0.5
     count: PositiveInt | None = None
@@ -92,6 +94,26 @@ class Select(Section):
     images."""
 
     @property
+    def share(self) -> float | None:
+        """Return the fraction of the pool; None where a number of images is given, which takes precedence."""
+        return self.fraction if self.count is None else None
+
+    @property
     def whole(self) -> bool:
-        """Whether this keeps every image, whatever the strategy."""
-        return self.count is None and self.fraction == 1.0
+        """Return whether this keeps every image, whatever the strategy."""
+        return self.share == 1.0
+
+    def size(self, images: int) -> int:
+        """Return how many of a pool's images are selected: the count, or the rounded fraction of them."""
+        return round(self.fraction * images) if self.count is None else self.count
+
+    def pool_size(self, selected: int) -> int:
+        """Return the images of a pool that is large enough for a selection of at least `selected`, or of the count."""
+        if self.count is not None:
+            return self.count
+        return math.ceil(selected / self.fraction) + 1  # one more, because `size` rounds
+
+    @property
+    def setting(self) -> str:
+        """Return the key that sets the size, written as an override: `select.fraction=0.5`."""
+        return f"select.fraction={self.fraction}" if self.count is None else f"select.count={self.count}"

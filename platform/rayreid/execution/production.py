@@ -91,6 +91,8 @@ def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, 
 
 
 def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: Mapping[str, Any]) -> None:
+    if artifact.job is None:
+        raise ValueError(f"{artifact} has no job that could make it")
     began = time.monotonic()
     resumed = (folder / _NOTE).exists()
     screen.say(f"[bold]▸ {artifact}[/]")

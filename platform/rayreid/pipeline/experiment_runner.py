@@ -26,6 +26,7 @@ from rayreid.pipeline.summary import Row, row_of, show_hint, show_table, show_ti
 from rayreid.selection.provenance import provenance_of
 from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact
+from rayreid.storage.roles import Role
 from rayreid.tracking.run import Run, Tracker
 from rayreid.tracking.system_metrics import watched
 
@@ -99,7 +100,7 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
     label, row = next(iter(rows(experiment.model_copy(update={"compare": []})).items()))
     graph = plan(row, output_root())
     check([row], {label: graph})
-    wanted = [artifact for role, artifact in graph.items() if role.partition(".")[0] in STAGE_ROLE[stage]]
+    wanted = [artifact for role, artifact in graph.items() if Role(role).kind in STAGE_ROLE[stage]]
     if not wanted:
         raise UserError(f"stage {stage}: experiment {experiment.name!r} has no use for it as configured")
     session = open_session(experiment)
@@ -216,13 +217,13 @@ def digest_of(experiment: Experiment) -> str:
 
 def tags_of(experiment: Experiment) -> dict[str, Any]:
     """The tags by which runs are compared."""
-    trained = experiment.pretrain.method != "none"
+    share = "count" if experiment.select.share is None else experiment.select.share
     return {
         "backbone": experiment.backbone.name,
         "stem": experiment.backbone.stem,
         "method": experiment.pretrain.method,
-        "strategy": experiment.select.strategy if trained and not experiment.select.whole else "none",
-        "fraction": (experiment.select.fraction if experiment.select.count is None else "count") if trained else 0,
+        "strategy": experiment.select.strategy if experiment.selects else "none",
+        "fraction": 0 if experiment.pretrain.method == "none" else share,
         "target": experiment.target.dataset,
         "adapt": experiment.adapt.method,
         "seed": experiment.seed,

@@ -9,6 +9,7 @@ from rayreid.pipeline.selection_graph import plan_subset
 from rayreid.stages import adapt, evaluate, finetune, ingest, pretrain
 from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact, lineage
+from rayreid.storage.roles import Role
 
 ROLES = (
     "pool",
@@ -26,8 +27,8 @@ ROLES = (
     "adapted",
     "metrics",
 )
-"""The artifacts of an experiment, in the order in which they are made. With `score.targets` each of these has a target
-and a target proxy of its own: `target.<name>`, `target_proxy.<name>`."""
+"""The kinds of an experiment's artifacts, in the order in which they are made. With `score.targets` each target has
+artifacts of its own in the roles `target.<name>`, `target_proxy.<name>` and `target_features.<name>`."""
 
 STAGE_ROLE = {
     "ingest": ("pool", "target", "source"),
@@ -38,7 +39,7 @@ STAGE_ROLE = {
     "adapt": ("adapted",),
     "evaluate": ("metrics",),
 }
-"""What a stage's own command makes."""
+"""The kinds of artifacts that a stage's own command makes."""
 
 
 def plan(experiment: Experiment, root: Path, stopping: MedianStopping | None = None) -> dict[str, Artifact]:
@@ -58,14 +59,14 @@ def plan(experiment: Experiment, root: Path, stopping: MedianStopping | None = N
     graph = {"target": ingest.plan(root, e.target)}
     if e.pretrain.method != "none":
         graph["pool"] = ingest.plan(root, e.pool)
-        if not e.select.whole:
+        if e.selects:
             graph.update(plan_subset(e, graph["pool"], graph["target"]))
         graph["weights"] = pretrain.plan(
             graph["pool"], graph.get("subset"), e.pretrain, e.backbone, e.seed, e.resources, graph["target"], stopping
         )
     graph.update(_models(e, graph["target"], graph.get("weights")))
     graph["metrics"] = evaluate.plan(graph["target"], _last(graph), e.evaluate)
-    return dict(sorted(graph.items(), key=lambda item: ROLES.index(item[0].partition(".")[0])))
+    return dict(sorted(graph.items(), key=lambda item: ROLES.index(Role(item[0]).kind)))
 
 
 def _models(e: Experiment, target: Artifact, weights: Artifact | None) -> dict[str, Artifact]:

@@ -1,6 +1,5 @@
 """Refusing, before anything starts, what could only fail later."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from rayreid.config import PATCH, Backbone, Experiment, Finetune, Pretrain, Source
@@ -10,6 +9,7 @@ from rayreid.execution.resources import training_share
 from rayreid.pipeline.dataset_facts import Contents, Datasets
 from rayreid.pipeline.selection_graph import check_proxies, finetunes_proxies, needs_source, pretrains_proxy
 from rayreid.selection.filelist import read_list
+from rayreid.selection.registry import STRATEGIES, Basis
 from rayreid.stages import adapt, select
 from rayreid.stages.training import initial_weights
 from rayreid.storage.artifacts import Artifact
@@ -36,7 +36,7 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
         for key, (backbone, config) in _pretrainings(e).items():
             _check_method(key, backbone, config)
             _check_local_size(key, backbone, config)
-        if e.select.strategy == "list" and not e.select.whole and e.pretrain.method != "none":
+        if e.selects and STRATEGIES[e.select.strategy].basis is Basis.LIST:
             _check_batch("pretrain", e.pretrain, len(read_list(select.list_file(e.select))), "select.list")
     _check_sources(experiments, plans)
 
@@ -118,8 +118,7 @@ def _check_probe(e: Experiment, target: Contents) -> None:
 
 def _images_needed(e: Experiment) -> int:
     """Images from which on a pool is large enough for every check of `_check_images`."""
-    subset = e.select.count or math.ceil(e.pretrain.batch_size / e.select.fraction) + 1  # for its being rounded
-    return max(subset, e.proxy.pretrain.batch_size if pretrains_proxy(e) else 0)
+    return max(e.select.pool_size(e.pretrain.batch_size), e.proxy.pretrain.batch_size if pretrains_proxy(e) else 0)
 
 
 def _check_images(e: Experiment, pool: Contents) -> None:
@@ -127,10 +126,9 @@ def _check_images(e: Experiment, pool: Contents) -> None:
     if pool.images is None:
         return
     stored = sum(pool.images.values())
-    if (e.select.count or 0) > stored:
-        raise UserError(f"select.count={e.select.count}, but the pool has only {stored} images; lower it")
-    chosen = e.select.count or round(e.select.fraction * stored)
-    share = f"select.count={e.select.count}" if e.select.count else f"select.fraction={e.select.fraction}"
+    chosen, share = e.select.size(stored), e.select.setting
+    if chosen > stored:
+        raise UserError(f"{share}, but the pool has only {stored} images; lower it")
     if not chosen:
         raise UserError(f"{share} of the pool's {stored} images selects none; raise it")
     _check_batch("pretrain", e.pretrain, chosen, f"{share} of the pool's {stored}")

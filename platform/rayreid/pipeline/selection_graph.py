@@ -3,8 +3,10 @@
 from rayreid.config import Experiment
 from rayreid.errors import UserError
 from rayreid.selection.provenance import Provenance, provenance_of
+from rayreid.selection.registry import STRATEGIES, Basis
 from rayreid.stages import features, ingest, priority, proxies, score, select
 from rayreid.storage.artifacts import Artifact
+from rayreid.storage.roles import Role
 
 
 def plan_subset(e: Experiment, pool: Artifact, target: Artifact) -> dict[str, Artifact]:
@@ -14,12 +16,13 @@ def plan_subset(e: Experiment, pool: Artifact, target: Artifact) -> dict[str, Ar
         UserError: a file that the configuration names does not exist.
     """
     provenance = provenance_of(e.pool)
+    basis = STRATEGIES[e.select.strategy].basis
     made: dict[str, Artifact] = {}
     if needs_source(e):
         made["source_proxy"] = proxies.plan_source(pool, e.proxy, e.resources, target)
-    if e.select.strategy == "cfs":
+    if basis is Basis.SCORES:
         made |= _scores(e, pool, target, made["source_proxy"], provenance)
-    elif needs_source(e):
+    elif basis is Basis.FEATURES:
         made |= _priority(e, pool, target, made["source_proxy"], provenance)
     ranked = made.get("scores") or made.get("priority")
     made["subset"] = select.plan(pool, ranked, e.select, e.seed, provenance)
@@ -30,7 +33,7 @@ def _scores(
     e: Experiment, pool: Artifact, target: Artifact, source: Artifact, provenance: Provenance | None
 ) -> dict[str, Artifact]:
     made = _target_proxies(e, source, target)
-    thetas = {role.partition(".")[2]: proxy for role, proxy in made.items() if role.startswith("target_proxy")}
+    thetas = {Role(role).target: proxy for role, proxy in made.items() if Role(role).kind == "target_proxy"}
     return {**made, "scores": score.plan(pool, source, thetas, e.score, provenance)}
 
 
@@ -39,12 +42,12 @@ def _priority(
 ) -> dict[str, Artifact]:
     made = {"features": features.plan(pool, source, "all", e.score)}
     targets: dict[str, tuple[Artifact, Artifact]] = {}
-    if e.select.strategy == "target_similarity":
+    if STRATEGIES[e.select.strategy].targets:
         stores = {one.label: ingest.plan(source.root, one.source) for one in e.score.targets if one.source}
-        made |= {f"target.{name}": store for name, store in stores.items()}
+        made |= {Role.of("target", name): store for name, store in stores.items()}
         for name, store in (stores or {"": target}).items():
             theirs = features.plan(store, source, "train", e.score)
-            made[f"target_features.{name}".rstrip(".")] = theirs
+            made[Role.of("target_features", name)] = theirs
             targets[name] = (store, theirs)
     return {**made, "priority": priority.plan(pool, made["features"], targets, e.select, e.seed, provenance)}
 
@@ -53,24 +56,23 @@ def _target_proxies(e: Experiment, source: Artifact, target: Artifact) -> dict[s
     """θt of the experiment's target, or of each of `score.targets`, with the image stores of these."""
     if not e.score.targets:
         return {"target_proxy": proxies.plan_target(target, source, e.proxy.target, e.proxy, e.resources)}
-    made = {}
+    made: dict[str, Artifact] = {}
     for one in e.score.targets:
         store = ingest.plan(source.root, one.source) if one.source else None
         if store is not None:
-            made[f"target.{one.label}"] = store
-        made[f"target_proxy.{one.label}"] = proxies.plan_target(store, source, one.proxy, e.proxy, e.resources)
+            made[Role.of("target", one.label)] = store
+        made[Role.of("target_proxy", one.label)] = proxies.plan_target(store, source, one.proxy, e.proxy, e.resources)
     return made
 
 
 def needs_source(e: Experiment) -> bool:
-    """Whether θs is needed."""
-    strategies = ("cfs", "target_similarity", "cluster")
-    return e.select.strategy in strategies and not e.select.whole and e.pretrain.method != "none"
+    """Return whether θs is needed."""
+    return e.selects and STRATEGIES[e.select.strategy].needs_source_proxy
 
 
 def needs_target_proxies(e: Experiment) -> bool:
-    """Whether θt is needed, too."""
-    return needs_source(e) and e.select.strategy == "cfs"
+    """Return whether θt is needed, too."""
+    return e.selects and STRATEGIES[e.select.strategy].needs_target_proxies
 
 
 def pretrains_proxy(e: Experiment) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rayreid.config import Experiment
+from rayreid.config import Experiment, Select
 from rayreid.config.loading import change, rows
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
@@ -26,15 +26,16 @@ from rayreid.pipeline.graph import plan
 from rayreid.pipeline.preflight import check
 from rayreid.selection.overlap import jaccard, rank_correlation
 from rayreid.selection.provenance import Provenance, provenance_of
+from rayreid.selection.registry import STRATEGIES, Basis
 from rayreid.selection.strategies import cut
 from rayreid.stages import select
-from rayreid.stages.score import LABELS, extremes
+from rayreid.stages.score import extremes
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.names import slug
 from rayreid.tracking.run import Run
 
-STRATEGIES = ("cfs", "target_similarity", "cluster", "random")
-"""What is compared unless the user says otherwise: all that need no file list."""
+COMPARED = tuple(name for name, strategy in STRATEGIES.items() if strategy.basis is not Basis.LIST)
+"""The strategies that are compared by default: all that need no file list."""
 FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 _SHOWN = 36
 """Images in a sheet on the page: three rows of twelve."""
@@ -72,7 +73,7 @@ class Selection:
         return int(np.isnan(self.priority).sum())
 
 
-def compare(experiment: Experiment, strategies: Sequence[str] = STRATEGIES) -> Path:
+def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Path:
     """Compare the file's strategies and those of its rows; make whatever of scores and subsets is missing.
 
     Rows may also differ in `proxy` or `score.targets`: then it is proxies that are compared.
@@ -83,7 +84,7 @@ def compare(experiment: Experiment, strategies: Sequence[str] = STRATEGIES) -> P
     Raises:
         UserError: no row selects a part of the pool, rows have different pools, or what making them raises.
     """
-    wanted = {label: row for label, row in _variants(experiment, strategies).items() if _selects(row)}
+    wanted = {label: row for label, row in _variants(experiment, strategies).items() if row.selects}
     root = output_root()
     plans = {label: plan(row, root) for label, row in wanted.items()}
     if not plans:
@@ -116,14 +117,10 @@ def _variants(experiment: Experiment, strategies: Iterable[str]) -> dict[str, Ex
     distinct: dict[str, tuple[str, Experiment]] = {}
     for label, row in table.items():
         ranks_by = row.select.model_copy(update={"fraction": 0.5, "count": None})
-        seed = row.seed if row.select.strategy in ("random", "cluster") else 0
+        seed = row.seed if STRATEGIES[row.select.strategy].seeded else 0
         key = f"{ranks_by} {row.proxy} {row.score.targets} {row.pool} {row.target} {seed}"
         distinct.setdefault(key, (label, row))
     return dict(distinct.values())
-
-
-def _selects(e: Experiment) -> bool:
-    return e.pretrain.method != "none" and not e.select.whole
 
 
 def _selection(label: str, e: Experiment, graph: Mapping[str, Artifact], store: ImageStore) -> Selection:
@@ -195,7 +192,8 @@ def _add_facts(
 
 def _add_overlap(page: Page, store: ImageStore, found: Sequence[Selection], run: Run) -> None:
     """Rank correlation, and Jaccard of the subsets at several fractions."""
-    subsets = {f: [cut(store.keys, one.priority, fraction=f) for one in found] for f in FRACTIONS if _cuts(f, store)}
+    sizes = _sizes(store)
+    subsets = {f: [cut(store.keys, one.priority, size) for one in found] for f, size in sizes.items()}
     matrices = {"rank correlation": _matrix([one.priority for one in found], rank_correlation)}
     matrices |= {f"Jaccard at {fraction:.0%}": _matrix(chosen, jaccard) for fraction, chosen in subsets.items()}
     page.heading("Agreement")
@@ -235,24 +233,24 @@ def _add_origins(
     )
     for label, aucs in separation.items():
         run.metrics({f"auc.{slug(label)}.{slug(name)}": value for name, value in aucs.items()})
-    fractions = [fraction for fraction in FRACTIONS if _cuts(fraction, store)]
-    rates = {one.label: _rates(store, one, groups, fractions) for one in found}
-    for fraction_number, fraction in enumerate(fractions):
+    sizes = _sizes(store)
+    rates = {one.label: _rates(store, one, groups, sizes.values()) for one in found}
+    for fraction_number, fraction in enumerate(sizes):
         page.table(
             [f"kept at {fraction:.0%}", *groups],
             [[label, *(f"{shares[name][fraction_number]:.1%}" for name in groups)] for label, shares in rates.items()],
         )
-    _show(page, run, keep_rates(fractions, rates), "keep_rates", "Share of each origin's images that is kept")
+    _show(page, run, keep_rates(list(sizes), rates), "keep_rates", "Share of each origin's images that is kept")
 
 
 def _rates(
-    store: ImageStore, one: Selection, groups: Mapping[str, np.ndarray], fractions: Iterable[float]
+    store: ImageStore, one: Selection, groups: Mapping[str, np.ndarray], sizes: Iterable[int]
 ) -> dict[str, list[float]]:
-    """The share of each origin's images that is kept, by fraction."""
+    """Return the share of each origin's images that subsets of several sizes keep."""
     rates: dict[str, list[float]] = {name: [] for name in groups}
-    for fraction in fractions:
+    for size in sizes:
         kept = np.zeros(len(store), bool)
-        kept[cut(store.keys, one.priority, fraction=fraction)] = True
+        kept[cut(store.keys, one.priority, size)] = True
         for name, members in groups.items():
             rates[name].append(float(kept[members].mean()))
     return rates
@@ -262,9 +260,10 @@ def _add_pictures(page: Page, store: ImageStore, one: Selection, groups: Mapping
     """Histogram with the cut; sheets of the highest, median and lowest images, framed by origin where it is known."""
     colours = dict(zip(groups, group_colours(len(groups)), strict=True))
     ranked = np.isfinite(one.priority)
-    if one.strategy in LABELS:
+    label = STRATEGIES[one.strategy].label
+    if label:
         shares = {name: members[ranked] for name, members in groups.items()}
-        histogram = score_histogram(one.priority[ranked], one.cut, shares, LABELS[one.strategy])
+        histogram = score_histogram(one.priority[ranked], one.cut, shares, label)
         _show(page, run, histogram, f"{slug(one.label)}_histogram", f"{one.label}: distribution, the cut marked")
     if colours:
         page.key(colours)
@@ -288,5 +287,7 @@ def _matrix(items: Sequence[np.ndarray], measure: Callable[[np.ndarray, np.ndarr
     return np.array([[measure(first, second) for second in items] for first in items])
 
 
-def _cuts(fraction: float, store: ImageStore) -> bool:
-    return round(fraction * len(store)) > 0
+def _sizes(store: ImageStore) -> dict[float, int]:
+    """Return the sizes of the subsets to compare, by fraction; without those of no image."""
+    sizes = {fraction: Select(fraction=fraction).size(len(store)) for fraction in FRACTIONS}
+    return {fraction: size for fraction, size in sizes.items() if size}

@@ -7,6 +7,7 @@ from rayreid.errors import UserError
 from rayreid.evaluation.metrics import METRICS
 from rayreid.evaluation.outcomes import Outcome
 from rayreid.pipeline.experiment_runner import COLUMNS
+from rayreid.storage.roles import Role
 from rayreid.tracking.history import History, Record
 
 _TOLD_BY_COLUMNS = (
@@ -23,7 +24,7 @@ _TOLD_BY_COLUMNS = (
 )
 """Parameters (or their beginnings) that the columns tell already, or that change no result."""
 _OF_SELECTION = ("source_proxy", "target_proxy", "features", "target_features", "scores", "priority", "subset")
-"""Roles of the stages that a selection costs."""
+"""Kinds of the artifacts that a selection costs."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def selection_costs(history: History, members: Iterable[Record]) -> dict[str, tu
     runs: dict[str, Record] = {}
     for member in members:
         for tag, run_id in member.tags.items():
-            role = tag.removeprefix("run.").partition(".")[0]
-            if tag.startswith("run.") and role in _OF_SELECTION and run_id not in runs:
+            role = Role(tag.removeprefix("run."))
+            if tag.startswith("run.") and role.kind in _OF_SELECTION and run_id not in runs:
                 found = history.get(run_id)
                 if found is not None:
                     runs[run_id] = found

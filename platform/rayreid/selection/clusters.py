@@ -1,12 +1,14 @@
-"""Even sampling over clusters of a pool: every kind of image in equal number, whatever the target."""
+"""The strategy `cluster`: even sampling over clusters, so every kind of image in equal number, whatever the target."""
 
 import math
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rayreid.neighbours.knn import require_faiss
 from rayreid.selection.filelist import Keys
+from rayreid.selection.similarity import Features, nearest_in_parts
 from rayreid.selection.strategies import Priority, random_priority
 
 SAMPLE = 256
@@ -14,6 +16,38 @@ SAMPLE = 256
 _ROUNDS = 20
 _SALT = 0xC1057E25
 """Sets the order within clusters apart from that of the strategy `random` with the same seed."""
+
+
+def cluster_priority(
+    pool: Features, device: torch.device, seed: int, clusters: int | str
+) -> tuple[Priority, dict[str, int]]:
+    """Return priorities that deal every cut evenly to clusters of the pool, and how many clusters there are.
+
+    Args:
+        pool: Features of all images of the pool, N of them.
+        device: Where to find each image's cluster.
+        seed: Of the clusters and of the order within them.
+        clusters: See `cluster_count`.
+
+    Returns:
+        float64 (N,), NaN where an image could not be decoded; and facts.
+    """
+    centres = _centres(pool, clusters, seed)
+    _, places = nearest_in_parts(pool, centres, device)
+    return even_priority(pool.keys, places, seed), {"clusters": len(centres)}
+
+
+def _centres(pool: Features, clusters: int | str, seed: int) -> npt.NDArray[np.float32]:
+    """Return cluster centres found on a sample of the pool; the same however the pool is dealt to shards."""
+    every = list(pool.parts())
+    usable = np.sort(np.concatenate([rows[~np.isnan(found[:, 0])] for rows, found in every]))
+    count = cluster_count(len(usable), clusters)
+    drawn = np.sort(np.random.default_rng(seed).permutation(usable)[: SAMPLE * count])
+    sample = np.empty((len(drawn), every[0][1].shape[1]), np.float32)
+    for rows, found in every:
+        _, mine, places = np.intersect1d(rows, drawn, assume_unique=True, return_indices=True)
+        sample[places] = found[mine]
+    return find_centres(sample, count, seed)
 
 
 def cluster_count(images: int, wanted: int | str) -> int:

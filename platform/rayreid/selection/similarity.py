@@ -1,13 +1,75 @@
-"""Nearest neighbours by cosine, in blocks: of a target's images, and of cluster centres."""
+"""The strategy `target_similarity`, and nearest neighbours by cosine: of a target's images, and of cluster centres."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rayreid.selection.filelist import Keys
+from rayreid.selection.strategies import Priority
+
 _BLOCK = 8192
 """Rows of either side multiplied at once: 256 MiB of similarities."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a store's images, or of some of them, larger than memory.
+
+    Attributes:
+        keys: The keys of all images of the store, N of them.
+        parts: Yields index rows (n,) and features float16 (n, D) of length 1, NaN where an image could not be decoded;
+            begins anew at every call.
+    """
+
+    keys: Keys
+    parts: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
+
+
+def target_similarity(
+    pool: Features, device: torch.device, targets: Sequence[Features]
+) -> tuple[Priority, dict[str, int]]:
+    """Return the cosine of each pool image to the nearest image of any target, and how many images that were.
+
+    Args:
+        pool: Features of all images of the pool, N of them.
+        device: Where to compute.
+        targets: Features of each target's training images.
+
+    Returns:
+        float64 (N,), NaN where an image could not be decoded; and facts.
+    """
+    references = [theirs[~np.isnan(theirs[:, 0])] for target in targets for _, theirs in target.parts()]
+    cosines, _ = nearest_in_parts(pool, np.concatenate(references), device)
+    return cosines, {"target_images": sum(map(len, references))}
+
+
+def nearest_in_parts(
+    pool: Features, references: np.ndarray, device: torch.device
+) -> tuple[Priority, npt.NDArray[np.int64]]:
+    """Return the reference of greatest cosine for each image of a pool.
+
+    Args:
+        pool: Features of all images of the pool, N of them.
+        references: (M, D), M ≥ 1.
+        device: Where to compute.
+
+    Returns:
+        Cosines float64 (N,), NaN for images that could not be decoded, and rows of `references` (N,), −1 for those.
+    """
+    cosines = np.full(len(pool.keys), np.nan)
+    places = np.full(len(pool.keys), -1, np.int64)
+    others = torch.from_numpy(references.astype(np.float32)).to(device)
+    for rows, found in pool.parts():
+        usable = ~np.isnan(found[:, 0])
+        best, place = nearest(torch.from_numpy(found[usable].astype(np.float32)).to(device), others)
+        cosines[rows[usable]] = best.cpu().numpy()
+        places[rows[usable]] = place.cpu().numpy()
+    return cosines, places
 
 
 def nearest(features: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:

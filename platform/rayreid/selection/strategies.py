@@ -1,4 +1,4 @@
-"""Strategies: each gives every image of a store a priority; and the cut that turns priorities into a subset.
+"""Priorities of a store's images by hash, score or list; and the cut that turns priorities into a subset.
 
 A priority is a float64, higher is better, NaN where the strategy knows nothing of the image. Cuts at rising
 fractions are nested, and sweeping the fraction computes no priority anew.
@@ -16,45 +16,6 @@ from rayreid.errors import UserError
 from rayreid.selection.filelist import Keys, ListMatch
 
 Priority = npt.NDArray[np.float64]
-
-STRATEGIES = ("cfs", "target_similarity", "cluster", "random", "list")
-SCORED = {"cfs": "cfs", "target_similarity": "priority", "cluster": "priority"}
-"""Strategies whose priorities come in a table, and its column."""
-
-
-def priority(
-    strategy: str,
-    keys: Keys,
-    *,
-    seed: int = 0,
-    scores: pa.Table | None = None,
-    match: ListMatch | None = None,
-) -> Priority:
-    """Priorities of a store's images by a strategy's name.
-
-    Args:
-        strategy: `random` (needs `seed`), `list` (needs `match`), or one of `SCORED` (needs `scores`).
-        keys: the store's keys, N of them.
-        seed: see `random_priority`.
-        scores: see `scored_priority`.
-        match: see `list_priority`.
-
-    Returns:
-        float64 (N,).
-
-    Raises:
-        UserError: an unknown strategy, or what the strategy itself raises.
-        ValueError: the strategy's input is missing.
-    """
-    if strategy not in STRATEGIES:
-        raise UserError(f"unknown select.strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
-    if strategy == "random":
-        return random_priority(keys, seed)
-    if strategy in SCORED and scores is not None:
-        return scored_priority(keys, scores, SCORED[strategy])
-    if strategy == "list" and match is not None:
-        return list_priority(len(keys), match)
-    raise ValueError(f"strategy {strategy} without its {'match' if strategy == 'list' else 'scores'}")
 
 
 def random_priority(keys: Keys, seed: int) -> Priority:
@@ -97,44 +58,29 @@ def list_priority(count: int, match: ListMatch) -> Priority:
     return ranks
 
 
-def cut(
-    keys: Keys, priority: Priority, *, fraction: float | None = None, count: int | None = None
-) -> npt.NDArray[np.int64]:
-    """The images of highest priority; ties go to the smaller key.
+def cut(keys: Keys, priority: Priority, size: int) -> npt.NDArray[np.int64]:
+    """Return the images of highest priority; ties go to the smaller key.
 
     Args:
-        keys: the store's keys, N of them, unique.
+        keys: The store's keys, N of them, unique.
         priority: float (N,), NaN: never selected.
-        fraction: select round(fraction · N) images, N counting those without a priority too.
-        count: or select this many.
+        size: Number of images to select, at most N.
 
     Returns:
-        Store rows, ascending, int64 (n,). Fewer than asked for only where fewer images have a priority. A
-        smaller cut is a subset of a larger one.
+        Store rows, ascending, int64 (n,). Fewer than `size` only where fewer images have a priority. A smaller cut is
+        a subset of a larger one.
 
     Raises:
-        UserError: not exactly one of fraction and count, one out of range, or nothing to select.
+        UserError: `size` is larger than the store, or there is nothing to select.
     """
-    wanted = _wanted(len(keys), fraction, count)
+    if size > len(keys):
+        raise UserError(f"select.count must be between 1 and the store's {len(keys)} images, not {size}")
     ranked = ~np.isnan(priority)
-    wanted = min(wanted, int(ranked.sum()))
-    if wanted == 0:
+    wanted = min(size, int(ranked.sum()))
+    if wanted < 1:
         raise UserError("select chose no image: raise select.fraction or select.count, or check the priorities")
     # Only those who share the last admitted priority need to be put in order: no sort of millions of strings
     threshold = np.partition(priority[ranked], -wanted)[-wanted]
     above = np.flatnonzero(priority > threshold)
     tied = sorted(np.flatnonzero(priority == threshold).tolist(), key=lambda row: str(keys[row]))
     return np.sort(np.concatenate([above, np.array(tied[: wanted - len(above)], dtype=np.int64)]))
-
-
-def _wanted(images: int, fraction: float | None, count: int | None) -> int:
-    if (fraction is None) == (count is None):
-        raise UserError("give exactly one of select.fraction and select.count")
-    if fraction is not None:
-        if not 0 < fraction <= 1:
-            raise UserError(f"select.fraction must be above 0 and at most 1, not {fraction}")
-        return round(fraction * images)
-    assert count is not None
-    if not 0 < count <= images:
-        raise UserError(f"select.count must be between 1 and the store's {images} images, not {count}")
-    return count

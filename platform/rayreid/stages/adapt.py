@@ -1,22 +1,20 @@
 """Stage *adapt*: weights + target without its labels → ReID model, by cluster contrast on Ray Train (USL and UDA)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from rayreid.config import Adapt, Backbone, Resources
 from rayreid.data.augment.reid_transforms import Interpolation, ReIDTest, ReIDTrain
-from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import extract
-from rayreid.execution.production import StageContext, identity
-from rayreid.execution.trainer import Log, Training, fit
+from rayreid.execution.production import StageContext
+from rayreid.execution.trainer import Log, fit
 from rayreid.models.neck import Neck
 from rayreid.models.weights import save_backbone
 from rayreid.reid.cluster_contrast import ClusterContrast
@@ -25,6 +23,7 @@ from rayreid.reid.pseudo_labels import Clustering, PseudoLabels
 from rayreid.stages import finetune, pretrain
 from rayreid.stages.training import initial_weights, pseudo_label_figures
 from rayreid.stages.training.initial_weights import Start, network
+from rayreid.stages.training.trained_weights import augmented, header_of, plan_training, training_on
 from rayreid.stages.training.validation import Look
 from rayreid.storage.artifacts import Artifact
 from rayreid.training.loop import Batch, resolve_precision
@@ -47,11 +46,8 @@ def plan(
     resources: Resources,
 ) -> Artifact:
     """A ReID model: a backbone adapted to a target, from pre-trained or source-supervised weights, or a checkpoint."""
-    inputs = {"target": target, **({"weights": weights} if weights else {})}
-    begun = None if weights else initial_weights.identifier(backbone)
-    fields = identity(adapt=config, backbone=backbone, seed=seed, start=begun)
     job = partial(_adapt, config, backbone, seed, resources)
-    return Artifact(target.root, "adapt", VERSION, fields, inputs, job)
+    return plan_training("adapt", VERSION, {"target": target}, weights, config, backbone, seed, job)
 
 
 def check_images(config: Adapt, images: int) -> None:
@@ -77,25 +73,16 @@ def _adapt(config: Adapt, backbone: Backbone, seed: int, resources: Resources, c
     rows = store.rows_of("train")
     check_images(config, len(rows))
     weights, started = initial_weights.prepare(context, backbone, _given(context))
-    header = {
-        "method": f"cluster contrast, {config.method}",
-        "epochs": config.epochs,
-        "artifact": str(context.artifact),
-    }
+    header = header_of(context, f"cluster contrast, {config.method}", config.epochs)
     c = config
-    training = Training(
-        folder=context.folder,
-        store=store.directory,
+    training = training_on(
+        context,
+        store,
+        c,
+        seed,
         plan=PseudoLabelPlan(rows, store.camids[rows], c.clusters, c.instances, c.iterations, seed),
         build=_Build(c, backbone, seed, weights),
         save=partial(_save, context.folder / WEIGHTS, header),
-        epochs=c.epochs,
-        accumulate=1,
-        precision=c.precision,
-        seed=seed,
-        checkpoint_minutes=c.checkpoint_minutes,
-        keep_checkpoints=c.keep_checkpoints,
-        keep_every_epochs=c.keep_every_epochs,
         probe=Look(store.directory, _test(backbone), c.evaluate_every, c.epochs, c.precision),
         feed=_Feeding(c, backbone, store.directory, context.folder / LABELS, seed),
     )
@@ -130,9 +117,7 @@ class _Build:
 
     def __call__(self, device: torch.device) -> tuple[ClusterContrast, Callable[..., Any]]:
         c, b = self.config, self.backbone
-        backbone = network(b, c.drop_path)
-        if self.weights is not None:
-            self.weights.load(backbone)
+        backbone = network(b, c.drop_path, self.weights)
         method = ClusterContrast(
             backbone,
             steps_per_epoch=c.iterations,
@@ -153,13 +138,7 @@ class _Build:
             erasing_area=ERASED_AREA,
             erasing_fill=ERASED_FILL,
         )
-        return method.to(device), partial(_prepare, transform, self.seed)
-
-
-def _prepare(
-    transform: ReIDTrain, seed: int, images: ImageBatch, keys: Sequence[str], epoch: int, rows: np.ndarray
-) -> torch.Tensor:
-    return transform(images, keys, epoch, seed)
+        return method.to(device), partial(augmented, transform, self.seed)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from rayreid.data.sampling.batch_plans import BatchPlan, IdentityPlan, ShufflePl
 from rayreid.data.sampling.camera import CameraPlan
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.execution.production import StageContext, identity
-from rayreid.execution.trainer import Training, fit
+from rayreid.execution.production import StageContext
+from rayreid.execution.trainer import fit
 from rayreid.models.weights import BEST, save_backbone
 from rayreid.reid.supervised import SupervisedReID
 from rayreid.stages import pretrain
 from rayreid.stages.training import initial_weights
 from rayreid.stages.training.initial_weights import Start, network
+from rayreid.stages.training.trained_weights import header_of, plan_training, training_on
 from rayreid.stages.training.validation import Best, Look
 from rayreid.storage.artifacts import Artifact
 
@@ -41,11 +42,8 @@ def plan(
     resources: Resources,
 ) -> Artifact:
     """A ReID model: a backbone fine-tuned on a target, from pre-trained weights, a checkpoint, or from scratch."""
-    inputs = {"target": target, **({"weights": weights} if weights else {})}
-    begun = None if weights else initial_weights.identifier(backbone)
-    fields = identity(finetune=config, backbone=backbone, seed=seed, start=begun)
     job = partial(_finetune, config, backbone, seed, resources)
-    return Artifact(target.root, "finetune", VERSION, fields, inputs, job)
+    return plan_training("finetune", VERSION, {"target": target}, weights, config, backbone, seed, job)
 
 
 def _finetune(
@@ -59,20 +57,15 @@ def _finetune(
     steps = sampling(config, rows, store.pids[rows], store.camids[rows], seed)
     label_of_row = np.full(len(store), -1)
     label_of_row[rows] = labels
-    header = {"method": "supervised", "epochs": config.epochs, "artifact": str(context.artifact)}
-    training = Training(
-        folder=context.folder,
-        store=store.directory,
+    header = header_of(context, "supervised", config.epochs)
+    training = training_on(
+        context,
+        store,
+        config,
+        seed,
         plan=steps,
         build=_Build(config, backbone, seed, steps.steps_per_epoch, len(classes), weights, label_of_row),
         save=partial(_save, header, context.folder / WEIGHTS),
-        epochs=config.epochs,
-        accumulate=1,
-        precision=config.precision,
-        seed=seed,
-        checkpoint_minutes=config.checkpoint_minutes,
-        keep_checkpoints=config.keep_checkpoints,
-        keep_every_epochs=config.keep_every_epochs,
         probe=_look(config, backbone, store, Best(context.folder / BEST, partial(_save, header))),
     )
     profile = {"images": len(rows), "identities": len(classes)}
@@ -143,9 +136,7 @@ class _Build:
 
     def __call__(self, device: torch.device) -> tuple[SupervisedReID, Callable[..., Any]]:
         c, b = self.config, self.backbone
-        backbone = network(b, c.drop_path)
-        if self.weights is not None:
-            self.weights.load(backbone)
+        backbone = network(b, c.drop_path, self.weights)
         method = SupervisedReID(
             backbone,
             self.classes,

@@ -1,6 +1,6 @@
 """Stage *pretrain*: pool or subset → backbone weights, by a self-supervised method on Ray Train."""
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,13 +10,12 @@ import numpy as np
 import torch
 
 from rayreid.config import Backbone, Pretrain, Resources
-from rayreid.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop
-from rayreid.data.batch import ImageBatch
+from rayreid.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 from rayreid.data.sampling.batch_plans import ShufflePlan
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.execution.production import StageContext, identity
-from rayreid.execution.trainer import METRICS, Training, fit
+from rayreid.execution.production import StageContext
+from rayreid.execution.trainer import METRICS, fit
 from rayreid.models.weights import save_backbone
 from rayreid.selection.subset_file import subset_rows
 from rayreid.stages.training import initial_weights
@@ -24,6 +23,7 @@ from rayreid.stages.training.early_stopping import Judged, MedianStopping
 from rayreid.stages.training.initial_weights import Start, network
 from rayreid.stages.training.methods import METHODS, MethodSetup, Pretraining, crops_of, resolved
 from rayreid.stages.training.probe import on_target
+from rayreid.stages.training.trained_weights import augmented, header_of, plan_training, training_on
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 2
@@ -45,11 +45,10 @@ def plan(
     Whether they get better is watched on a target, where one is given and the configuration wants it. The target
     changes nothing in the weights, and stands beside them. Held against rivals, it may be ended: then there are none.
     """
-    inputs = {"pool": pool, **({"subset": subset} if subset else {})}
-    fields = identity(pretrain=config, backbone=backbone, seed=seed, start=initial_weights.identifier(backbone))
+    images = {"pool": pool, **({"subset": subset} if subset else {})}
     job = partial(_pretrain, config, backbone, seed, resources, stopping)
     auxiliary = {"target": target} if target and config.probe_epochs else {}
-    return Artifact(pool.root, "pretrain", VERSION, fields, inputs, job, auxiliary=auxiliary)
+    return plan_training("pretrain", VERSION, images, None, config, backbone, seed, job, auxiliary)
 
 
 def refuse_test_images(dataset: str, splits: Container[str]) -> None:
@@ -81,20 +80,16 @@ def _pretrain(
     weights, started = initial_weights.prepare(context, backbone)
     steps = ShufflePlan(chosen, config.batch_size, seed)
     probe = on_target(context, config, backbone)
-    header = {"method": config.method, "epochs": config.epochs, "artifact": str(context.artifact)}
-    training = Training(
-        folder=context.folder,
-        store=store.directory,
+    header = header_of(context, config.method, config.epochs)
+    training = training_on(
+        context,
+        store,
+        config,
+        seed,
         plan=steps,
         build=_Build(config, backbone, seed, steps.steps_per_epoch, weights),
         save=partial(_save, context.folder / WEIGHTS, header),
-        epochs=config.epochs,
         accumulate=config.accumulate,
-        precision=config.precision,
-        seed=seed,
-        checkpoint_minutes=config.checkpoint_minutes,
-        keep_checkpoints=config.keep_checkpoints,
-        keep_every_epochs=config.keep_every_epochs,
         probe=Judged(probe, stopping, context.folder / METRICS) if probe and stopping else probe,
     )
     context.run.dataset("pool", store.fingerprint, str(store.directory), {"images": len(chosen)}, "pretrain")
@@ -119,19 +114,11 @@ class _Build:
 
     def __call__(self, device: torch.device) -> tuple[Pretraining, Callable[..., Any]]:
         recipe = self.config.recipe(self.backbone)
-        trained, follower = network(self.backbone, recipe.drop_path), network(self.backbone)
-        if self.weights is not None:
-            self.weights.load(trained)
+        trained, follower = network(self.backbone, recipe.drop_path, self.weights), network(self.backbone)
         setup = MethodSetup(self.config, recipe, self.steps_per_epoch, fresh=self.weights is None)
         method = METHODS[self.config.method].build(trained, follower, setup)
         crops = crops_of(self.config, recipe, self.backbone.img_size)
-        return method.to(device), partial(_prepare, crops, self.seed)
-
-
-def _prepare(
-    crops: MultiCrop, seed: int, images: ImageBatch, keys: Sequence[str], epoch: int, rows: np.ndarray
-) -> list[torch.Tensor]:
-    return crops(images, keys, epoch, seed)
+        return method.to(device), partial(augmented, crops, self.seed)
 
 
 def _save(path: Path, header: dict[str, Any], method: Pretraining) -> None:

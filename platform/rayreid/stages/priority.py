@@ -19,11 +19,12 @@ from rayreid.data.store.store import ImageStore
 from rayreid.execution.production import StageContext, identity
 from rayreid.execution.resources import training_share
 from rayreid.parquet import write_table
-from rayreid.selection.clusters import SAMPLE, cluster_count, even_priority, find_centres
 from rayreid.selection.provenance import Provenance
-from rayreid.selection.similarity import nearest
+from rayreid.selection.registry import STRATEGIES
+from rayreid.selection.similarity import Features
 from rayreid.stages import features, score
 from rayreid.storage.artifacts import Artifact
+from rayreid.storage.roles import Role
 
 VERSION = 1
 
@@ -36,25 +37,26 @@ def plan(
     seed: int,
     provenance: Provenance | None,
 ) -> Artifact:
-    """Priorities of a pool by the strategy `target_similarity` or `cluster`.
+    """Plan the priorities of a pool by a strategy that ranks by features.
 
     Args:
-        pool: its image store.
-        found: its θs features.
-        targets: store and θs features of each target's training images, by name ("": the only one); for
-            `target_similarity`.
-        config: the strategy.
-        seed: of the clusters and of the order within them; used by `cluster`.
-        provenance: if given, used for judging only.
+        pool: The pool's image store.
+        found: Its θs features.
+        targets: Store and θs features of each target's training images, by name ("": the only one); for strategies
+            that compare with these.
+        config: The strategy and its options.
+        seed: For strategies that are seeded.
+        provenance: If given, used for judging only.
     """
+    strategy = STRATEGIES[config.strategy]
     inputs = {"pool": pool, "features": found}
     fields: dict[str, Any] = {"strategy": config.strategy}
-    if config.strategy == "cluster":
-        fields |= identity(clusters=config.clusters, seed=seed)
-    else:
+    fields |= identity(**{name: getattr(config, name) for name in strategy.options})
+    if strategy.seeded:
+        fields["seed"] = seed
+    if strategy.targets:
         for name, (store, theirs) in targets.items():
-            suffix = f".{name}" if name else ""
-            inputs |= {f"target{suffix}": store, f"target_features{suffix}": theirs}
+            inputs |= {Role.of("target", name): store, Role.of("target_features", name): theirs}
     return Artifact(pool.root, "priority", VERSION, fields, inputs, partial(_rank, config, seed, provenance))
 
 
@@ -78,49 +80,22 @@ def _rank(config: Select, seed: int, provenance: Provenance | None, context: Sta
 
 
 def _compute(config: Select, seed: int, folders: Mapping[str, Path], threads: int) -> tuple[np.ndarray, dict[str, int]]:
-    """On a worker: the priority by index row, NaN where an image could not be decoded, and facts."""
+    """On a worker: return the priority by index row, NaN where an image could not be decoded, and facts."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pool = ImageStore(folders["pool"])
-    if config.strategy == "cluster":
-        centres = _centres(pool, folders["features"], config, seed)
-        _, clusters = _nearest(pool, folders["features"], centres, device)
-        return even_priority(pool.keys, clusters, seed), {"clusters": len(centres)}
-    references = [
-        theirs[~np.isnan(theirs[:, 0])]
-        for role in folders
-        if role.partition(".")[0] == "target"
-        for _, theirs in features.read(
-            folders[role.replace("target", "target_features", 1)], ImageStore(folders[role]), "train"
-        )
-    ]
-    cosines, _ = _nearest(pool, folders["features"], np.concatenate(references), device)
-    return cosines, {"target_images": sum(map(len, references))}
+    strategy = STRATEGIES[config.strategy]
+    options: dict[str, Any] = {name: getattr(config, name) for name in strategy.options}
+    if strategy.seeded:
+        options["seed"] = seed
+    if strategy.targets:
+        options["targets"] = [
+            _features(folders[Role.of("target_features", role.target)], folders[role], "train")
+            for role in map(Role, folders)
+            if role.kind == "target"
+        ]
+    return strategy.rank(_features(folders["features"], folders["pool"], "all"), device, **options)
 
 
-def _centres(pool: ImageStore, folder: Path, config: Select, seed: int) -> np.ndarray:
-    """Cluster centres, found on a sample of the pool; the same however the pool is dealt to shards."""
-    every = list(features.read(folder, pool, "all"))
-    usable = np.sort(np.concatenate([rows[~np.isnan(found[:, 0])] for rows, found in every]))
-    count = cluster_count(len(usable), config.clusters)
-    drawn = np.sort(np.random.default_rng(seed).permutation(usable)[: SAMPLE * count])
-    sample = np.empty((len(drawn), every[0][1].shape[1]), np.float32)
-    for rows, found in every:
-        _, mine, places = np.intersect1d(rows, drawn, assume_unique=True, return_indices=True)
-        sample[places] = found[mine]
-    return find_centres(sample, count, seed)
-
-
-def _nearest(
-    pool: ImageStore, folder: Path, references: np.ndarray, device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
-    """Greatest cosine float64 (N,), NaN for undecodable images, and row of its reference (N,), −1 for those."""
-    cosines = np.full(len(pool), np.nan)
-    places = np.full(len(pool), -1, np.int64)
-    others = torch.from_numpy(references.astype(np.float32)).to(device)
-    for rows, found in features.read(folder, pool, "all"):
-        usable = ~np.isnan(found[:, 0])
-        best, place = nearest(torch.from_numpy(found[usable].astype(np.float32)).to(device), others)
-        cosines[rows[usable]] = best.cpu().numpy()
-        places[rows[usable]] = place.cpu().numpy()
-    return cosines, places
+def _features(folder: Path, images: Path, part: features.Part) -> Features:
+    store = ImageStore(images)
+    return Features(store.keys, partial(features.read, folder, store, part))

@@ -25,14 +25,13 @@ from rayreid.models.weights import weights_of
 from rayreid.parquet import encode_table
 from rayreid.selection.cfs import cfs
 from rayreid.selection.provenance import Provenance
+from rayreid.selection.registry import STRATEGIES
 from rayreid.storage.artifacts import Artifact
+from rayreid.storage.roles import Role
 from rayreid.training.loop import WantedPrecision
 
 VERSION = 1
 SHEET = 48
-LABELS = {"cfs": "CFS", "target_similarity": "cosine to the nearest target image", "cluster": "priority in its cluster"}
-"""What the scores of a strategy are called in figures."""
-_TARGET = "target"
 
 
 def plan(
@@ -47,7 +46,7 @@ def plan(
         config: how to score.
         provenance: if given, used for judging them only.
     """
-    proxies = {f"{_TARGET}.{name}" if name else _TARGET: proxy for name, proxy in targets.items()}
+    proxies: dict[str, Artifact] = {Role.of("target", name): proxy for name, proxy in targets.items()}
     inputs = {"pool": pool, "source": source, **proxies}
     return Artifact(pool.root, "score", VERSION, identity(score=config), inputs, partial(_score, config, provenance))
 
@@ -131,9 +130,9 @@ def _score(config: Score, provenance: Provenance | None, context: StageContext) 
     store = ImageStore(context.input("pool"))
     context.run.dataset("pool", store.fingerprint, str(store.directory), {"images": len(store)}, "score")
     targets = {
-        role.removeprefix(_TARGET).removeprefix("."): weights_of(context.input(role))
-        for role in context.artifact.inputs
-        if role.partition(".")[0] == _TARGET
+        role.target: weights_of(context.input(role))
+        for role in map(Role, context.artifact.inputs)
+        if role.kind == "target"
     }
     files = ScoreFiles(context.folder / "scores", store, list(targets))
     fill(
@@ -158,12 +157,19 @@ def _score(config: Score, provenance: Provenance | None, context: StageContext) 
 def draw(
     context: StageContext, store: ImageStore, scores: np.ndarray, provenance: Provenance | None, name: str
 ) -> None:
-    """Histogram, and sheets of the highest, median and lowest images; `scores` by index row, NaN: none."""
+    """Draw a histogram, and sheets of the highest, median and lowest images.
+
+    Args:
+        context: Where to log the figures.
+        store: The pool.
+        scores: The priorities by index row, NaN: none.
+        provenance: If given, divides the histogram by origin.
+        name: The strategy.
+    """
     rows = np.flatnonzero(np.isfinite(scores))
     groups = provenance.groups(store.keys[rows]) if provenance else None
-    context.run.figure(
-        score_histogram(scores[rows], groups=groups, label=LABELS[name]), f"figures/{name}_histogram.png"
-    )
+    histogram = score_histogram(scores[rows], groups=groups, label=STRATEGIES[name].label)
+    context.run.figure(histogram, f"figures/{name}_histogram.png")
     for part, shown in extremes(scores, SHEET).items():
         titles = [f"{value:.3f}" for value in scores[shown]]
         context.run.figure(image_sheet([store.image(row) for row in shown], titles), f"figures/{name}_{part}.png")

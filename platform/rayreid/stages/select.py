@@ -18,32 +18,38 @@ from rayreid.models.weights import weights_of
 from rayreid.paths import data_path
 from rayreid.selection.filelist import match_entries, read_list
 from rayreid.selection.provenance import Provenance
-from rayreid.selection.strategies import cut, priority
+from rayreid.selection.registry import STRATEGIES, Basis, priority
+from rayreid.selection.strategies import cut
 from rayreid.selection.subset_file import SUBSET, write_subset
 from rayreid.stages import score
 from rayreid.stages.priority import read_priority
 from rayreid.storage.artifacts import Artifact, lineage
+from rayreid.storage.roles import Role
 
 VERSION = 1
 MANIFEST = "manifest.json"
-_ROLE = {"cfs": "scores", "target_similarity": "priority", "cluster": "priority"}
 
 
 def plan(pool: Artifact, ranked: Artifact | None, config: Select, seed: int, provenance: Provenance | None) -> Artifact:
-    """A subset of the pool.
+    """Plan a subset of the pool.
 
-    `ranked` holds the scores or priorities that the strategies `cfs`, `target_similarity` and `cluster` cut; `seed` is
-    used by `random` only.
+    Args:
+        pool: The pool's image store.
+        ranked: The scores or priorities, for strategies that have an artifact of these; a seed is part of its identity.
+        config: The strategy and the size.
+        seed: For other strategies that are seeded.
+        provenance: If given, used for judging only.
     """
+    strategy = STRATEGIES[config.strategy]
     fields = identity(select=config)
     inputs = {"pool": pool}
-    if config.strategy in _ROLE:
+    if strategy.ranking is not None:
         if ranked is None:
             raise ValueError(f"the strategy {config.strategy} needs scores")
-        inputs[_ROLE[config.strategy]] = ranked
-    elif config.strategy == "random":
+        inputs[strategy.ranking] = ranked
+    elif strategy.seeded:
         fields["seed"] = seed
-    elif config.strategy == "list":
+    if strategy.basis is Basis.LIST:
         fields["list"] = checksum(list_file(config))
     job = partial(_select, config, seed, provenance)
     return Artifact(pool.root, "select", VERSION, fields, inputs, job)
@@ -66,19 +72,20 @@ def list_file(config: Select) -> Path:
 def ranking(
     config: Select, seed: int, store: ImageStore, ranked: Path | None, say: Callable[[str], None] = lambda text: None
 ) -> np.ndarray:
-    """The strategy's priority per index row of the pool, float64 (N,), NaN: never selected.
+    """Return the strategy's priority per index row of the pool, float64 (N,), NaN: never selected.
 
     Args:
-        config: the strategy.
-        seed: for `random`.
-        store: the pool.
-        ranked: folder of the scores or priorities, for the strategies that cut these.
-        say: is told how much of a list was found.
+        config: The strategy.
+        seed: For strategies that rank by keys.
+        store: The pool.
+        ranked: Folder of the scores or priorities, for strategies that have an artifact of these.
+        say: Receives a line on how much of a file list was found.
     """
+    basis = STRATEGIES[config.strategy].basis
     scores = match = None
     if ranked is not None:
-        scores = score.read_scores(ranked) if config.strategy == "cfs" else read_priority(ranked)
-    if config.strategy == "list":
+        scores = score.read_scores(ranked) if basis is Basis.SCORES else read_priority(ranked)
+    if basis is Basis.LIST:
         match = match_entries(read_list(list_file(config)), store.keys)
         say(f"    {match.matched} of {match.entries} entries of the list are in the pool")
     return priority(config.strategy, store.keys, seed=seed, scores=scores, match=match)
@@ -86,9 +93,9 @@ def ranking(
 
 def _select(config: Select, seed: int, provenance: Provenance | None, context: StageContext) -> dict[str, Any]:
     store = ImageStore(context.input("pool"))
-    role = _ROLE.get(config.strategy)
+    role = STRATEGIES[config.strategy].ranking
     ranked = ranking(config, seed, store, context.input(role) if role else None, context.screen.say)
-    chosen = cut(store.keys, ranked, fraction=None if config.count else config.fraction, count=config.count)
+    chosen = cut(store.keys, ranked, config.size(len(store)))
     keys = store.keys[chosen]
     write_subset(context.folder, keys, ranked[chosen])
     facts: dict[str, Any] = {"images": len(keys), "of": len(store), "cut": float(ranked[chosen].min())}
@@ -104,7 +111,7 @@ def _manifest(artifact: Artifact, config: Select, store: ImageStore, facts: Mapp
     """What this subset is, for whoever is handed the folder alone."""
     return {
         "strategy": config.strategy,
-        "fraction": None if config.count else config.fraction,
+        "fraction": config.share,
         "count": facts["images"],
         "pool_images": facts["of"],
         "cut": facts["cut"],
@@ -116,12 +123,11 @@ def _manifest(artifact: Artifact, config: Select, store: ImageStore, facts: Mapp
 
 
 def _proxies(artifact: Artifact) -> dict[str, dict[str, str]]:
-    """The proxies that the scores rest on, by role: artifact and checksum of the weights."""
-    scored = [artifact.inputs[role] for role in _ROLE.values() if role in artifact.inputs]
-    found = lineage({str(number): one for number, one in enumerate(scored)})
+    """Return the proxies that the priorities depend on, by role: artifact and checksum of the weights."""
+    found = lineage({role: one for role, one in artifact.inputs.items() if role != "pool"})
     roles: dict[str, Artifact] = {}
     for one in found.values():
-        roles |= {role: proxy for role, proxy in one.inputs.items() if role.partition(".")[0] in ("source", "target")}
+        roles |= {role: proxy for role, proxy in one.inputs.items() if Role(role).kind in ("source", "target")}
     return {
         role: {"artifact": str(proxy), "weights": checksum(weights_of(proxy.path))}
         for role, proxy in roles.items()
@@ -140,5 +146,5 @@ def _draw(
     """Histogram of the scores, with the cut."""
     scored = np.isfinite(scores)
     groups = provenance.groups(keys[scored]) if provenance else None
-    figure = score_histogram(scores[scored], cut=lowest, groups=groups, label=score.LABELS[strategy])
+    figure = score_histogram(scores[scored], cut=lowest, groups=groups, label=STRATEGIES[strategy].label)
     context.run.figure(figure, f"figures/{strategy}_histogram.png")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rayreid.errors import UserError
 from rayreid.files import make_folder, write_atomically
@@ -21,6 +21,23 @@ from rayreid.storage.lease import Lease, held_by_another
 
 _FACTS = "artifact.json"
 _LEASE = "lease.json"
+
+
+class Job(Protocol):
+    """What makes an artifact: a stage's function with its configuration and resources already filled in.
+
+    Artifacts travel to Ray tasks with their jobs, so a job must be picklable.
+    """
+
+    def __call__(self, context: Any, /) -> Mapping[str, Any]:
+        """Make the artifact.
+
+        Args:
+            context: The artifact, its folder and what the stage may use (`rayreid.execution.production.StageContext`).
+
+        Returns:
+            Facts for `artifact.json`: counts, metrics, seconds.
+        """
 
 
 @dataclass(frozen=True)
@@ -35,7 +52,8 @@ class Artifact:
         inputs: the artifacts it is made from, by role.
         auxiliary: artifacts, by role, that are needed while it is made but do not change it (images to watch a training
             with). They are no part of the identity, and are made only where this one is not complete.
-        job: what the stage needs to run besides (resources, paths); not part of the identity.
+        job: Makes the artifact; None where it can only be read. It carries what the stage needs besides the fields
+            (resources, paths) and is not part of the identity.
     """
 
     root: Path
@@ -44,7 +62,7 @@ class Artifact:
     fields: Mapping[str, Any]
     inputs: Mapping[str, "Artifact"] = field(default_factory=dict)
     auxiliary: Mapping[str, "Artifact"] = field(default_factory=dict, compare=False, repr=False, kw_only=True)
-    job: Any = field(default=None, compare=False, repr=False)
+    job: Job | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -39,12 +39,15 @@ class Start:
         load_weights(backbone, self.path, self.strict)
 
 
-def network(config: Backbone, drop_path: float = 0.0) -> backbones.Backbone:
-    """The network that a configuration describes, with fresh weights."""
+def network(config: Backbone, drop_path: float = 0.0, start: Start | None = None) -> backbones.Backbone:
+    """Return the network that a configuration describes, with the weights to start from, or with fresh ones."""
     options = {} if config.num_heads is None else {"num_heads": config.num_heads}
-    return backbones.build_backbone(
+    built = backbones.build_backbone(
         config.name, config.stem, config.img_size, config.depth, drop_path=drop_path, **options
     )
+    if start is not None:
+        start.load(built)
+    return built
 
 
 def source(config: Backbone) -> str | Path | None:

@@ -1,0 +1,123 @@
+"""The selection strategies by name: what each one needs, and the function that ranks a pool's images by it.
+
+To add a strategy, write its function in a module of this package and add one line to `STRATEGIES`. The name and the
+options also go into `rayreid.config.selection.Select`, which cannot import this module; a test holds both together.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import pyarrow as pa
+
+from rayreid.errors import UserError
+from rayreid.selection.clusters import cluster_priority
+from rayreid.selection.filelist import Keys, ListMatch
+from rayreid.selection.similarity import target_similarity
+from rayreid.selection.strategies import Priority, list_priority, random_priority, scored_priority
+
+
+class Basis(Enum):
+    """What a strategy ranks a pool's images by, and how its function is called."""
+
+    KEYS = "keys"
+    """The images' keys alone: rank(keys, seed) → priority (N,)."""
+    LIST = "list"
+    """An ordered file list: rank(N, match) → priority (N,)."""
+    SCORES = "scores"
+    """Scores of each image under θs and θt: rank(keys, table) → priority (N,)."""
+    FEATURES = "features"
+    """Features of the pool under θs: rank(features, device, …) → priority (N,) and facts."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way of ranking a pool's images.
+
+    Attributes:
+        basis: What it ranks by.
+        rank: Its function; see `Basis` for the arguments.
+        label: Its priorities' name in figures; empty: they are not worth drawing.
+        targets: Whether `rank` takes the features of each target's training images, too, as `targets`.
+        seeded: Whether the result depends on the experiment's seed.
+        options: Fields of the section `select` that `rank` takes, under the same names.
+    """
+
+    basis: Basis
+    rank: Callable[..., Any]
+    label: str = ""
+    targets: bool = False
+    seeded: bool = False
+    options: tuple[str, ...] = ()
+
+    @property
+    def ranking(self) -> str | None:
+        """Return the role of the artifact that holds its priorities; None where they are computed with the subset."""
+        return {Basis.SCORES: "scores", Basis.FEATURES: "priority"}.get(self.basis)
+
+    @property
+    def column(self) -> str:
+        """Return the column of that artifact's table."""
+        return "cfs" if self.basis is Basis.SCORES else "priority"
+
+    @property
+    def needs_source_proxy(self) -> bool:
+        """Return whether it needs θs."""
+        return self.basis in (Basis.SCORES, Basis.FEATURES)
+
+    @property
+    def needs_target_proxies(self) -> bool:
+        """Return whether it needs a θt of each target."""
+        return self.basis is Basis.SCORES
+
+
+STRATEGIES = {
+    "cfs": Strategy(Basis.SCORES, scored_priority, label="CFS"),
+    "target_similarity": Strategy(
+        Basis.FEATURES, target_similarity, label="cosine to the nearest target image", targets=True
+    ),
+    "cluster": Strategy(
+        Basis.FEATURES, cluster_priority, label="priority in its cluster", seeded=True, options=("clusters",)
+    ),
+    "random": Strategy(Basis.KEYS, random_priority, seeded=True),
+    "list": Strategy(Basis.LIST, list_priority),
+}
+
+
+def priority(
+    strategy: str,
+    keys: Keys,
+    *,
+    seed: int = 0,
+    scores: pa.Table | None = None,
+    match: ListMatch | None = None,
+) -> Priority:
+    """Return the priorities of a store's images by a strategy's name.
+
+    Args:
+        strategy: A name in `STRATEGIES`.
+        keys: The store's keys, N of them.
+        seed: For strategies that rank by keys; see `random_priority`.
+        scores: For strategies whose priorities come in a table; see `scored_priority`.
+        match: For strategies that follow a file list; see `list_priority`.
+
+    Returns:
+        float64 (N,).
+
+    Raises:
+        UserError: The strategy is unknown, or the strategy itself raises it.
+        ValueError: The strategy's input is missing.
+    """
+    if strategy not in STRATEGIES:
+        raise UserError(f"unknown select.strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
+    found = STRATEGIES[strategy]
+    if found.basis is Basis.KEYS:
+        return found.rank(keys, seed)
+    if found.basis is Basis.LIST:
+        if match is None:
+            raise ValueError(f"strategy {strategy} without its match")
+        return found.rank(len(keys), match)
+    if scores is None:
+        raise ValueError(f"strategy {strategy} without its scores")
+    return scored_priority(keys, scores, found.column)

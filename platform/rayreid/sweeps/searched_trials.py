@@ -1,0 +1,39 @@
+"""Sweeps whose trials follow from one another: an Optuna search."""
+
+from rayreid.config import Experiment
+from rayreid.config.loading import describe
+from rayreid.errors import UserError
+from rayreid.pipeline.experiment_runner import Session, experiment_run, folder_of, is_recorded, run_row, shared_tags
+from rayreid.pipeline.graph import plan, shared
+from rayreid.sweeps.optuna_search import OptunaSearcher
+from rayreid.sweeps.ray_tune import run_trials, slots
+from rayreid.sweeps.shared_artifacts import produce_all
+from rayreid.sweeps.sweep_outcome import Plans, SweepOutcome
+from rayreid.sweeps.trials import sweep_of, trial
+from rayreid.tracking.run import Run
+
+
+def run_search(experiment: Experiment, plans: Plans, session: Session, parent: Run) -> SweepOutcome:
+    """Run the trials that a search suggests, after the stages that all of them share.
+
+    Args:
+        experiment: The sweep.
+        plans: Artifacts of the experiments at the ends of the searched ranges; what all of these share, all trials do.
+        session: Where outputs go and how progress is shown.
+        parent: The sweep's MLflow run.
+
+    Raises:
+        UserError: A shared stage failed.
+    """
+    ahead = shared(plans, least=len(plans))
+    failed = produce_all(ahead, slots(experiment), experiment, session, parent, shared_tags(experiment))
+    if failed:
+        raise UserError(next(iter(failed.values())))
+    searcher = OptunaSearcher(sweep_of(experiment), folder_of(session.root, experiment))
+    failures = run_trials(experiment, {}, searcher, session, parent) if searcher.left else {}
+    known = {describe(changes): trial(experiment, changes) for changes in searcher.done()}
+    for label, one in known.items():
+        if not is_recorded(session, one, parent):  # it was made while another tracking store was in use
+            with experiment_run(session, one, label, parent) as run:
+                run_row(label, one, session, run)
+    return SweepOutcome(known, {label: plan(one, session.root) for label, one in known.items()}, failures)
