@@ -1,4 +1,4 @@
-"""Stage *adapt*: weights + target without its labels → ReID model, by cluster contrast on Ray Train (USL and UDA)."""
+"""Stage *adapt*: weights + unlabelled target → ReID model, by cluster contrast on Ray Train (USL and UDA)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -45,16 +45,16 @@ def plan(
     seed: int,
     resources: Resources,
 ) -> Artifact:
-    """A ReID model: a backbone adapted to a target, from pre-trained or source-supervised weights, or a checkpoint."""
+    """Plan a ReID model: a backbone adapted to a target, from pre-trained or fine-tuned weights, or a checkpoint."""
     job = partial(_adapt, config, backbone, seed, resources)
     return plan_training("adapt", VERSION, {"target": target}, weights, config, backbone, seed, job)
 
 
 def check_images(config: Adapt, images: int) -> None:
-    """Whether a target's training images can be clustered, and as many clusters found as a batch takes.
+    """Check that a target has enough training images to be clustered, and to give the clusters of a batch.
 
     Raises:
-        UserError: there are fewer images than a neighbour list is long, or than clusters in a batch.
+        UserError: There are fewer images than entries in a neighbour list, or than clusters in a batch.
     """
     if images < config.k1:
         raise UserError(
@@ -143,7 +143,7 @@ class _Build:
 
 @dataclass(frozen=True)
 class _Feeding:
-    """Builds what the loop draws from, on a worker."""
+    """Builds the iterator of batches for the loop, on a worker."""
 
     config: Adapt
     backbone: Backbone

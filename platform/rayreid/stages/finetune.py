@@ -41,7 +41,7 @@ def plan(
     seed: int,
     resources: Resources,
 ) -> Artifact:
-    """A ReID model: a backbone fine-tuned on a target, from pre-trained weights, a checkpoint, or from scratch."""
+    """Plan a ReID model: a backbone fine-tuned on a target, from pre-trained weights, a checkpoint, or from scratch."""
     job = partial(_finetune, config, backbone, seed, resources)
     return plan_training("finetune", VERSION, {"target": target}, weights, config, backbone, seed, job)
 
@@ -79,10 +79,10 @@ def _finetune(
 
 
 def labelled_rows(store: ImageStore) -> np.ndarray:
-    """Index rows of the train split's labelled images.
+    """Return the index rows of the labelled images in the split `train`.
 
     Raises:
-        UserError: there are none.
+        UserError: There are no labelled images.
     """
     rows = store.rows_of("train")
     rows = rows[store.pids[rows] >= 0]
@@ -92,17 +92,17 @@ def labelled_rows(store: ImageStore) -> np.ndarray:
 
 
 def sampling(config: Finetune, rows: np.ndarray, pids: np.ndarray, camids: np.ndarray, seed: int) -> BatchPlan:
-    """Which images a step takes, by the configured sampler.
+    """Return the batch plan of the configured sampler, which says which images each step takes.
 
     Args:
-        config: the sampler and P × K.
-        rows: index rows of labelled images, int (N,).
-        pids: their identities, (N,).
-        camids: their cameras, (N,), −1 unknown.
-        seed: the run's seed.
+        config: The sampler and P × K.
+        rows: Index rows of labelled images, int (N,).
+        pids: Their identities, (N,).
+        camids: Their cameras, (N,), −1 for unknown.
+        seed: Seed of the run.
 
     Raises:
-        UserError: there are not enough identities, or images, for a batch.
+        UserError: There are not enough identities or images for a batch.
     """
     P, K = config.identities, config.instances
     if config.sampler == "identity":
@@ -115,7 +115,7 @@ def sampling(config: Finetune, rows: np.ndarray, pids: np.ndarray, camids: np.nd
 
 
 def _look(config: Finetune, backbone: Backbone, store: ImageStore, best: Best) -> Look | None:
-    """Looks as the stage `evaluate` would, but in the training's precision; None where none are wanted."""
+    """Return a validation that scores like the stage `evaluate`, but in the training's precision; None if disabled."""
     if not config.evaluate_every:
         return None
     transform = ReIDTest(backbone.img_size, MEAN, STD)

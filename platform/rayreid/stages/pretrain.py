@@ -40,10 +40,18 @@ def plan(
     target: Artifact | None = None,
     stopping: MedianStopping | None = None,
 ) -> Artifact:
-    """Weights of a backbone pre-trained on a pool, or on a subset of it.
+    """Plan the weights of a backbone pre-trained on a pool, or on a subset of it.
 
-    Whether they get better is watched on a target, where one is given and the configuration wants it. The target
-    changes nothing in the weights, and stands beside them. Held against rivals, it may be ended: then there are none.
+    Args:
+        pool: Image store of the pool.
+        subset: Subset of the pool to train on; None: the whole pool.
+        config: The section `pretrain`.
+        backbone: The network.
+        seed: The experiment's seed.
+        resources: Resources of the training.
+        target: Image store that a probe runs on, if `probe_epochs` is set. It does not affect the weights, so it is
+            an auxiliary artifact and not an input.
+        stopping: Rule that may stop the training early, which then has no weights; None: never.
     """
     images = {"pool": pool, **({"subset": subset} if subset else {})}
     job = partial(_pretrain, config, backbone, seed, resources, stopping)
@@ -52,10 +60,10 @@ def plan(
 
 
 def refuse_test_images(dataset: str, splits: Container[str]) -> None:
-    """A pool may not hold the images that a target is evaluated on.
+    """Refuse a pool that contains test images, on which a target is evaluated.
 
     Raises:
-        UserError: it does.
+        UserError: The pool has a split `query` or `gallery`.
     """
     if "query" in splits or "gallery" in splits:
         raise UserError(

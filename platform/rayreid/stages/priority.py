@@ -1,6 +1,6 @@
-"""Stage *priority*: θs features → a priority per pool image, by likeness to the target or by clusters.
+"""Stage *priority*: θs features → a priority per pool image, by similarity to the target or by clusters.
 
-An artifact of its own, so that cutting at another fraction computes nothing anew.
+The priorities are an artifact of their own, so that a cut at another fraction recomputes nothing.
 """
 
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ def plan(
 
 
 def read_priority(folder: Path) -> pa.Table:
-    """Columns `key` and `priority` (float64, NaN: could not be decoded), N rows in the store's order."""
+    """Return columns `key` and `priority` (float64, NaN if an image cannot be decoded), N rows in the store's order."""
     return pq.read_table(folder / "priority.parquet")
 
 
@@ -80,7 +80,7 @@ def _rank(config: Select, seed: int, provenance: Provenance | None, context: Sta
 
 
 def _compute(config: Select, seed: int, folders: Mapping[str, Path], threads: int) -> tuple[np.ndarray, dict[str, int]]:
-    """On a worker: return the priority by index row, NaN where an image could not be decoded, and facts."""
+    """Return, on a worker, the priority by index row (float64, NaN if an image cannot be decoded), and facts."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     strategy = STRATEGIES[config.strategy]

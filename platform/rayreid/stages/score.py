@@ -1,6 +1,7 @@
 """Stage *score*: pool + θs + θt → catastrophic-forgetting score per image (Luo et al., arXiv 2111.12084, eq. 1–2).
 
-With several targets the pool is read and decoded once, and θs computed once; the score is the mean over the targets.
+With several targets the pool is read and decoded only once, and θs is computed only once; the score is the mean over
+the targets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,14 +38,14 @@ SHEET = 48
 def plan(
     pool: Artifact, source: Artifact, targets: Mapping[str, Artifact], config: Score, provenance: Provenance | None
 ) -> Artifact:
-    """Scores of a pool under θs and the θt of one or several targets.
+    """Plan the scores of a pool under θs and the θt of one or several targets.
 
     Args:
-        pool: the image store.
-        source: θs.
-        targets: θt by the target's name; "": the only one, which needs no column of its own.
-        config: how to score.
-        provenance: if given, used for judging them only.
+        pool: Image store of the pool.
+        source: The proxy θs.
+        targets: The proxies θt by target name; the name "" means a single target, which needs no column of its own.
+        config: The section `score`.
+        provenance: Origins of the pool's images, used only to judge the scores; None: not known.
     """
     proxies: dict[str, Artifact] = {Role.of("target", name): proxy for name, proxy in targets.items()}
     inputs = {"pool": pool, "source": source, **proxies}
@@ -52,18 +53,19 @@ def plan(
 
 
 def read_scores(folder: Path) -> pa.Table:
-    """All scores of an artifact: `key`, `cfs` (float32, NaN: could not be decoded), `cfs_<name>` of several targets.
+    """Return all scores of an artifact, N rows, shard by shard.
 
-    N rows, shard by shard.
+    The columns are `key`, `cfs` (float32, NaN if an image cannot be decoded) and, for several targets, `cfs_<name>`.
     """
     return pa.concat_tables([pq.read_table(path) for path in sorted((folder / "scores").glob("*.parquet"))])
 
 
 def auc_of(scores: Artifact, provenance: Provenance | None) -> float | None:
-    """How well complete scores separate the target's own domain from the rest of the pool; None where it is not known.
+    """Return the AUC with which complete scores separate the target's domain from the rest of the pool.
 
-    Judged from the stored scores, so that a provenance that was named or changed after the scoring counts: it is no
-    part of the artifact's identity, and `auc` in its facts is what was known when it was made.
+    It is None if the origins are not known. It is computed from the stored scores, so that a provenance counts that was
+    named or changed after the scoring: provenance is not part of the artifact's identity, and `auc` in its facts comes
+    from what was known when the artifact was made.
     """
     if provenance is None:
         return None
@@ -76,14 +78,14 @@ def _columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Head:
-    """All proxies on one decoded batch."""
+    """Scores of one decoded batch under all proxies."""
 
     def __init__(self, source: Path, targets: Mapping[str, Path], precision: WantedPrecision, device: torch.device):
         self.source = Embedder(source, device, precision)
         self.targets = {name: Embedder(path, device, precision) for name, path in targets.items()}
 
     def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
-        """Scores float32 (B, targets)."""
+        """Return the scores, float32 (B, targets)."""
         images = images.to(self.source.device)
         features = self.source(images)
         scores = [
@@ -94,7 +96,7 @@ class _Head:
 
 
 class ScoreFiles(ShardResults):
-    """Parquet files of scores: `key`, `cfs_<name>` of every named target, and their mean `cfs`."""
+    """Parquet files of scores: `key`, `cfs_<name>` of each named target, and their mean `cfs`."""
 
     suffix = ".parquet"
     dtype = np.float32
@@ -104,22 +106,22 @@ class ScoreFiles(ShardResults):
         super().__init__(folder, store)
 
     def shape(self) -> tuple[int, ...]:
-        """A score for every target."""
+        """Return the shape of an image's scores: one per target."""
         return (len(self.names),)
 
     def encode(self, rows: np.ndarray, values: np.ndarray) -> bytes:
-        """The columns, from scores (n, targets)."""
+        """Encode the columns, from scores (n, targets)."""
         columns: dict[str, Any] = {"key": self.store.keys_of(rows)}
         columns |= {f"cfs_{name}": pa.array(values[:, i]) for i, name in enumerate(self.names) if name}
         columns["cfs"] = pa.array(values.mean(axis=1, dtype=np.float64).astype(np.float32))
         return encode_table(pa.table(columns))
 
     def usable(self, path: Path) -> np.ndarray:
-        """Those that have a score."""
+        """Return which images of a file have a score."""
         return ~np.isnan(pq.read_table(path, columns=["cfs"])["cfs"].to_numpy())
 
     def scores(self) -> np.ndarray:
-        """The mean score by index row, float32 (N,), of complete files."""
+        """Return the mean score by index row, float32 (N,); all files must be complete."""
         scores = np.full(len(self.store), np.nan, np.float32)
         for shard, rows in self.shards.items():
             scores[rows] = pq.read_table(self.path(shard), columns=["cfs"])["cfs"].to_numpy()
@@ -176,7 +178,7 @@ def draw(
 
 
 def extremes(scores: np.ndarray, count: int) -> dict[str, np.ndarray]:
-    """Index rows of the `count` highest, median and lowest scores, each from the highest down (lowest: up)."""
+    """Return the index rows of the `count` highest, median and lowest scores, each descending (lowest: ascending)."""
     rows = np.flatnonzero(np.isfinite(scores))
     order = rows[np.argsort(-scores[rows], kind="stable")]
     middle = max(0, (len(order) - count) // 2)

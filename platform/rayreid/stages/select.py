@@ -56,10 +56,10 @@ def plan(pool: Artifact, ranked: Artifact | None, config: Select, seed: int, pro
 
 
 def list_file(config: Select) -> Path:
-    """The file list that the strategy `list` follows.
+    """Return the file list that the strategy `list` follows.
 
     Raises:
-        UserError: none is named, or there is no such file.
+        UserError: No file list is named, or the file does not exist.
     """
     if config.list is None:
         raise UserError("select.strategy is list: name the file with select.list")
@@ -108,7 +108,7 @@ def _select(config: Select, seed: int, provenance: Provenance | None, context: S
 
 
 def _manifest(artifact: Artifact, config: Select, store: ImageStore, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What this subset is, for whoever is handed the folder alone."""
+    """Describe the subset, for readers who have only its folder."""
     return {
         "strategy": config.strategy,
         "fraction": config.share,
@@ -143,7 +143,7 @@ def _draw(
     provenance: Provenance | None,
     strategy: str,
 ) -> None:
-    """Histogram of the scores, with the cut."""
+    """Draw a histogram of the scores, with the cut."""
     scored = np.isfinite(scores)
     groups = provenance.groups(keys[scored]) if provenance else None
     figure = score_histogram(scores[scored], cut=lowest, groups=groups, label=STRATEGIES[strategy].label)

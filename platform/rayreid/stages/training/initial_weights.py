@@ -1,4 +1,4 @@
-"""The weights that a training starts from: which they are, whether they fit, and how they reach the workers."""
+"""Initial weights of a training: their identity, whether they fit, and how they reach the workers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,23 +19,23 @@ from rayreid.models.weights import check_weights, load_weights
 from rayreid.paths import data_path
 
 FOLDER = "start"
-"""Where weights that were fetched lie for the workers, in the artifact while it is made."""
+"""Folder of downloaded weights for the workers, inside the artifact while it is made."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Weights to start from; travels to the workers.
+    """Weights to start from; sent to the workers.
 
     Attributes:
-        path: a file that all workers see.
-        strict: see `rayreid.models.weights.load_weights`.
+        path: Path of a file that all workers see.
+        strict: See `rayreid.models.weights.load_weights`.
     """
 
     path: Path
     strict: bool = True
 
     def load(self, backbone: backbones.Backbone) -> None:
-        """Load them."""
+        """Load the weights into a backbone."""
         load_weights(backbone, self.path, self.strict)
 
 
@@ -51,17 +51,17 @@ def network(config: Backbone, drop_path: float = 0.0, start: Start | None = None
 
 
 def source(config: Backbone) -> str | Path | None:
-    """`backbone.weights` as a name of timm or an absolute path: a worker's current folder is another one."""
+    """Return `backbone.weights` as a timm name or an absolute path, because workers have other current folders."""
     if config.weights is None or hub.is_name(config.weights):
         return config.weights
     return data_path(config.weights)
 
 
 def identifier(config: Backbone) -> str | None:
-    """What identifies the weights that a backbone starts from: the file's checksum, or timm's name with its tag.
+    """Return the identity of the weights that a backbone starts from: a file's checksum, or a timm name with its tag.
 
     Raises:
-        UserError: there is no such file or name.
+        UserError: The file or the timm name does not exist.
     """
     found = source(config)
     if found is None:
@@ -73,10 +73,13 @@ def identifier(config: Backbone) -> str | None:
 
 
 def check(config: Backbone) -> LoadReport | None:
-    """Whether the network can be built and its start weights fit; nothing is allocated for it.
+    """Check that the network can be built and that its initial weights fit, without allocating the network.
+
+    Returns:
+        The report of the weights; None if training starts from scratch.
 
     Raises:
-        UserError: it cannot, or they do not.
+        UserError: The network cannot be built, or the weights do not fit.
     """
     found = source(config)
     with torch.device("meta"):
@@ -85,18 +88,18 @@ def check(config: Backbone) -> LoadReport | None:
 
 
 def prepare(context: StageContext, config: Backbone, given: Path | None = None) -> tuple[Start | None, dict[str, Any]]:
-    """Check the start weights before any worker is started, say what will be loaded, and give all workers the same.
+    """Check the initial weights before any worker starts, print what will be loaded, and give all workers one file.
 
     Args:
-        context: what is being made.
-        config: the network; where `weights` and `strict` say what it starts from.
-        given: weights of an earlier stage instead.
+        context: Context of the running stage.
+        config: The network; its `weights` and `strict` name the initial weights.
+        given: Weights of an earlier stage to use instead.
 
     Returns:
-        What the workers load, None if nothing, and facts for the artifact.
+        The weights that the workers load (None: no weights), and facts for the artifact.
 
     Raises:
-        UserError: the weights do not fit.
+        UserError: The weights do not fit.
     """
     if given is not None:
         config = config.model_copy(update={"weights": str(given), "strict": True})
@@ -110,7 +113,7 @@ def prepare(context: StageContext, config: Backbone, given: Path | None = None) 
 
 
 def _fetch(folder: Path, name: str) -> Path:
-    """A model of timm as a file: workers on other machines need no network, and all have the same."""
+    """Save a timm model as a file, so that workers need no network access and all have the same weights."""
     path = folder / FOLDER / "weights.safetensors"
     path.parent.mkdir(exist_ok=True)
     save_file({key: value.contiguous() for key, value in read_checkpoint(name).state.items()}, path)

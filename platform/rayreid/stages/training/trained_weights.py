@@ -1,4 +1,4 @@
-"""What the training stages share: how their artifacts are planned, and the training that their sections describe."""
+"""Parts shared by the training stages: planning their artifacts, and building the training from their sections."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -32,13 +32,13 @@ def plan_training(
     Args:
         stage: The stage, and the section of its configuration.
         version: The stage's version.
-        images: What it trains on, by role.
+        images: Artifacts with the training images, by role.
         weights: An earlier stage's weights to start from; None: those that `backbone.weights` names, or fresh ones.
         config: The stage's section.
         backbone: The network.
         seed: The experiment's seed.
-        job: Trains.
-        auxiliary: Artifacts that the training is watched with.
+        job: Runs the training.
+        auxiliary: Artifacts for monitoring the training.
 
     Raises:
         UserError: The file that `backbone.weights` names does not exist.
@@ -66,7 +66,7 @@ def training_on(
     """Return the training that a stage's section describes; see `Training` for the keyword arguments.
 
     Args:
-        context: What is being made.
+        context: Context of the running stage.
         store: The images.
         config: The stage's section: length, precision, checkpoints.
         seed: The experiment's seed.
@@ -90,7 +90,7 @@ def training_on(
 
 
 def header_of(context: StageContext, method: str, epochs: int) -> dict[str, Any]:
-    """Return what the weights file says of its origin."""
+    """Return the metadata of the weights file about its origin."""
     return {"method": method, "epochs": epochs, "artifact": str(context.artifact)}
 
 
@@ -104,5 +104,5 @@ class Augmentation(Protocol):
 def augmented(
     augment: Augmentation, seed: int, images: ImageBatch, keys: Sequence[str], epoch: int, rows: np.ndarray
 ) -> Any:
-    """Prepare a batch for a method that looks at images alone; the loop gives all but the first two arguments."""
+    """Prepare a batch for a method that uses only images; the loop passes all but the first two arguments."""
     return augment(images, keys, epoch, seed)
