@@ -1,4 +1,4 @@
-"""Running experiments: one file, one or several rows, whatever is missing made once, the results in one table."""
+"""Execution of experiments: all rows of a file, with missing artifacts made once and the results in one table."""
 
 import hashlib
 import json
@@ -31,15 +31,15 @@ from rayreid.tracking.run import Run, Tracker
 from rayreid.tracking.system_metrics import watched
 
 COLUMNS = ("strategy", "fraction", "stem", "backbone", "method", "adapt", "seed")
-"""By what runs are compared: tags and parameters of these names, the same in every experiment's run."""
+"""Names of the tags and parameters by which runs are compared; every experiment's run has all of them."""
 
 INPUTS = {"pool": "pretrain", "source": "finetune", "target": "evaluate"}
-"""The datasets of an experiment by role, and what MLflow is told they are for."""
+"""The datasets of an experiment by role, and the context under which MLflow logs them."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """What running needs besides the experiment: where outputs go, who tracks, who shows."""
+    """The output root, the tracking store and the screen of a command."""
 
     root: Path
     tracker: Tracker
@@ -47,16 +47,16 @@ class Session:
 
 
 def open_session(experiment: Experiment, screen: Screen | None = None, patience: float = 0.0) -> Session:
-    """The output root and its tracking store.
+    """Open the output root and its tracking store.
 
     Args:
-        experiment: gives the tracking store's experiment its name.
-        screen: shows progress; by default one for the terminal.
-        patience: seconds to wait for a tracking server that is away: none at the start of a command, which can be
-            given again; `PATIENCE_SECONDS` for what begins in the middle of one.
+        experiment: The experiment, which names the experiment in MLflow.
+        screen: Shows progress (default: a screen for the terminal).
+        patience: Seconds to wait for a tracking server that does not answer: 0 at the start of a command, which can be
+            repeated; `PATIENCE_SECONDS` for work that begins in the middle of a command.
 
     Raises:
-        UserError: the root cannot be made, or the tracking server does not answer.
+        UserError: The root cannot be created, or the tracking server does not answer.
     """
     root = output_root()
     make_folder(root)
@@ -65,10 +65,10 @@ def open_session(experiment: Experiment, screen: Screen | None = None, patience:
 
 
 def run(experiment: Experiment) -> list[Row]:
-    """Run all rows of an experiment, or what is missing of them, and show the table.
+    """Run all rows of an experiment, skipping stages that are complete, and print the table.
 
     Raises:
-        UserError: what the user can mend; checked before anything starts where it can be.
+        UserError: The user can fix the cause, which is checked before anything starts wherever possible.
     """
     table = rows(experiment)
     root = output_root()
@@ -92,10 +92,10 @@ def run(experiment: Experiment) -> list[Row]:
 
 
 def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
-    """Run one stage of an experiment as it stands in the file, and whatever it needs.
+    """Run one stage of an experiment as it stands in the file, and the stages that it needs.
 
     Raises:
-        UserError: as for `run`; or the experiment has no use for that stage.
+        UserError: As for `run`; or the experiment does not use that stage.
     """
     label, row = next(iter(rows(experiment.model_copy(update={"compare": []})).items()))
     graph = plan(row, output_root())
@@ -119,7 +119,7 @@ def run_row(
     """Produce one experiment's metrics under its own MLflow run.
 
     Raises:
-        StoppedEarly: its pre-training was ended, held against rivals.
+        StoppedEarly: The median rule stopped the pre-training.
     """
     graph = plan(experiment, session.root, stopping)
     tags = {**tags_of(experiment), "row": label}
@@ -153,9 +153,9 @@ def _run_rows(
 def experiment_run(
     session: Session, experiment: Experiment, label: str | None = None, parent: Run | None = None
 ) -> Run:
-    """The MLflow run of an experiment or row: the one that an earlier call began, or a new one.
+    """Return the MLflow run of an experiment or row, either resumed from an earlier call or new.
 
-    The resolved configuration is written beside it, in `<root>/experiments/`, and logged.
+    For a new run, the resolved configuration is logged, and written to `<root>/experiments/`.
     """
     folder = folder_of(session.root, experiment)
     note = _note(folder, parent)
@@ -177,20 +177,20 @@ def experiment_run(
 
 
 def is_recorded(session: Session, experiment: Experiment, parent: Run) -> bool:
-    """Whether MLflow holds a finished run of it under this parent."""
+    """Return whether MLflow has a finished run of the experiment under this parent."""
     note = _note(folder_of(session.root, experiment), parent)
     return note.exists() and session.tracker.status(json.loads(note.read_text())["run"]) == "FINISHED"
 
 
 def _note(folder: Path, parent: Run | None) -> Path:
-    """The file that names the MLflow run."""
+    """Return the path of the file that names the MLflow run."""
     return folder / f"run{'-' + parent.id if parent else ''}.json"
 
 
 def _params(experiment: Experiment) -> dict[str, Any]:
-    """The configuration as MLflow parameters; of what does not take place nothing but that.
+    """Return the configuration as MLflow parameters.
 
-    Of a pre-training, without what its method has no use for.
+    A stage that does not run has only its `method: none`; a pre-training omits the keys that its method does not use.
     """
     tree = experiment.model_dump(mode="json", exclude={"compare", "sweep", "matrix"})
     method = experiment.pretrain.method
@@ -204,19 +204,19 @@ def _params(experiment: Experiment) -> dict[str, Any]:
 
 
 def folder_of(root: Path, experiment: Experiment) -> Path:
-    """Where an experiment's configuration and table lie: `<root>/experiments/<name>-<hash of the configuration>`."""
+    """Return the folder of an experiment's configuration and table: `<root>/experiments/<name>-<config hash>`."""
     folder = root / "experiments" / f"{experiment.name}-{digest_of(experiment)}"
     make_folder(folder)
     return folder
 
 
 def digest_of(experiment: Experiment) -> str:
-    """A hash of the whole configuration, by which runs of exactly this file are found."""
+    """Return a hash of the whole configuration, by which runs of exactly this file are found."""
     return hashlib.blake2b(dump(experiment).encode(), digest_size=4).hexdigest()
 
 
 def tags_of(experiment: Experiment) -> dict[str, Any]:
-    """The tags by which runs are compared."""
+    """Return the tags by which runs are compared."""
     share = "count" if experiment.select.share is None else experiment.select.share
     return {
         "backbone": experiment.backbone.name,
@@ -231,24 +231,24 @@ def tags_of(experiment: Experiment) -> dict[str, Any]:
 
 
 def common_tags(experiment: Experiment) -> dict[str, Any]:
-    """The tags of what stands for several experiments: without what these differ in."""
+    """Return the tags that apply to several experiments together, without those in which these differ."""
     tags = tags_of(experiment)
     return {name: tags[name] for name in ("backbone", "target")}
 
 
 def shared_tags(experiment: Experiment) -> dict[str, Any]:
-    """The tags of stages that several experiments share."""
+    """Return the tags of stages that several experiments share."""
     return common_tags(experiment) | {"shared": "true"}
 
 
 def write_results(session: Session, experiment: Experiment, results: list[Row]) -> None:
-    """The table as JSON beside the configuration."""
+    """Write the table as JSON next to the configuration."""
     content = [{"label": row.label, **row.metrics()} for row in results]
     write_atomically(folder_of(session.root, experiment) / "results.json", json.dumps(content, indent=1))
 
 
 def draw_curves(plans: Mapping[str, Mapping[str, Artifact]], path: Path, run: Run) -> None:
-    """The CMC curves of all rows in one plot, beside the configuration and in MLflow."""
+    """Draw the CMC curves of all rows in one plot, next to the configuration and in MLflow."""
     curves = {label: np.load(graph["metrics"].path / "cmc.npy") for label, graph in plans.items()}
     cmc_curve(curves).savefig(path)
     run.file(path, "figures")

@@ -1,4 +1,4 @@
-"""Which stage needs which artifact: the graph of one experiment, known before anything runs."""
+"""The graph of the artifacts of one experiment, planned before anything runs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ ROLES = (
     "metrics",
 )
 """The kinds of an experiment's artifacts, in the order in which they are made. With `score.targets` each target has
-artifacts of its own in the roles `target.<name>`, `target_proxy.<name>` and `target_features.<name>`."""
+its own artifacts in the roles `target.<name>`, `target_proxy.<name>` and `target_features.<name>`."""
 
 STAGE_ROLE = {
     "ingest": ("pool", "target", "source"),
@@ -39,21 +39,21 @@ STAGE_ROLE = {
     "adapt": ("adapted",),
     "evaluate": ("metrics",),
 }
-"""The kinds of artifacts that a stage's own command makes."""
+"""The kinds of artifacts that the command of each stage makes."""
 
 
 def plan(experiment: Experiment, root: Path, stopping: MedianStopping | None = None) -> dict[str, Artifact]:
-    """The artifacts of one experiment by role; those that it has no use for are absent.
+    """Plan the artifacts of one experiment by role; artifacts that it does not use are absent.
 
     A fraction of 1 needs no subset, no scores and no proxies; `pretrain.method: none` needs no pool.
 
     Args:
-        experiment: whose.
-        root: of the outputs.
-        stopping: what its pre-training is held against, and may be ended by.
+        experiment: The experiment to plan.
+        root: The output root.
+        stopping: Rule that may stop the pre-training early; None: never.
 
     Raises:
-        UserError: a file that the configuration names does not exist.
+        UserError: A file that the configuration names does not exist.
     """
     e = experiment
     graph = {"target": ingest.plan(root, e.target)}
@@ -70,7 +70,7 @@ def plan(experiment: Experiment, root: Path, stopping: MedianStopping | None = N
 
 
 def _models(e: Experiment, target: Artifact, weights: Artifact | None) -> dict[str, Artifact]:
-    """What is trained from the weights: on the target's labels, on a source's, or on the target without them."""
+    """Plan the models trained from the weights: on the target's or a source's labels, or on the unlabelled target."""
     made: dict[str, Artifact] = {}
     if e.adapt.method == "uda":
         if e.source is None:
@@ -84,7 +84,7 @@ def _models(e: Experiment, target: Artifact, weights: Artifact | None) -> dict[s
 
 
 def _last(graph: Mapping[str, Artifact]) -> Artifact:
-    """What is evaluated."""
+    """Return the artifact to evaluate."""
     found = next((graph[role] for role in ("adapted", "model", "weights") if role in graph), None)
     if found is None:
         raise UserError(
@@ -94,7 +94,7 @@ def _last(graph: Mapping[str, Artifact]) -> Artifact:
 
 
 def shared(plans: Mapping[str, Mapping[str, Artifact]], least: int = 2) -> list[Artifact]:
-    """Artifacts that at least so many experiments stand on, inputs first: they run once, ahead of them."""
+    """Return the artifacts that at least `least` experiments depend on, inputs first: they run once, before these."""
     users: dict[str, int] = {}
     found: dict[str, Artifact] = {}
     for graph in plans.values():

@@ -1,4 +1,4 @@
-"""Refusing, before anything starts, what could only fail later."""
+"""Checks before anything starts that find errors which would otherwise appear only later."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,15 +16,15 @@ from rayreid.storage.artifacts import Artifact
 
 
 def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Artifact]]) -> None:
-    """Refuse before anything starts what could only fail later.
+    """Refuse experiments that would fail only after a part of them has run.
 
     Raises:
-        UserError: a dataset that is not there or empty, a target without one of its splits, a pool that holds test
-            images, an unknown backbone or stem, an image size that the patch does not divide, weights of another
-            architecture, a subset of no image, a batch that cannot be filled, or dealt to workers and micro-batches,
-            a file list that cannot be read, a proxy that is not pre-trained, or said in two ways, a method that is
-            not for the backbone, a probe that would find nothing, a target of fewer images than a neighbour list,
-            looks at a query and gallery that are not there.
+        UserError: One of these was found: a missing or empty dataset, a target that lacks a split, a pool with test
+            images, an unknown backbone or stem, an image size that is not a multiple of the patch, weights of another
+            architecture, an empty subset, a batch that cannot be filled or divided among workers and micro-batches, an
+            unreadable file list, a proxy without pre-training or with two definitions, a method that the backbone does
+            not support, a probe that would find nothing, fewer target images than entries in a neighbour list, or a
+            validation without query and gallery.
     """
     experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
@@ -42,17 +42,17 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
 
 
 def check_workers(experiments: Iterable[Experiment]) -> None:
-    """Refuse, as soon as Ray is there to say how many workers `auto` comes to, batches that cannot be dealt to them.
+    """Refuse batches that cannot be divided among the workers, once Ray can resolve `resources.workers: auto`.
 
     Raises:
-        UserError: such a batch, or workers that the cluster cannot hold.
+        UserError: A batch cannot be divided, or the workers do not fit the cluster.
     """
     for e in experiments:
         _check_dealing(e, training_share(e.resources).workers)
 
 
 def _check_sources(experiments: Sequence[Experiment], plans: Mapping[str, Mapping[str, Artifact]]) -> None:
-    """What depends on the datasets, those that some experiment uses."""
+    """Check what depends on the datasets that the experiments use."""
     root = next(iter(next(iter(plans.values())).values())).root
     datasets = Datasets(root, max(map(_images_needed, experiments)))
     for e in experiments:
@@ -71,19 +71,19 @@ def _check_sources(experiments: Sequence[Experiment], plans: Mapping[str, Mappin
 
 
 def _pretrainings(e: Experiment) -> dict[str, tuple[Backbone, Pretrain]]:
-    """What is pre-trained, by its key."""
+    """Return the backbones and sections of all pre-trainings, by key."""
     own = {} if e.pretrain.method == "none" else {"pretrain": (e.backbone, e.pretrain)}
     return own | ({"proxy.pretrain": (e.proxy.backbone, e.proxy.pretrain)} if pretrains_proxy(e) else {})
 
 
 def _finetunings(e: Experiment) -> dict[str, Finetune]:
-    """What is fine-tuned, by its key."""
+    """Return the sections of all fine-tunings, by key."""
     own = {} if e.adapt.method == "usl" else {"finetune": e.finetune}
     return {**own, **({"proxy.finetune": e.proxy.finetune} if finetunes_proxies(e) else {})}
 
 
 def _proxy_targets(e: Experiment) -> dict[str, Source]:
-    """The datasets that proxies are fine-tuned on, by what messages call them."""
+    """Return the datasets that proxies are fine-tuned on, by their names in messages."""
     if not finetunes_proxies(e):
         return {}
     named = {f"score target {one.label}": one.source for one in e.score.targets}
@@ -91,7 +91,7 @@ def _proxy_targets(e: Experiment) -> dict[str, Source]:
 
 
 def _check_finetuning(key: str, config: Finetune, role: str, target: Contents) -> None:
-    """A batch of more identities, or images, than there are; looks at a query and gallery that are not there."""
+    """Refuse a batch of more identities or images than there are, and validation without query and gallery."""
     if config.by_identity and config.identities > target.identities:
         raise UserError(
             f"{key}.identities={config.identities}, but the {role}'s split train has only {target.identities} "
@@ -111,18 +111,18 @@ def _check_finetuning(key: str, config: Finetune, role: str, target: Contents) -
 
 
 def _check_probe(e: Experiment, target: Contents) -> None:
-    """A probe that would find nothing."""
+    """Refuse a probe that would find nothing."""
     if not target.findable and any(config.probe_epochs for _, config in _pretrainings(e).values()):
         raise UserError(f"target: dataset {e.target.dataset}: {NOTHING_TO_FIND}")
 
 
 def _images_needed(e: Experiment) -> int:
-    """Images from which on a pool is large enough for every check of `_check_images`."""
+    """Return the number of images with which a pool passes every check of `_check_images`."""
     return max(e.select.pool_size(e.pretrain.batch_size), e.proxy.pretrain.batch_size if pretrains_proxy(e) else 0)
 
 
 def _check_images(e: Experiment, pool: Contents) -> None:
-    """A subset or a batch of more images than there are."""
+    """Refuse a subset or a batch of more images than there are."""
     if pool.images is None:
         return
     stored = sum(pool.images.values())
@@ -144,7 +144,7 @@ def _check_batch(key: str, config: Pretrain, images: int, source: str) -> None:
 
 
 def _check_method(key: str, backbone: Backbone, config: Pretrain) -> None:
-    """A method that is not for this backbone, or a queue that does not hold a batch."""
+    """Refuse a method that does not support this backbone, or a queue that is smaller than a batch."""
     try:
         queue = config.recipe(backbone).queue
     except UserError as error:
@@ -154,13 +154,13 @@ def _check_method(key: str, backbone: Backbone, config: Pretrain) -> None:
 
 
 def _check_local_size(key: str, backbone: Backbone, config: Pretrain) -> None:
-    """Local crops that are no whole patches."""
+    """Refuse local crops that are not whole patches."""
     if backbone.name.startswith("vit") and any(side % PATCH for side in config.crop_sizes(backbone.img_size)[1]):
         raise UserError(f"{key}.local_size={list(config.local_size)}: give multiples of the patch, {PATCH}")
 
 
 def _check_dealing(e: Experiment, workers: int) -> None:
-    """Batches that cannot be dealt to the workers, and their shares to micro-batches."""
+    """Refuse batches that cannot be divided evenly among the workers and their micro-batches."""
     found = f" ({workers})" if e.resources.workers == "auto" and workers > 1 else ""
     dealt = f"cannot be dealt evenly to resources.workers={e.resources.workers}{found}"
     for key, (_, config) in _pretrainings(e).items():

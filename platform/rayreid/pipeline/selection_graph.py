@@ -1,4 +1,4 @@
-"""What a subset stands on: the proxies, scores, features and priorities that its strategy needs, and no others."""
+"""The graph behind a subset: the proxies, scores, features and priorities that its strategy needs."""
 
 from rayreid.config import Experiment
 from rayreid.errors import UserError
@@ -10,10 +10,10 @@ from rayreid.storage.roles import Role
 
 
 def plan_subset(e: Experiment, pool: Artifact, target: Artifact) -> dict[str, Artifact]:
-    """The subset of an experiment and all that it needs besides the pool, by role.
+    """Plan the subset of an experiment and all artifacts that it needs in addition to the pool, by role.
 
     Raises:
-        UserError: a file that the configuration names does not exist.
+        UserError: A file that the configuration names does not exist.
     """
     provenance = provenance_of(e.pool)
     basis = STRATEGIES[e.select.strategy].basis
@@ -53,7 +53,7 @@ def _priority(
 
 
 def _target_proxies(e: Experiment, source: Artifact, target: Artifact) -> dict[str, Artifact]:
-    """θt of the experiment's target, or of each of `score.targets`, with the image stores of these."""
+    """Plan θt for the experiment's target, or for each of `score.targets` with its image store."""
     if not e.score.targets:
         return {"target_proxy": proxies.plan_target(target, source, e.proxy.target, e.proxy, e.resources)}
     made: dict[str, Artifact] = {}
@@ -71,26 +71,26 @@ def needs_source(e: Experiment) -> bool:
 
 
 def needs_target_proxies(e: Experiment) -> bool:
-    """Return whether θt is needed, too."""
+    """Return whether θt is also needed."""
     return e.selects and STRATEGIES[e.select.strategy].needs_target_proxies
 
 
 def pretrains_proxy(e: Experiment) -> bool:
-    """Whether θs is pre-trained here."""
+    """Return whether θs is pre-trained here."""
     return needs_source(e) and e.proxy.source is None
 
 
 def finetunes_proxies(e: Experiment) -> bool:
-    """Whether some θt is fine-tuned here."""
+    """Return whether any θt is fine-tuned here."""
     own = [one.proxy for one in e.score.targets] or [e.proxy.target]
     return needs_target_proxies(e) and None in own
 
 
 def check_proxies(e: Experiment) -> None:
-    """Refuse proxies that cannot be had, and checkpoints that cannot take their place.
+    """Refuse proxies that cannot be made, and checkpoints that cannot replace them.
 
     Raises:
-        UserError: a source proxy without pre-training, two ways to say what to score for, or an unfit checkpoint.
+        UserError: The source proxy has no pre-training, the targets are defined twice, or a checkpoint does not fit.
     """
     if e.proxy.source is None and e.proxy.pretrain.method == "none":
         raise UserError(

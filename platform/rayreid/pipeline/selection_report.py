@@ -1,4 +1,4 @@
-"""What several strategies or proxies would choose from one pool, side by side: figures in MLflow, and one HTML page."""
+"""Comparison of the images that strategies or proxies choose from one pool: figures in MLflow, and an HTML page."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,13 +35,13 @@ from rayreid.tracking.names import slug
 from rayreid.tracking.run import Run
 
 COMPARED = tuple(name for name, strategy in STRATEGIES.items() if strategy.basis is not Basis.LIST)
-"""The strategies that are compared by default: all that need no file list."""
+"""Strategies compared by default: all that need no file list."""
 FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 _SHOWN = 36
-"""Images in a sheet on the page: three rows of twelve."""
+"""Number of images in a sheet on the page: three rows of twelve."""
 _COLUMNS = 12
 _DIGITS = 12
-"""Of a checksum, as many as tell it apart from others."""
+"""Number of digits shown of a checksum, enough to tell it from others."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Selection:
     """One way of choosing from the pool.
 
     Attributes:
-        label: its name on the page.
-        strategy: of the configuration.
-        artifact: the subset.
-        manifest: what the subset says of itself.
-        priority: by index row of the pool, float64 (N,), NaN: never selected.
+        label: Name on the page.
+        strategy: Name of the strategy.
+        artifact: The subset.
+        manifest: Manifest of the subset.
+        priority: Priority by index row of the pool, float64 (N,), NaN: never selected.
     """
 
     label: str
@@ -64,25 +64,29 @@ class Selection:
 
     @property
     def cut(self) -> float:
-        """The lowest priority that its subset holds."""
+        """The lowest priority in the subset."""
         return float(self.manifest["cut"])
 
     @property
     def unranked(self) -> int:
-        """Images that have no priority."""
+        """Number of images without a priority."""
         return int(np.isnan(self.priority).sum())
 
 
 def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Path:
-    """Compare the file's strategies and those of its rows; make whatever of scores and subsets is missing.
+    """Compare strategies on the file's pool, and the selections of its rows; missing scores and subsets are made first.
 
-    Rows may also differ in `proxy` or `score.targets`: then it is proxies that are compared.
+    Rows may also differ in `proxy` or `score.targets`; the comparison is then one of proxies.
+
+    Args:
+        experiment: The experiment.
+        strategies: Strategies to compare, in addition to those of the rows.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
-        UserError: no row selects a part of the pool, rows have different pools, or what making them raises.
+        UserError: No row selects a part of the pool, the rows have different pools, or making a subset fails.
     """
     wanted = {label: row for label, row in _variants(experiment, strategies).items() if row.selects}
     root = output_root()
@@ -108,7 +112,7 @@ def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Pat
 
 
 def _variants(experiment: Experiment, strategies: Iterable[str]) -> dict[str, Experiment]:
-    """The file with each strategy, and its rows; of those that rank alike only the first."""
+    """Return the file with each strategy, and its rows; rows with the same ranking are compared only once."""
     alone = experiment.model_copy(update={"compare": [], "sweep": None})
     whole = {"select.fraction": 0.5} if alone.select.whole else {}
     table = {name: change(alone, {"select.strategy": name, **whole}, "--strategy") for name in strategies}
@@ -152,7 +156,7 @@ def _page(
 def _add_facts(
     page: Page, e: Experiment, store: ImageStore, found: Sequence[Selection], provenance: Provenance | None
 ) -> None:
-    """What the selections are made from: pool, subsets, proxies."""
+    """Add tables of the pool, the subsets and the proxies."""
     page.heading("What was compared")
     origins = f"known; the target's own domain is {provenance.relevant!r}" if provenance else "not known"
     page.table(
@@ -191,7 +195,7 @@ def _add_facts(
 
 
 def _add_overlap(page: Page, store: ImageStore, found: Sequence[Selection], run: Run) -> None:
-    """Rank correlation, and Jaccard of the subsets at several fractions."""
+    """Add rank correlations, and Jaccard indices of the subsets at several fractions."""
     sizes = _sizes(store)
     subsets = {f: [cut(store.keys, one.priority, size) for one in found] for f, size in sizes.items()}
     matrices = {"rank correlation": _matrix([one.priority for one in found], rank_correlation)}
@@ -217,7 +221,7 @@ def _add_origins(
     groups: Mapping[str, np.ndarray],
     run: Run,
 ) -> None:
-    """AUC and keep rates by origin."""
+    """Add AUC and keep rates by origin."""
     page.heading("Where the images come from")
     page.text(
         f"The pool's origins are known; they were used for judging only. The target's own domain is "
@@ -257,7 +261,7 @@ def _rates(
 
 
 def _add_pictures(page: Page, store: ImageStore, one: Selection, groups: Mapping[str, np.ndarray], run: Run) -> None:
-    """Histogram with the cut; sheets of the highest, median and lowest images, framed by origin where it is known."""
+    """Add a histogram with the cut, and sheets of the highest, median and lowest images, framed by origin if known."""
     colours = dict(zip(groups, group_colours(len(groups)), strict=True))
     ranked = np.isfinite(one.priority)
     label = STRATEGIES[one.strategy].label
@@ -288,6 +292,6 @@ def _matrix(items: Sequence[np.ndarray], measure: Callable[[np.ndarray, np.ndarr
 
 
 def _sizes(store: ImageStore) -> dict[float, int]:
-    """Return the sizes of the subsets to compare, by fraction; without those of no image."""
+    """Return the sizes of the subsets to compare, by fraction; without empty ones."""
     sizes = {fraction: Select(fraction=fraction).size(len(store)) for fraction in FRACTIONS}
     return {fraction: size for fraction, size in sizes.items() if size}
