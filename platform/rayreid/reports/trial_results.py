@@ -1,4 +1,4 @@
-"""What MLflow knows of a sweep or of an experiment's rows: outcomes, failures, costs. Nothing else is read."""
+"""Outcomes, failures and costs of a sweep or of an experiment's rows, read from MLflow alone."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,20 +22,20 @@ _TOLD_BY_COLUMNS = (
     "select.count",
     "resources.",
 )
-"""Parameters (or their beginnings) that the columns tell already, or that change no result."""
+"""Parameters (or their prefixes) that the columns already show, or that do not change a result."""
 _OF_SELECTION = ("source_proxy", "target_proxy", "features", "target_features", "scores", "priority", "subset")
-"""Kinds of the artifacts that a selection costs."""
+"""Kinds of the artifacts that count as the cost of a selection."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial or row that came to an end, or did not.
+    """A trial or row, with or without a result.
 
     Attributes:
-        record: its run.
-        outcome: what it reached; None where it has no metrics.
-        error: why not, as far as its run tells.
-        stopped: whether it was ended early, by a rule of the sweep.
+        record: The MLflow run.
+        outcome: The result; None if the run has no metrics.
+        error: Why there is no result, as far as the run records it.
+        stopped: Whether a rule of the sweep stopped it early.
     """
 
     record: Record
@@ -45,10 +45,15 @@ class Trial:
 
 
 def latest(history: History, name: str, digest: str | None) -> tuple[Record, list[Record]]:
-    """The newest run of this name that has results, and its trials or rows; with a digest, of exactly that file.
+    """Return the newest run with results, and its trials or rows.
+
+    Args:
+        history: The runs in MLflow.
+        name: Name of the experiment.
+        digest: Hash of the configuration that the run must have; None: any.
 
     Raises:
-        UserError: there is none.
+        UserError: There is no such run.
     """
     runs = history.tops(name)
     exact = [run for run in runs if digest is None or run.tags.get("config") == digest]
@@ -65,7 +70,7 @@ def latest(history: History, name: str, digest: str | None) -> tuple[Record, lis
 
 
 def trials_of(members: Sequence[Record]) -> list[Trial]:
-    """Trials or rows with their outcomes."""
+    """Return trials or rows with their outcomes."""
     extras = _extras([member for member in members if "mAP" in member.metrics])
     made = []
     for member in members:
@@ -74,14 +79,14 @@ def trials_of(members: Sequence[Record]) -> list[Trial]:
         elif "stopped" in member.tags:
             made.append(Trial(member, None, member.tags["stopped"], stopped=True))
         else:
-            error = member.tags.get("error", "no error is told")
+            error = member.tags.get("error", "no error was recorded")
             state = "" if member.status == "FAILED" else f"{member.status.lower()}: "
             made.append(Trial(member, None, f"{state}{error}"))
     return made
 
 
 def selection_costs(history: History, members: Iterable[Record]) -> dict[str, tuple[int, float, float]]:
-    """What selecting cost besides the trials: stage → (runs, GPU-hours, hours), each distinct run once."""
+    """Return the cost of selection, without the trials: stage → (runs, GPU-hours, hours), each distinct run once."""
     runs: dict[str, Record] = {}
     for member in members:
         for tag, run_id in member.tags.items():
@@ -120,7 +125,7 @@ def _outcome(run: Record, extras: Mapping[str, str]) -> Outcome:
 
 
 def _extras(runs: Sequence[Record]) -> dict[str, dict[str, str]]:
-    """By run, the parameters that it has and in which the runs differ beyond the columns."""
+    """Return the parameters, by run, in which the runs differ beyond the columns."""
     keys = {key for run in runs for key in run.params} - set(COLUMNS)
     keys = {key for key in keys if not key.startswith(_TOLD_BY_COLUMNS)}
     differing = [key for key in sorted(keys) if len({run.params[key] for run in runs if key in run.params}) > 1]
