@@ -42,7 +42,7 @@ def test_a_second_command_waits_until_the_first_is_over(tiny, root, capsys):
         waiting = threading.Thread(target=second)
         waiting.start()
         assert not went_on.wait(1)
-        assert "another command is at this sweep" in capsys.readouterr().out
+        assert "waiting for another command that is running this sweep" in capsys.readouterr().out
         first.kill()
     waiting.join(20)
     assert went_on.is_set() and not lease.exists()

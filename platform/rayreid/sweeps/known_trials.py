@@ -1,4 +1,4 @@
-"""Sweeps whose trials are known beforehand: grids, and combinations drawn at random."""
+"""Execution of sweeps with trials that are known beforehand: grids and random searches."""
 
 from collections.abc import Container, Mapping
 
@@ -24,11 +24,11 @@ def run_known(
     failed, are recorded in MLflow here.
 
     Args:
-        experiment: The sweep.
-        known: Its trials by label.
-        plans: Their artifacts.
-        session: Where outputs go and how progress is shown.
-        parent: The sweep's MLflow run.
+        experiment: The experiment with the sweep.
+        known: The trials by label.
+        plans: The artifacts of the trials.
+        session: Output root, tracking store and screen of the command.
+        parent: MLflow run of the sweep.
     """
     ahead = shared(_distinct(plans))
     failed = produce_all(ahead, slots(experiment), experiment, session, parent, shared_tags(experiment))
@@ -71,7 +71,7 @@ def _record(
     Args:
         known, plans: See `run_known`.
         recorded: Labels of the trials that have their runs in MLflow.
-        failures: Label → error of those that failed so far.
+        failures: Errors of the trials that have failed so far, by label.
         experiment, session, parent: See `run_known`.
     """
     causes = {plans[label]["metrics"].id: error for label, error in failures.items()}
@@ -86,7 +86,7 @@ def _record(
             elif metrics.id in causes:
                 found[label] = causes[metrics.id]
                 run.fail(found[label])
-            else:  # its result is that of a trial which was ended early
+            else:  # it shares its result with a trial that was stopped early
                 run.give_up(stops(session, experiment)[_first_like(plans, label)])
     return found
 
@@ -97,14 +97,14 @@ def _first_like(plans: Plans, label: str) -> str:
 
 
 def _distinct(plans: Plans) -> dict[str, Mapping[str, Artifact]]:
-    """Return the plans without those whose result is an earlier one's, as with all strategies at a fraction of 1."""
+    """Return the plans without those that repeat an earlier result, as all strategies do at a fraction of 1."""
     return {label: graph for label, graph in plans.items() if _first_like(plans, label) == label}
 
 
 def _rivals(experiment: Experiment, plans: Plans) -> MedianStopping | None:
-    """Return the rule that compares the trials' pre-trainings with one another, if there is one.
+    """Return the rule that compares the pre-trainings of the trials with one another, if the sweep has one.
 
-    Pre-trainings that several trials share have run before; the rule does not end them.
+    Pre-trainings that several trials share have already run; the rule does not stop them.
     """
     grace = sweep_of(experiment).stop_below_median
     if grace is None:

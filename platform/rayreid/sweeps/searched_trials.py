@@ -1,4 +1,4 @@
-"""Sweeps whose trials follow from one another: an Optuna search."""
+"""Execution of sweeps with trials that depend on earlier ones: an Optuna search."""
 
 from rayreid.config import Experiment
 from rayreid.config.loading import describe
@@ -14,13 +14,13 @@ from rayreid.tracking.run import Run
 
 
 def run_search(experiment: Experiment, plans: Plans, session: Session, parent: Run) -> SweepOutcome:
-    """Run the trials that a search suggests, after the stages that all of them share.
+    """Run the trials that a search suggests, after the stages that all trials share.
 
     Args:
-        experiment: The sweep.
-        plans: Artifacts of the experiments at the ends of the searched ranges; what all of these share, all trials do.
-        session: Where outputs go and how progress is shown.
-        parent: The sweep's MLflow run.
+        experiment: The experiment with the sweep.
+        plans: Artifacts of the experiments at the ends of the searched ranges. All trials share what these share.
+        session: Output root, tracking store and screen of the command.
+        parent: MLflow run of the sweep.
 
     Raises:
         UserError: A shared stage failed.
@@ -33,7 +33,7 @@ def run_search(experiment: Experiment, plans: Plans, session: Session, parent: R
     failures = run_trials(experiment, {}, searcher, session, parent) if searcher.left else {}
     known = {describe(changes): trial(experiment, changes) for changes in searcher.done()}
     for label, one in known.items():
-        if not is_recorded(session, one, parent):  # it was made while another tracking store was in use
+        if not is_recorded(session, one, parent):  # it ran with another tracking store
             with experiment_run(session, one, label, parent) as run:
                 run_row(label, one, session, run)
     return SweepOutcome(known, {label: plan(one, session.root) for label, one in known.items()}, failures)

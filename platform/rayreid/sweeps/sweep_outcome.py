@@ -1,4 +1,4 @@
-"""What a sweep came to: its trials with their artifacts and errors, and the table at its end."""
+"""Outcome of a sweep: its trials with their artifacts and errors, and the table at its end."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ Plans = Mapping[str, Mapping[str, Artifact]]
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """The trials of a sweep after it has run.
+    """Trials of a sweep after it has run.
 
     Attributes:
-        trials: The experiments by label; of a search those that have finished.
-        plans: Their artifacts.
-        failures: Label → error of the trials that failed.
+        trials: The experiments by label; for a search, only those that have finished.
+        plans: The artifacts of these experiments.
+        failures: Errors of the failed trials, by label.
     """
 
     trials: Mapping[str, Experiment]
@@ -30,7 +30,7 @@ class SweepOutcome:
     failures: Mapping[str, str]
 
     def rows(self) -> list[Row]:
-        """Return the results of the trials that have any."""
+        """Return the results of the trials that have one."""
         return [
             row_of(label, graph, provenance_of(self.trials[label].pool))
             for label, graph in self.plans.items()
@@ -38,12 +38,12 @@ class SweepOutcome:
         ]
 
     def show(self, screen: Screen, rows: list[Row], stopped: Mapping[str, str]) -> None:
-        """Show the table, the time by stage, and why trials have no result.
+        """Print the table, the time by stage, and why trials have no result.
 
         Args:
-            screen: Where to show them.
+            screen: The screen to print to.
             rows: The results; see `rows`.
-            stopped: Label → reason of the trials that were ended early.
+            stopped: Reasons of the trials that were stopped early, by label.
         """
         show_table(screen, rows)
         show_times(screen, self.plans.values())

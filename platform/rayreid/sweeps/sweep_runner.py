@@ -1,4 +1,4 @@
-"""Stage *sweep*: Ray Tune over dotted config keys; a trial is an experiment, what trials share runs before them."""
+"""Sweeps over configuration keys with Ray Tune: each trial is an experiment, and shared stages run first."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -23,12 +23,12 @@ from rayreid.tracking.system_metrics import watched
 
 
 def sweep(experiment: Experiment) -> list[Row]:
-    """Run all trials of a sweep, or what is missing of them, and show the table.
+    """Run all trials of a sweep, skipping those that are complete, and print the table.
 
     A trial that fails does not end the sweep: its error is in its MLflow run and in the summary.
 
     Raises:
-        UserError: The user can correct the cause, which is checked before anything starts; or every trial failed.
+        UserError: The user can fix the cause, which is checked before anything starts; or every trial failed.
     """
     searched = sweep_of(experiment).search == "optuna"
     if searched:
@@ -64,17 +64,17 @@ def sweep(experiment: Experiment) -> list[Row]:
 
 @contextlib.contextmanager
 def alone(session: Session, experiment: Experiment) -> Iterator[None]:
-    """Let only one process run a sweep at a time: a second one waits, and finds what the first has finished."""
+    """Let only one process run a sweep at a time: a second one waits, and reuses what the first has finished."""
 
     def waiting() -> None:
-        session.screen.say("[dim]another command is at this sweep, and is waited for[/]")
+        session.screen.say("[dim]waiting for another command that is running this sweep[/]")
 
     with Lease(folder_of(session.root, experiment) / "lease.json", waiting=waiting):
         yield
 
 
 def _check_stopping(experiment: Experiment, trials: Iterable[Experiment]) -> None:
-    """Refuse a rule that would have no metric to compare."""
+    """Refuse a median rule that would have no metric to compare."""
     trained = [one.pretrain for one in trials if one.pretrain.method != "none"]
     if sweep_of(experiment).stop_below_median is not None and not all(one.probe_every for one in trained):
-        raise UserError("sweep.stop_below_median goes by the probe, but pretrain.probe_every is 0; set it")
+        raise UserError("sweep.stop_below_median needs the probe, but pretrain.probe_every is 0; set it")
