@@ -22,14 +22,19 @@ def connected(monkeypatch, tmp_path):
         yield
 
 
-class Started:
-    """Tells when its process began, and what it had imported by the time it was given an actor."""
+def started(environment):
+    """An actor with these environment variables; its process need not have this module."""
+    module = MODULE
 
-    def __init__(self):
-        self.imported = MODULE in sys.modules
+    class Started:
+        def __init__(self):
+            self.imported = module in sys.modules
 
-    def tell(self):
-        return psutil.Process().create_time(), os.environ["OF_ITS_OWN"], self.imported
+        def tell(self):
+            """When the process began, one of its variables, what it had imported when it was given the actor."""
+            return psutil.Process().create_time(), os.environ["OF_ITS_OWN"], self.imported
+
+    return ray.remote(num_cpus=1, runtime_env={"env_vars": environment})(Started).remote()
 
 
 def waiting() -> int:
@@ -48,7 +53,7 @@ def test_an_actor_is_given_the_process_that_was_started_for_it_and_reserves_noth
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
     asked = time.time()
-    actor = ray.remote(num_cpus=1, runtime_env={"env_vars": environment})(Started).remote()
+    actor = started(environment)
     began, value, imported = ray.get(actor.tell.remote())
     assert began < asked and value == "a" and imported
 
@@ -60,7 +65,7 @@ def test_where_ray_cannot_be_asked_the_actor_starts_all_the_same(connected, monk
 
     monkeypatch.setattr("ray.core.generated.node_manager_pb2_grpc.NodeManagerServiceStub", refuse)
     prestart.processes({"OF_ITS_OWN": "b"}, 1)
-    actor = ray.remote(num_cpus=1, runtime_env={"env_vars": {"OF_ITS_OWN": "b"}})(Started).remote()
+    actor = started({"OF_ITS_OWN": "b"})
     assert ray.get(actor.tell.remote())[1] == "b"
 
 
