@@ -169,17 +169,20 @@ def _execute_few(
     tasks = min(share.workers, len(left))
     task = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.gpu else 0, max_retries=0)(_compute)
     numbers, shared = list(left), ray.put((store, build))
-    running = [
+    # Of a generator Ray's own annotations say that it is one reference.
+    running: list[Any] = [
         task.remote(shared, {number: left[number] for number in numbers[first::tasks]}, batch_size, share.cpus)
         for first in range(tasks)
     ]
     try:
         while running:
-            [results], _ = ray.wait(running)
+            results: Any = ray.wait(running)[0][0]
             try:
-                yield ray.get(next(results))
+                result = ray.get(next(results))
             except StopIteration:
                 running.remove(results)
+            else:
+                yield result
     finally:
         for results in running:  # an error, or nobody wants the rest: what still runs would keep its CPUs
             ray.cancel(results, force=True)
@@ -194,7 +197,7 @@ def _compute(
     """Yield the results of pieces of rows one by one, as an actor would compute them."""
     actor = _Actor(*shared, batch_size, cpus)
     for number, rows in pieces.items():
-        columns = actor({"number": np.array([number]), "rows": [rows]})
+        columns = actor({"number": np.array([number]), "rows": rows[None]})
         yield {name: column[0] for name, column in columns.items()}
 
 

@@ -78,12 +78,14 @@ def start_processes(environment: Mapping[str, str], count: int, keep_seconds: in
     import ray
     from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
 
+    common: Any = common_pb2  # what is generated makes its names at run time
+    messages: Any = node_manager_pb2
     context = ray.get_runtime_context()
     own = context.runtime_env
     merged = {**own, "env_vars": {**own.get("env_vars", {}), **environment}}
     [node] = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    request = node_manager_pb2.PrestartWorkersRequest(
-        language=common_pb2.PYTHON,
+    request = messages.PrestartWorkersRequest(
+        language=common.PYTHON,
         job_id=bytes.fromhex(context.get_job_id()),
         keep_alive_duration_secs=keep_seconds,
         num_workers=count,

@@ -1,6 +1,7 @@
 """Ray Train's trainer as this package uses it: interruptible, and started with few processes and little waiting."""
 
 import os
+from typing import Any
 
 import ray
 import ray.train.torch
@@ -42,7 +43,8 @@ class Trainer(KnownController, WithoutRayData, ray.train.torch.TorchTrainer):
             raise
 
     def _prestart(self) -> None:
-        environment = controller_environment()
-        own = self.run_config.worker_runtime_env.get("env_vars", {})
-        prestart.processes({**environment, **own}, self.scaling_config.num_workers)
+        run: Any = self.run_config
+        scaling: Any = self.scaling_config
+        environment, own = controller_environment(), run.worker_runtime_env.get("env_vars", {})
+        prestart.processes({**environment, **own}, scaling.num_workers)
         prestart.processes(environment, _HELPERS)

@@ -123,7 +123,7 @@ def fit(
             use_gpu=share.gpu,
             resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if share.gpu else {})},
         ),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # the checker sees V1's, which V2 replaces on import
             # A name that was used before would silently resume Ray's own record of it: it is this artifact's own.
             name=context.artifact.id,
             storage_path=str(context.folder / "ray"),
