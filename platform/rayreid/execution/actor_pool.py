@@ -1,5 +1,7 @@
 """Embarrassingly parallel forward passes over a store: Ray Data streams row ranges to a pool of actors.
 
+Where there are few rows, plain tasks take the place of the actors, and no execution of Ray Data is needed.
+
 Images never travel: an actor is sent row numbers, reads the bytes through the memory map, decodes them in threads and
 returns a few floats per image. So any number of actors on any node costs the network nothing but the result.
 """
