@@ -24,8 +24,9 @@ def test_the_map_lights_up_where_the_head_looks():
 def test_one_row_per_image_one_column_per_head():
     images = [np.zeros((64, 32, 3), np.uint8), np.zeros((100, 70, 3), np.uint8)]
     figure = attention_sheet(images, np.full((2, 3, 32), 1 / 33), (8, 4), names=["first", "second"])
-    assert len(figure.axes) == 2 * (2 + 3)
-    titles = [axes.get_title() for axes in figure.axes]
+    (axes,) = figure.axes
+    assert len(axes.images) == 2 * (2 + 3)
+    titles = [text.get_text() for text in axes.texts[::2]]
     assert titles[0] == "first" and titles[5] == "second" and titles[1:5] == ["mean", "head 1", "head 2", "head 3"]
 
 

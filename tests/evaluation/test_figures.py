@@ -16,10 +16,20 @@ def image(height=40, width=20, value=100):
 
 
 def frames(figure):
-    return [
-        to_hex(axes.spines["left"].get_edgecolor()) if axes.spines["left"].get_visible() else None
-        for axes in figure.axes
-    ]
+    """The colours of the pictures' frames."""
+    edges = [patch for patch in figure.axes[0].patches if not patch.get_fill()]
+    return [to_hex(edge.get_edgecolor()) if edge.get_visible() else None for edge in edges]
+
+
+def captions(figure):
+    """What is written above the pictures, and below them."""
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    return texts[::2], texts[1::2]
+
+
+def fields(figure):
+    """The pictures' fields in inches: left, bottom, width, height."""
+    return [patch.get_bbox().bounds for patch in figure.axes[0].patches if patch.get_fill()]
 
 
 def test_loss_curves_draw_one_panel_per_key():
@@ -78,35 +88,43 @@ def test_ranked_lists_frame_right_and_wrong():
         scores=[[0.9, 0.8, 0.7], [0.65]],
     )
     assert frames(figure) == [QUERY, RIGHT, WRONG, RIGHT, QUERY, WRONG]
-    captions = [axes.get_title() for axes in figure.axes]
-    assert captions == ["pid 4", "1 ✓", "2 ✗", "3 ✓", "pid 7", "1 ✗"]
-    assert [axes.get_xlabel() for axes in figure.axes] == ["", "0.90", "0.80", "0.70", "", "0.65"]
+    above, below = captions(figure)
+    assert above == ["pid 4", "1 ✓", "2 ✗", "3 ✓", "pid 7", "1 ✗"]
+    assert below == ["", "0.90", "0.80", "0.70", "", "0.65"]
 
 
 def test_ranked_lists_need_neither_names_nor_scores():
     figure = ranked_lists([image()], [[image()]], [[True]])
-    assert [axes.get_title() for axes in figure.axes] == ["query", "1 ✓"]
-    assert figure.axes[1].get_xlabel() == ""
+    assert captions(figure) == (["query", "1 ✓"], ["", ""])
 
 
 def test_images_are_whole_and_undistorted():
     figure = image_sheet([image(30, 60), image(100, 20)])
     figure.canvas.draw()
-    for axes, (height, width) in zip(figure.axes, [(30, 60), (100, 20)], strict=True):
-        left, right, bottom, top = axes.images[0].get_extent()
-        assert (right - left, top - bottom) == (width, height)
-        assert axes.get_xlim()[0] <= left and right <= axes.get_xlim()[1]
-        assert axes.get_ylim()[0] <= bottom and top <= axes.get_ylim()[1]
-        assert axes.get_aspect() == 1
-    sizes = {(round(a.bbox.width), round(a.bbox.height)) for a in figure.axes}
+    (axes,) = figure.axes
+    assert axes.transData.transform([(0, 0), (1, 1)]).tolist() == [[0, 0], [figure.dpi, figure.dpi]]  # inches
+    for drawn, field, (height, width) in zip(axes.images, fields(figure), [(30, 60), (100, 20)], strict=True):
+        left, right, bottom, top = drawn.get_extent()
+        assert (right - left) / (top - bottom) == pytest.approx(width / height)
+        assert field[0] <= left + 1e-9 and right <= field[0] + field[2] + 1e-9
+        assert field[1] <= bottom + 1e-9 and top <= field[1] + field[3] + 1e-9
+    shown = np.asarray(figure.canvas.buffer_rgba())[::-1, :, :3]
+    for field, (height, width) in zip(fields(figure), [(30, 60), (100, 20)], strict=True):
+        x, y, across, up = (round(figure.dpi * value) for value in field)
+        grey = (shown[y : y + up, x : x + across] == 100).all(axis=2)
+        scale = figure.dpi * min(field[2] / width, field[3] / height)
+        assert grey.any(axis=0).sum() == pytest.approx(scale * width, abs=2)
+        assert grey.any(axis=1).sum() == pytest.approx(scale * height, abs=2)
+    sizes = {(round(width, 6), round(height, 6)) for _, _, width, height in fields(figure)}
     assert len(sizes) == 1
 
 
 def test_image_sheet_captions_and_columns():
     figure = image_sheet([image()] * 5, titles=list("abcde"), columns=3)
-    assert [axes.get_title() for axes in figure.axes] == list("abcde")
-    places = [axes.get_subplotspec() for axes in figure.axes]
-    assert [(place.rowspan.start, place.colspan.start) for place in places] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert captions(figure)[0] == list("abcde")
+    places = [(round(left, 3), round(bottom, 3)) for left, bottom, _, _ in fields(figure)]
+    columns, rows = sorted({x for x, _ in places}), sorted({y for _, y in places}, reverse=True)
+    assert [(rows.index(y), columns.index(x)) for x, y in places] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
     assert frames(figure) == [None] * 5
 
 

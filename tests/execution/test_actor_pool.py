@@ -124,7 +124,7 @@ class KilledError(WorkerCrashedError):
 
 
 class Execution:
-    """Stands for Ray Data: gives some results, then loses a worker; as often as there are numbers."""
+    """Stands for Ray Data or plain tasks: gives some results, then loses a worker; as often as there are numbers."""
 
     def __init__(self, *results):
         self.results, self.asked = list(results), []
@@ -147,6 +147,7 @@ def lose(monkeypatch):
 
     def lose(execution):
         monkeypatch.setattr(actor_pool, "_execute", execution)
+        monkeypatch.setattr(actor_pool, "_execute_few", execution)
         return [row for rows, _, _ in stream(Path(), [np.arange(6), np.arange(6, 10)], brightness, 8) for row in rows]
 
     return lose
@@ -171,5 +172,16 @@ def test_items_are_few_and_small(lose, monkeypatch, images, items):
     execution = Execution()
     monkeypatch.setattr(actor_pool, "_CHUNK", {"cpu": (128, 1024)})
     monkeypatch.setattr(actor_pool, "_execute", execution)
+    monkeypatch.setattr(actor_pool, "_execute_few", execution)
     assert sum(len(part) for part, _, _ in stream(Path(), [np.arange(images)], brightness, 8)) == images
     assert len(execution.asked[0]) == items
+
+
+@pytest.mark.parametrize(("images", "few"), [(2048, True), (2049, False)])
+def test_ray_data_is_only_executed_for_what_is_worth_it(lose, monkeypatch, images, few):
+    plain, data = Execution(), Execution()
+    monkeypatch.setattr(actor_pool, "_execute_few", plain)
+    monkeypatch.setattr(actor_pool, "_execute", data)
+    rows = [np.arange(images - 1), np.array([images - 1])]
+    assert sum(len(part) for part, _, _ in stream(Path(), rows, brightness, 8)) == images
+    assert (len(plain.asked), len(data.asked)) == ((1, 0) if few else (0, 1))

@@ -1,6 +1,9 @@
 """Which Ray is connected to, and what scoring may use of it; the cluster is only said to be there."""
 
+import os
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -146,3 +149,20 @@ def test_in_a_job_the_cluster_is_the_job_s_own(started, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with connect():
         assert started == [({"log_to_driver": False},)]
+
+
+@pytest.mark.ray
+def test_ray_says_nothing_when_it_starts(tmp_path):
+    """What its core prints goes past Python, hence another process."""
+    working = """
+import ray
+from rayreid.execution.connection import connect
+with connect():
+    print(ray.get(ray.remote(lambda: "worked").remote()))
+"""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_BACKEND_LOG_LEVEL")
+    }
+    environment["RAYREID_ROOT"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", working], capture_output=True, text=True, env=environment, timeout=300)
+    assert (done.stdout, done.stderr) == ("worked\n", "")

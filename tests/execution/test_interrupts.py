@@ -2,9 +2,8 @@ import signal
 import threading
 
 import pytest
-import ray.train.torch
 
-from rayreid.execution.interrupts import Trainer, handler_kept
+from rayreid.execution.interrupts import handler_kept
 
 
 def another(number, frame):
@@ -38,20 +37,3 @@ def test_a_thread_that_is_not_the_main_one_has_no_handler_to_keep():
     thread.start()
     thread.join()
     assert failures == []
-
-
-def test_an_interrupted_training_has_its_workers_ended(monkeypatch):
-    killed = []
-
-    def interrupted(trainer):
-        trainer._register_sigint_handler("the controller")
-        raise KeyboardInterrupt
-
-    handler = signal.getsignal(signal.SIGINT)
-    assert callable(ray.train.torch.TorchTrainer._register_sigint_handler)  # Ray's, which ours takes the place of
-    monkeypatch.setattr(ray.train.torch.TorchTrainer, "fit", interrupted)
-    monkeypatch.setattr(ray, "kill", killed.append)
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(lambda: None).fit()
-    assert killed == ["the controller"]
-    assert signal.getsignal(signal.SIGINT) is handler

@@ -54,9 +54,11 @@ def pool(tmp_path_factory):
     return store, proxies, plain_loop(store, *proxies)
 
 
-@pytest.fixture
-def small_pieces(monkeypatch):
-    """Many work items, so that every actor has some at all times."""
+@pytest.fixture(params=["tasks", "actors"])
+def small_pieces(request, monkeypatch):
+    """Many work items, so that every process has some at all times; of plain tasks, or of Ray Data's actors."""
+    if request.param == "actors":
+        monkeypatch.setattr(actor_pool, "_FEW", 0)
     monkeypatch.setitem(actor_pool._CHUNK, "cpu", (16, 16))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")  # several nodes on a busy machine take their time

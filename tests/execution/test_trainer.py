@@ -24,6 +24,7 @@ from rayreid.errors import UserError
 from rayreid.execution import trainer
 from rayreid.execution.production import SCRATCH, StageContext
 from rayreid.execution.resources import Share
+from rayreid.execution.sealed import Sealed
 from rayreid.execution.trainer import Training, fit
 from rayreid.models.weights import load_backbone
 from rayreid.stages import pretrain
@@ -186,13 +187,13 @@ def test_a_fault_on_one_worker_ends_the_training_with_its_message(work, training
 
 def test_the_worker_raises_so_that_ray_stops_those_that_wait_for_it(training, workers):
     with pytest.raises(UserError, match=r"x\.pth"):
-        trainer._worker({"training": replace(training, build=refuse), "cpus": 1})
+        trainer._worker({"training": Sealed(replace(training, build=refuse)), "cpus": 1})
 
 
 def test_workers_that_are_started_again_after_it_do_nothing(training, workers):
     (training.folder / "failure-1.json").write_text(json.dumps({"message": "5.jpg is broken"}))
     for _ in workers:
-        trainer._worker({"training": training, "cpus": 1})
+        trainer._worker({"training": Sealed(training), "cpus": 1})
     assert [path.name for path in training.folder.iterdir()] == ["failure-1.json"]
 
 

@@ -7,7 +7,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rayreid.evaluation.figures import INK, SMALL, canvas, picture
+from rayreid.evaluation.figures import Pictures, canvas
 
 _GLOW = LinearSegmentedColormap.from_list("glow", ["#101a2b", "#2a5fa5", "#d9822b", "#fff4d6"])
 _IMAGE_SHARE = 0.45  # of a pixel: enough to tell the person, little enough for the map to be read
@@ -48,13 +48,13 @@ def attention_sheet(
         hspace=0.14,
     )
     titles = ["image", "mean", *(f"head {h + 1}" for h in range(heads))]
+    pictures = Pictures(figure)
     for i, image in enumerate(images):
         layers = np.concatenate([maps[i].mean(axis=0, keepdims=True), maps[i]]).reshape(1 + heads, *grid)
         cell = _as_seen(image, grid)
         for j, shown in enumerate([cell, *(_glow(cell, layer) for layer in layers)]):
-            axes = picture(figure.add_subplot(cells[i, j]), shown)
             caption = names[i] if names is not None and j == 0 else titles[j] if i == 0 else ""
-            axes.set_title(caption, fontsize=SMALL, color=INK, pad=2.5)
+            pictures.add(cells[i, j], shown, above=caption)
     return figure
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from rayreid.evaluation.figures import FAINT, INK, PALETTE, SMALL, TEXT, canvas, dress, picture
+from rayreid.evaluation.figures import FAINT, INK, PALETTE, SMALL, TEXT, Pictures, canvas, dress
 
 RIGHT, WRONG, QUERY = "#2e9e57", "#d23b3b", INK
 CAPTION = 12  # letters above a picture of a ranked list
@@ -75,16 +75,16 @@ def ranked_lists(
         wspace=0.12,
         hspace=0.18 + 0.1 * (scores is not None),
     )
+    pictures = Pictures(figure)
     for i, query in enumerate(queries):
-        axes = picture(figure.add_subplot(grid[i, 0]), query, QUERY)
-        axes.set_title("query" if names is None else _shortened(names[i]), fontsize=SMALL, color=INK, pad=3)
+        caption = "query" if names is None else _shortened(names[i])
+        pictures.add(grid[i, 0], query, QUERY, above=caption, gap=3)
         marks = [None] * len(results[i]) if right is None else right[i]
         for j, (image, hit) in enumerate(zip(results[i], marks, strict=True)):
             colour, mark = {None: (INK, ""), True: (RIGHT, " ✓"), False: (WRONG, " ✗")}[hit]
-            axes = picture(figure.add_subplot(grid[i, j + 2]), image, None if hit is None else colour)
-            axes.set_title(f"{j + 1}{mark}", fontsize=SMALL, color=colour, pad=3)
-            if scores is not None:
-                axes.set_xlabel(f"{scores[i][j]:.2f}", fontsize=SMALL, color=INK, labelpad=2)
+            score = "" if scores is None else f"{scores[i][j]:.2f}"
+            frame = None if hit is None else colour
+            pictures.add(grid[i, j + 2], image, frame, f"{j + 1}{mark}", score, colour, gap=3)
     return figure
 
 

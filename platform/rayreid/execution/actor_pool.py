@@ -1,5 +1,7 @@
 """Embarrassingly parallel forward passes over a store: Ray Data streams row ranges to a pool of actors.
 
+Where there are few rows, plain tasks take the place of the actors, and no execution of Ray Data is needed.
+
 Images never travel: an actor is sent row numbers, reads the bytes through the memory map, decodes them in threads and
 returns a few floats per image. So any number of actors on any node costs the network nothing but the result.
 """
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy
@@ -29,6 +32,10 @@ _CHUNK = {"cpu": (128, 1024), "cuda": (1024, 4096)}
 end. Within these bounds every actor is given `_ITEMS`, so that millions of images do not make a driver keep account of
 tens of thousands of items."""
 _ITEMS = 64
+
+_FEW = 2048
+"""Up to so many rows plain tasks compute: the work of a second or two is not worth an execution of Ray Data, which
+costs 6 to 15 s. Their processes stay for the next such tasks."""
 
 LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
 """What Ray raises where a process or its node is gone."""
@@ -102,11 +109,12 @@ def stream(
     chunk = min(most, max(least, sum(map(len, rows)) // (_ITEMS * share.workers)))
     pieces = [piece[start : start + chunk] for piece in rows for start in range(0, len(piece), chunk)]
     left = dict(enumerate(pieces))
+    execute = _execute_few if sum(map(len, rows)) <= _FEW else _execute
     fruitless = 0
     while left:
         before = len(left)
         try:
-            for result in _execute(store, left, build, batch_size):
+            for result in execute(store, left, build, batch_size):
                 del left[int(result["number"])]
                 yield _unpack(result)
         except LOST as error:
@@ -147,6 +155,52 @@ def _execute(
             max_task_retries=0,
         )
     yield from dataset.iter_rows()
+
+
+def _execute_few(
+    store: Path | Images,
+    left: Mapping[int, np.ndarray],
+    build: Callable[[torch.device], BatchFunction],
+    batch_size: int | Auto,
+) -> Iterator[dict[str, Any]]:
+    """Compute numbered pieces of rows in plain tasks, one for each actor that Ray Data would have.
+
+    As in `_execute`, Ray tries nothing again: a lost task raises, and the next execution uses what is left.
+    """
+    share = scoring_actors()
+    tasks = min(share.workers, len(left))
+    task = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.gpu else 0, max_retries=0)(_compute)
+    numbers, shared = list(left), ray.put((store, build))
+    # Of a generator Ray's own annotations say that it is one reference.
+    running: list[Any] = [
+        task.remote(shared, {number: left[number] for number in numbers[first::tasks]}, batch_size, share.cpus)
+        for first in range(tasks)
+    ]
+    try:
+        while running:
+            results: Any = ray.wait(running)[0][0]
+            try:
+                result = ray.get(next(results))
+            except StopIteration:
+                running.remove(results)
+            else:
+                yield result
+    finally:
+        for results in running:  # an error, or nobody wants the rest: what still runs would keep its CPUs
+            ray.cancel(results, force=True)
+
+
+def _compute(
+    shared: tuple[Path | Images, Callable[[torch.device], BatchFunction]],
+    pieces: Mapping[int, np.ndarray],
+    batch_size: int | Auto,
+    cpus: int,
+) -> Iterator[dict[str, Any]]:
+    """Yield the results of pieces of rows one by one, as an actor would compute them."""
+    actor = _Actor(*shared, batch_size, cpus)
+    for number, rows in pieces.items():
+        columns = actor({"number": np.array([number]), "rows": rows[None]})
+        yield {name: column[0] for name, column in columns.items()}
 
 
 def _unpack(result: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:

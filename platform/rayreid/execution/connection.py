@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rayreid.errors import UserError, one_line
+from rayreid.execution.prestart import ALLOWED
 from rayreid.paths import data_path, inside_job, output_root
 from rayreid.tracking.store import tracking_uri
 
@@ -17,7 +18,6 @@ _QUIET = {
     "RAY_AUTH_MODE": "disabled",  # for clusters started here; otherwise it depends on what ran before on this machine
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -67,7 +67,7 @@ def _start() -> None:
             log_to_driver=False,
             configure_logging=True,
             logging_level=logging.WARNING,
-            runtime_env={"env_vars": {"PYTHONPATH": path, **_places()}},
+            runtime_env={"env_vars": {"PYTHONPATH": path, ALLOWED: "1", **_places()}},
         )
     except (OSError, RuntimeError) as error:
         raise UserError(

@@ -6,10 +6,17 @@ version. Two more are names in the environment, which no type checker sees: `RAY
 `rayreid.sweeps.ray_tune`.
 """
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 HEAD_RESOURCE = "node:__internal_head__"
 """The resource that Ray gives to the head node alone. Ray's public list of nodes does not say which one is the head."""
+
+START_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
+"""The environment variable that names a function which a worker process calls as it starts. Ray's public setting for it
+is one of a whole job; here only some of a job's processes have one."""
+_CALL_SECONDS = 10.0
 
 
 class KnownController:
@@ -28,3 +35,63 @@ class KnownController:
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self.controller = controller
+
+
+class WithoutRayData:
+    """The part of a Ray trainer that starts no process for Ray Data, which no training here reads from.
+
+    It precedes `TorchTrainer` among a class's bases, and replaces a private method of it. Ray has no setting against
+    that process, even for a trainer without datasets.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+
+
+def controller_environment() -> dict[str, str]:
+    """Return the environment variables that Ray Train gives to the controller of a training.
+
+    A training's workers are given them, too, beside those of the run's configuration.
+    """
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
+
+    return {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
+
+
+def start_processes(environment: Mapping[str, str], count: int, keep_seconds: int) -> None:
+    """Ask this node's manager for worker processes that wait for actors or tasks of an environment.
+
+    Ray starts processes ahead by itself only for jobs without an environment of their own.
+
+    Args:
+        environment: The environment variables, beside those of this process's own runtime environment.
+        count: How many processes.
+        keep_seconds: How long they are kept waiting, at least.
+
+    Raises:
+        Exception: Whatever the call raises; nothing was started then.
+    """
+    import grpc
+    import ray
+    from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
+
+    common: Any = common_pb2  # what is generated makes its names at run time
+    messages: Any = node_manager_pb2
+    context = ray.get_runtime_context()
+    own = context.runtime_env
+    merged = {**own, "env_vars": {**own.get("env_vars", {}), **environment}}
+    [node] = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    request = messages.PrestartWorkersRequest(
+        language=common.PYTHON,
+        job_id=bytes.fromhex(context.get_job_id()),
+        keep_alive_duration_secs=keep_seconds,
+        num_workers=count,
+    )
+    # Ray compares environments as text: this is how its core writes one that is merged from a parent's and a child's.
+    text = json.dumps(merged, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    request.runtime_env_info.serialized_runtime_env = text
+    with grpc.insecure_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
+        node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=_CALL_SECONDS)

@@ -1,6 +1,7 @@
 """Binding the training loop to Ray Train: workers, restarts, failures, and the delivery of their metrics."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from rayreid.data.sampling.batch_plans import BatchPlan
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.evaluation.figures import loss_curves
-from rayreid.execution import periodic_metrics
-from rayreid.execution.interrupts import Trainer
+from rayreid.execution import periodic_metrics, prestart
 from rayreid.execution.production import StageContext
+from rayreid.execution.ray_trainer import Trainer
 from rayreid.execution.resources import awaited_share
+from rayreid.execution.sealed import Sealed
 from rayreid.files import write_atomically
 from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.training import parallel
@@ -115,17 +117,18 @@ def fit(
         old.unlink()
     trainer = Trainer(
         _worker,
-        train_loop_config={"training": training, "cpus": share.cpus},
+        train_loop_config={"training": Sealed(training), "cpus": share.cpus},
         scaling_config=ray.train.ScalingConfig(
             num_workers=share.workers,
             use_gpu=share.gpu,
             resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if share.gpu else {})},
         ),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # the checker sees V1's, which V2 replaces on import
             # A name that was used before would silently resume Ray's own record of it: it is this artifact's own.
             name=context.artifact.id,
             storage_path=str(context.folder / "ray"),
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            worker_runtime_env={"env_vars": _environment(training, share.cpus)},
         ),
     )
     with context.screen.bar(context.artifact.stage, total) as bar, _Delivery(context, bar, watch):
@@ -149,8 +152,15 @@ def fit(
     }
 
 
+def _environment(training: Training, cpus: int) -> dict[str, str]:
+    """Return the environment variables of a worker, which may start, and import, before it is given its CPUs."""
+    modules = prestart.importing([__name__, type(training.build).__module__])
+    # Where the user has not set the number of threads Ray does; too late for libraries that are imported by then.
+    return {**modules, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cpus))} if modules else {}
+
+
 def _worker(config: dict[str, Any]) -> None:
-    training: Training = config["training"]
+    training: Training = config["training"].open()
     if _failures(training.folder):
         # Ray starts all workers again after an error on any, and knows no error that is not worth it. That they do
         # nothing ends the training, and the driver says why.

@@ -8,10 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.cluster import DBSCAN
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from sklearn.metrics.cluster import pair_confusion_matrix
-from sklearn.neighbors import sort_graph_by_row_values
 from torch import Tensor
 
 from rayreid.errors import UserError
@@ -70,6 +66,10 @@ def cluster(neighbours: Neighbours, k1: int = 30, k2: int = 6, eps: float = 0.6,
         raise UserError(f"clustering with k1 {k1}, k2 {k2}: need 1 <= k2 <= k1")
     if min_samples < 1:
         raise UserError(f"clustering with min_samples {min_samples}: need one or more")
+    # scikit-learn takes over a second to import, and every command and worker imports this module.
+    from sklearn.cluster import DBSCAN
+    from sklearn.neighbors import sort_graph_by_row_values
+
     encoding = encode(neighbours, k1, half_list(k1), k2)
     graph = jaccard_distances(encoding, encoding.tocsc(), eps)
     graph = sort_graph_by_row_values(graph, copy=False, warn_when_not_sorted=False)
@@ -102,6 +102,9 @@ def label_quality(clusters: Clusters, pids: np.ndarray) -> dict[str, float]:
     known = pids != UNKNOWN
     if not known.any():
         return {}
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+    from sklearn.metrics.cluster import pair_confusion_matrix
+
     outlier = clusters.labels == OUTLIER
     labels = np.where(outlier, len(clusters) + np.cumsum(outlier), clusters.labels)[known]
     (_, false), (missed, together) = pair_confusion_matrix(pids[known], labels)
