@@ -1,4 +1,4 @@
-"""The section of a sweep: which keys it changes, and how their values are found."""
+"""The section of a sweep: the keys that it changes, and how their values are chosen."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -11,14 +11,14 @@ _SAID_ONCE = ("uniform", "loguniform", "choice")
 
 
 class Range(Section):
-    """Values to draw from: exactly one of the three."""
+    """Values to draw from; exactly one of the three fields is given."""
 
     uniform: tuple[float, float] | None = None
-    """Any number between the two."""
+    """Bounds of a uniform distribution."""
     loguniform: tuple[float, float] | None = None
-    """Likewise, its logarithm uniform: for rates."""
+    """Bounds of a distribution whose logarithm is uniform, for learning rates and the like."""
     choice: Annotated[list[Any], Field(min_length=1)] | None = None
-    """One of these; a list alone says the same."""
+    """Values of which one is drawn; a plain list means the same."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -34,21 +34,21 @@ class Range(Section):
 
 
 class Sweep(Section):
-    """Tune over dotted keys: every combination of their values, or some, drawn or searched for."""
+    """Tuning over dotted keys: every combination of their values, or a number of drawn or suggested combinations."""
 
     search: Literal["grid", "random", "optuna"] = "grid"
-    """`random` draws `trials` combinations, `optuna` suggests them by what earlier ones reached (TPE)."""
+    """`random` draws `trials` combinations; `optuna` suggests them from the results of earlier trials (TPE)."""
     parameters: dict[str, Annotated[list[Any], Field(min_length=1)] | Range] = Field(min_length=1)
     trials: PositiveInt | None = None
-    """How many, of `random` and `optuna`."""
+    """Number of trials of `random` and `optuna`."""
     metric: Literal["mAP", "rank1", "rank5", "rank10", "mINP"] = "mAP"
-    """What `optuna` makes as high as it can."""
+    """Metric that `optuna` maximises."""
     seed: Seed = 0
-    """Of `random` and `optuna`; no part of the trials."""
+    """Seed of `random` and `optuna`; it does not enter the trials themselves."""
     max_concurrent: PositiveInt | Auto = "auto"
     stop_below_median: PositiveInt | None = None
-    """Epochs after which a trial ends whose pre-training's probe finds less than the median of the others'; null: none
-    does. What is left is no fair comparison of all values. Not with `optuna`."""
+    """Epochs after which a trial is stopped if its pre-training probe is below the median of the other trials; null:
+    never. The remaining trials are no fair comparison of all values. Not available with `optuna`."""
 
     @field_validator("parameters", mode="before")
     @classmethod
@@ -73,7 +73,8 @@ class Sweep(Section):
 
 
 def _values(key: str, values: Any) -> Any:
-    """A list, or a range; what is wrong with one is said in a line of its own, not once for either form."""
+    """Return a list of values, or a range. A mistake in a range is reported on its own, not once for each of the two
+    forms."""
     if not isinstance(values, Mapping):
         return values
     if not set(values) <= set(_SAID_ONCE):
