@@ -85,7 +85,7 @@ def describe(changes: Mapping[str, Any]) -> str:
 
 
 def dump(experiment: Experiment) -> str:
-    """Return the resolved experiment as YAML, in the form that is written beside the outputs."""
+    """Return the resolved experiment as YAML, in the form that is written next to the outputs."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

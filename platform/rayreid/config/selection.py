@@ -29,8 +29,7 @@ class Proxy(Section):
 
 
 class ScoreTarget(Section):
-    """One of several targets to score for: a labelled dataset on which θs is fine-tuned, or a θt that the user
-    provides."""
+    """One of several targets to score for: a labelled dataset to fine-tune θs on, or a θt that the user provides."""
 
     name: Annotated[str, Field(pattern=r"^\w*$")] = ""
     """The name of the score column, `cfs_<name>`; by default the dataset's name."""

@@ -73,8 +73,10 @@ class Sweep(Section):
 
 
 def _values(key: str, values: Any) -> Any:
-    """Return a list of values, or a range. A mistake in a range is reported on its own, not once for each of the two
-    forms."""
+    """Return a list of values, or a range.
+
+    A mistake in a range is reported on its own, not once for each of the two forms.
+    """
     if not isinstance(values, Mapping):
         return values
     if not set(values) <= set(_SAID_ONCE):

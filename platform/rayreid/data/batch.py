@@ -48,8 +48,7 @@ class ImageBatch:
         return type(self)(self.pixels[int(offsets[0]) : end], offsets - offsets[0], heights, widths)
 
     def frames(self) -> torch.Tensor:
-        """Return uint8 (B, 3, Hmax, Wmax), with each image in the upper left corner of a frame that is zero
-        elsewhere."""
+        """Return uint8 (B, 3, Hmax, Wmax), with each image in the upper left corner of a frame of zeros."""
         frames = self.pixels.new_zeros(len(self), int(self.heights.max()), int(self.widths.max()), 3)
         for number, (height, width) in enumerate(zip(self.heights, self.widths, strict=True)):
             frames[number, :height, :width] = self.image(number)

@@ -69,8 +69,7 @@ def read_off(state: Mapping[str, Tensor]) -> Shape:
 
 
 def guess_grid(positions: int) -> tuple[int, int] | None:
-    """Return the grid (h, w) for a number of positions without the class token: square, 2:1 or 3:1; None if none
-    fits."""
+    """Return the grid (h, w) of a number of positions without the class token: square, 2:1 or 3:1; else None."""
     for ratio in RATIOS:
         width = math.isqrt(positions // ratio)
         if positions > 0 and ratio * width * width == positions:
@@ -114,8 +113,10 @@ def _vit(state: Mapping[str, Tensor]) -> Shape:
 
 
 def _swin(state: Mapping[str, Tensor]) -> Shape:
-    """Return the architecture of a Swin. Its weights do not depend on the image size, so `img_size` is left at the
-    default."""
+    """Return the architecture of a Swin.
+
+    Its weights do not depend on the image size, so `img_size` is left at the default.
+    """
     tables = [
         state.get(f"layers.{i}.blocks.0.attn.relative_position_bias_table") for i in range(_count(state, "layers."))
     ]

@@ -58,8 +58,10 @@ class Backbone(nn.Module):
 
 
 class ViT(VisionTransformer, Backbone):
-    """timm's VisionTransformer, which returns the class token after the final norm. It accepts any size that the
-    patch divides."""
+    """timm's VisionTransformer, which returns the class token after the final norm.
+
+    It accepts any image size that the patch divides.
+    """
 
     patch_embed: Stem
     pos_embed: nn.Parameter
@@ -70,8 +72,10 @@ class ViT(VisionTransformer, Backbone):
         return self.features([x])
 
     def features(self, crops: Sequence[Tensor]) -> Tensor:
-        """Return the features (sum of n, D) of crops, one tensor (n, 3, H, W) per size; the blocks take all sizes at
-        once."""
+        """Return the features (sum of n, D) of crops, one tensor (n, 3, H, W) per size.
+
+        The blocks take all sizes at once.
+        """
         tokens = [_embedded(self, crop) for crop in crops]
         out: Tensor = self.norm(class_tokens(self.blocks, tokens, self.grad_checkpointing))
         return out

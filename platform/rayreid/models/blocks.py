@@ -1,5 +1,4 @@
-"""A ViT's blocks over crops of several sizes: one pass without padding, and without computing tokens that are never
-read."""
+"""A ViT's blocks over crops of several sizes, in one pass without padding or tokens that are never read."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,8 +19,7 @@ Shape = tuple[int, int]
 
 
 def class_tokens(blocks: nn.Sequential, tokens: Sequence[Tensor], checkpointed: bool = False) -> Tensor:
-    """Run timm's `Block`s over the tokens of crops, a tensor (n, N, D) per size, and return the class tokens (sum of n,
-    D).
+    """Run timm's `Block`s over the tokens of crops, and return the class tokens (sum of n, D).
 
     Norms, projections and MLPs process the tokens of all sizes as rows of one matrix; only attention, which mixes the
     tokens of a crop, runs size by size. After its keys and values, the last block computes only the class token,
@@ -29,7 +27,7 @@ def class_tokens(blocks: nn.Sequential, tokens: Sequence[Tensor], checkpointed: 
 
     Args:
         blocks: At least one block.
-        tokens: Tokens with the class token first.
+        tokens: A tensor (n, N, D) per size, with the class token first.
         checkpointed: Whether to keep only each block's input for the backward pass, which then computes the block
             again.
     """
@@ -120,8 +118,7 @@ def _mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _residual(x: Tensor, branch: Tensor, keep: Tensor | None, which: int, shapes: Sequence[Shape]) -> Tensor:
-    """Return x + branch, with the branch dropped for a share of the crops and scaled up for the others (stochastic
-    depth)."""
+    """Return x + branch, with the branch dropped for a share of the crops and else scaled up (stochastic depth)."""
     if keep is None:
         return x + branch
     per_size = keep[which].split([n for n, _ in shapes])

@@ -1,5 +1,4 @@
-"""Forward passes over the images of a store or folder. Threads decode ahead, and batches are as large as memory
-allows."""
+"""Forward passes over the images of a store or folder, with decoding ahead and batches as large as memory allows."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -68,8 +67,7 @@ class Embedder:
 
 
 def _filled(crops: torch.Tensor) -> torch.Tensor:
-    """Return the crops (B, 3, H, W), padded with zeros to a power of two, so that code is compiled for few batch
-    sizes."""
+    """Return the crops (B, 3, H, W), padded with zeros to a power of two, to compile code for few batch sizes."""
     missing = (1 << (len(crops) - 1).bit_length()) - len(crops)
     return torch.nn.functional.pad(crops, (0, 0) * 3 + (0, missing)) if missing else crops
 
@@ -122,8 +120,7 @@ class Pass:
         return np.concatenate(good), np.concatenate(values) if values else np.zeros(0, np.float32), broken
 
     def _values(self, images: ImageBatch, keys: list[str]) -> list[np.ndarray]:
-        """Return the head's values for a batch: from one forward pass, or from smaller ones if memory does not
-        suffice."""
+        """Return the head's values for a batch, from one forward pass, or from smaller ones if memory is short."""
         values: list[np.ndarray] = []
         done = 0
         while done < len(keys):

@@ -12,8 +12,9 @@ from rayreid.models.weights import load_backbone
 
 
 class Extractor(nn.Module):
-    """A network for features that are compared by cosine. It normalises pixels for the weights, and features to length
-    1.
+    """A network for features that are compared by cosine.
+
+    It normalises pixels for the weights, and features to length 1.
 
     Args:
         backbone: The backbone, in eval mode.
@@ -32,8 +33,7 @@ class Extractor(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return (B, D) float32 of length 1, for images (B, 3, H, W) float32 RGB in [0, 1] that have the model's
-        size."""
+        """Return (B, D) float32 of length 1, for images (B, 3, H, W) float32 RGB in [0, 1] of the model's size."""
         features: Tensor = self.neck(self.backbone((images - self.mean) / self.std))
         return normalize(features, dim=1)
 

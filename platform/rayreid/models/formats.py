@@ -102,8 +102,7 @@ class Format:
 
 
 def _of_reid_shape(contents: Contents) -> bool:
-    """Return whether a DINO checkpoint comes from TransReID-SSL, judged by its stem, its settings or non-square
-    positions."""
+    """Return whether a DINO checkpoint comes from TransReID-SSL, by its stem, its settings or non-square positions."""
     table = next((value for name, value in contents.state.items() if name.endswith("pos_embed")), None)
     oblong = table is not None and round((table.shape[1] - 1) ** 0.5) ** 2 != table.shape[1] - 1
     return contents.mentions("patch_embed.conv.") or "img_size" in contents.facts or oblong
@@ -248,8 +247,10 @@ def _reason(name: str, prefixes: Mapping[str, str]) -> str | None:
 
 
 def _timm_swin(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the downsampling layers: Swin's authors put them at the end of a stage (`layers.0.downsample`), timm at
-    the beginning of the next."""
+    """Rename the downsampling layers of a Swin as in timm.
+
+    Swin's authors put them at the end of a stage (`layers.0.downsample`), timm at the beginning of the next.
+    """
     if not any(name.startswith("layers.0.downsample.") for name in state):
         return state
     step = re.compile(r"^layers\.(\d+)\.downsample\.")

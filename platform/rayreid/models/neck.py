@@ -42,8 +42,7 @@ def named(neck: Neck) -> dict[str, Tensor]:
 
 
 def part_neck(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a file of ours without the neck's, and the names of the neck's with the reason to leave
-    them out."""
+    """Return a file's tensors without the neck's, and the names of the neck's → the reason to leave them out."""
     rest = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
     return rest, dict.fromkeys((name for name in state if name not in rest), LEFT_OUT)
 

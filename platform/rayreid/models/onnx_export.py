@@ -45,10 +45,10 @@ def export_onnx(
     tolerance: float = TOLERANCE,
     batches: Sequence[int] = BATCHES,
 ) -> Deviation:
-    """Export a backbone in eval mode and float32: `images` (B, 3, H, W) to `features` (B, D), with free B and fixed H
-    and W.
+    """Export a backbone in eval mode and float32: `images` (B, 3, H, W) to `features` (B, D), with fixed H and W.
 
-    The file is run with onnxruntime on the CPU, and compared with the backbone, before it gets its name.
+    The batch size B is free. The file is run with onnxruntime on the CPU, and compared with the backbone, before it
+    gets its name.
 
     Args:
         backbone: A backbone made by `build_backbone`; it is not changed.

@@ -151,8 +151,7 @@ STEMS: dict[str, type[Stem]] = {"patchify": Patchify, "conv": ConvStem, "ics": I
 
 
 def _project(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return `conv(x)` as one matrix product, (B, C, H, W) to (B, D, h, w), for a convolution whose stride is its
-    kernel.
+    """Return `conv(x)`, (B, C, H, W) to (B, D, h, w), as one matrix product; the stride of `conv` is its kernel.
 
     On a CPU, its backward pass takes a half to two thirds of the convolution's time (measured at the stems' sizes).
     """

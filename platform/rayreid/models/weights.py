@@ -41,7 +41,7 @@ def save_backbone(
         path: The file; its folder exists.
         backbone: A backbone made by `build_backbone`.
         mean: Mean per channel, in [0, 1], with which images are normalised for these weights.
-        std: Standard deviation per channel, likewise.
+        std: Standard deviation per channel, in [0, 1].
         neck: The layer between the feature and the one that is compared, if there is one.
         facts: Other JSON-able facts (method, epochs, dataset).
     """
@@ -101,8 +101,10 @@ def load_weights(backbone: Backbone, path: str | Path, strict: bool = True) -> L
 
 
 def check_weights(backbone: Backbone, path: str | Path, strict: bool = True) -> LoadReport:
-    """Return the report of `load_weights` without loading, or raise its error; the backbone may be on the meta
-    device."""
+    """Return the report of `load_weights` without loading, or raise its error.
+
+    The backbone may be on the meta device.
+    """
     return _read(backbone, path, strict)[1]
 
 
@@ -232,8 +234,7 @@ def _own_grid(known: Mapping[str, Any]) -> Grid | None:
 
 
 def _guessed_grid(positions: int, grid: Grid) -> Grid | None:
-    """Return the grid of a file that does not state it: the backbone's own if the number fits, else square, 2:1 or
-    3:1."""
+    """Return the grid of a file that does not state it: the backbone's own if it fits, else square, 2:1 or 3:1."""
     if positions == grid[0] * grid[1]:
         return grid
     return guess_grid(positions)

@@ -10,8 +10,7 @@ ALIKE = 0.01
 
 
 class CollapseWatch:
-    """A watch that reads the logged rows of a DINO run in order, and reports once if the teacher's entropy shows a
-    collapse.
+    """A watch over the logged rows of a DINO run, which reports once if the teacher's entropy shows a collapse.
 
     The teacher's entropy lies between 0, where all mass is on one prototype, and ln K, where it is spread evenly over
     all K. Without centring it falls to the former, without sharpening it rises to the latter (Caron et al., arXiv

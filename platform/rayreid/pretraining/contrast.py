@@ -99,15 +99,16 @@ class Queue(nn.Module):
 
 
 def feature_std(features: Tensor) -> Tensor:
-    """Return the spread of the directions of features (N, D), over this worker's rows: 1 if isotropic, 0 if all are
-    alike."""
+    """Return the spread of the directions of this worker's features (N, D): 1 if isotropic, 0 if all are alike."""
     unit = _unit(features)
     return unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Return rows of length 1, in float32 or better: bfloat16 rounds a cosine by up to 0.002, a hundredth of a
-    logit."""
+    """Return rows of length 1, in float32 or better.
+
+    bfloat16 rounds a cosine by up to 0.002, a hundredth of a logit.
+    """
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
 
 

@@ -80,7 +80,7 @@ class DINO(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        """The backbone to keep for ReID: that of the teacher."""
+        """Return the backbone to keep for ReID: that of the teacher."""
         return self.teacher.backbone
 
     def build_optimizer(self) -> torch.optim.Optimizer:

@@ -85,8 +85,7 @@ class DINOLoss(nn.Module):
 
 @compilable
 def _targets(teacher_NK: Tensor, centre: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the teacher's distributions (N, K), their mean entropy (), and the sum of its logits over the rows (1,
-    K)."""
+    """Return the teacher's distributions (N, K), their mean entropy (), and the sum of its logits (1, K)."""
     total = teacher_NK.sum(dim=0, keepdim=True)
     sharpened = (teacher_NK - centre) / temperature
     # so that a small entropy is not a difference of large numbers
@@ -137,8 +136,10 @@ def _loss_and_gradient(student: Tensor, p_GBK: Tensor, temperature: float) -> tu
 
 
 def _log_sum_exp(logits: Tensor, softmax: Tensor) -> Tensor:
-    """Return the logsumexp over the last dimension, which stays as 1, from the softmax at its largest element (at
-    least 1/K)."""
+    """Return the logsumexp over the last dimension, which stays as 1.
+
+    It is read from the softmax at its largest element (at least 1/K).
+    """
     return logits.amax(dim=-1, keepdim=True) - softmax.amax(dim=-1, keepdim=True).log()
 
 

@@ -74,8 +74,7 @@ class MoCoV3(MomentumMethod):
 
 
 def patch_projection(vit: ViT, fresh: bool) -> nn.Module:
-    """Return the part of a ViT that MoCo v3 keeps at its initial values: the projection of patches to tokens (section
-    4.2).
+    """Return the part of a ViT that MoCo v3 keeps at its initial values: the patch projection (section 4.2).
 
     The paper finds that instability begins in the gradient of the first layer, and keeps a patchify stem random: a
     projection of 768 values to an embedding of similar width loses little. In the stems `conv` and `ics` that layer is

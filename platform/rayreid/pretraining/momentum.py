@@ -94,12 +94,11 @@ class MomentumMethod(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        """The backbone to keep for ReID: the trained one."""
+        """Return the backbone to keep for ReID: the trained one."""
         return self.base.backbone
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimizer over all trained parameters, in two groups: matrices, and biases with other 1-D
-        parameters.
+        """Return the optimizer in two groups: matrices, and biases with other 1-D parameters.
 
         LARS scales only the steps of the first group (MoCo v3, its optimizer).
         """

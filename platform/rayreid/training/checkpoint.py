@@ -20,8 +20,7 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Milestones:
-    """Checkpoints that are kept for good: those of every `every`-th epoch, as `folder/NNNN.pt` (number of epochs
-    done)."""
+    """Checkpoints that are kept for good: that of every `every`-th epoch, `folder/NNNN.pt` (number of epochs done)."""
 
     folder: Path
     every: int

@@ -51,8 +51,7 @@ def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
 
 
 def broadcast_buffers(module: nn.Module, source: int = 0) -> None:
-    """Overwrite a module's floating-point buffers (running statistics) on every worker with those of worker
-    `source`."""
+    """Overwrite a module's floating-point buffers (running statistics) on all workers with those of worker `source`."""
     for buffer in module.buffers():
         if buffer.is_floating_point():
             broadcast(buffer, source)

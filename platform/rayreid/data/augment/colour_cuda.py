@@ -34,8 +34,7 @@ def _channel(hue, offset, chroma, low):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _operate(operation, factor, mean, red, green, blue):  # type: ignore[no-untyped-def]
-    """Return the pixels after brightness, contrast (to `mean`), saturation or hue; any other number leaves them
-    unchanged."""
+    """Return the pixels after brightness, contrast (to `mean`), saturation or hue; other numbers change nothing."""
     if operation == 0:
         red, green, blue = _unit(red * factor), _unit(green * factor), _unit(blue * factor)
     if operation == 1:

@@ -64,8 +64,9 @@ def crop_boxes(
     scale: tuple[float, float],
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Boxes:
-    """Return the boxes of torchvision's RandomResizedCrop. All tries are drawn at once, and the first that fits is
-    taken.
+    """Return the boxes of torchvision's RandomResizedCrop.
+
+    All tries are drawn at once, and the first that fits is taken.
 
     Args:
         draws: Uniform (N, 4·tries): area, aspect, top and left of each try.

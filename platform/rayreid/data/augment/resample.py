@@ -96,8 +96,7 @@ def resize_matrices(
 
 
 def gaussian_box_radius(radius: Array, passes: int = 3) -> npt.NDArray[np.float64]:
-    """Return the fractional radius of the box blur that has standard deviation `radius` after `passes` repetitions, in
-    pixels.
+    """Return the fractional radius, in pixels, of the box whose `passes` repetitions have standard deviation `radius`.
 
     Gwosdek, Grewenig, Bruhn & Weickert, "Theoretical foundations of Gaussian convolution by extended box filtering"
     (SSVM 2011), as in Pillow's `_gaussian_blur_radius`.
@@ -143,8 +142,7 @@ def blur_matrices(radius: Array, size: int, device: torch.device | str = "cpu") 
 
 
 def blur(images: Tensor, radius: Array) -> Tensor:
-    """Return (N, H, 3, W) images after Pillow's GaussianBlur with standard deviations `radius` (N,), as a new
-    tensor."""
+    """Return (N, H, 3, W) images after Pillow's GaussianBlur with standard deviations `radius` (N,), a new tensor."""
     N, H, C, W = images.shape
     rows = blur_matrices(radius, H, images.device)
     columns = rows if H == W else blur_matrices(radius, W, images.device)

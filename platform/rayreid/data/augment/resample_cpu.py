@@ -136,8 +136,7 @@ def _resize_weights(
     count: Integers,
     weights: Floats,
 ) -> None:
-    """Compute the weights that resize a line of `length` pixels to `size`: `count` weights for each output from
-    `first` on."""
+    """Compute the weights that resize a line of `length` pixels to `size`: `count` per output, from `first` on."""
     scale = length / size
     stretch = max(scale, 1.0)
     reach = 2 * stretch if bicubic else stretch
@@ -231,8 +230,7 @@ def _box(radius: float) -> tuple[int, float]:
 
 @compiled
 def _box_blur(values: Floats, out: Floats, inside: slice, step: int, whole: int, part: float) -> None:
-    """Apply one extended box blur to neighbours `step` apart: `whole` full ones and one of weight `part` on each
-    side."""
+    """Apply an extended box blur to neighbours `step` apart: `whole` full ones and one of weight `part` per side."""
     weight = np.float32(1 / (2 * (whole + part) + 1))
     end_weight = np.float32(part * weight)
     reach = (whole + 1) * step

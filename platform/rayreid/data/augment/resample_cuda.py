@@ -204,8 +204,10 @@ def _band(  # type: ignore[no-untyped-def]
 
 
 def blur_(images: Tensor, radius: np.ndarray) -> None:
-    """Apply Pillow's GaussianBlur in place to the images (N, 3, H, W) with a standard deviation `radius` (N,) above
-    0."""
+    """Apply Pillow's GaussianBlur in place to the images (N, 3, H, W) with a `radius` (N,) above 0.
+
+    The radius is the standard deviation in pixels.
+    """
     chosen = np.flatnonzero(radius > 0)
     if not len(chosen):
         return

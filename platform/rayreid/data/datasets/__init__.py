@@ -100,15 +100,15 @@ class NamedDataset(Protocol):
 
     @property
     def dataset(self) -> str:
-        """A key of `DATASETS`."""
+        """Return the dataset's name, a key of `DATASETS`."""
 
     @property
     def root(self) -> str | None:
-        """The folder or URI; a relative path is resolved as by `data_path`."""
+        """Return the folder or URI; a relative path is resolved as by `data_path`."""
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """The dataset's own options."""
+        """Return the dataset's own options."""
 
 
 def open_source(source: NamedDataset) -> Dataset:

@@ -1,5 +1,4 @@
-"""Lists of keys: text with one key a line, JSON, or a pickled list such as LUPerson's `keys.pkl`, read without
-unpickling."""
+"""Lists of keys: text, JSON, or a pickled list such as LUPerson's `keys.pkl`, which is read without unpickling."""
 
 import json
 import pickletools

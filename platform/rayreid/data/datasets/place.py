@@ -68,7 +68,7 @@ class Place:
 
     @property
     def filesystem(self) -> FileSystem:
-        """The filesystem, opened once per process."""
+        """Return the filesystem, which is opened once per process."""
         if self._given is not None:
             return self._given
         if self._opened is None:
@@ -77,7 +77,7 @@ class Place:
 
     @property
     def is_local(self) -> bool:
-        """Whether the filesystem is that of this machine."""
+        """Return whether the filesystem is that of this machine."""
         return isinstance(self.filesystem, LocalFileSystem)
 
     def kind(self) -> FileType:

@@ -163,8 +163,7 @@ class Table(Layout):
 
 
 def _typed(name: str, column: pa.Array) -> pa.Array:
-    """Return a column in its type, with empty cells as null; raise ValueError for a value that the column does not
-    allow."""
+    """Return a column in its type, with empty cells as null; raise ValueError for a value that it does not allow."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_floating(column.type):

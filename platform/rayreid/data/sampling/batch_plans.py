@@ -112,8 +112,7 @@ class IdentityBatches(ABC):
         return np.split(values[self._order], self._bounds)
 
     def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Rows:
-        """Return the rows (P·K / world,) for a worker at a step: whole identities, with the K images of each in
-        sequence."""
+        """Return the rows (P·K / world,) for a worker at a step: whole identities, with K images in sequence each."""
         if self.identities % world:
             raise UserError(
                 f"{self.identities} identities per batch cannot be dealt to {world} workers: "

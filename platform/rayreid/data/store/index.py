@@ -1,5 +1,4 @@
-"""Joining the parts of an ingest into `index.parquet`, `rejected.parquet` and `manifest.json`, which is written
-last."""
+"""Joining the parts of an ingest into `index.parquet`, `rejected.parquet` and, last, `manifest.json`."""
 
 import hashlib
 import json
@@ -137,8 +136,7 @@ def _first_of_each_key(rows: pa.Table) -> tuple[pa.Table, list[str]]:
 
 
 def _fingerprint(rows: pa.Table, dataset: str, version: str) -> str:
-    """Return a hash of the images and their labels, sorted by key. It does not depend on their distribution over
-    shards."""
+    """Return a hash of the images and labels, sorted by key, which does not depend on their shards."""
     digest = hashlib.blake2b(f"{dataset}\0{version}\0".encode(), digest_size=16)
     for name in ("key", "split"):
         separator = ""

@@ -12,8 +12,10 @@ from rayreid.data.store.store import ImageStore
 
 
 class Spread(NamedTuple):
-    """Minimum, median and maximum of some lengths in pixels. The median of an even number of lengths is their
-    midpoint."""
+    """Minimum, median and maximum of some lengths in pixels.
+
+    The median of an even number of lengths is the midpoint of the two in the middle.
+    """
 
     least: int
     median: float

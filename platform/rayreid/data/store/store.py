@@ -104,12 +104,12 @@ class ImageStore:
     # them pay.
     @cached_property
     def keys(self) -> np.ndarray:
-        """Object array of str, (N,), ascending."""
+        """Return the keys as an object array of str, (N,), ascending."""
         return self._index["key"].to_numpy()
 
     @cached_property
     def splits(self) -> np.ndarray:
-        """Object array of str, (N,)."""
+        """Return the splits as an object array of str, (N,)."""
         splits = self._index["split"].combine_chunks().dictionary_encode()
         return splits.dictionary.to_numpy(zero_copy_only=False)[splits.indices.to_numpy()]
 
@@ -143,8 +143,7 @@ class ImageStore:
         return rows.to_numpy().astype(np.int64)
 
     def keys_of(self, rows: npt.ArrayLike) -> pa.Array:
-        """Return the keys of index rows as an Arrow array of strings, without making Python objects of all other
-        keys."""
+        """Return the keys of index rows as an Arrow array of strings, without making Python objects of the others."""
         return self._index["key"].take(pa.array(np.asarray(rows, np.int64))).combine_chunks()
 
     def encoded(self, row: int) -> memoryview:

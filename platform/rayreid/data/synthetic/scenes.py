@@ -50,8 +50,7 @@ def draw_scene(rng: np.random.Generator, width: int, height: int) -> Image.Image
 
 
 def draw_object(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Return something that a detector crops by mistake: a tree, a car, a texture, an empty place; RGB, width ×
-    height pixels."""
+    """Return a tree, car, texture or place, as a detector crops by mistake; RGB, width × height pixels."""
     kind = rng.integers(5)
     if kind == 0:
         return draw_scene(rng, width, height)
