@@ -23,7 +23,7 @@ class Range(Section):
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if sum(getattr(self, kind) is not None for kind in _SAID_ONCE) != 1:
-            raise ValueError(f"say exactly one of {', '.join(_SAID_ONCE)}")
+            raise ValueError(f"give exactly one of {', '.join(_SAID_ONCE)}")
         for kind in ("uniform", "loguniform"):
             bounds = getattr(self, kind)
             if bounds is not None and not bounds[0] < bounds[1]:
@@ -60,11 +60,13 @@ class Sweep(Section):
     @model_validator(mode="after")
     def _searches(self) -> Self:
         if self.search == "optuna" and self.stop_below_median is not None:
-            raise ValueError("stop_below_median: optuna needs what every trial reached; it is for grid and random")
+            raise ValueError(
+                "stop_below_median: optuna needs the final score of every trial; use it with grid or random"
+            )
         open_ended = [key for key, values in self.parameters.items() if isinstance(values, Range)]
         if self.search == "grid":
             if open_ended:
-                raise ValueError(f"a grid needs lists of values; for the range of {open_ended[0]} say search: random")
+                raise ValueError(f"a grid needs lists of values; for the range of {open_ended[0]} use search: random")
             if self.trials is not None:
                 raise ValueError("a grid runs every combination; trials are for search: random and optuna")
         elif self.trials is None:

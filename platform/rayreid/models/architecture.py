@@ -92,8 +92,8 @@ def _vit(state: Mapping[str, Tensor]) -> Shape:
         spec["embed_dim"] = width
         if width % HEAD_WIDTH:
             unknown["num_heads"] = (
-                f"the tensors do not tell how many heads a ViT of width {width} has"
-                f" (not a multiple of {HEAD_WIDTH}); say --num-heads"
+                f"the tensors do not reveal how many heads a ViT of width {width} has"
+                f" (not a multiple of {HEAD_WIDTH}); give --num-heads"
             )
         else:
             spec["num_heads"] = width // HEAD_WIDTH
@@ -104,8 +104,8 @@ def _vit(state: Mapping[str, Tensor]) -> Shape:
     grid = guess_grid(positions)
     if grid is None:
         unknown["img_size"] = (
-            f"the tensors do not tell the image size: {positions} positions are no square, 2:1 or 3:1 grid;"
-            " say --img-size HEIGHT WIDTH"
+            f"the tensors do not reveal the image size: {positions} positions are no square, 2:1 or 3:1 grid;"
+            " give --img-size HEIGHT WIDTH"
         )
     else:
         spec["img_size"] = [grid[0] * patch[0], grid[1] * patch[1]]

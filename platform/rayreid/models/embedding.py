@@ -141,7 +141,7 @@ class Pass:
             yield batch.result()
 
     def _parts(self, rows: np.ndarray) -> Iterator[list["Future[_Part]"]]:
-        """The parts of each batch, being decoded; the size of a batch is asked for anew every time."""
+        """Yield the parts of each batch, being decoded; the batch size is read again for every batch."""
         start = 0
         while start < len(rows):
             batch = rows[start : start + self.batch_size]

@@ -36,7 +36,7 @@ def full_name(text: str) -> str:
     if name in known:
         return PREFIX + name
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    raise UserError(f"timm has no pre-trained weights {name!r}; near it are: {', '.join(near) or 'none'}")
+    raise UserError(f"timm has no pre-trained weights {name!r}; similar names: {', '.join(near) or 'none'}")
 
 
 def pretrained(text: str) -> nn.Module:
@@ -73,5 +73,5 @@ def _answers(address: str) -> bool:
 def _unreachable(name: str, repository: str) -> UserError:
     return UserError(
         f"{PREFIX}{name} is not in the local cache and {constants.ENDPOINT} cannot be reached: download "
-        f"{_FILES[0]} of {repository} where there is a network and give the file"
+        f"{_FILES[0]} of {repository} on a machine with a network and give the file"
     )

@@ -120,7 +120,7 @@ def resize_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, 
 
 def _header(path: Path, text: str) -> dict[str, Any]:
     if not text:
-        raise UserError(f"{path} was not written by rayreid (it has no header): say which backbone it holds")
+        raise UserError(f"{path} was not written by rayreid (it has no header): state which backbone it contains")
     header: dict[str, Any] = json.loads(text)
     if header.get("format") != FORMAT:
         raise UserError(f"{path} has format {header.get('format')!r}; this version of rayreid reads {FORMAT!r}")

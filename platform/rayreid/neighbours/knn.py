@@ -94,7 +94,7 @@ def nearest(features: Tensor | np.ndarray, k: int, engine: Engine = "torch", far
     k = min(k, len(points))
     if engine != "torch":
         if farthest:
-            raise ValueError("faiss does not tell the farthest point")
+            raise ValueError("faiss does not return the farthest point")
         similarities, rows = _itself_first(*_by_faiss(points, k, engine == "approximate"))
         least = None
     elif points.is_cuda:

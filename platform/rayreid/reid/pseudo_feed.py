@@ -149,7 +149,7 @@ class PseudoLabelFeed:
         if held != len(self.labels.clusters):
             raise UserError(
                 f"{self.labels.folder}: the labels of epoch {epoch + 1} are of {len(self.labels.clusters)} clusters, "
-                f"the checkpoint's memory of {held}; remove the newest checkpoint to begin that epoch anew"
+                f"the checkpoint's memory of {held}; remove the newest checkpoint to restart that epoch"
             )
         self.plan.begin(epoch, self.labels.clusters.labels)
 

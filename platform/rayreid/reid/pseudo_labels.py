@@ -132,7 +132,7 @@ class PseudoLabels:
         if not many:
             return f"no cluster among {images} images; a larger adapt.eps or a smaller adapt.min_samples finds more"
         if many == 1:
-            return f"one cluster alone, of {found.sizes[0]} of {images} images; a smaller adapt.eps parts them"
+            return f"one cluster alone, of {found.sizes[0]} of {images} images; a smaller adapt.eps separates them"
         if many < self.needed:
             return (
                 f"{many} clusters among {images} images ({images - found.sizes.sum()} outliers), and a batch takes "

@@ -75,6 +75,6 @@ class Folder(FolderLayout):
         """
         if not isinstance(error, PermissionError):
             raise UserError(
-                f"dataset folder: {error.filename} cannot be listed: {error.strerror or error}; mend that and run again"
+                f"dataset folder: {error.filename} cannot be listed: {error.strerror or error}; fix that and run again"
             ) from error
         self.ignore(str(error.filename), "folder cannot be read")

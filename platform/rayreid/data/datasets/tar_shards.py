@@ -92,7 +92,7 @@ class TarShards(LocalLayout):
                 self.ignore(str(tar), "cannot be read")
             except OSError as error:  # a disk that is unavailable for a moment must not cost a part of the pool
                 raise UserError(
-                    f"dataset webdataset: {tar} cannot be read: {error.strerror or error}; mend that and run again"
+                    f"dataset webdataset: {tar} cannot be read: {error.strerror or error}; fix that and run again"
                 ) from error
             except _DAMAGE as error:
                 self.ignore(str(tar), f"cannot be listed to its end: {error}")

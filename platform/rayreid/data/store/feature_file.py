@@ -88,7 +88,7 @@ def read_features(path: Path) -> FeatureTable:
         raise UserError(f"{path}: no Parquet file of features ({error})") from error
     header = json.loads((table.schema.metadata or {}).get(_HEADER, b"{}"))
     if header.get("format") != FORMAT:
-        raise UserError(f"{path}: not written by rayreid predict (its metadata do not say {FORMAT})")
+        raise UserError(f"{path}: not written by rayreid predict (its metadata do not contain {FORMAT})")
     keys = table["key"].to_numpy()
     if len(set(keys)) < len(keys):
         raise UserError(f"{path}: a key occurs more than once; predict again")

@@ -64,7 +64,7 @@ def finish_store(
     parts = [part_file(directory, shard) for shard in range(shards)]
     for part in parts:
         if not part.exists():
-            raise UserError(f"{directory}: shard part {part.name} is not written; run the ingest again, it resumes")
+            raise UserError(f"{directory}: shard part {part.name} is not written; run the ingest again to resume it")
 
     rows, duplicates = _first_of_each_key(
         pa.concat_tables([pq.read_table(part) for part in parts] or [PART_SCHEMA.empty_table()])
@@ -79,7 +79,7 @@ def finish_store(
     reasons = Counter(rejected["reason"].to_pylist())
     if rows.num_rows == 0:
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "none was given"
-        raise UserError(f"{directory}: dataset {dataset} gave not one usable image ({why})")
+        raise UserError(f"{directory}: dataset {dataset} has no usable image ({why})")
 
     accounted = rows.num_rows + rejected.num_rows - len(ignored)
     if listed is not None and listed != accounted:
@@ -107,7 +107,7 @@ def finish_store(
         _write_joined(directory, rows, rejected, manifest)
     except OSError as error:
         raise UserError(
-            f"{directory}: the index cannot be written ({error.strerror or error}); mend that and run the ingest "
+            f"{directory}: the index cannot be written ({error.strerror or error}); fix that and run the ingest "
             "again: finished shards are kept"
         ) from error
     return manifest

@@ -165,7 +165,7 @@ def write_shard(
     except OSError as error:
         # Errors while *reading* an image do not get here: they reject the image.
         raise UserError(
-            f"{directory}: shard {shard} cannot be written ({error.strerror or error}); mend that and run the ingest "
+            f"{directory}: shard {shard} cannot be written ({error.strerror or error}); fix that and run the ingest "
             "again: finished shards are kept"
         ) from error
 

@@ -223,7 +223,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory}: there is no such folder; ingest the dataset first")
     if not path.is_file():
         if (directory / "shards").is_dir():
-            raise UserError(f"{path} is missing: the ingest is not finished; run it again, it resumes")
+            raise UserError(f"{path} is missing: the ingest is not finished; run it again to resume it")
         raise UserError(f"{path} is missing: this folder is no image store; ingest the dataset first")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
