@@ -115,7 +115,7 @@ def jaccard_distances(
         part = kernels.jaccard(*arrays, limit, most * (high - low), low, high)
         if len(part[1]) > most * (high - low):
             raise UserError(
-                f"on average, more than {most} images lie within a Jaccard distance of {within:g} of an image: "
+                f"more than {most} images on average lie within a Jaccard distance of {within:g} of an image: "
                 "the features have collapsed, or the distance is too large"
             )
         return part
