@@ -36,7 +36,7 @@ def test_the_name_is_completed_with_the_tag_of_its_weights():
 
 @pytest.mark.parametrize("name", ["vit_smal_patch16_224", "vit_small_patch16_224.augreg_in21"])
 def test_a_name_that_timm_does_not_know_is_refused_with_one_near_it(name):
-    with pytest.raises(UserError, match=r"'vit_smal.*near it are: .*vit_small_patch16_224") as error:
+    with pytest.raises(UserError, match=r"'vit_smal.*similar names: .*vit_small_patch16_224") as error:
         hub.full_name("timm:" + name)
     assert "\n" not in str(error.value)
 
@@ -48,7 +48,7 @@ def test_without_a_network_the_remedy_is_named(monkeypatch, tmp_path, how):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("the hub's client was asked"))
     with pytest.raises(
-        UserError, match=r"timm:vit_tiny.*download .* where there is a network and give the file"
+        UserError, match=r"timm:vit_tiny.*download .* on a machine with a network and give the file"
     ) as error:
         read_checkpoint(TINY)
     assert "timm/vit_tiny_patch16_224.augreg_in21k" in str(error.value) and "\n" not in str(error.value)
@@ -60,7 +60,7 @@ def test_a_fetch_that_fails_is_one_line(monkeypatch):
 
     monkeypatch.setattr(hub, "_cached", lambda repository: True)
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(UserError, match="where there is a network") as error:
+    with pytest.raises(UserError, match="on a machine with a network") as error:
         hub.pretrained(TINY)
     assert "\n" not in str(error.value)
 

@@ -120,5 +120,5 @@ def test_numbers_out_of_range_are_refused():
 def test_collapsed_features_end_with_a_message_before_all_pairs_are_formed():
     same = sparse.csr_array(np.ones((50, 1), np.float32))
     assert jaccard_distances(same, same.tocsc(), 0.5, most=50).nnz == 2500
-    with pytest.raises(UserError, match=r"more than 49 images in the mean .* collapsed"):
+    with pytest.raises(UserError, match=r"more than 49 images on average .* collapsed"):
         jaccard_distances(same, same.tocsc(), 0.5, most=49)

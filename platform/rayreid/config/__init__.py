@@ -1,9 +1,9 @@
-"""What an experiment file may say.
+"""The schema of an experiment file.
 
-One YAML file is one experiment. Its sections are named after the stages; a key that is not known is refused. The
-defaults below are the method's published numbers (Luo et al., arXiv 2111.12084, and the DINO and TransReID recipes
-it builds on); `experiments/defaults.yaml` shows all of them and is held equal to this module by a test.
-Reading files, inheritance and overrides are in `rayreid.config.loading`.
+One YAML file describes one experiment. Its sections are named after the stages, and unknown keys are refused. The
+defaults are the published numbers of the method (Luo et al., arXiv 2111.12084, and the DINO and TransReID recipes on
+which it builds). `experiments/defaults.yaml` shows all of them; a test keeps it equal to this package.
+`rayreid.config.loading` reads the files and applies inheritance and overrides.
 """
 
 from typing import Annotated, Any
@@ -43,31 +43,33 @@ __all__ = [
 
 
 class Resources(Section):
-    """What a stage may use of the cluster.
+    """The part of the cluster that a stage may use.
 
-    No part of any id. The number of training workers does change what is learned: unless `finetune.global_mining` is
-    set, batch norm and the mining of triplets are each worker's own, and drop path always is. Artifacts record how
-    many there were (`workers`).
+    No field enters an artifact id. The number of training workers nevertheless changes what is learned: batch norm and
+    triplet mining are local to each worker unless `finetune.global_mining` is set, and drop path always is. Artifacts
+    therefore record the number of workers (`workers`).
     """
 
     workers: PositiveInt | Auto = "auto"
-    """Training workers; `auto`: one per GPU that Ray sees, else one for all CPUs."""
+    """Number of training workers; `auto`: one per GPU that Ray sees, or a single one for all CPUs if there is no GPU.
+    """
     cpus_per_worker: PositiveInt | Auto = "auto"
     gpu: bool | Auto = "auto"
-    """Whether training workers take a GPU each; `auto`: if Ray sees one. `true`: an autoscaling cluster starts them."""
+    """Whether each training worker takes a GPU. `auto`: if Ray sees one. `true`: always; an autoscaling cluster then
+    starts one."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
-    """Restarts of a training stage after a lost worker; -1: without limit."""
+    """Number of times that a training stage restarts after losing a worker; -1: no limit."""
 
 
 class Experiment(Section):
-    """One experiment file, resolved."""
+    """One resolved experiment file."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "experiment"
     seed: Seed = 0
     pool: Source
     target: Source
     source: Source | None = None
-    """The labelled dataset that domain adaptation starts from (`adapt: uda`); its split train is used."""
+    """The labelled dataset from which domain adaptation starts (`adapt: uda`); its train split is used."""
     backbone: Backbone = Backbone()
     proxy: Proxy = Proxy()
     pretrain: Pretrain = Pretrain()
@@ -78,7 +80,7 @@ class Experiment(Section):
     evaluate: Evaluate = Evaluate()
     resources: Resources = Resources()
     compare: list[dict[str, Any]] = Field(default_factory=list)
-    """Rows to run beside one another: each a set of changes to this file, with an optional `label`."""
+    """Rows of the comparison. Each is a set of changes to this file, with an optional `label`."""
     matrix: Matrix = Matrix()
     sweep: Sweep | None = None
 

@@ -13,11 +13,11 @@ class Rerank(Section):
     """k-reciprocal re-ranking (Zhong et al., arXiv 1701.08398), as published."""
 
     k1: PositiveInt = 20
-    """Neighbours of an image, itself not counted."""
+    """Number of neighbours of an image, not counting the image itself."""
     k2: PositiveInt = 6
-    """Of them averaged over, the image's own vector included."""
+    """Number of neighbours whose vectors are averaged, including the image itself."""
     weight: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """The paper's λ: the part of the original distance."""
+    """The paper's λ: the share of the original distance in the final one."""
 
     @model_validator(mode="after")
     def _nested(self) -> Self:
@@ -32,7 +32,7 @@ class Evaluate(Section):
     batch_size: Annotated[PositiveInt, RUNTIME] = 256
     max_rank: PositiveInt = 50
     rerank: Annotated[Rerank | Literal[False], ADDED] = False
-    """Metrics of the re-ranked lists, too; `true`: with the published numbers."""
+    """Whether the metrics of the re-ranked lists are computed too; `true`: with the published parameters."""
 
     @field_validator("rerank", mode="before")
     @classmethod
@@ -43,29 +43,29 @@ class Evaluate(Section):
 
 
 class MatrixTarget(Source):
-    """A dataset to evaluate on."""
+    """A dataset on which models are evaluated."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
-    """Its name in the table; the dataset's unless given."""
+    """The name of the dataset in the table; by default the dataset's own name."""
 
     @property
     def label(self) -> str:
-        """What its column is called by, beside its edition."""
+        """Return the heading of this target's column, without the edition."""
         return self.name or self.dataset
 
     @property
     def source(self) -> Source:
-        """The dataset alone."""
+        """Return the dataset without its name in the table."""
         return Source(**{key: getattr(self, key) for key in Source.model_fields})
 
 
 class Matrix(Section):
-    """Every model on every target (`rayreid matrix`)."""
+    """The evaluation of every model on every target (`rayreid matrix`)."""
 
     rows: bool = True
-    """Whether this file's rows (or, without rows, the file itself) are among the models, and their targets among the
-    targets."""
+    """Whether the rows of this file are among the models, and their targets among the targets. If the file has no rows,
+    the file itself counts as one."""
     models: dict[str, Checkpoint] = Field(default_factory=dict)
-    """Weights files by name, of the architecture in `backbone` unless they are rayreid's own."""
+    """Weights files by name. They have the architecture in `backbone`, unless rayreid wrote them."""
     targets: list[MatrixTarget] = Field(default_factory=list)
-    """Datasets beside the rows' own targets."""
+    """Datasets in addition to the targets of the rows."""

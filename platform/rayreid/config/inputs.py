@@ -1,4 +1,4 @@
-"""Sections that name what there is: datasets, networks, checkpoints."""
+"""Sections that describe existing inputs: datasets, networks and checkpoints."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,15 +8,15 @@ from rayreid.config.section import ADDED, RUNTIME, Auto, Channels, PositiveInt, 
 
 
 class Source(Section):
-    """A dataset: a layout that `rayreid.data.datasets` reads, and where it lies."""
+    """A dataset: its location, and its layout, which is one that `rayreid.data.datasets` can read."""
 
     dataset: str
     root: str | None = None
-    """Folder; a relative one is looked up under `RAYREID_DATA`, or else the current folder."""
+    """The dataset's folder. A relative path is resolved against `RAYREID_DATA`, or else the current folder."""
     options: dict[str, Any] = Field(default_factory=dict)
     verify: Literal["decode", "header"] = "decode"
     provenance: Annotated[str | None, RUNTIME] = None
-    """CSV `key,origin` that tells where each image comes from: for judging a selection, never for making one."""
+    """CSV file `key,origin` with the origin of each image. It is used to judge a selection, never to make one."""
     relevant: Annotated[str | None, RUNTIME] = None
     """The origin in `provenance` that is the target's own domain."""
 
@@ -29,22 +29,24 @@ class Backbone(Section):
     img_size: Size = (256, 128)
     depth: PositiveInt | None = None
     num_heads: Annotated[PositiveInt | None, ADDED] = None
-    """Attention heads of a ViT, if not the name's own: no tensor of a checkpoint shows them."""
+    """Attention heads of a ViT, if not those that the name implies. The tensors of a checkpoint do not reveal the
+    number."""
     weights: Annotated[str | None, RUNTIME] = None
-    """A checkpoint to start from, in any format that `rayreid.models.formats` knows, or `timm:NAME`. Its content, not
-    its path, is part of what is made from it."""
+    """Checkpoint to start from, in any format that `rayreid.models.formats` knows, or `timm:NAME`. Its content, not its
+    path, enters the ids of the artifacts made from it."""
     strict: Annotated[bool, RUNTIME] = True
-    """Whether the checkpoint must fit whole, or what fits of it is taken. Part of what is made from it, too."""
+    """Whether the checkpoint must match the network completely; otherwise the tensors that fit are loaded. The value
+    also enters the ids of the artifacts made from it."""
 
 
 class Checkpoint(Section):
-    """Weights that the user has, in place of a proxy trained here; `FILE` is short for `{weights: FILE}`."""
+    """Weights that the user provides instead of training a proxy; `FILE` is short for `{weights: FILE}`."""
 
     weights: str
-    """A checkpoint of the architecture in `proxy.backbone`, in any format that `rayreid.models.weights` knows."""
+    """Checkpoint of the architecture in `proxy.backbone`, in any format that `rayreid.models.weights` knows."""
     mean: Channels | Auto = "auto"
-    """How images are normalised for it. `auto`: as the file says, if it is ours; else 0.5 for a ReID model and
-    ImageNet's numbers for anything else."""
+    """Mean for normalising the images. `auto`: the value in the file if rayreid wrote it, else 0.5 for a ReID model and
+    ImageNet's numbers for any other model."""
     std: Channels | Auto = "auto"
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""Reading experiment files: inheritance (`extends`), overrides (`key.path=value`), rows, and plain errors."""
+"""Reading experiment files: inheritance (`extends`), overrides (`key.path=value`), rows and error messages."""
 
 import difflib
 import re
@@ -16,20 +16,22 @@ from rayreid.errors import UserError, one_line
 _PROXY_INHERITS = ("seed", "backbone", "pretrain", "finetune")
 _WAYS = ("usl", "uda")
 _METHODS = ("none", *_WAYS)
-"""Words that stand for a section with that method."""
+"""Values of a section that are short for the section with that method."""
 _BRANCH = re.compile(r"constrained-\w+|(literal|tuple|list)\[.*\]|function-.*|Range")
-"""What pydantic adds to a location for the branch of a union that it tried; no key of the file."""
+"""Parts that pydantic adds to an error's location for each branch of a union that it tried; they are not keys of the
+file."""
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment file and resolve it.
+    """Read and resolve an experiment file.
 
     Args:
-        path: YAML file; `extends: other.yaml` is looked up beside it.
-        overrides: `key.path=value` strings, the value in YAML.
+        path: YAML file. `extends: other.yaml` is resolved relative to its folder.
+        overrides: Strings `key.path=value`; the value is YAML.
 
     Raises:
-        UserError: a missing file, unknown key, wrong type or value out of range; names the file and key.
+        UserError: The file is missing, a key is unknown, or a value has the wrong type or is out of range. The message
+            names the file and the key.
     """
     source = str(path)
     tree = _read(Path(path))
@@ -48,10 +50,10 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
 
 def change(experiment: Experiment, changes: Mapping[str, Any], source: str = "compare") -> Experiment:
-    """The experiment with some keys changed (dotted or nested), everything else, the proxies included, as it was.
+    """Return the experiment with some keys changed (dotted or nested); all others stay the same, also in the proxies.
 
     Raises:
-        UserError: a key or value that an experiment file may not hold.
+        UserError: A key or value is not allowed in an experiment file.
     """
     over: dict[str, Any] = {}
     for key, value in changes.items():
@@ -60,7 +62,10 @@ def change(experiment: Experiment, changes: Mapping[str, Any], source: str = "co
 
 
 def rows(experiment: Experiment) -> dict[str, Experiment]:
-    """The rows of `compare` by label (one row, labelled with the experiment's name, where there are none)."""
+    """Return the rows of `compare` by label.
+
+    Without `compare` there is one row, labelled with the experiment's name.
+    """
     alone = experiment.model_copy(update={"compare": [], "sweep": None})
     if not experiment.compare:
         return {experiment.name: alone}
@@ -75,17 +80,17 @@ def rows(experiment: Experiment) -> dict[str, Experiment]:
 
 
 def describe(changes: Mapping[str, Any]) -> str:
-    """A row's or trial's name from what it changes, e.g. `select.fraction=0.5, backbone.stem=ics`."""
+    """Return the name of a row or trial, made from its changes, e.g. `select.fraction=0.5, backbone.stem=ics`."""
     return ", ".join(f"{key}={value}" for key, value in changes.items()) or "as in the file"
 
 
 def dump(experiment: Experiment) -> str:
-    """The resolved experiment as YAML, as it is written beside the outputs."""
+    """Return the resolved experiment as YAML, in the form that is written next to the outputs."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys (`pretrain.epochs`)."""
+    """Return nested mappings as one mapping with dotted keys (`pretrain.epochs`)."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -106,7 +111,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read as text ({error})") from None
     tree = _parse(text, str(path))
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: an experiment file is a mapping of sections, this holds {type(tree).__name__}")
+        raise UserError(f"{path}: an experiment file is a mapping of sections, this is a {type(tree).__name__}")
     base = tree.pop("extends", None)
     return tree if base is None else _merge(_read(path.parent / str(base), (*seen, path.resolve())), tree)
 
@@ -119,12 +124,12 @@ def _parse(text: str, source: str) -> Any:
 
 
 def _merge(base: Any, over: Any) -> Any:
-    """Mappings are merged key by key; anything else in `over` replaces what stood there.
+    """Merge mappings key by key; any other value in `over` replaces the value in `base`.
 
-    A section given as a word (`pretrain: none`) keeps that method when further keys of it are changed, and one that is
-    given a word that says how (`adapt: usl`) keeps its other keys. A section that names another dataset starts afresh:
-    the root and options that stood there were the old dataset's. So do the keys of `pretrain` that are the method's own
-    where it names another method.
+    A section given as a word (`pretrain: none`) keeps that method when more of its keys are changed, and a section to
+    which a word is given (`adapt: usl`) keeps its other keys. A section that names another dataset starts afresh,
+    because its previous root and options belonged to the old dataset. Likewise, if `pretrain` names another method, the
+    keys that are specific to the old method are dropped.
     """
     if base in _METHODS and isinstance(over, Mapping):
         base = {"method": base}
@@ -143,7 +148,10 @@ def _merge(base: Any, over: Any) -> Any:
 
 
 def _another_method(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
-    """Whether `over` changes one pre-training method for another; `none` is no method, it has no keys of its own."""
+    """Return whether `over` replaces one pre-training method by another.
+
+    `none` is not a method and has no keys of its own.
+    """
     old, new = base.get("method", "dino"), over.get("method")
     return new in PUBLISHED and old in PUBLISHED and new != old
 
@@ -161,15 +169,15 @@ def _validate(tree: Any, source: str) -> Experiment:
         found: dict[str, Any] = {}
         for problem in error.errors():
             found.setdefault(_key(problem["loc"]), problem)
-        # What the proxies inherit is wrong there too: it is named where the file says it. And where one form of a
-        # value has a fault inside, that it is not the other form (`auto`) either says nothing.
+        # A mistake that the proxies inherit is also reported for them; it is named where the file has it. If one form
+        # of a value has a mistake inside, the error that it is not the other form (`auto`) adds nothing.
         problems = [
             found[key]
             for key in found
             if key.removeprefix("proxy.") not in found.keys() - {key}
             and not any(other.startswith(f"{key}.") for other in found)
         ]
-        # An unknown key says most: a misspelt section also makes others "missing".
+        # An unknown key is the most helpful problem: a misspelt section also makes others "missing".
         problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"{source}: {_explain(problems[0])}{more}") from None
@@ -196,7 +204,7 @@ def _explain(problem: Any) -> str:
 def _keys_at(location: Sequence[str]) -> list[str]:
     section: Any = Experiment
     for part in location:
-        if part.isdigit():  # a place in a list of sections
+        if part.isdigit():  # an index into a list of sections
             continue
         annotation = section.model_fields[part].annotation
         section = next((kind for kind in (annotation, *get_args(annotation)) if _is_section(kind)), None)

@@ -1,4 +1,4 @@
-"""What the pre-training methods differ in: their published numbers, and the backbones that they are for."""
+"""Published numbers of the pre-training methods, and the backbones that each method supports."""
 
 import math
 from collections.abc import Mapping
@@ -11,25 +11,26 @@ from rayreid.errors import UserError
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a method runs with, for a batch size, a number of epochs and a backbone.
+    """The hyper-parameters of a method for one batch size, number of epochs and backbone.
 
-    The names are those of the section `pretrain` of an experiment file. What a method does not use it leaves at the
-    value here.
+    The names are those of the section `pretrain` of an experiment file. Fields that a method does not use keep the
+    default values below.
 
     Attributes:
         optimizer: AdamW, SGD or LARS.
-        lr: peak rate.
-        warmup_epochs: epochs of linear warm-up.
-        min_lr: rate at the end of the cosine.
-        weight_decay: DINO's at the beginning.
-        teacher_momentum: of the moving average, at the beginning where it rises.
-        drop_path: in the network that is trained.
-        out_dim, hidden_dim: of the head.
-        clip: largest norm of the gradient: DINO's of every tensor, MoBY's of all together; None: any.
-        local_crops: DINO's.
-        temperature: of the contrast.
-        queue: keys in it.
-        freeze_patch: whether the patch projection keeps its weights.
+        lr: Peak learning rate.
+        warmup_epochs: Epochs of linear warm-up.
+        min_lr: Learning rate at the end of the cosine.
+        weight_decay: Weight decay; for DINO, its initial value.
+        teacher_momentum: Momentum of the moving average; where it rises, its initial value.
+        drop_path: Rate of drop path in the network that is trained.
+        out_dim: Output dimension of the head.
+        hidden_dim: Hidden dimension of the head.
+        clip: Largest norm of the gradient, of each tensor for DINO, of all tensors together for MoBY; None: no limit.
+        local_crops: Number of local crops (DINO).
+        temperature: Temperature of the contrastive loss.
+        queue: Number of keys in the queue.
+        freeze_patch: Whether the patch projection keeps its initial weights.
     """
 
     optimizer: Literal["adamw", "sgd", "lars"]
@@ -50,12 +51,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Published:
-    """A method's recipe, for any batch size and number of epochs.
+    """The published recipe of a method, which scales to any batch size and number of epochs.
 
     Attributes:
-        lr: at a batch of `lr_batch` images; it is scaled in proportion.
-        warmup: share of the epochs.
-        numbers: the other fields of `Recipe`.
+        lr: Learning rate at a batch of `lr_batch` images; it is scaled in proportion to the batch size.
+        lr_batch: Images in the batch to which `lr` refers.
+        warmup: Share of the epochs that is warm-up.
+        numbers: The other fields of `Recipe`.
     """
 
     lr: float
@@ -64,13 +66,16 @@ class Published:
     numbers: Mapping[str, Any]
 
     def recipe(self, batch_size: int, epochs: int, given: Mapping[str, Any]) -> Recipe:
-        """The recipe at that size, `given` taking the place of what it says."""
+        """Return the recipe for a batch size and number of epochs; the fields in `given` replace the published ones."""
         scaled = {"lr": self.lr * batch_size / self.lr_batch, "warmup_epochs": warmup(epochs, self.warmup)}
         return Recipe(**{**scaled, **self.numbers, **given})
 
 
 def warmup(epochs: int, share: Fraction) -> int:
-    """That share of the epochs, rounded up; short runs need it most, and one epoch is left for the peak rate."""
+    """Return that share of the epochs, rounded up, because short runs need warm-up most.
+
+    At least one epoch is left at the peak rate.
+    """
     return min(math.ceil(epochs * share), epochs - 1)
 
 
@@ -108,7 +113,7 @@ MOCOV3 = Published(
     warmup=Fraction(40, 300),
     numbers={**_CONTRAST, "optimizer": "adamw", "weight_decay": 0.1},
 )
-"""Chen et al., arXiv 2104.02057, section 5: ViT, 300 epochs (there of 4,096 images a batch, or 1,024)."""
+"""Chen et al., arXiv 2104.02057, section 5: ViT, 300 epochs (with 4,096 or 1,024 images a batch)."""
 
 MOCOV3_RESNET = Published(
     lr=0.3,
@@ -116,7 +121,7 @@ MOCOV3_RESNET = Published(
     warmup=Fraction(10, 300),
     numbers={**_CONTRAST, "optimizer": "lars", "weight_decay": 1e-6, "temperature": 1.0},
 )
-"""The same, its public code's configuration for ResNet-50 and 300 epochs (4,096 images a batch)."""
+"""The configuration of MoCo v3's public code for ResNet-50 and 300 epochs (4,096 images a batch)."""
 
 MOCOV2 = Published(
     lr=0.03,
@@ -156,20 +161,20 @@ PUBLISHED: dict[str, dict[str, Published]] = {
     "mocov2": {"resnet50": MOCOV2},
     "moby": {"vit": MOBY, "swin": MOBY},
 }
-"""By method and family of backbones."""
+"""Published recipes by method and family of backbones."""
 
 REFUSALS = {
     "mocov3": "its frozen patch projection is a ViT's, its other recipe ResNet-50's; for a Swin take moby",
     "mocov2": "SGD without warm-up does not train a Transformer; for one take mocov3 or moby",
     "moby": "it is MoCo v2 made for Transformers, with drop path on one side; for ResNet-50 take mocov2 or mocov3",
 }
-"""Why a method has no recipe for the other families."""
+"""The reason why a method has no recipe for the other families."""
 
 BY_METHOD = (
     *("lr", "warmup_epochs", "min_lr", "weight_decay", "teacher_momentum", "drop_path", "out_dim", "hidden_dim"),
     *("clip", "local_crops", "temperature", "queue", "freeze_patch"),
 )
-"""Keys whose `auto` is the method's own number."""
+"""Keys whose `auto` stands for the method's own number."""
 
 USED_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("weight_decay_end", "teacher_temp", "student_temp", "centre_momentum"), ("dino",)),
@@ -180,17 +185,17 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "queue": ("mocov2", "moby"),
     "freeze_patch": ("mocov3",),
 }
-"""Keys that not every method has a use for."""
+"""Keys that only some methods use."""
 
 OWN_KEYS = {*BY_METHOD, *USED_BY}
-"""Keys that mean another thing, or nothing, where the method changes."""
+"""Keys that change their meaning, or lose it, when the method changes."""
 
 
 def published(method: str, backbone: str) -> Published:
-    """The recipe of a method for a backbone.
+    """Return the published recipe of a method for a backbone.
 
     Raises:
-        UserError: the two do not go together; says why.
+        UserError: The method does not support the backbone; the message gives the reason.
     """
     family = backbone.partition("_")[0]
     if family not in PUBLISHED[method]:
@@ -199,12 +204,15 @@ def published(method: str, backbone: str) -> Published:
 
 
 def uses(method: str, key: str) -> bool:
-    """Whether a method has a use for a key of the section `pretrain`."""
+    """Return whether a method uses a key of the section `pretrain`."""
     return method in USED_BY.get(key, (method,))
 
 
 def misused(method: str, key: str, value: Any) -> str | None:
-    """Why a key that a method has no use for is refused; None where it has, or the value says as much."""
+    """Return the reason for refusing a key that the method does not use, or None if the key is acceptable.
+
+    A key is acceptable if the method uses it, or if its value is the method's own number.
+    """
     own = {family.numbers.get(key) for family in PUBLISHED.get(method, {}).values()}
     if method not in PUBLISHED or uses(method, key) or value in own:
         return None

@@ -1,17 +1,18 @@
-"""What the sections of an experiment file are made of."""
+"""The building blocks of the sections of an experiment file."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 RUNTIME = "rayreid:runtime"
-"""Marks a field that changes how a stage runs but not what it computes; such fields do not enter artifact ids."""
+"""Marks a field that changes how a stage runs but not what it computes; it does not enter artifact ids."""
 
 ADDED = "rayreid:added"
-"""Marks a field that came after artifacts had been made: at its default it does not enter ids, which stay theirs."""
+"""Marks a field that was added after artifacts had been made; it does not enter ids at its default, so old ids stay
+valid."""
 
 PATCH = 16
-"""Pixels of a ViT's patch; image sizes are multiples of it."""
+"""Side of a ViT's patch in pixels; image sizes are multiples of it."""
 
 Auto = Literal["auto"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -29,19 +30,19 @@ def _ordered(share: tuple[float, float]) -> tuple[float, float]:
 
 
 Channels = tuple[NotNegative, NotNegative, NotNegative]
-"""One number per colour channel, on images in [0, 1]."""
+"""One number per colour channel, for images in [0, 1]."""
 
 Shares = Annotated[tuple[Part, Part], AfterValidator(_ordered)]
-"""From the smaller to the larger share of an image's area."""
+"""Range of shares of an image's area, the smaller share first."""
 
 
 class Section(BaseModel):
-    """A part of an experiment file: immutable, and closed to unknown keys."""
+    """A section of an experiment file; it is immutable and refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
-        """The fields that change a stage's result, as plain JSON values."""
+        """Return the fields that change a stage's result, as plain JSON values."""
         return {
             name: value.identity() if isinstance(value := getattr(self, name), Section) else plain[name]
             for plain in [self.model_dump(mode="json")]

@@ -11,10 +11,10 @@ from rayreid.config.training import Finetune, Pretrain
 
 
 class Proxy(Section):
-    """The two proxies that score the pool: θs = backbone pre-trained on the pool, θt = θs fine-tuned on the target.
+    """The two proxies that score the pool: θs, a backbone pre-trained on the pool, and θt, θs fine-tuned on the target.
 
-    What is not said here is taken from the sections `backbone`, `pretrain`, `finetune` and `seed` of the same file,
-    before `compare` and `sweep` change them: so neither changes the scores.
+    Fields that are not given here are inherited from the sections `backbone`, `pretrain`, `finetune` and `seed` of the
+    same file, before `compare` and `sweep` change them. The scores are therefore the same for all rows and trials.
     """
 
     seed: Seed = 0
@@ -22,16 +22,17 @@ class Proxy(Section):
     pretrain: Pretrain = Pretrain()
     finetune: Finetune = Finetune()
     source: Annotated[Checkpoint | None, RUNTIME] = None
-    """θs, in place of pre-training it. Here, too, the file's content is part of what is made from it, not its path."""
+    """Checkpoint to use as θs instead of pre-training it. Its content, not its path, enters the ids of the artifacts
+    made from it."""
     target: Annotated[Checkpoint | None, RUNTIME] = None
-    """θt, in place of fine-tuning it."""
+    """Checkpoint to use as θt instead of fine-tuning it."""
 
 
 class ScoreTarget(Section):
-    """One of several targets to score for: a labelled dataset that θs is fine-tuned on, or a θt that the user has."""
+    """One of several targets to score for: a labelled dataset to fine-tune θs on, or a θt that the user provides."""
 
     name: Annotated[str, Field(pattern=r"^\w*$")] = ""
-    """The name of its column, `cfs_<name>`; the dataset's unless given."""
+    """The name of the score column, `cfs_<name>`; by default the dataset's name."""
     dataset: str | None = None
     root: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
@@ -48,12 +49,12 @@ class ScoreTarget(Section):
 
     @property
     def label(self) -> str:
-        """What its column is called by."""
+        """Return the name of this target's score column, without its prefix."""
         return self.name or self.dataset or ""
 
     @property
     def source(self) -> Source | None:
-        """The labelled dataset, if it is given by one."""
+        """Return the labelled dataset, or None if the target is given by a proxy."""
         if self.dataset is None:
             return None
         return Source(dataset=self.dataset, root=self.root, options=self.options, verify=self.verify)
@@ -63,10 +64,10 @@ class Score(Section):
     """Catastrophic-forgetting scores of the pool."""
 
     targets: Annotated[list[ScoreTarget], RUNTIME] = Field(default_factory=list)
-    """Several targets to score for in one pass; the score is the mean over them. None: the experiment's own `target`.
-    The proxies made of them, not these lines, are part of the scores' identity."""
+    """Several targets to score for in one pass; the score is their mean. Without any, the experiment's own `target` is
+    used. The identity of the scores depends on the proxies made for these targets, not on these lines."""
     batch_size: Annotated[PositiveInt | Auto, RUNTIME] = "auto"
-    """`auto`: 32 on a CPU; on a GPU 512, halved whenever memory does not suffice."""
+    """Images per forward pass. `auto`: 32 on a CPU; 512 on a GPU, halved whenever memory does not suffice."""
     precision: Precision = "auto"
     max_bad_fraction: Annotated[float, Field(ge=0, le=1), RUNTIME] = 0.01
 
@@ -80,18 +81,18 @@ class Score(Section):
 
 
 class Select(Section):
-    """Which part of the pool to pre-train on."""
+    """The choice of the part of the pool to pre-train on."""
 
     # The names are those of `rayreid.selection.registry`, which this floor cannot import.
     strategy: Literal["cfs", "target_similarity", "cluster", "random", "list"] = "cfs"
     fraction: Part = 0.5
     count: PositiveInt | None = None
-    """A number of images instead of a fraction."""
+    """Number of images; if given, it replaces `fraction`."""
     list: Annotated[str | None, RUNTIME] = None
     """Ordered file list for the strategy `list`. Its content, not its path, is part of the subset's identity."""
     clusters: Annotated[PositiveInt | Auto, RUNTIME] = "auto"
-    """Clusters for the strategy `cluster`, and part of no other's identity; `auto`: the square root of the number of
-    images."""
+    """Number of clusters for the strategy `cluster`; it enters no other strategy's identity. `auto`: the square root of
+    the number of images."""
 
     @property
     def share(self) -> float | None:
@@ -100,7 +101,7 @@ class Select(Section):
 
     @property
     def whole(self) -> bool:
-        """Return whether this keeps every image, whatever the strategy."""
+        """Return whether every image is kept, whatever the strategy."""
         return self.share == 1.0
 
     def size(self, images: int) -> int:

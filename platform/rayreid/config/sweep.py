@@ -1,4 +1,4 @@
-"""The section of a sweep: which keys it changes, and how their values are found."""
+"""The section of a sweep: the keys that it changes, and how their values are chosen."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -11,19 +11,19 @@ _SAID_ONCE = ("uniform", "loguniform", "choice")
 
 
 class Range(Section):
-    """Values to draw from: exactly one of the three."""
+    """Values to draw from; exactly one of the three fields is given."""
 
     uniform: tuple[float, float] | None = None
-    """Any number between the two."""
+    """Bounds of a uniform distribution."""
     loguniform: tuple[float, float] | None = None
-    """Likewise, its logarithm uniform: for rates."""
+    """Bounds of a distribution whose logarithm is uniform, for learning rates and the like."""
     choice: Annotated[list[Any], Field(min_length=1)] | None = None
-    """One of these; a list alone says the same."""
+    """Values of which one is drawn; a plain list means the same."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if sum(getattr(self, kind) is not None for kind in _SAID_ONCE) != 1:
-            raise ValueError(f"say exactly one of {', '.join(_SAID_ONCE)}")
+            raise ValueError(f"give exactly one of {', '.join(_SAID_ONCE)}")
         for kind in ("uniform", "loguniform"):
             bounds = getattr(self, kind)
             if bounds is not None and not bounds[0] < bounds[1]:
@@ -34,21 +34,21 @@ class Range(Section):
 
 
 class Sweep(Section):
-    """Tune over dotted keys: every combination of their values, or some, drawn or searched for."""
+    """Tuning over dotted keys: every combination of their values, or a number of drawn or suggested combinations."""
 
     search: Literal["grid", "random", "optuna"] = "grid"
-    """`random` draws `trials` combinations, `optuna` suggests them by what earlier ones reached (TPE)."""
+    """`random` draws `trials` combinations; `optuna` suggests them from the results of earlier trials (TPE)."""
     parameters: dict[str, Annotated[list[Any], Field(min_length=1)] | Range] = Field(min_length=1)
     trials: PositiveInt | None = None
-    """How many, of `random` and `optuna`."""
+    """Number of trials of `random` and `optuna`."""
     metric: Literal["mAP", "rank1", "rank5", "rank10", "mINP"] = "mAP"
-    """What `optuna` makes as high as it can."""
+    """Metric that `optuna` maximises."""
     seed: Seed = 0
-    """Of `random` and `optuna`; no part of the trials."""
+    """Seed of `random` and `optuna`; it does not enter the trials themselves."""
     max_concurrent: PositiveInt | Auto = "auto"
     stop_below_median: PositiveInt | None = None
-    """Epochs after which a trial ends whose pre-training's probe finds less than the median of the others'; null: none
-    does. What is left is no fair comparison of all values. Not with `optuna`."""
+    """Epochs after which a trial is stopped if its pre-training probe is below the median of the other trials; null:
+    never. The remaining trials are no fair comparison of all values. Not available with `optuna`."""
 
     @field_validator("parameters", mode="before")
     @classmethod
@@ -60,11 +60,13 @@ class Sweep(Section):
     @model_validator(mode="after")
     def _searches(self) -> Self:
         if self.search == "optuna" and self.stop_below_median is not None:
-            raise ValueError("stop_below_median: optuna needs what every trial reached; it is for grid and random")
+            raise ValueError(
+                "stop_below_median: optuna needs the final score of every trial; use it with grid or random"
+            )
         open_ended = [key for key, values in self.parameters.items() if isinstance(values, Range)]
         if self.search == "grid":
             if open_ended:
-                raise ValueError(f"a grid needs lists of values; for the range of {open_ended[0]} say search: random")
+                raise ValueError(f"a grid needs lists of values; for the range of {open_ended[0]} use search: random")
             if self.trials is not None:
                 raise ValueError("a grid runs every combination; trials are for search: random and optuna")
         elif self.trials is None:
@@ -73,7 +75,10 @@ class Sweep(Section):
 
 
 def _values(key: str, values: Any) -> Any:
-    """A list, or a range; what is wrong with one is said in a line of its own, not once for either form."""
+    """Return a list of values, or a range.
+
+    A mistake in a range is reported on its own, not once for each of the two forms.
+    """
     if not isinstance(values, Mapping):
         return values
     if not set(values) <= set(_SAID_ONCE):

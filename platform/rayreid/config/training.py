@@ -1,4 +1,4 @@
-"""Sections of what is trained: pre-training, fine-tuning, adaptation."""
+"""Sections of the training stages: pre-training, fine-tuning and adaptation."""
 
 import math
 from fractions import Fraction
@@ -23,7 +23,7 @@ from rayreid.config.section import (
 
 
 def _within_epochs(warmup: int | Auto, info: ValidationInfo) -> int | Auto:
-    epochs = info.data.get("epochs")  # absent where it is itself refused
+    epochs = info.data.get("epochs")  # absent if it was refused itself
     if warmup != "auto" and epochs is not None and warmup > epochs:
         raise ValueError(f"a warm-up cannot be longer than the {epochs} epochs of the training")
     return warmup
@@ -32,7 +32,8 @@ def _within_epochs(warmup: int | Auto, info: ValidationInfo) -> int | Auto:
 class Pretrain(Section):
     """Self-supervised pre-training.
 
-    `auto` is the method's published number, or follows from one: see `rayreid.config.method_defaults`.
+    `auto` stands for the method's published number, or for a value derived from one; see
+    `rayreid.config.method_defaults`.
     """
 
     method: Literal["dino", "mocov3", "mocov2", "moby", "none"] = "dino"
@@ -42,53 +43,54 @@ class Pretrain(Section):
     lr: Annotated[float, Field(gt=0)] | Auto = "auto"
     min_lr: NotNegative | Auto = "auto"
     warmup_epochs: Annotated[int, Field(ge=0)] | Auto = "auto"
-    """`auto`: the published share of the epochs, e.g. 10 of 100, but at least one where there are two."""
+    """Epochs of linear warm-up. `auto`: the published share of the epochs, e.g. 10 of 100, but at least one epoch if
+    there are two or more."""
     weight_decay: NotNegative | Auto = "auto"
     weight_decay_end: NotNegative = 0.4
     teacher_momentum: Annotated[float, Field(ge=0, le=1)] | Auto = "auto"
-    """Of the network that follows the trained one; rises to 1, but for MoCo v2."""
+    """Momentum of the network that follows the trained one. It rises to 1, except for MoCo v2."""
     teacher_temp: Annotated[float, Field(gt=0)] = 0.04
     student_temp: Annotated[float, Field(gt=0)] = 0.1
     centre_momentum: Annotated[float, Field(ge=0, le=1)] = 0.9
     clip: Annotated[float, Field(gt=0)] | Auto = "auto"
     freeze_last_layer_epochs: Annotated[int, Field(ge=0)] = 1
     drop_path: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
-    """In the trained network only."""
+    """Rate of drop path, in the trained network only."""
     out_dim: PositiveInt | Auto = "auto"
     hidden_dim: PositiveInt | Auto = "auto"
     bottleneck_dim: PositiveInt = 256
     temperature: Annotated[Annotated[float, Field(gt=0)] | Auto, ADDED] = "auto"
-    """Of a contrast."""
+    """Temperature of the contrastive loss."""
     queue: Annotated[PositiveInt | Auto, ADDED] = "auto"
-    """Keys of earlier batches to contrast with."""
+    """Number of keys of earlier batches that the loss contrasts with."""
     freeze_patch: Annotated[bool | Auto, ADDED] = "auto"
-    """Whether a ViT's patch projection keeps its weights; `auto`: that of the stem `patchify`."""
+    """Whether a ViT's patch projection keeps its initial weights; `auto`: only with the stem `patchify`."""
     local_crops: Annotated[int, Field(ge=0)] | Auto = "auto"
     local_size: Size | Auto = "auto"
     global_scale: Shares = (0.4, 1.0)
     local_scale: Shares = (0.05, 0.4)
     precision: Precision = "auto"
     checkpoint_minutes: Annotated[float, Field(gt=0), RUNTIME] = 10
-    """Longest time between two checkpoints; one is written after every epoch, too."""
+    """Longest time between two checkpoints, in minutes. One is also written after every epoch."""
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
-    """How many of the newest stay."""
+    """Number of newest checkpoints that are kept."""
     keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = 20
-    """The checkpoint of every so many epochs stays for good, in the artifact's `epochs/`; null: none."""
+    """Interval in epochs at which a checkpoint is kept for good, in the artifact's `epochs/`; null: none is."""
     probe_every: Annotated[Annotated[int, Field(ge=0)] | Auto, RUNTIME] = "auto"
-    """Epochs between two probes of what is learned, on the target's train split; 0: none; `auto`: ten over the run."""
+    """Epochs between two probes of the features on the target's train split; 0: no probe; `auto`: ten over the run."""
     probe_images: Annotated[int, Field(ge=4), RUNTIME] = 12_000
-    """Images of the target that a probe takes at most; about a sixth of them are queries."""
+    """Largest number of target images that a probe uses; about a sixth of them are queries."""
 
     @model_validator(mode="before")
     @classmethod
     def _word(cls, value: Any) -> Any:
-        """`pretrain: none` is short for `pretrain: {method: none}`."""
+        """Accept `pretrain: none` as short for `pretrain: {method: none}`."""
         return {"method": value} if isinstance(value, str) else value
 
     @field_validator(*method_defaults.USED_BY)
     @classmethod
     def _used(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse what the method has no use for; a default says nothing, it stands in every resolved file."""
+        """Refuse keys that the method does not use. A default is accepted, because every resolved file contains it."""
         reason = method_defaults.misused(info.data.get("method", "none"), str(info.field_name), value)
         if reason is not None and value != cls.model_fields[str(info.field_name)].default:
             raise ValueError(reason)
@@ -97,10 +99,10 @@ class Pretrain(Section):
     _warmup_fits = field_validator("warmup_epochs")(_within_epochs)
 
     def identity(self) -> dict[str, Any]:
-        """See `Section.identity`; without what the method has no use for.
+        """Return the fields that change the result, without those that the method does not use; see `Section.identity`.
 
-        For DINO numbers stand where the file says `auto`, but for `lr`, `warmup_epochs` and `local_size`: there were
-        no other methods when the first artifacts were made.
+        For DINO, numbers replace `auto`, except in `lr`, `warmup_epochs` and `local_size`: when the first artifacts
+        were made, DINO was the only method.
         """
         fields = super().identity()
         if self.method in ("dino", "none"):
@@ -113,10 +115,10 @@ class Pretrain(Section):
         return {name: value for name, value in fields.items() if method_defaults.uses(self.method, name)}
 
     def recipe(self, backbone: Backbone) -> method_defaults.Recipe:
-        """The method's numbers on that backbone, `auto` resolved.
+        """Return the method's hyper-parameters for a backbone, with `auto` resolved.
 
         Raises:
-            UserError: the method and the backbone do not go together; says why.
+            UserError: The method does not support the backbone; the message gives the reason.
         """
         given = {name: value for name in method_defaults.BY_METHOD if (value := getattr(self, name)) != "auto"}
         if self.method == "mocov3" and backbone.name.startswith("vit"):
@@ -125,11 +127,14 @@ class Pretrain(Section):
 
     @property
     def probe_epochs(self) -> int:
-        """Epochs between two probes; 0: none."""
+        """Return the epochs between two probes; 0: no probe."""
         return math.ceil(self.epochs / 10) if self.probe_every == "auto" else self.probe_every
 
     def crop_sizes(self, img_size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Sizes of global crops (the backbone's image size) and of local ones (`auto`: half of it, in patches)."""
+        """Return the sizes of global crops (the backbone's image size) and local ones.
+
+        `auto` for the local size is half the image size, rounded to whole patches.
+        """
         if self.local_size != "auto":
             return img_size, self.local_size
         height, width = (max(1, round(side / 2 / PATCH)) * PATCH for side in img_size)
@@ -143,61 +148,63 @@ class Finetune(Section):
     identities: PositiveInt = 16
     instances: Annotated[int, Field(ge=2)] = 4
     sampler: Annotated[Literal["identity", "camera", "plain", "balanced"], ADDED] = "identity"
-    """How a batch of P × K images is drawn: `identity` and `camera` take P identities and K images of each, `camera`
-    those of different cameras; `plain` shuffles all images, `balanced` takes every identity equally often."""
+    """How a batch of P × K images is drawn. `identity` and `camera` take P identities and K images of each, `camera`
+    from different cameras. `plain` shuffles all images; `balanced` takes every identity equally often."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 4e-4
     weight_decay: NotNegative = 1e-4
     bias_lr_factor: NotNegative = 2.0
     warmup_epochs: Annotated[int, Field(ge=0)] | Auto = "auto"
-    """`auto`: a sixth of the epochs (the published 20 of 120), but at least one where there are two."""
+    """Epochs of linear warm-up. `auto`: a sixth of the epochs (the published 20 of 120), but at least one if there are
+    two or more."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     erasing: Annotated[float, Field(ge=0, le=1)] = 0.5
     padding: Annotated[int, Field(ge=0)] = 10
     margin: Annotated[NotNegative | None, ADDED] = None
-    """Of the triplet loss, in the feature's unit; null: the soft margin."""
+    """Margin of the triplet loss, in the feature's unit; null: the soft margin."""
     global_mining: bool = False
     precision: Precision = "auto"
     checkpoint_minutes: Annotated[float, Field(gt=0), RUNTIME] = 10
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
     keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = None
     evaluate_every: Annotated[int, Field(ge=0), RUNTIME] = 0
-    """Epochs between two evaluations on query and gallery, for the record alone; 0: none but the stage `evaluate`'s."""
+    """Epochs between two evaluations on query and gallery, for the record only; 0: only the stage `evaluate` evaluates.
+    """
 
     _warmup_fits = field_validator("warmup_epochs")(_within_epochs)
 
     @property
     def by_identity(self) -> bool:
-        """Whether batches hold whole identities."""
+        """Return whether batches consist of whole identities."""
         return self.sampler in ("identity", "camera")
 
     @property
     def batch_size(self) -> int:
-        """Images in a batch, over all workers."""
+        """Return the number of images in a batch, over all workers."""
         return self.identities * self.instances
 
     @property
     def warmup(self) -> int:
-        """Epochs of warm-up."""
+        """Return the number of warm-up epochs."""
         return (
             method_defaults.warmup(self.epochs, Fraction(1, 6)) if self.warmup_epochs == "auto" else self.warmup_epochs
         )
 
 
 class Adapt(Section):
-    """Cluster contrast on the target, without its labels: USL, or UDA from a labelled source."""
+    """Cluster contrast on the target without its labels: USL, or UDA from a labelled source."""
 
     method: Literal["none", "usl", "uda"] = "none"
-    """`usl` starts from the pre-trained backbone, `uda` from that backbone fine-tuned on `source`; `none`: the target's
+    """`usl` starts from the pre-trained backbone, `uda` from that backbone fine-tuned on `source`. `none`: the target's
     labels are used, by `finetune`."""
     epochs: Annotated[int, Field(ge=0)] = 50
-    """0: what adaptation would start from is evaluated as it is."""
+    """Number of epochs; 0: the network that adaptation would start from is evaluated as it is."""
     iterations: PositiveInt = 200
     """Optimizer steps per epoch."""
     clusters: Annotated[int, Field(ge=2)] = 32
     instances: Annotated[int, Field(ge=2)] = 8
     k1: Annotated[int, Field(ge=2)] = 30
-    """Entries of a neighbour list, the image itself included."""
+    """Entries of a neighbour list, including the image itself."""
     k2: Annotated[int, Field(ge=1, validate_default=True)] = 6
     eps: Annotated[float, Field(gt=0, lt=1)] = 0.6
     """DBSCAN's ε, a Jaccard distance; published 0.6 for Market-1501, 0.7 for MSMT17."""
@@ -208,7 +215,8 @@ class Adapt(Section):
     temperature: Annotated[float, Field(gt=0)] = 0.05
     lr: Annotated[float, Field(gt=0)] = 3.5e-4
     decay_every: PositiveInt | Auto = "auto"
-    """Epochs after which the rate falls to a tenth; `auto`: two fifths of them (the published 20 of 50)."""
+    """Epochs after which the learning rate falls to a tenth; `auto`: two fifths of the epochs (the published 20 of 50).
+    """
     weight_decay: NotNegative = 5e-4
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.3
     erasing: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -218,23 +226,24 @@ class Adapt(Section):
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
     keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = None
     evaluate_every: Annotated[int, Field(ge=0), RUNTIME] = 0
-    """Epochs between two evaluations on query and gallery, for the record alone; 0: none but the stage `evaluate`'s."""
+    """Epochs between two evaluations on query and gallery, for the record only; 0: only the stage `evaluate` evaluates.
+    """
 
     @model_validator(mode="before")
     @classmethod
     def _word(cls, value: Any) -> Any:
-        """`adapt: usl` is short for `adapt: {method: usl}`."""
+        """Accept `adapt: usl` as short for `adapt: {method: usl}`."""
         return {"method": value} if isinstance(value, str) else value
 
     @field_validator("k2")
     @classmethod
     def _within_lists(cls, k2: int, info: ValidationInfo) -> int:
-        k1 = info.data.get("k1")  # absent where it is itself refused
+        k1 = info.data.get("k1")  # absent if it was refused itself
         if k1 is not None and k2 > k1:
             raise ValueError(f"it averages over entries of a list, and a list has {k1} (adapt.k1)")
         return k2
 
     @property
     def decay_epochs(self) -> int:
-        """Epochs after which the rate falls."""
+        """Return the number of epochs after which the learning rate falls."""
         return max(1, math.ceil(2 * self.epochs / 5)) if self.decay_every == "auto" else self.decay_every

@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are stored, augmented and drawn into batches."""
+"""Images: where they come from, and how they are stored, augmented and sampled into batches."""

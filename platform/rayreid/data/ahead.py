@@ -1,4 +1,4 @@
-"""Working ahead: results in order, while a few of those to come are already being made."""
+"""Working ahead: results in order, while the next few are already being computed."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,15 +13,15 @@ Result = TypeVar("Result")
 def in_order(
     pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[tuple[Item, Future[Result]]]:
-    """Yield every item with the future of its result, in order, while `ahead` items in all are under way.
+    """Yield every item with the future of its result, in order, while `ahead` items in total are in progress.
 
-    Items are taken one by one, as late as that allows: what they depend on may change meanwhile.
+    Items are taken one by one, as late as possible, because the values on which they depend may change meanwhile.
 
     Args:
-        pool: Where `work` runs; it belongs to the caller, who closes it.
-        work: What is done with an item.
+        pool: Pool in which `work` runs; the caller closes it.
+        work: Function to call with an item.
         items: The items, in order.
-        ahead: Items under way at a time, the one that is yielded included; at least one.
+        ahead: Number of items in progress at a time, including the one that is yielded; at least one.
     """
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     source = iter(items)

@@ -10,13 +10,14 @@ import torch
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images of different sizes, one after another in one buffer.
+    """Images of different sizes, concatenated in one buffer.
 
-    Memory, copies and transfers cost what the pixels cost, whatever the largest image is.
+    Memory, copies and transfers are proportional to the number of pixels, whatever the size of the largest image.
 
     Attributes:
-        pixels: uint8 (total,); each image row by row with its channels interleaved, (H, W, 3).
-        offsets: int64 (B,), where each image begins in `pixels`; on the host, as the sizes: crops are drawn there.
+        pixels: uint8 (total,); each image is stored row by row with interleaved channels, (H, W, 3).
+        offsets: int64 (B,), the start of each image in `pixels`. Like the sizes, it is on the host, where crops are
+            drawn.
         heights: int64 (B,), in pixels.
         widths: int64 (B,), in pixels.
     """
@@ -34,12 +35,12 @@ class ImageBatch:
         return type(self)(self.pixels.to(device, non_blocking=non_blocking), self.offsets, self.heights, self.widths)
 
     def image(self, number: int) -> torch.Tensor:
-        """Return one image, uint8 (H, W, 3): a view."""
+        """Return a view of one image, uint8 (H, W, 3)."""
         start, height, width = (int(values[number]) for values in (self.offsets, self.heights, self.widths))
         return self.pixels[start : start + height * width * 3].view(height, width, 3)
 
     def part(self, start: int, stop: int) -> Self:
-        """Return the images from `start` to before `stop`: a view."""
+        """Return a view of the images from `start` up to but excluding `stop`."""
         offsets, heights, widths = (values[start:stop] for values in (self.offsets, self.heights, self.widths))
         if not len(offsets):
             raise ValueError("a batch needs at least one image")
@@ -47,7 +48,7 @@ class ImageBatch:
         return type(self)(self.pixels[int(offsets[0]) : end], offsets - offsets[0], heights, widths)
 
     def frames(self) -> torch.Tensor:
-        """Return uint8 (B, 3, Hmax, Wmax), each image in the upper left corner of a frame and zero beyond it."""
+        """Return uint8 (B, 3, Hmax, Wmax), with each image in the upper left corner of a frame of zeros."""
         frames = self.pixels.new_zeros(len(self), int(self.heights.max()), int(self.widths.max()), 3)
         for number, (height, width) in enumerate(zip(self.heights, self.widths, strict=True)):
             frames[number, :height, :width] = self.image(number)
@@ -55,11 +56,11 @@ class ImageBatch:
 
     @classmethod
     def collate(cls, images: Sequence[np.ndarray], pinned: bool = False) -> Self:
-        """Put decoded images into one batch.
+        """Return decoded images as one batch.
 
         Args:
             images: uint8 (H, W, 3) each, at least one.
-            pinned: In page-locked memory, from which a GPU copies without the host.
+            pinned: Whether to use page-locked memory, from which a GPU copies without the host.
 
         Raises:
             ValueError: There is no image.

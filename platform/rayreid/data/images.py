@@ -1,4 +1,4 @@
-"""Encoded bytes to pixels. Without torch, which the processes that only read or ingest images need not load."""
+"""Decoding of images. It does not need torch, which processes that only read or ingest images need not load."""
 
 import io
 
@@ -14,8 +14,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-# Named, so that Pillow never tries its other readers (EPS, for one, starts Ghostscript) on a stranger's file.
-# Imported, because Pillow knows the reader of a named format only once its module is loaded.
+# The formats are named so that Pillow never tries its other readers on an untrusted file (the EPS reader, for example,
+# starts Ghostscript). The modules are imported because Pillow finds the reader of a named format only once its module
+# is loaded.
 READERS = (
     JpegImagePlugin.JpegImageFile,
     PngImagePlugin.PngImageFile,
@@ -28,12 +29,12 @@ READERS = (
 FORMATS = tuple(reader.format for reader in READERS)
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
 
-MAX_PIXELS = 89_478_485  # Pillow's own bound: a quarter of a GiB of RGB
-MAX_SIDE = 32_767  # the index holds heights and widths as int16
+MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a GiB of RGB
+MAX_SIDE = 32_767  # the index stores heights and widths as int16
 
 
 class BadImageError(ValueError):
-    """Bytes that are no usable image.
+    """An error for bytes that are not a usable image.
 
     Attributes:
         reason: "zero-size", "undecodable", "truncated" or "too many pixels".
@@ -65,7 +66,7 @@ def _open(data: bytes | memoryview) -> Image.Image:
 
 
 def read_size(data: bytes | memoryview) -> tuple[int, int]:
-    """Read an image's size from its header, without decoding it.
+    """Return the size of an image from its header, without decoding it.
 
     Args:
         data: The encoded file.
@@ -74,19 +75,21 @@ def read_size(data: bytes | memoryview) -> tuple[int, int]:
         Height and width in pixels.
 
     Raises:
-        BadImageError: The header is not one of an image (a damaged body goes unnoticed).
+        BadImageError: The header is not that of an image. A damaged body goes unnoticed.
     """
     try:
         width, height = _open(data).size
     except MemoryError:
         raise
-    except Exception as error:  # on damaged bytes Pillow's readers raise whatever they stumble over
+    except Exception as error:  # for damaged bytes, Pillow's readers raise arbitrary exceptions
         raise _bad(error) from error
     return height, width
 
 
 def decode(data: bytes | memoryview) -> np.ndarray:
-    """Decode an image fully, as RGB; the EXIF orientation is ignored, as the field's code does.
+    """Return a fully decoded image as RGB.
+
+    The EXIF orientation is ignored, as in the published code of the field.
 
     Args:
         data: The encoded file (JPEG, PNG, BMP, WebP, TIFF, PPM, GIF).
@@ -95,7 +98,8 @@ def decode(data: bytes | memoryview) -> np.ndarray:
         uint8 (H, W, 3).
 
     Raises:
-        BadImageError: A ValueError; the bytes are empty, no image, cut off, or more than `MAX_PIXELS`.
+        BadImageError: The bytes are empty, truncated or not an image, or the image has more than `MAX_PIXELS`. It is a
+            ValueError.
     """
     try:
         image = _open(data)
@@ -103,5 +107,5 @@ def decode(data: bytes | memoryview) -> np.ndarray:
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except MemoryError:
         raise
-    except Exception as error:  # on damaged bytes Pillow's readers raise whatever they stumble over
+    except Exception as error:  # for damaged bytes, Pillow's readers raise arbitrary exceptions
         raise _bad(error) from error

@@ -1,4 +1,4 @@
-"""Decoding JPEGs without holding the interpreter lock, so that decoding threads work side by side."""
+"""Decoding of JPEGs without holding the interpreter lock, so that several threads can decode in parallel."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -7,16 +7,16 @@ import numpy as np
 
 from rayreid.data.images import MAX_PIXELS, MAX_SIDE, BadImageError, decode
 
-_COMMON = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive frames, Huffman coded
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # of any coding
+_COMMON = frozenset((0xC0, 0xC1, 0xC2))  # Huffman-coded baseline, extended and progressive frames
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # frames of any coding
 _BARE = frozenset((0x01, *range(0xD0, 0xDA)))  # markers without a length
 
 
 def decode_image(data: bytes | memoryview) -> np.ndarray:
-    """Return one image's pixels; see `decode_images`.
+    """Return the pixels of one image; see `decode_images`.
 
     Raises:
-        BadImageError: see `images.decode`.
+        BadImageError: See `images.decode`.
     """
     (image,) = decode_images([data])
     if isinstance(image, BadImageError):
@@ -25,12 +25,12 @@ def decode_image(data: bytes | memoryview) -> np.ndarray:
 
 
 def decode_images(encoded: Sequence[bytes | memoryview]) -> list[np.ndarray | BadImageError]:
-    """Return the images' pixels, uint8 (H, W, 3) RGB each: those that `images.decode` gives, or its error.
+    """Return the pixels of each image, uint8 (H, W, 3) RGB, or its error, both equal to those of `images.decode`.
 
-    torchvision decodes JPEGs with the same library as Pillow. All of them are decoded in one call, which holds no
-    interpreter lock: where threads take it anew for every image, sixteen of them reach 4,000 images/s together, since
-    each waits to be woken. Whatever is no plain JPEG, and whatever torchvision refuses, is left to Pillow, and so is
-    the message.
+    torchvision decodes JPEGs with the same library as Pillow. All of them are decoded in one call that does not hold
+    the interpreter lock. When threads take the lock anew for every image, sixteen of them together reach 4,000
+    images/s, because each waits to be woken. Images that are no plain JPEG, or that torchvision refuses, are left to
+    Pillow, which also gives the error message.
     """
     raws = [np.frombuffer(data, np.uint8) for data in encoded]
     plain = [number for number, raw in enumerate(raws) if _is_plain(raw)]
@@ -50,7 +50,7 @@ def _by_pillow(data: bytes | memoryview) -> np.ndarray | BadImageError:
 
 @functools.cache
 def _decoder() -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
-    # Not imported with this module: who only reads encoded images needs neither.
+    # Not imported with this module: processes that only read encoded images need neither.
     import torch
     import torchvision.io  # noqa: F401 (registers the operation)
 
@@ -70,7 +70,7 @@ def _decoder() -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
 
 
 def _is_plain(raw: np.ndarray) -> bool:
-    """Whether the bytes begin as a grey or three-channel JPEG of a common coding and not too many pixels."""
+    """Return whether the bytes begin as a grey or three-channel JPEG of a common coding without too many pixels."""
     head = raw[:65_536].tobytes()
     if head[:2] != b"\xff\xd8":
         return False

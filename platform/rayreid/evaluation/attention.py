@@ -1,4 +1,4 @@
-"""Figure of where a ViT looks: the class token's attention in the last block, over the image."""
+"""Figure of a ViT's attention: that of the class token in the last block, drawn over the image."""
 
 from collections.abc import Sequence
 
@@ -10,25 +10,25 @@ from PIL import Image
 from rayreid.evaluation.figures import Pictures, canvas
 
 _GLOW = LinearSegmentedColormap.from_list("glow", ["#101a2b", "#2a5fa5", "#d9822b", "#fff4d6"])
-_IMAGE_SHARE = 0.45  # of a pixel: enough to tell the person, little enough for the map to be read
+_IMAGE_SHARE = 0.45  # share of the image in a pixel: enough to recognise the person, little enough to read the map
 
 
 def attention_sheet(
     images: Sequence[np.ndarray], maps: np.ndarray, grid: tuple[int, int], names: Sequence[str] | None = None
 ) -> Figure:
-    """One row per image: the image, the mean over the heads, then every head.
+    """Return a figure with one row per image: the image, the mean over the heads, then every head.
 
-    Each map is scaled by its own maximum: what shows is where a head looks, not how much of its attention is left
-    to the class token itself.
+    Each map is scaled by its own maximum. It shows where a head looks, not how much of its attention goes to the class
+    token itself.
 
     Args:
-        images: (H, W, 3) uint8, sizes may differ; shown in the shape that the network saw, which is the grid's.
-        maps: (B, heads, N) as `ViT.attention_maps` gives them, N = rows · columns of the grid.
+        images: (H, W, 3) uint8; sizes may differ. They are shown in the aspect of the grid, as the network saw them.
+        maps: (B, heads, N) from `ViT.attention_maps`, N = rows · columns of the grid.
         grid: (rows, columns) of patches.
-        names: captions of the rows' first images.
+        names: Captions of the rows' first images.
 
     Raises:
-        ValueError: maps that are not of that grid or not one per image.
+        ValueError: The maps do not fit the grid, or there is not one per image.
     """
     maps = np.asarray(maps, np.float32)
     if maps.ndim != 3 or len(maps) != len(images) or maps.shape[2] != grid[0] * grid[1]:
@@ -59,12 +59,12 @@ def attention_sheet(
 
 
 def _as_seen(image: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """The image at 16 pixels a patch."""
+    """Return the image at 16 pixels a patch."""
     return np.asarray(Image.fromarray(image).resize((16 * grid[1], 16 * grid[0]), Image.Resampling.BICUBIC))
 
 
 def _glow(image: np.ndarray, layer: np.ndarray) -> np.ndarray:
-    """The image, grey, under a map (rows, columns) of one head: (H, W, 3) uint8."""
+    """Return the image in grey, overlaid with the map (rows, columns) of one head: (H, W, 3) uint8."""
     top = float(layer.max())
     scaled = Image.fromarray(layer / top if top > 0 else layer).resize(image.shape[1::-1], Image.Resampling.BILINEAR)
     colours = _GLOW(np.asarray(scaled))[..., :3]

@@ -1,4 +1,4 @@
-"""Two models on the same queries: is the difference of their mAP more than chance?"""
+"""A test whether the mAP of two models on the same queries differs by more than chance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,19 +11,21 @@ from rayreid.errors import UserError
 
 RESAMPLES = 9_999
 _BATCH = 256
-"""Resamples drawn at once: bounds the memory at 256 × queries numbers."""
+"""Number of resamples drawn at once; it limits the memory to 256 × queries numbers."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Difference of two models' mAP over the queries that both were scored on.
+    """The difference of two models' mAP over the queries that both were scored on.
 
     Attributes:
-        difference: mAP of the second less that of the first, in [−1, 1].
-        low, high: bounds of its confidence interval.
-        confidence: of the interval, e.g. 0.95.
-        queries: counted by both.
-        better, worse: queries on which the second model's average precision is higher, lower.
+        difference: mAP of the second model minus that of the first, in [−1, 1].
+        low: Lower bound of the confidence interval of the difference.
+        high: Upper bound of the interval.
+        confidence: Confidence of the interval, e.g. 0.95.
+        queries: Number of queries counted by both.
+        better: Number of queries on which the second model's average precision is higher.
+        worse: Number of queries on which it is lower.
     """
 
     difference: float
@@ -36,7 +38,7 @@ class Comparison:
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Return whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
@@ -46,18 +48,22 @@ def compare_queries(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """Paired bootstrap over queries (Efron and Tibshirani 1993, chapter 13: percentile interval).
+    """Compare two models by a paired bootstrap over queries.
 
-    Both models answer each query, and queries differ far more than models do: so the queries are drawn again, with
-    both answers together. Queries of one person are no independent draws, hence the interval is, if anything, narrow.
+    The interval is the percentile interval of Efron and Tibshirani 1993, chapter 13.
+
+    Both models answer each query, and queries differ far more than models do. Queries are therefore resampled, with
+    both answers together. Queries of one person are not independent draws, so the interval is, if anything, too narrow.
 
     Args:
-        first, second: (Q,) average precision per query in the same order, NaN where a query is not counted.
-        confidence: of the interval, in (0, 1).
-        seed: of the resampling.
+        first: (Q,) average precision per query of the first model; NaN for queries that are not counted.
+        second: (Q,) the same for the second model, with the queries in the same order.
+        confidence: Confidence of the interval, in (0, 1).
+        seed: Seed of the resampling.
 
     Raises:
-        UserError: lengths that differ, queries counted by one model only, or fewer than two counted queries.
+        UserError: The lengths differ, some queries are counted by only one model, or fewer than two queries are
+            counted.
     """
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if a.shape != b.shape or a.ndim != 1:
@@ -81,17 +87,17 @@ def compare_queries(
 
 
 def align(keys: Sequence[Sequence[str]], values: Sequence[npt.ArrayLike]) -> list[np.ndarray]:
-    """Bring two models' values into one order of keys.
+    """Return two models' values in a common order of keys.
 
     Args:
-        keys: for each model its queries' keys, unique.
-        values: for each model (Q,) values in the order of its keys.
+        keys: For each model, the keys of its queries, unique.
+        values: For each model, (Q,) values in the order of its keys.
 
     Returns:
-        For each model its values by ascending key.
+        For each model, its values by ascending key.
 
     Raises:
-        UserError: the models were not asked the same queries.
+        UserError: The models were evaluated on different queries.
     """
     sets = [set(each) for each in keys]
     if any(other != sets[0] for other in sets[1:]):
@@ -101,7 +107,7 @@ def align(keys: Sequence[Sequence[str]], values: Sequence[npt.ArrayLike]) -> lis
 
 
 def _interval(gain: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    if np.ptp(gain) == 0:  # every resample is the same, for which SciPy gives NaN
+    if np.ptp(gain) == 0:  # all resamples are equal, for which SciPy gives NaN
         return float(gain[0]), float(gain[0])
     result = bootstrap(
         (gain,),

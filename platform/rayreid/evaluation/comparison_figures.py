@@ -1,4 +1,4 @@
-"""Figures that set several ways of choosing beside one another: their agreement, and what each keeps."""
+"""Figures that compare several selection strategies: their agreement, and the images that each keeps."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,11 +10,11 @@ from rayreid.evaluation.figures import FAINT, INK, SMALL, TEXT, canvas, dress, g
 
 
 def agreement_matrices(matrices: Mapping[str, np.ndarray], labels: Sequence[str]) -> Figure:
-    """Square matrices side by side, the numbers written in.
+    """Return a figure of square matrices side by side, with the numbers written in.
 
     Args:
-        matrices: title → (n, n) in [−1, 1], NaN: undefined.
-        labels: of rows and columns, n of them.
+        matrices: Title → (n, n) in [−1, 1]; NaN: undefined.
+        labels: Labels of rows and columns, n of them.
     """
     count = len(labels)
     side = max(1.6, 0.5 * count)
@@ -22,7 +22,7 @@ def agreement_matrices(matrices: Mapping[str, np.ndarray], labels: Sequence[str]
     figure = canvas(longest + (side + 0.25) * len(matrices) + 0.2, longest + side + 0.5)
     panels = figure.subplots(1, len(matrices), squeeze=False)[0]
     for panel, (axes, (title, values)) in enumerate(zip(panels, matrices.items(), strict=True)):
-        axes.imshow(values, cmap="RdBu", vmin=-1.25, vmax=1.25)  # beyond ±1, so that the numbers can be read
+        axes.imshow(values, cmap="RdBu", vmin=-1.25, vmax=1.25)  # beyond ±1, so that the numbers are legible
         axes.set_title(title, fontsize=TEXT, color=INK, loc="left", fontweight="bold")
         axes.set_xticks(range(count), labels, rotation=90, fontsize=SMALL, color=INK)
         axes.set_yticks(range(count), labels if panel == 0 else [""] * count, fontsize=SMALL, color=INK)
@@ -45,11 +45,11 @@ def agreement_matrices(matrices: Mapping[str, np.ndarray], labels: Sequence[str]
 
 
 def keep_rates(fractions: Sequence[float], rates: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """One panel per way of choosing: what share of each origin's images is kept, over the fraction of the pool.
+    """Return a figure with a panel per strategy: each origin's share of images kept, over the fraction of the pool.
 
     Args:
-        fractions: of the pool, ascending.
-        rates: way of choosing → origin → share at each fraction.
+        fractions: Fractions of the pool, ascending.
+        rates: Strategy → origin → share at each fraction.
     """
     figure = canvas(2.6 * len(rates) + 0.6, 2.9)
     panels = figure.subplots(1, len(rates), squeeze=False, sharey=True)[0]

@@ -1,7 +1,7 @@
-"""Figures of a run: training curves, score histograms, contact sheets.
+"""Figures of a run: training curves, score histograms and contact sheets.
 
-All are made with matplotlib's object interface (no pyplot, hence no global state and no display) and share the style
-at the top of this module. Save one with `figure.savefig(path)`.
+All use matplotlib's object interface (without pyplot, hence without global state or a display) and share the style at
+the top of this module. Save a figure with `figure.savefig(path)`.
 """
 
 import io
@@ -25,11 +25,12 @@ from rayreid.files import write_atomically
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 
 
-PALETTE = ("#2a5fa5", "#d9822b", "#3c8d5a", "#8a4f9e", "#b5433c", "#5f7a8a")  # told apart by colour-blind eyes too
+# colours that colour-blind people can distinguish
+PALETTE = ("#2a5fa5", "#d9822b", "#3c8d5a", "#8a4f9e", "#b5433c", "#5f7a8a")
 INK, FAINT, MAT = "#2b2f36", "#d9dce1", "#f1f2f4"
 DPI = 150
-TEXT, SMALL = 9, 7.5  # points
-SMOOTH_FROM = 120  # points in a curve from which on it is also drawn smoothed
+TEXT, SMALL = 9, 7.5  # in points
+SMOOTH_FROM = 120  # number of points from which a curve is also drawn smoothed
 
 
 def loss_curves(
@@ -37,15 +38,15 @@ def loss_curves(
     keys: Sequence[str],
     x: str = "step",
 ) -> Figure:
-    """One panel per key over the steps of a run.
+    """Return a figure with one panel per key over the steps of a run.
 
     Long curves are drawn pale, with their centred moving average on top.
 
     Args:
-        history: rows ({"step": 10, "loss": 3.2}, …) or columns ({"step": […], "loss": […]}); rows without a
-            key are left out of that key's panel.
-        keys: what to draw.
-        x: the horizontal axis' key; the rows' number where it is missing.
+        history: Rows ({"step": 10, "loss": 3.2}, …) or columns ({"step": […], "loss": […]}); rows without a key are
+            left out of that key's panel.
+        keys: Keys to draw.
+        x: Key of the horizontal axis; if it is missing, the row number is used.
     """
     columns = 2 if len(keys) == 4 else min(3, len(keys))
     lines = math.ceil(len(keys) / columns)
@@ -62,7 +63,7 @@ def loss_curves(
         axes.set_xlabel(x)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.margins(x=0.01)
-        if np.ptp(values) <= 1e-9 * np.abs(values).max(initial=0):  # a constant, not its rounding errors
+        if np.ptp(values) <= 1e-9 * np.abs(values).max(initial=0):  # a constant curve, not its rounding errors
             half = 0.1 * abs(float(values[0])) or 1.0
             axes.set_ylim(values[0] - half, values[0] + half)
     return figure
@@ -74,14 +75,14 @@ def score_histogram(
     groups: Mapping[str, np.ndarray] | None = None,
     label: str = "score",
 ) -> Figure:
-    """Distribution of scores, the part above the cut filled.
+    """Return a histogram of scores in which the part above the cut is filled.
 
     Args:
-        scores: (N,) of all images.
-        cut: lowest score that is kept; a line, with the share of images kept.
-        groups: name → mask (N,) bool or row numbers; each is drawn as an outline of its own, scaled to its own
-            size, as is the whole.
-        label: of the horizontal axis.
+        scores: (N,), scores of all images.
+        cut: Lowest score that is kept; drawn as a line, with the share of images kept.
+        groups: Name → mask (N,) bool or row numbers. Each group is drawn as a separate outline. The whole and every
+            group are scaled to their own sizes.
+        label: Label of the horizontal axis.
     """
     scores = np.asarray(scores, np.float64)
     figure = canvas(5, 3.2)
@@ -128,13 +129,13 @@ def image_sheet(
     columns: int = 8,
     frames: Sequence[str | None] | None = None,
 ) -> Figure:
-    """Contact sheet of images of various sizes, each fitted whole into a cell twice as high as wide.
+    """Return a contact sheet of images of various sizes, each fitted whole into a cell twice as high as wide.
 
     Args:
         images: (H, W, 3) uint8 each.
-        titles: written above them.
-        columns: images in a row.
-        frames: a colour for the frame of each; None: it has none.
+        titles: Titles above the images.
+        columns: Number of images in a row.
+        frames: Colour of each image's frame; None for no frame.
     """
     columns = min(columns, len(images))
     lines = math.ceil(len(images) / columns)
@@ -159,19 +160,19 @@ def image_sheet(
 
 
 def group_colours(count: int) -> list[str]:
-    """Colours of groups of images, the same in every figure; that of the whole is `PALETTE[0]`."""
+    """Return the colours of groups of images, the same in every figure; the colour of the whole is `PALETTE[0]`."""
     return [PALETTE[1 + i % (len(PALETTE) - 1)] for i in range(count)]
 
 
 def canvas(width: float, height: float, constrained: bool = True) -> Figure:
-    """An empty white figure, in inches."""
+    """Return an empty white figure; the size is in inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained" if constrained else None)
     FigureCanvasAgg(figure)
     return figure
 
 
 def dress(axes: Axes, grid: Literal["x", "y", "both"]) -> Axes:
-    """The house style of axes that carry numbers: two spines, pale grid behind the data."""
+    """Apply the house style of axes with numbers: two spines, and a pale grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
     axes.tick_params(colors=INK, labelsize=SMALL)
@@ -239,7 +240,7 @@ class Pictures:
 def _column(
     history: Sequence[Mapping[str, float]] | Mapping[str, Sequence[float]], key: str, x: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of one key from rows or columns."""
+    """Return (steps, values) of one key from rows or columns."""
     if isinstance(history, Mapping):
         values = np.asarray(history[key], np.float64)
         return np.asarray(history.get(x, np.arange(len(values))), np.float64), values
@@ -249,7 +250,10 @@ def _column(
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Centred mean over 1/40 of the curve; near the ends the window shrinks on both sides, so nothing is shifted."""
+    """Return the centred mean over 1/40 of the curve.
+
+    Near the ends the window shrinks on both sides, so nothing is shifted.
+    """
     i = np.arange(len(values))
     half = np.minimum(np.minimum(i, i[::-1]), max(1, len(values) // 80))
     sums = np.concatenate([[0.0], np.cumsum(values)])

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TITLES = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mINP": "mINP"}
-"""How tables and figures write them."""
+"""The titles of the metrics in tables and figures."""
 
 METRICS = tuple(TITLES)
 
@@ -18,5 +18,5 @@ def percent(name: str) -> str:
 
 
 def scores_in(facts: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics among an evaluation's facts; where lists were re-ranked, those with `RERANKED`, too."""
+    """Return the metrics among an evaluation's facts, including those with `RERANKED` if lists were re-ranked."""
     return {f"{name}{end}": facts[f"{name}{end}"] for end in ("", RERANKED) for name in METRICS if name + end in facts}

@@ -1,4 +1,4 @@
-"""Outcomes of many experiments: brought together over their seeds, set against what they cost."""
+"""Outcomes of many experiments, grouped over their seeds and compared with their costs."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,19 +12,23 @@ SETTINGS = ("backbone", "stem", "method", "adapt")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one experiment reached and cost.
+    """The scores and costs of one experiment.
 
     Attributes:
-        label: its name.
-        backbone, stem, method, adapt: of the network and its training.
-        strategy: of the selection; "none" where nothing was selected (the whole pool, or no pre-training).
-        fraction: of the pool in (0, 1]; 0 without pre-training; None where a number of images was given.
-        images: pre-trained on.
-        seed: of the experiment.
+        label: Name of the experiment.
+        backbone: Name of the backbone.
+        stem: Name of the stem.
+        method: Pre-training method.
+        adapt: Adaptation method.
+        strategy: Selection strategy; "none" if nothing was selected (the whole pool, or no pre-training).
+        fraction: Fraction of the pool in (0, 1]; 0 without pre-training; None if a number of images was given.
+        images: Number of images pre-trained on.
+        seed: Seed of the experiment.
         scores: mAP, rank1 and others in [0, 1].
-        gpu_hours, hours: its own pre-training, fine-tuning, adaptation and evaluation, on GPUs and by the clock.
-        extras: other keys that the experiments differ in, e.g. {"finetune.lr": "0.01"}.
-        result: identifies the measurement; two experiments that came to the same one count once.
+        gpu_hours: GPU-hours of its own pre-training, fine-tuning, adaptation and evaluation.
+        hours: Duration of the same stages in hours.
+        extras: Other keys in which the experiments differ, e.g. {"finetune.lr": "0.01"}.
+        result: Identifier of the measurement; two experiments with the same measurement count once.
     """
 
     label: str
@@ -44,7 +48,7 @@ class Outcome:
 
     @property
     def part(self) -> str:
-        """What of the pool it was pre-trained on, in words."""
+        """Return a description of the part of the pool that it was pre-trained on."""
         if self.fraction == 0:
             return NOTHING
         if self.fraction == 1:
@@ -55,34 +59,34 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Group:
-    """Experiments that differ in their seed only.
+    """Experiments that differ only in their seeds.
 
     Attributes:
-        members: their distinct outcomes, at least one.
+        members: Their distinct outcomes, at least one.
     """
 
     members: tuple[Outcome, ...]
 
     @property
     def first(self) -> Outcome:
-        """One of them, for what they have in common."""
+        """Return one of the members, for the values that all have in common."""
         return self.members[0]
 
     def values(self, name: str) -> np.ndarray:
-        """A score or cost of each member, float64 (n,)."""
+        """Return a score or cost of each member, float64 (n,)."""
         return np.array([one.scores[name] if name in one.scores else getattr(one, name) for one in self.members])
 
     def mean(self, name: str) -> float:
-        """Over the members."""
+        """Return the mean over the members."""
         return float(self.values(name).mean())
 
     def std(self, name: str) -> float:
-        """Standard deviation over the members (n − 1 in the denominator); NaN of a single one."""
+        """Return the standard deviation over the members (n − 1 in the denominator); NaN for a single one."""
         return float(self.values(name).std(ddof=1)) if len(self.members) > 1 else math.nan
 
 
 def grouped(outcomes: Iterable[Outcome]) -> list[Group]:
-    """Outcomes that differ in nothing but the seed together, in the order of their first appearance."""
+    """Return groups of outcomes that differ only in the seed, in the order of their first appearance."""
     found: dict[tuple[object, ...], dict[str, Outcome]] = {}
     for one in outcomes:
         size = one.images if one.fraction is None else one.fraction
@@ -93,7 +97,7 @@ def grouped(outcomes: Iterable[Outcome]) -> list[Group]:
 
 
 def names_of(groups: Sequence[Group], fields: Sequence[str] = SETTINGS, told: str = "part") -> list[str]:
-    """A name for each group, from those of `fields` that the groups differ in; `told`, and extras, are always said."""
+    """Return a name for each group, from those of `fields` that differ; `told` and extras are always included."""
     differing = [name for name in fields if len({getattr(group.first, name) for group in groups}) > 1]
     names = []
     for group in groups:
@@ -104,14 +108,14 @@ def names_of(groups: Sequence[Group], fields: Sequence[str] = SETTINGS, told: st
 
 
 def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
-    """The points that no other reaches or betters at a lower or equal cost, by rising cost.
+    """Return the indices of the Pareto front: points with a higher value than any other of lower or equal cost.
 
     Args:
         costs: (n,), the lower the better.
         values: (n,), the higher the better.
 
     Returns:
-        Their indices; of equal points the first.
+        The indices by rising cost; of equal points, only the first.
     """
     best, front = -math.inf, []
     for i in sorted(range(len(costs)), key=lambda i: (costs[i], -values[i], i)):
@@ -126,9 +130,9 @@ class Curve:
     """A score over the fraction of the pool, for one strategy and otherwise equal settings.
 
     Attributes:
-        name: what tells it from the other curves.
-        strategy: of the selection.
-        points: groups by rising fraction; the whole pool, which every strategy ends in, is the last where it was run.
+        name: Name that distinguishes it from the other curves.
+        strategy: Selection strategy.
+        points: Groups by rising fraction. The whole pool, in which every strategy ends, is the last if it was run.
     """
 
     name: str
@@ -137,16 +141,16 @@ class Curve:
 
     @property
     def fractions(self) -> list[float]:
-        """Of the pool, in (0, 1]."""
+        """Return the fractions of the pool, in (0, 1]."""
         return [float(group.first.fraction or 0) for group in self.points]
 
     def at(self, fraction: float) -> Group | None:
-        """The point at a fraction, where there is one."""
+        """Return the point at a fraction, or None if there is none."""
         return next((group for group in self.points if group.first.fraction == fraction), None)
 
 
 def curves(groups: Sequence[Group]) -> list[Curve]:
-    """The curves that some groups lie on: those with a fraction in (0, 1), and the whole pool at their end."""
+    """Return the curves on which some groups lie: those with a fraction in (0, 1), and the whole pool at their end."""
     ends = {_setting(group): group for group in groups if group.first.fraction == 1}
     lines: dict[tuple[object, ...], list[Group]] = {}
     for group in groups:
@@ -161,6 +165,6 @@ def curves(groups: Sequence[Group]) -> list[Curve]:
 
 
 def _setting(group: Group) -> tuple[object, ...]:
-    """All but selection and seed."""
+    """Return all settings except selection and seed."""
     one = group.first
     return (one.backbone, one.stem, one.method, one.adapt, tuple(sorted(one.extras.items())))

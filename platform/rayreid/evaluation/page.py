@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs no other: its figures are inside it."""
+"""A report as one self-contained HTML file, with its figures inside."""
 
 import base64
 import io
@@ -20,10 +20,10 @@ _TEMPLATES = Environment(
 
 
 class Page:
-    """A page, written from top to bottom; all text is taken literally.
+    """A page, written from top to bottom; all text is escaped.
 
     Args:
-        title: its heading.
+        title: The heading of the page.
     """
 
     def __init__(self, title: str):
@@ -32,7 +32,7 @@ class Page:
         self._blocks: list[tuple[str, dict[str, Any]]] = []
 
     def heading(self, text: str, level: int = 2) -> None:
-        """Add a heading of level 2, to which a link at the top of the page leads, or 3."""
+        """Add a heading of level 2, which the links at the top of the page include, or of level 3."""
         if level == 2:
             self._parts.append(text)
         self._add("heading", text=text, level=level, part=len(self._parts) if level == 2 else None)
@@ -45,18 +45,18 @@ class Page:
         """Add a table; its first column names the rows.
 
         Args:
-            head: A title per column.
-            rows: A cell per column each.
-            words: All columns hold words, which are aligned left, and not numbers.
+            head: Titles of the columns.
+            rows: Rows with one cell per column.
+            words: Whether all columns contain words, which are aligned left, instead of numbers.
         """
         self._add("table", head=head, rows=rows, words=words)
 
     def key(self, colours: Mapping[str, str]) -> None:
-        """Add a key of what colours mean, name → CSS colour."""
+        """Add a key that explains colours, name → CSS colour."""
         self._add("key", colours=colours)
 
     def figure(self, figure: Figure, caption: str, photographs: bool = False) -> None:
-        """Add a figure with a caption, as PNG; one made of photographs as JPEG, a tenth of the size."""
+        """Add a figure with a caption, as PNG; a figure of photographs as JPEG, which takes a tenth of the size."""
         sink = io.BytesIO()
         kind = "jpeg" if photographs else "png"
         figure.savefig(sink, format=kind, pil_kwargs={"quality": 85} if photographs else None)
@@ -68,5 +68,5 @@ class Page:
         return template.render(title=self.title, parts=self._parts, blocks=self._blocks)
 
     def _add(self, kind: str, **values: Any) -> None:
-        """Add a block, which the macro `kind` of `blocks.html.jinja` draws from these values."""
+        """Add a block, which the macro `kind` of `blocks.html.jinja` renders from these values."""
         self._blocks.append((kind, values))

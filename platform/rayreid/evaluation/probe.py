@@ -1,8 +1,8 @@
-"""The probe: what raw features are worth for retrieval while a backbone is still being pre-trained.
+"""The probe: the retrieval performance of raw features while a backbone is still being pre-trained.
 
-The loss of self-supervised training does not say whether it learns anything of use. So, as DINO was judged by nearest
-neighbours (Caron et al., arXiv 2104.14294, §3.2), a fixed part of a labelled train split is looked up in another part,
-by the Market-1501 protocol and without any training. Query and gallery stay unseen.
+The loss of self-supervised training does not show whether it learns anything useful. Therefore, as DINO was judged by
+nearest neighbours (Caron et al., arXiv 2104.14294, §3.2), a fixed part of a labelled train split is searched in another
+part, by the Market-1501 protocol and without any training. Query and gallery stay unseen.
 """
 
 from collections.abc import Iterator
@@ -25,26 +25,26 @@ from rayreid.training import parallel
 from rayreid.training.loop import Precision, autocast
 
 QUERY_SHARE = 6
-"""One image in so many of an identity, rounded up, is a query, the others are gallery."""
+"""One in this many images of an identity, rounded up, is a query; the others are gallery."""
 
 NOTHING_TO_FIND = (
     "no identity of the split train has two images (by different cameras, where these are known), so a probe finds "
     "nothing; set pretrain.probe_every=0"
 )
 
-_SEED = 0  # not the run's: the figures of runs with different seeds are of the same images
-_BATCH = 128  # images per forward pass: beside a training state there may be little memory left
+_SEED = 0  # independent of the run's seed: runs with different seeds are probed on the same images
+_BATCH = 128  # images per forward pass; there may be little memory left besides a training state
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Labelled images, some to be found among the others.
+    """Labelled images, some of which are to be found among the others.
 
     Attributes:
         rows: int64 (N,), index rows in the store, the queries first.
         pids: int32 (N,).
-        camids: int16 (N,), −1 unknown.
-        queries: how many of them are queries.
+        camids: int16 (N,), −1 for unknown.
+        queries: Number of queries.
     """
 
     rows: np.ndarray
@@ -53,10 +53,10 @@ class Probe:
     queries: int
 
     def score(self, features: torch.Tensor) -> dict[str, float]:
-        """`probe_mAP` and `probe_rank1`, in [0, 1], of features (N, D) in the order of `rows`.
+        """Return `probe_mAP` and `probe_rank1`, in [0, 1], of features (N, D) in the order of `rows`.
 
         Raises:
-            UserError: features that are not finite.
+            UserError: The features are not finite.
         """
         n = self.queries
         report = evaluate_retrieval(
@@ -66,19 +66,19 @@ class Probe:
 
 
 def choose_probe(pids: np.ndarray, camids: np.ndarray, rows: np.ndarray, images: int) -> Probe:
-    """Draw the probe from a train split: whole identities, so that all matches of a query are there.
+    """Return a probe drawn from a train split, with whole identities, so that it has all matches of a query.
 
-    Identities with one image, or with all images by one known camera, are left out: by the protocol nobody could find
-    them. The draw depends on the labels alone.
+    Identities with one image, or with all images from one known camera, are left out: the protocol does not allow to
+    find them. The draw depends only on the labels.
 
     Args:
-        pids: the index's, int (rows of the store,).
-        camids: likewise.
-        rows: index rows of the split.
-        images: how many to draw at most; two identities are drawn even if they have more.
+        pids: Identities of the index, int (rows of the store,).
+        camids: Cameras of the index, int (rows of the store,).
+        rows: Index rows of the split.
+        images: Largest number of images to draw; two identities are drawn even if they have more.
 
     Raises:
-        UserError: there is no identity to be found.
+        UserError: No identity can be found.
     """
     rng = np.random.default_rng(_SEED)
     identities = findable_identities(pids[rows], camids[rows])
@@ -99,12 +99,13 @@ def choose_probe(pids: np.ndarray, camids: np.ndarray, rows: np.ndarray, images:
 
 
 def findable_identities(pids: np.ndarray, camids: np.ndarray) -> np.ndarray:
-    """Identities with two images, by different cameras where these are known: whoever is a query, the protocol counts
-    at least one of them.
+    """Return the identities with two images, from different cameras if these are known.
+
+    Whichever of them is a query, the protocol counts at least one match.
 
     Args:
-        pids: int (N,); negative ones are nobody's.
-        camids: int (N,), −1 unknown.
+        pids: int (N,); negative ones belong to nobody.
+        camids: int (N,), −1 for unknown.
 
     Returns:
         (n,) ascending.
@@ -127,30 +128,30 @@ def extract(
     precision: Precision = "fp32",
     threads: int = 2,
 ) -> torch.Tensor:
-    """Features of a backbone that is being trained, each worker computing a share; all get all.
+    """Return the features of a backbone in training. Each worker computes a share, and all workers get all features.
 
-    The backbone is in eval mode meanwhile, and each of its modules in its own mode again afterwards; no random number
-    is drawn. So training goes on as if nothing had been asked.
+    The backbone is in eval mode meanwhile; afterwards, each of its modules is in its previous mode. No random number is
+    drawn, so training continues as if the features had not been computed.
 
     Args:
         backbone: (B, 3, H, W) → (B, D), equal on all workers.
-        store: where the images are.
-        rows: index rows, int (N,), the same on all workers.
-        transform: resize and normalisation.
-        device: where the backbone is.
-        precision: of the forward pass.
-        threads: that decode.
+        store: Store of the images.
+        rows: Index rows, int (N,), the same on all workers.
+        transform: Resize and normalisation.
+        device: Device of the backbone.
+        precision: Precision of the forward pass.
+        threads: Number of decoding threads.
 
     Returns:
         float32 (N, D) on `device`, in the order of `rows`.
 
     Raises:
-        UserError: an image cannot be decoded.
+        UserError: An image cannot be decoded.
     """
     width = int(backbone.num_features)  # type: ignore[arg-type]  # Module declares no attributes
     features = torch.zeros(len(rows), width, device=device)
     mine = np.arange(parallel.rank(), len(rows), parallel.world_size())
-    # No inference mode: what a module might keep of such a pass could not be used in training.
+    # No inference mode: tensors that a module keeps from such a pass could not be used in training.
     with _evaluating(backbone), torch.no_grad():
         for places, images in _decoded(store, rows, mine, threads):
             with autocast(precision, device):
@@ -161,7 +162,7 @@ def extract(
 def _decoded(
     store: ImageStore, rows: np.ndarray, places: np.ndarray, threads: int
 ) -> Iterator[tuple[torch.Tensor, ImageBatch]]:
-    """Batches of some places in `rows`, decoded ahead of their use."""
+    """Yield batches of some places in `rows`, decoded in advance."""
 
     def load(part: np.ndarray) -> tuple[torch.Tensor, ImageBatch]:
         return torch.from_numpy(part), ImageBatch.collate(store.images(rows[part].tolist()))

@@ -1,4 +1,4 @@
-"""What the Market-1501 protocol can find, from labels alone: so that it is said before features are computed."""
+"""Checks of what the Market-1501 protocol can find, from labels alone, before features are computed."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +10,13 @@ from rayreid.evaluation.ranking import JUNK, UNKNOWN_CAMERA
 def findable(
     query_pids: npt.ArrayLike, gallery_pids: npt.ArrayLike, query_camids: npt.ArrayLike, gallery_camids: npt.ArrayLike
 ) -> np.ndarray:
-    """Which queries have a true match: a gallery image of their identity, not known to be by their camera.
+    """Return which queries have a true match: a gallery image of their identity, not known to be by their camera.
 
     Args:
-        query_pids: (Q,) int, −1 junk.
-        gallery_pids: (G,) int, −1 junk.
-        query_camids: (Q,) int, −1 unknown.
-        gallery_camids: (G,) int, −1 unknown.
+        query_pids: (Q,) int, −1 for junk.
+        gallery_pids: (G,) int, −1 for junk.
+        query_camids: (Q,) int, −1 for unknown.
+        gallery_camids: (G,) int, −1 for unknown.
 
     Returns:
         (Q,) bool.
@@ -37,7 +37,7 @@ def check_findable(
     """Refuse query and gallery in which no query has a true match.
 
     Raises:
-        UserError: there is none; says why where one camera alone is the reason.
+        UserError: There is no match; the message says so if a single camera is the reason.
     """
     if findable(query_pids, gallery_pids, query_camids, gallery_camids).any():
         return
@@ -55,7 +55,7 @@ def check_findable(
 
 
 def _count(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """How often each of the wanted rows (Q, n) stands among rows (G, n)."""
+    """Return how often each of the wanted rows (Q, n) occurs among rows (G, n)."""
     _, codes = np.unique(np.concatenate([rows, wanted]), axis=0, return_inverse=True)
     codes = codes.reshape(-1)
     counts: np.ndarray = np.bincount(codes[: len(rows)], minlength=codes.max() + 1)[codes[len(rows) :]]

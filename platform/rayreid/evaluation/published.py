@@ -1,4 +1,4 @@
-"""What is published, to stand beside what was measured, and whether the two can be compared."""
+"""Published results, shown next to measured ones, and a check whether the two can be compared."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +10,12 @@ class Published:
 
     Attributes:
         task: supervised, usl or uda (from the other of the two datasets).
-        model: backbone and stem, or another work's name.
-        pretrained: on what.
+        model: Backbone and stem, or the name of another work.
+        pretrained: Dataset of the pre-training.
         dataset: market1501 or msmt17.
-        mAP, rank1: in percent.
-        source: the paper.
+        mAP: Mean average precision, in percent.
+        rank1: Rank-1, in percent.
+        source: The paper.
     """
 
     task: str
@@ -27,7 +28,7 @@ class Published:
 
 
 HALF_CLAIM = "published: half of LUPerson loses nothing"
-"""The paper's claim about the fraction: the best 50 % by CFS pre-train as well as all of it."""
+"""The paper's claim about the fraction: the best 50 % by CFS pre-train as well as the whole pool."""
 CLAIMED = 0.5
 
 _LUO = "Luo et al., arXiv 2111.12084"
@@ -58,22 +59,22 @@ PUBLISHED = (
 )
 
 _TEST_SETS = {"market1501": ("Market-1501", 3_368, 15_913), "msmt17": ("MSMT17", 11_659, 82_161)}
-"""The public test sets: queries, and gallery images without junk."""
+"""The public test sets: number of queries, and of gallery images without junk."""
 
 
 def published_for(task: str, dataset: str) -> Sequence[Published]:
-    """Results of a task on a dataset; on both, where the dataset has none."""
+    """Return the results of a task on a dataset, or on both datasets if this one has none."""
     ours = [one for one in PUBLISHED if one.task == task]
     return [one for one in ours if one.dataset == dataset] or ours
 
 
 def incomparable(target: str, queries: int | None, gallery: int | None) -> str | None:
-    """Why figures measured on a target cannot be compared with published ones, as a sentence; None: they can.
+    """Return the reason why measured and published figures cannot be compared, as a sentence; None if they can.
 
     Args:
-        target: the dataset with its edition, e.g. `market1501` or `msmt17 V2`.
-        queries: of the evaluation, those without a true match included; None: not known.
-        gallery: images ranked, without junk; None: not known.
+        target: The dataset with its edition, e.g. `market1501` or `msmt17 V2`.
+        queries: Number of queries of the evaluation, including those without a true match; None: not known.
+        gallery: Number of images ranked, without junk; None: not known.
     """
     name, _, edition = target.partition(" ")
     if name not in _TEST_SETS:

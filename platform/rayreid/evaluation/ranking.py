@@ -1,10 +1,10 @@
-"""What is ranked, and by which similarities: never the whole distance matrix.
+"""Query and gallery, and the similarities that rank them, without ever holding the whole distance matrix.
 
-The rank of a true match is one plus the number of valid gallery images that beat it: by a higher similarity, or by
-an equal one and an earlier place in the gallery. They are counted (`ranks_cpu`); no row is sorted.
+The rank of a true match is one plus the number of valid gallery images that beat it, by a higher similarity, or by an
+equal one and an earlier place in the gallery. These are counted (`ranks_cpu`); no row is sorted.
 
-Similarities come from products of one fixed shape, `TILE` queries (padded with zeros) by the gallery: products of other
-shapes round otherwise, and a near tie would then turn with a query's neighbours or the block size.
+Similarities come from products of one fixed shape, `TILE` queries (padded with zeros) by the gallery. Products of other
+shapes round differently, so the order of a near tie would depend on a query's neighbours or on the block size.
 """
 
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ import torch
 
 from rayreid.errors import UserError
 
-JUNK = -1  # pid of images that are nobody's: out of query and gallery
-UNKNOWN_CAMERA = -1  # camid that equals no camera, itself included
+JUNK = -1  # pid of images of nobody, which are excluded from query and gallery
+UNKNOWN_CAMERA = -1  # camid that equals no camera, not even itself
 NO_CAMERA = np.iinfo(np.int64).min
-TILE = 256  # queries in one matrix product
-DEVICE_BLOCK = 256  # queries whose similarities a GPU hands over at a time
+TILE = 256  # number of queries in one matrix product
+DEVICE_BLOCK = 256  # number of queries whose similarities a GPU returns at a time
 SMALLEST_NORM = 1e-12  # a zero feature stays zero
 
 Array = np.ndarray | torch.Tensor
 
 
 class ImageSet:
-    """Query or gallery, checked: normalised features and labels (−1 where none are given)."""
+    """Query or gallery, validated: normalised features and labels (−1 if none are given)."""
 
     def __init__(self, name: str, features: Array, pids: Array | None, camids: Array | None):
         raw = torch.as_tensor(features).float()
@@ -55,7 +55,7 @@ class ImageSet:
         return len(self.features)
 
     def without_junk(self) -> "ImageSet":
-        """The same side with its identified images only."""
+        """Return the same side with only its identified images."""
         if not self.junk.any():
             return self
         part = copy(self)
@@ -66,20 +66,20 @@ class ImageSet:
 
 
 def check_widths(query: ImageSet, gallery: ImageSet) -> None:
-    """Raise a UserError where query and gallery features cannot be compared."""
+    """Raise a UserError if query and gallery features have different dimensions."""
     q, g = query.features.shape[1], gallery.features.shape[1]
     if q != g:
         raise UserError(f"query features have {q} dimensions, gallery features {g}: two different models made them")
 
 
 class Relatives:
-    """The gallery's images of every query's identity.
+    """The gallery images of every query's identity.
 
     Attributes:
-        rows: (G,) int64 gallery rows by identity, those of one ascending.
-        spans: (Q, 2) int64, a query's identity in `rows`.
-        seen: (G,) int64 camera of each of `rows`.
-        cameras: (Q,) int64 camera whose images are passed over; `NO_CAMERA` where the query's is unknown.
+        rows: (G,) int64 gallery rows by identity, ascending within an identity.
+        spans: (Q, 2) int64, the range of a query's identity in `rows`.
+        seen: (G,) int64, the camera of each of `rows`.
+        cameras: (Q,) int64, the camera whose images are skipped; `NO_CAMERA` if the query's is unknown.
     """
 
     def __init__(self, query: ImageSet, gallery: ImageSet):
@@ -90,13 +90,13 @@ class Relatives:
         self.cameras = np.where(query.camids == UNKNOWN_CAMERA, NO_CAMERA, query.camids).astype(np.int64)
 
     def passed_over(self, i: int) -> np.ndarray:
-        """Gallery rows, ascending, that are no matches of query i: its own camera has seen them."""
+        """Return the gallery rows, ascending, that are skipped for query i because its own camera has seen them."""
         low, high = self.spans[i]
         return self.rows[low:high][self.seen[low:high] == self.cameras[i]]
 
 
 def _device_blocks(query: torch.Tensor, gallery: torch.Tensor, block: int) -> Iterator[tuple[int, np.ndarray]]:
-    """`score_blocks` from a GPU: the next block is multiplied and copied while the caller works on the last one."""
+    """Yield the blocks of `score_blocks` from a GPU, which computes and copies the next one meanwhile."""
     starts = range(0, len(query), block)
     tile = query.new_zeros(block, query.shape[1])
     there = query.new_empty(block, len(gallery))
@@ -105,7 +105,7 @@ def _device_blocks(query: torch.Tensor, gallery: torch.Tensor, block: int) -> It
 
     def begin(number: int) -> None:
         part = query[starts[number] : starts[number] + block]
-        tile[: len(part)] = part  # always as many rows: a product of fewer may round otherwise
+        tile[: len(part)] = part  # always the same number of rows, because a product of fewer may round differently
         torch.mm(tile, gallery.t(), out=there)
         here[number % 2].copy_(there, non_blocking=True)
         copied[number % 2].record()

@@ -1,7 +1,8 @@
 """Compiled loops that rank the true matches of one query after another, without sorting or changing its row of scores.
 
-They release the interpreter lock: threads of Python run them side by side. Compiled at the first call, then kept on
-disk (numba's cache, which does not see changes in functions of other files: they call only what stands here).
+They release the interpreter lock, so that Python threads run them in parallel. They are compiled at the first call and
+cached on disk. Numba's cache does not see changes of functions in other files, so they only call functions of this
+file.
 """
 
 from typing import Any
@@ -9,16 +10,16 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-CHUNK = 4096  # scores compared with all matches while the core's cache holds them
-MANY = 1024  # matches from which each score is placed among theirs by bisection
+CHUNK = 4096  # number of scores compared with all matches while the core's cache has them
+MANY = 1024  # number of matches from which scores are placed among them by bisection
 
 compiled: Any = njit(nogil=True, cache=True)
 
 
 @compiled
 def _above(part: np.ndarray, limit: float) -> int:
-    """How many scores are greater than `limit`."""
-    count = np.int32(0)  # 32 bits like the scores: as many to an instruction
+    """Return the number of scores greater than `limit`."""
+    count = np.int32(0)  # 32 bits like the scores, so that an instruction processes equally many
     for g in range(len(part)):
         count = np.int32(count + np.int32(part[g] > limit))
     return int(count)
@@ -26,7 +27,7 @@ def _above(part: np.ndarray, limit: float) -> int:
 
 @compiled
 def _from(part: np.ndarray, limit: float) -> int:
-    """How many scores are `limit` or greater."""
+    """Return the number of scores equal to or greater than `limit`."""
     count = np.int32(0)
     for g in range(len(part)):
         count = np.int32(count + np.int32(part[g] >= limit))
@@ -35,13 +36,13 @@ def _from(part: np.ndarray, limit: float) -> int:
 
 @compiled
 def by_counting(row: np.ndarray, matches: np.ndarray, passed: np.ndarray) -> np.ndarray:
-    """`true_ranks` by comparing every score with every match."""
+    """Return `true_ranks`, computed by comparing every score with every match."""
     own = row[matches]
     ranks = np.ones(len(matches), np.int64)
     for start in range(0, len(row), CHUNK):
         stop = min(start + CHUNK, len(row))
         for j in range(len(matches)):
-            here = min(max(matches[j], start), stop)  # equal scores win up to here, and lose from here on
+            here = min(max(matches[j], start), stop)  # equal scores win before this place, and lose from it on
             ranks[j] += _from(row[start:here], own[j]) + _above(row[here:stop], own[j])
     for j in range(len(matches)):
         for g in passed:
@@ -53,7 +54,7 @@ def by_counting(row: np.ndarray, matches: np.ndarray, passed: np.ndarray) -> np.
 
 @compiled
 def _first_beaten(score: float, place: int, scores: np.ndarray, places: np.ndarray) -> int:
-    """The first of the ranked `scores` (at gallery rows `places`) that the image at `place` beats."""
+    """Return the first of the ranked `scores` (at gallery rows `places`) that the image at `place` beats."""
     low, high = 0, len(scores)
     while low < high:
         middle = (low + high) >> 1
@@ -66,13 +67,13 @@ def _first_beaten(score: float, place: int, scores: np.ndarray, places: np.ndarr
 
 @compiled
 def by_bisection(row: np.ndarray, matches: np.ndarray, passed: np.ndarray) -> np.ndarray:
-    """`true_ranks` by counting how many images stand between one match and the next."""
+    """Return `true_ranks`, computed by counting the images between one match and the next."""
     order = np.argsort(-row[matches], kind="mergesort")
     places = matches[order]
     scores = row[places]
     between = np.zeros(len(matches) + 1, np.int64)
     for g in range(len(row)):
-        if row[g] >= scores[-1]:  # nothing below the last match beats any
+        if row[g] >= scores[-1]:  # images below the last match beat none
             between[_first_beaten(row[g], g, scores, places)] += 1
     for g in passed:
         between[_first_beaten(row[g], g, scores, places)] -= 1
@@ -81,12 +82,12 @@ def by_bisection(row: np.ndarray, matches: np.ndarray, passed: np.ndarray) -> np
 
 @compiled
 def true_ranks(row: np.ndarray, matches: np.ndarray, passed: np.ndarray) -> np.ndarray:
-    """Ranks of a query's true matches among the gallery images that are not passed over, from 1, ascending.
+    """Return the ranks of a query's true matches among the gallery images that are not skipped, from 1, ascending.
 
     Args:
-        row: (G,) float32 scores, the highest is best; of equal ones, the first in the gallery.
+        row: (G,) float32 scores; the highest is best, and of equal ones the first in the gallery.
         matches: (M,) int64 gallery rows, ascending, M ≥ 1.
-        passed: (P,) int64 gallery rows passed over, none of them a match.
+        passed: (P,) int64 gallery rows that are skipped, none of them a match.
     """
     if len(matches) < MANY:
         return by_counting(row, matches, passed)
@@ -108,18 +109,23 @@ def judge(
     low: int,
     high: int,
 ) -> None:
-    """Judge the rankings of queries `first + low` to `first + high`; those without a true match are left as they are.
+    """Score the rankings of queries `first + low` to `first + high`.
+
+    The results of queries without a true match are not changed.
 
     Args:
-        scores: (b, G) float32, row 0 is query `first`.
-        rows: (G,) int64 gallery rows by identity, those of one ascending.
-        spans: (Q, 2) int64, a query's identity in `rows`.
-        seen: (G,) camera of each of `rows`.
-        cameras: (Q,) camera whose images are passed over for a query; one that is in no `seen` for none.
+        scores: (b, G) float32; row 0 is query `first`.
+        first: The query of row 0.
+        rows: (G,) int64 gallery rows by identity, ascending within an identity.
+        spans: (Q, 2) int64, the range of a query's identity in `rows`.
+        seen: (G,), the camera of each of `rows`.
+        cameras: (Q,), the camera whose images are skipped for a query; a number that is not in `seen` for none.
         precision: (Q,) float64, written: average precision.
-        penalty: (Q,) float64, written: matches / rank of the last.
+        penalty: (Q,) float64, written: number of matches / rank of the last.
         best: (Q,) int64, written: rank of the first match.
         matches: (Q,) int64, written: number of true matches.
+        low: First row of `scores`.
+        high: Row after the last.
     """
     for i in range(low, high):
         query = first + i

@@ -1,8 +1,8 @@
 """k-reciprocal re-ranking, streamed over the queries.
 
-Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding" (CVPR 2017, arXiv 1701.08398), eq. 12:
-(1 − λ) · Jaccard distance + λ · squared distance, the latter divided by the query's greatest. Queries and gallery are
-encoded together; of the dense distances only a block of queries exists at a time.
+Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding" (CVPR 2017, arXiv 1701.08398), eq. 12: (1
+− λ) · Jaccard distance + λ · squared distance, the latter divided by the query's largest one. Queries and gallery are
+encoded together; only a block of the dense distances exists at a time.
 """
 
 from collections.abc import Iterator
@@ -17,20 +17,20 @@ from rayreid.evaluation.ranking import TILE, score_blocks
 from rayreid.neighbours.k_reciprocal import BELOW_ONE, encode, half_list, jaccard_distances
 from rayreid.neighbours.knn import nearest
 
-SMALLEST_REACH = 1e-6  # squared distance that others are divided by at least: where all points are one
+SMALLEST_REACH = 1e-6  # smallest divisor of squared distances, for points that are all equal
 
 
 @dataclass(frozen=True)
 class Reranking:
-    """Re-ranked scores in the place of cosine similarities: `evaluate_retrieval(…, scores=Reranking())`.
+    """Re-ranked scores that replace cosine similarities: `evaluate_retrieval(…, scores=Reranking())`.
 
     Attributes:
-        k1: neighbours of a point, itself not counted.
-        k2: rows that query expansion averages, the point's own included.
-        weight: λ, the part of the squared distance, in [0, 1].
+        k1: Number of neighbours of a point, not counting the point itself.
+        k2: Number of rows that query expansion averages, including the point's own.
+        weight: λ, the share of the squared distance, in [0, 1].
 
     Raises:
-        UserError: a number out of range.
+        UserError: A number is out of range.
     """
 
     k1: int = 20
@@ -48,9 +48,9 @@ class Reranking:
         """Yield (first query, −distance (b, G) float32, writable, valid until the next) block by block.
 
         Args:
-            query: (Q, D) float32, of length 1; without junk.
-            gallery: (G, D) float32, of length 1, on the same device; without junk.
-            block: queries whose distances are held at once, rounded up to whole tiles.
+            query: (Q, D) float32, of length 1, without junk.
+            gallery: (G, D) float32, of length 1, on the same device, without junk.
+            block: Number of queries whose distances are in memory at once, rounded up to whole tiles.
         """
         neighbours = nearest(torch.cat([query, gallery]), self.k1 + 1, farthest=True)
         assert neighbours.least is not None
@@ -61,7 +61,7 @@ class Reranking:
             rows = slice(start, start + len(scores))
             part = (2 * self.weight / reach[rows, None]).astype(np.float32)
             scores *= part
-            scores -= part + np.float32(1 - self.weight)  # −λ·d − (1 − λ), as if nothing were shared
+            scores -= part + np.float32(1 - self.weight)  # −λ·d − (1 − λ), the score if no entry is shared
             shared = jaccard_distances(queries[rows], by_column, BELOW_ONE, most=len(gallery)).tocoo()
             scores[shared.row, shared.col] += np.float32(1 - self.weight) * (1 - shared.data)
             yield start, scores

@@ -1,10 +1,10 @@
-"""Retrieval metrics by the Market-1501 protocol: mAP, CMC, mINP, streamed over the queries.
+"""Retrieval metrics by the Market-1501 protocol: mAP, CMC and mINP, streamed over the queries.
 
-The protocol (Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015, §3.3): junk (pid −1)
-leaves query and gallery; for each query the gallery images of the same identity *and* the same camera are passed
-over; a query with no true match left is not counted. mINP is from Ye et al., arXiv 2001.04193, eq. 17.
+The protocol (Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015, §3.3): junk (pid −1) is removed
+from query and gallery; for each query, the gallery images of the same identity *and* the same camera are skipped; a
+query without a remaining true match is not counted. mINP is from Ye et al., arXiv 2001.04193, eq. 17.
 
-Equal scores rank in the gallery's order. How ranks are found is in `ranking` and `ranks_cpu`.
+Equal scores rank in the gallery's order. `ranking` and `ranks_cpu` compute the ranks.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,28 +20,29 @@ from rayreid.evaluation.ranks_cpu import judge
 from rayreid.neighbours.kernels import in_blocks, side_by_side, thread_pool
 
 Scores = Callable[[torch.Tensor, torch.Tensor, int], Iterator[tuple[int, np.ndarray]]]
-"""Of unit query and gallery features and a number of queries: blocks (first query, scores (b, G), best highest)."""
+"""Function from unit query features, gallery features and a number of queries to blocks (first query, scores (b,
+G)); higher scores are better."""
 
-QUERIES = 16  # judged by a thread at a time
+QUERIES = 16  # number of queries that a thread scores at a time
 
 
 @dataclass(frozen=True)
 class RetrievalReport:
-    """Result of an evaluation. Q is the number of queries given, in their order.
+    """The result of an evaluation. Q is the number of queries given, in their order.
 
     Attributes:
-        mAP: mean average precision over the counted queries, in [0, 1].
+        mAP: Mean average precision over the counted queries, in [0, 1].
         cmc: (max_rank,) float64; `cmc[k − 1]` is the share of counted queries with a true match in the first k.
-        mINP: mean over queries of (number of true matches) / (rank of the last one), in [0, 1].
-        average_precision: (Q,) float64, NaN where the query is not counted.
-        inverse_negative_penalty: (Q,) float64, NaN where the query is not counted.
-        first_match: (Q,) int64, rank of the first true match from 1, 0 where the query is not counted.
+        mINP: Mean over queries of (number of true matches) / (rank of the last one), in [0, 1].
+        average_precision: (Q,) float64, NaN for queries that are not counted.
+        inverse_negative_penalty: (Q,) float64, NaN for queries that are not counted.
+        first_match: (Q,) int64, rank of the first true match from 1, 0 for queries that are not counted.
         matches: (Q,) int64, number of true matches.
-        queries: queries counted.
-        skipped: queries without a true match.
-        junk_queries: queries with pid −1.
-        gallery: gallery images ranked.
-        junk_gallery: gallery images with pid −1.
+        queries: Number of counted queries.
+        skipped: Number of queries without a true match.
+        junk_queries: Number of queries with pid −1.
+        gallery: Number of gallery images ranked.
+        junk_gallery: Number of gallery images with pid −1.
     """
 
     mAP: float  # noqa: N815 (the field's spelling)
@@ -58,11 +59,11 @@ class RetrievalReport:
     junk_gallery: int
 
     def rank(self, k: int) -> float:
-        """Share of counted queries with a true match among the first `k`, in [0, 1]; any k ≥ 1."""
+        """Return the share of counted queries with a true match among the first `k`, in [0, 1]; any k ≥ 1."""
         return float((self.first_match[self.first_match > 0] <= k).mean())
 
     def metrics(self) -> dict[str, float]:
-        """The numbers a run is compared by, in [0, 1]."""
+        """Return the numbers by which runs are compared, in [0, 1]."""
         ranks = {f"rank{k}": self.rank(k) for k in (1, 5, 10)}
         return {"mAP": self.mAP, **ranks, "mINP": self.mINP}
 
@@ -79,23 +80,23 @@ def evaluate_retrieval(
     block: int = TILE,
     scores: Scores = score_blocks,
 ) -> RetrievalReport:
-    """Rank the gallery for every query by cosine similarity and score the rankings.
+    """Rank the gallery for every query by cosine similarity, and return the scores of the rankings.
 
     Args:
-        query_features: (Q, D) float; normalised here. Work is done in float32 on the device they lie on.
+        query_features: (Q, D) float; normalised here. The evaluation runs in float32 on their device.
         gallery_features: (G, D) float.
-        query_pids: (Q,) int, −1 junk.
-        gallery_pids: (G,) int, −1 junk.
-        query_camids: (Q,) int, −1 unknown: never equal to any camera.
-        gallery_camids: (G,) int, −1 unknown.
-        max_rank: length of the CMC curve.
-        block: queries whose similarities are held at once, rounded up to whole tiles: bounds the memory,
-            changes no result.
-        scores: what the gallery is ranked by: cosine similarity, or `rerank.Reranking(…)`.
+        query_pids: (Q,) int, −1 for junk.
+        gallery_pids: (G,) int, −1 for junk.
+        query_camids: (Q,) int, −1 for unknown, which equals no camera.
+        gallery_camids: (G,) int, −1 for unknown.
+        max_rank: Length of the CMC curve.
+        block: Number of queries whose similarities are in memory at once, rounded up to whole tiles. It limits the
+            memory and does not change the result.
+        scores: Scores by which the gallery is ranked: cosine similarity, or `rerank.Reranking(…)`.
 
     Raises:
-        UserError: features that are not finite, lengths or widths that differ, nothing to rank, or no query with a
-            true match.
+        UserError: Features are not finite, lengths or widths differ, there is nothing to rank, or no query has a true
+            match.
     """
     query = ImageSet("query", query_features, query_pids, query_camids)
     gallery = ImageSet("gallery", gallery_features, gallery_pids, gallery_camids)
@@ -127,17 +128,17 @@ def top_k(
     gallery_camids: Array | None = None,
     block: int = TILE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best gallery images of every query, in the order in which `evaluate_retrieval` ranks them.
+    """Return the k best gallery images of every query, in the order in which `evaluate_retrieval` ranks them.
 
-    With pids and camids given, junk and images of the same identity and camera are passed over as in the protocol;
-    without, the whole gallery is ranked.
+    If pids and camids are given, junk and images of the same identity and camera are skipped as in the protocol;
+    otherwise the whole gallery is ranked.
 
     Returns:
-        (scores, rows): (Q, k) float32 cosine similarities and int64 rows of the gallery; −inf and −1 where
-        fewer than k images are left.
+        (scores, rows): (Q, k) float32 cosine similarities and int64 rows of the gallery; −inf and −1 where fewer than k
+        images are left.
 
     Raises:
-        UserError: as `evaluate_retrieval`, or only some of the four labels given.
+        UserError: The same errors as in `evaluate_retrieval`, or only some of the four labels are given.
     """
     labels = (query_pids, gallery_pids, query_camids, gallery_camids)
     if any(label is None for label in labels) != all(label is None for label in labels):
@@ -163,7 +164,7 @@ def top_k(
 
 
 class _Judged:
-    """Of each query without junk: average precision, inverse negative penalty, rank of the first match, matches."""
+    """The results per query without junk: average precision, inverse negative penalty, first match's rank, matches."""
 
     def __init__(self, queries: int):
         self.columns = (
@@ -176,7 +177,7 @@ class _Judged:
     def report(
         self, counted: np.ndarray, total: int, max_rank: int, junk_queries: int, gallery: int, junk_gallery: int
     ) -> RetrievalReport:
-        """The means, and the columns spread over all `total` queries given; `counted` are the rows of those judged."""
+        """Return the means, and the columns spread over all `total` queries; `counted` are the scored rows."""
         found = self.columns[-1] > 0
         if not found.any():
             raise UserError(

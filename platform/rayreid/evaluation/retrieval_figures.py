@@ -1,4 +1,4 @@
-"""Figures of retrieval: CMC curves, ranked lists, the table of models by targets."""
+"""Figures of retrieval: CMC curves, ranked lists, and the table of models by targets."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,16 +9,16 @@ from matplotlib.ticker import PercentFormatter
 from rayreid.evaluation.figures import FAINT, INK, PALETTE, SMALL, TEXT, Pictures, canvas, dress
 
 RIGHT, WRONG, QUERY = "#2e9e57", "#d23b3b", INK
-CAPTION = 12  # letters above a picture of a ranked list
-LINES = ("-", "--", ":")  # of curves beyond the palette
+CAPTION = 12  # number of letters above a picture of a ranked list
+LINES = ("-", "--", ":")  # line styles of curves beyond the palette
 
 
 def cmc_curve(reports: Mapping[str, np.ndarray], max_rank: int = 20) -> Figure:
-    """Cumulative match characteristics of one or more models.
+    """Return a figure of the cumulative match characteristics of one or more models.
 
     Args:
-        reports: name → `RetrievalReport.cmc`, (ranks,) in [0, 1]. Rank-1 is written into the legend.
-        max_rank: last rank drawn.
+        reports: Name → `RetrievalReport.cmc`, (ranks,) in [0, 1]. Rank-1 is written into the legend.
+        max_rank: Last rank drawn.
     """
     figure = canvas(5, 3.6)
     axes = dress(figure.add_subplot(), grid="both")
@@ -51,17 +51,19 @@ def ranked_lists(
     names: Sequence[str] | None = None,
     scores: Sequence[Sequence[float]] | None = None,
 ) -> Figure:
-    """One row per query: the query, then the best gallery images, framed green (right) or red (wrong) where known.
+    """Return a figure with one row per query: the query, then the best gallery images.
+
+    Correct images are framed in green, wrong ones in red, if this is known.
 
     Args:
-        queries: images (H, W, 3) uint8, sizes may differ.
-        results: for each query its images in order of rank; rows may be of different lengths.
-        right: whether each shows the query's identity; None: not known.
-        names: captions of the queries, cut short where they are longer than the picture is wide.
-        scores: similarities, written below the images.
+        queries: Images (H, W, 3) uint8; sizes may differ.
+        results: For each query, its images in order of rank; rows may have different lengths.
+        right: Whether each image shows the query's identity; None: not known.
+        names: Captions of the queries, shortened if they are longer than the picture is wide.
+        scores: Similarities, written below the images.
     """
     widest = max(len(row) for row in results)
-    gap = 0.35  # of a column, between query and results
+    gap = 0.35  # share of a column, between query and results
     step = 1.5 + 0.14 * (scores is not None)  # inches from row to row
     figure = canvas(0.8 * (1 + gap + widest) + 0.2, step * len(queries) + 0.3, constrained=False)
     grid = figure.add_gridspec(
@@ -91,14 +93,14 @@ def ranked_lists(
 def score_matrix(
     values: np.ndarray, notes: Sequence[Sequence[str]], models: Sequence[str], targets: Sequence[str], title: str
 ) -> Figure:
-    """Models by targets, the numbers written in; the best of each target is bold.
+    """Return a table of models by targets as a figure, with the numbers written in; the best of each target is bold.
 
     Args:
-        values: (models, targets) in [0, 1]; each target has a scale of its own, from its worst to its best.
-        notes: a smaller second line in each cell.
-        models: names of the rows.
-        targets: names of the columns.
-        title: what the values are.
+        values: (models, targets) in [0, 1]; each target has its own scale, from its worst to its best value.
+        notes: A smaller second line in each cell.
+        models: Names of the rows.
+        targets: Names of the columns.
+        title: Name of the values.
     """
     across = max(1.1, 0.085 * max(map(len, targets)))
     longest = 0.085 * max(map(len, models))
@@ -123,5 +125,5 @@ def score_matrix(
 
 
 def _shortened(name: str) -> str:
-    """The end of a caption too long for its picture: of file names the end tells them apart."""
+    """Return the end of a caption that is too long for its picture, because file names differ at their end."""
     return name if len(name) <= CAPTION else "…" + name[1 - CAPTION :]

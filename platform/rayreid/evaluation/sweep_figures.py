@@ -1,4 +1,4 @@
-"""Figures of a sweep: a score over the fraction of the pool, and over what it cost."""
+"""Figures of a sweep: a score over the fraction of the pool, and over the costs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,18 +15,18 @@ from rayreid.evaluation.published import CLAIMED, HALF_CLAIM
 _MEASURES = ("mAP", "rank1")
 MARKERS = "osD^vPX*"
 LEAST_SPAN = 0.02
-"""Of a score's axis."""
+"""Smallest range of a score's axis."""
 
 
 def fraction_curves(curves: Sequence[Curve], baseline: Mapping[str, Group]) -> Figure:
-    """mAP and Rank-1 over the fraction of the pool, a line per strategy, one standard deviation over seeds shaded.
+    """Return a figure of mAP and Rank-1 over the fraction of the pool, with a line per strategy.
 
-    What is published of the fraction is marked as a claim about these curves: a bar at the fraction, and from it on
-    the level of the whole pool, below which they should not lie.
+    One standard deviation over seeds is shaded. The published claim about the fraction is marked: a bar at the
+    fraction, and to the right of it the level of the whole pool, below which the curves should not lie.
 
     Args:
-        curves: one or more.
-        baseline: name → group without pre-training, drawn as a level.
+        curves: One or more curves.
+        baseline: Name → group without pre-training, drawn as a level.
     """
     figure = canvas(9.2, 3.9)
     panels = figure.subplots(1, 2)
@@ -76,15 +76,15 @@ def _claim(axes: Axes, curves: Sequence[Curve], measure: str) -> None:
 
 
 def cost_figure(groups: Sequence[Group], cost: str, measure: str = "mAP") -> Figure:
-    """A score over training cost and over images, the Pareto fronts drawn: what nothing cheaper reaches.
+    """Return a figure of a score over training cost and over images, with the Pareto fronts.
 
-    The settings on the front over cost are numbered by rising cost, in both panels. Where all have as many images there
-    is no panel for these.
+    The settings on the front over cost are numbered by rising cost, in both panels. If all have the same number of
+    images, the panel of images is left out.
 
     Args:
-        groups: one or more.
-        cost: `gpu_hours` or `hours`, the left panel's axis; the right one's is `images`.
-        measure: the score.
+        groups: One or more groups.
+        cost: `gpu_hours` or `hours`, the axis of the left panel; that of the right one is `images`.
+        measure: The score.
     """
     axes_of = [cost, "images"] if len({group.mean("images") for group in groups}) > 1 else [cost]
     figure = canvas(4.6 * len(axes_of), 4.2)
@@ -131,7 +131,7 @@ def cost_figure(groups: Sequence[Group], cost: str, measure: str = "mAP") -> Fig
 
 
 def _open(axes: Axes) -> None:
-    """Show two points at least: what differs by a tenth must not look like a difference."""
+    """Show a range of at least two points, so that a tenth of a point does not look like a difference."""
     low, high = axes.get_ylim()
     short = (LEAST_SPAN - (high - low)) / 2
     if short > 0:
@@ -139,13 +139,13 @@ def _open(axes: Axes) -> None:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """One for all panels, below them."""
+    """Add one legend for all panels, below them."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=SMALL)
 
 
 def _kinds(groups: Sequence[Group]) -> list[str]:
-    """What each group's points share a colour by: the strategy, and the stem unless all have the plain one."""
+    """Return each group's kind, which sets its colour: the strategy, and the stem unless all have the plain one."""
     firsts = [group.first for group in groups]
     plain = {one.stem for one in firsts} == {"patchify"}
     parts = [one.strategy if one.strategy != "none" else one.part for one in firsts]

@@ -1,1 +1,1 @@
-"""Networks: stems, backbones, their normalisation layers, and weights files of every origin."""
+"""Networks: stems, backbones, their normalisation layers, and weights files of any origin."""

@@ -1,4 +1,4 @@
-"""What a backbone's tensors say of it: the arguments of `build_backbone` that they fit."""
+"""Recognition of an architecture: the arguments of `build_backbone` that fit the tensors of a backbone."""
 
 import math
 from collections.abc import Mapping
@@ -11,19 +11,19 @@ from rayreid.errors import UserError
 from rayreid.models.backbones import SWINS, VITS
 from rayreid.models.checkpoints import describe, stem_of
 
-HEAD_WIDTH = 64  # channels per attention head in every published ViT whose name says its width
+HEAD_WIDTH = 64  # channels per attention head in every published ViT whose name implies its width
 RESNET50_BLOCKS = (3, 4, 6, 3)
 RATIOS = (1, 2, 3)  # height to width: ImageNet, 256x128, 384x128
-PATCH_OF_STEM = {"patchify": 1, "conv": 2, "ics": 2}  # what is in front of the last convolution halves the image
+PATCH_OF_STEM = {"patchify": 1, "conv": 2, "ics": 2}  # the layers in front of the last convolution halve the image
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What can be read off a backbone's tensors.
+    """The architecture that a backbone's tensors reveal.
 
     Attributes:
-        spec: arguments of `build_backbone` (JSON-able); those that are the name's own, the depth apart, are left out.
-        unknown: arguments that the tensors do not tell -> why, and what to say.
+        spec: Arguments of `build_backbone`, JSON-able. Except for the depth, those that the name implies are left out.
+        unknown: Argument that the tensors do not reveal → the reason, and the option to give.
     """
 
     spec: dict[str, Any]
@@ -33,15 +33,15 @@ class Shape:
 def recognise(
     state: Mapping[str, Tensor], *, header: Mapping[str, Any] | None = None, hint: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The arguments of `build_backbone` for a backbone's tensors.
+    """Return the arguments of `build_backbone` for a backbone's tensors.
 
     Args:
-        state: name -> tensor, names as in timm.
-        header: the header of our file, which knows everything; None for files of other origin.
-        hint: arguments that the user knows better, e.g. `img_size`, `num_heads`.
+        state: Name → tensor, with names as in timm.
+        header: The header of a file of ours, which is complete; None for files of other origin.
+        hint: Arguments that the user knows better, e.g. `img_size`, `num_heads`.
 
     Raises:
-        UserError: the tensors are of no backbone known here, or do not tell an argument that no hint gives.
+        UserError: The tensors belong to no known backbone, or an argument is neither in the tensors nor in the hint.
     """
     known = {key: value for key, value in (hint or {}).items() if value is not None}
     if header is not None:
@@ -54,10 +54,10 @@ def recognise(
 
 
 def read_off(state: Mapping[str, Tensor]) -> Shape:
-    """What a backbone's tensors alone say of it.
+    """Return the architecture that a backbone's tensors reveal by themselves.
 
     Raises:
-        UserError: they are of no backbone known here.
+        UserError: The tensors belong to no known backbone.
     """
     if "cls_token" in state and "pos_embed" in state and _count(state, "blocks."):
         return _vit(state)
@@ -69,7 +69,7 @@ def read_off(state: Mapping[str, Tensor]) -> Shape:
 
 
 def guess_grid(positions: int) -> tuple[int, int] | None:
-    """Grid (h, w) of a number of positions without the class token: square, 2:1 or 3:1; None where it is neither."""
+    """Return the grid (h, w) of a number of positions without the class token: square, 2:1 or 3:1; else None."""
     for ratio in RATIOS:
         width = math.isqrt(positions // ratio)
         if positions > 0 and ratio * width * width == positions:
@@ -78,7 +78,7 @@ def guess_grid(positions: int) -> tuple[int, int] | None:
 
 
 def patch_of(spec: Mapping[str, Any]) -> tuple[int, int]:
-    """Pixels (h, w) per token of a ViT's spec."""
+    """Return the pixels (h, w) per token of a ViT's spec."""
     patch = spec.get("patch_size", 16)
     return (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
 
@@ -92,8 +92,8 @@ def _vit(state: Mapping[str, Tensor]) -> Shape:
         spec["embed_dim"] = width
         if width % HEAD_WIDTH:
             unknown["num_heads"] = (
-                f"the tensors do not tell how many heads a ViT of width {width} has"
-                f" (not a multiple of {HEAD_WIDTH}); say --num-heads"
+                f"the tensors do not reveal how many heads a ViT of width {width} has"
+                f" (not a multiple of {HEAD_WIDTH}); give --num-heads"
             )
         else:
             spec["num_heads"] = width // HEAD_WIDTH
@@ -104,8 +104,8 @@ def _vit(state: Mapping[str, Tensor]) -> Shape:
     grid = guess_grid(positions)
     if grid is None:
         unknown["img_size"] = (
-            f"the tensors do not tell the image size: {positions} positions are no square, 2:1 or 3:1 grid;"
-            " say --img-size HEIGHT WIDTH"
+            f"the tensors do not reveal the image size: {positions} positions are no square, 2:1 or 3:1 grid;"
+            " give --img-size HEIGHT WIDTH"
         )
     else:
         spec["img_size"] = [grid[0] * patch[0], grid[1] * patch[1]]
@@ -113,7 +113,10 @@ def _vit(state: Mapping[str, Tensor]) -> Shape:
 
 
 def _swin(state: Mapping[str, Tensor]) -> Shape:
-    """Weights of a Swin depend on no image size, so that `img_size` stays `build_backbone`'s own."""
+    """Return the architecture of a Swin.
+
+    Its weights do not depend on the image size, so `img_size` is left at the default.
+    """
     tables = [
         state.get(f"layers.{i}.blocks.0.attn.relative_position_bias_table") for i in range(_count(state, "layers."))
     ]
@@ -144,7 +147,7 @@ def _resnet(state: Mapping[str, Tensor]) -> Shape:
 
 
 def _named(width: int, widths: Mapping[str, int]) -> str:
-    """The name of that width, or else of the next smaller one (of the smallest, if there is none)."""
+    """Return the name with that width, or else with the next smaller one (the smallest, if there is none)."""
     return max(
         widths, key=lambda name: (widths[name] <= width, widths[name] if widths[name] <= width else -widths[name])
     )
@@ -163,7 +166,7 @@ def _kernel(state: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Different next parts of the names below a prefix."""
+    """Return the number of different next parts of the names below a prefix."""
     return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
 
 

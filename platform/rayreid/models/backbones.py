@@ -1,4 +1,4 @@
-"""Backbones: timm's ViT with any stem, timm's Swin and ResNet-50, behind one `build_backbone`."""
+"""Backbones behind one function, `build_backbone`: timm's ViT with any stem, timm's Swin and ResNet-50."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -35,47 +35,53 @@ SWIN_OPTIONS = ("embed_dim", "depths", "num_heads", "window_size", "mlp_ratio")
 
 
 class Backbone(nn.Module):
-    """What every backbone offers: forward (B, 3, H, W) -> (B, D).
+    """The interface of every backbone: forward (B, 3, H, W) → (B, D).
 
     Attributes:
         num_features: D.
-        spec: the arguments of `build_backbone` that make this network again; JSON-able.
+        spec: The arguments of `build_backbone` with which this network can be built again; JSON-able.
     """
 
     num_features: int
     spec: dict[str, Any]
 
     def features(self, crops: Sequence[Tensor]) -> Tensor:
-        """Crops, one tensor (n, 3, H, W) per size → features (sum of n, D): those of one forward pass per size.
+        """Return the features (sum of n, D) of crops, one tensor (n, 3, H, W) per size, with one forward pass per size.
 
-        So batch norm takes its statistics size by size.
+        Batch norm therefore takes its statistics per size.
         """
         return torch.cat([_whole(self, crop) for crop in crops])
 
     def attention_maps(self, images: Tensor) -> Tensor:
-        """Attention of the class token, (B, heads, N); only a ViT has one."""
+        """Return the attention of the class token, (B, heads, N); only a ViT has one."""
         raise UserError(f"backbone {self.spec['name']} has no class token, so no attention maps; use a vit_*")
 
 
 class ViT(VisionTransformer, Backbone):
-    """timm's VisionTransformer: the class token after the final norm, at any size that the patch divides."""
+    """timm's VisionTransformer, which returns the class token after the final norm.
+
+    It accepts any image size that the patch divides.
+    """
 
     patch_embed: Stem
     pos_embed: nn.Parameter
     cls_token: nn.Parameter
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # timm's takes a mask, too
-        """Images (B, 3, H, W) → class tokens after the final norm (B, D)."""
+        """Return the class tokens (B, D) after the final norm, for images (B, 3, H, W)."""
         return self.features([x])
 
     def features(self, crops: Sequence[Tensor]) -> Tensor:
-        """Crops, one tensor (n, 3, H, W) per size → features (sum of n, D); the blocks take all sizes at once."""
+        """Return the features (sum of n, D) of crops, one tensor (n, 3, H, W) per size.
+
+        The blocks take all sizes at once.
+        """
         tokens = [_embedded(self, crop) for crop in crops]
         out: Tensor = self.norm(class_tokens(self.blocks, tokens, self.grad_checkpointing))
         return out
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        """(B, h, w, D) tokens to (B, 1 + h·w, D) with class token and position embedding.
+        """Return tokens (B, h, w, D) as (B, 1 + h·w, D), with class token and position embedding.
 
         timm resamples the table with anti-aliasing, the published code without (`resample_positions`).
         """
@@ -86,9 +92,9 @@ class ViT(VisionTransformer, Backbone):
 
     @torch.no_grad()
     def attention_maps(self, images: Tensor) -> Tensor:
-        """Attention of the last block from the class token to the patches, (B, heads, N), row-major patches.
+        """Return the attention of the last block from the class token to the patches, (B, heads, N), row-major patches.
 
-        Softmax is over all tokens, so a row sums to 1 less the class token's attention to itself.
+        The softmax is over all tokens, so a row sums to 1 minus the class token's attention to itself.
         """
         x = self.blocks[:-1](self._pos_embed(self.patch_embed(images)))
         last: Any = self.blocks[-1]
@@ -101,16 +107,16 @@ class ViT(VisionTransformer, Backbone):
 
 
 class Swin(SwinTransformer, Backbone):
-    """timm's SwinTransformer, its feature the mean over the last map after the final norm."""
+    """timm's SwinTransformer; its feature is the mean over the last map after the final norm."""
 
 
 class ResNet50(ResNet, Backbone):
-    """timm's ResNet-50 with synchronised batch norm, its feature the mean over the last map."""
+    """timm's ResNet-50 with synchronised batch norm; its feature is the mean over the last map."""
 
 
 @compilable(breaks=True)
 def _embedded(vit: ViT, crop: Tensor) -> Tensor:
-    """A crop's tokens (n, 1 + h·w, D); a stem's synchronised batch norm waits for other workers in between."""
+    """Return a crop's tokens (n, 1 + h·w, D); a stem's synchronised batch norm waits for other workers in between."""
     return vit._pos_embed(vit.patch_embed(crop))
 
 
@@ -121,11 +127,10 @@ def _whole(backbone: nn.Module, crop: Tensor) -> Tensor:
 
 
 def resample_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Position embedding (1, 1 + H·W, D), class token first, for a crop's grid: (1, 1 + h·w, D).
+    """Return the position embedding (1, 1 + H·W, D), class token first, resampled for a crop's grid: (1, 1 + h·w, D).
 
-    Bicubic without anti-aliasing, scale factors (h + 0.1) / H and (w + 0.1) / W (DINO,
-    `interpolate_pos_encoding`: the 0.1 keeps rounding from losing a row). At the model's own grid the table
-    itself.
+    Bicubic without anti-aliasing, with scale factors (h + 0.1) / H and (w + 0.1) / W (DINO, `interpolate_pos_encoding`:
+    the 0.1 prevents rounding from losing a row). At the model's own grid, the table itself is returned.
     """
     if grid == new_grid:
         return table
@@ -143,19 +148,19 @@ def build_backbone(
     drop_path: float = 0.0,
     **overrides: Any,
 ) -> Backbone:
-    """Build a backbone with fresh weights.
+    """Return a backbone with fresh weights.
 
     Args:
         name: vit_tiny vit_small vit_base vit_large (patch 16), swin_tiny swin_small swin_base, resnet50.
         stem: patchify, conv or ics; the last two for ViTs only.
-        img_size: (height, width) in pixels the position embedding is made for; other sizes work in forward.
-        depth: number of ViT blocks, if not the name's own.
-        drop_path: stochastic depth rate of the last block, rising linearly from 0.
-        overrides: ViT: embed_dim, num_heads, patch_size, mlp_ratio; Swin: embed_dim, depths, num_heads,
-            window_size, mlp_ratio.
+        img_size: (height, width) in pixels for which the position embedding is made; other sizes work in forward.
+        depth: Number of ViT blocks, if not the one that the name implies.
+        drop_path: Stochastic depth rate of the last block; it rises linearly from 0.
+        overrides: ViT: embed_dim, num_heads, patch_size, mlp_ratio; Swin: embed_dim, depths, num_heads, window_size,
+            mlp_ratio.
 
     Raises:
-        UserError: unknown name, stem or option, or an image size that the patch does not divide.
+        UserError: The name, the stem or an option is unknown, or the patch does not divide the image size.
     """
     size = (int(img_size[0]), int(img_size[1]))
     _check(name, NAMES, "backbone name")
@@ -216,7 +221,7 @@ def _build_vit(
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
         **shape,
     )
-    nn.init.trunc_normal_(vit.cls_token, std=0.02)  # as DINO; timm starts it at 1e-6
+    nn.init.trunc_normal_(vit.cls_token, std=0.02)  # as in DINO; timm starts it at 1e-6
     return vit
 
 
@@ -224,8 +229,8 @@ def _build_swin(name: str, size: tuple[int, int], drop_path: float, overrides: d
     _check_all(overrides, SWIN_OPTIONS, name)
     if size[0] % 32 or size[1] % 16:
         raise UserError(f"backbone {name} needs a height divisible by 32 and a width by 16, not {size[0]}x{size[1]}")
-    # Whole windows everywhere, padded where a ReID map is narrower than one: the weights' shapes then do not
-    # depend on the image size, so that weights of 224x224 or of another ReID size fit as they are.
+    # Whole windows everywhere, padded if a ReID map is narrower than one. The shapes of the weights then do not depend
+    # on the image size, so that weights for 224x224 or another ReID size fit unchanged.
     return Swin(
         img_size=size,
         num_classes=0,

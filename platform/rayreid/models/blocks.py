@@ -1,4 +1,4 @@
-"""A ViT's blocks over crops of several sizes: one pass without padding, and no token computed that nothing reads."""
+"""A ViT's blocks over crops of several sizes, in one pass without padding or tokens that are never read."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,16 +19,17 @@ Shape = tuple[int, int]
 
 
 def class_tokens(blocks: nn.Sequential, tokens: Sequence[Tensor], checkpointed: bool = False) -> Tensor:
-    """Run timm's `Block`s over the tokens of crops, a tensor (n, N, D) per size: class tokens (sum of n, D).
+    """Run timm's `Block`s over the tokens of crops, and return the class tokens (sum of n, D).
 
-    Norms, projections and MLPs take the tokens of all sizes as rows of one matrix; only attention, which mixes the
-    tokens of a crop, goes size by size. After its keys and values, the last block computes the class token alone:
-    nothing reads what its other tokens would become. The result is that of block by block and size by size.
+    Norms, projections and MLPs process the tokens of all sizes as rows of one matrix; only attention, which mixes the
+    tokens of a crop, runs size by size. After its keys and values, the last block computes only the class token,
+    because its other outputs are never read. The result equals that of running block by block and size by size.
 
     Args:
-        blocks: At least one.
-        tokens: With the class token first.
-        checkpointed: Keep only each block's input for the backward pass, which then computes the block again.
+        blocks: At least one block.
+        tokens: A tensor (n, N, D) per size, with the class token first.
+        checkpointed: Whether to keep only each block's input for the backward pass, which then computes the block
+            again.
     """
     shapes = tuple((x.shape[0], x.shape[1]) for x in tokens)
     x_TD = torch.cat([x.flatten(0, 1) for x in tokens])
@@ -44,10 +45,10 @@ def class_tokens(blocks: nn.Sequential, tokens: Sequence[Tensor], checkpointed: 
 
 
 def _kept(blocks: nn.Sequential, crops: int, x: Tensor) -> list[Tensor | None]:
-    """What stochastic depth multiplies each block's two branches with, (2, crops) a block: 0, or 1 / (1 - rate).
+    """Return the factors of stochastic depth for each block's two branches, (2, crops) per block: 0, or 1 / (1 - rate).
 
-    Drawn before the blocks run, so that their rates are no constants of the compiled code. All None where nothing
-    is dropped; a block of rate 0 among others has ones, so that one compiled function serves all.
+    They are drawn before the blocks run, so that the rates are not constants of the compiled code. All are None if
+    nothing is dropped; a block of rate 0 among others has ones, so that one compiled function serves all.
     """
     rates = [_rates(block) for block in blocks]
     if not any(map(any, rates)):
@@ -67,7 +68,7 @@ def _mask(rate: float, crops: int, x: Tensor) -> Tensor:
 
 @compilable
 def _block(block: Any, x_TD: Tensor, shapes: Sequence[Shape], keep: Tensor | None) -> Tensor:
-    """One block over all tokens (T, D)."""
+    """Return all tokens (T, D) after one block."""
     x_TD = _residual(x_TD, _attend(block, x_TD, shapes), keep, 0, shapes)
     return _think(block, x_TD, keep, shapes)
 
@@ -86,7 +87,7 @@ def _think(block: Any, x: Tensor, keep: Tensor | None, shapes: Sequence[Shape]) 
 
 @compilable
 def _last(block: Any, x_TD: Tensor, shapes: Sequence[Shape], keep: Tensor | None) -> Tensor:
-    """The class tokens (sum of n, D) after the last block."""
+    """Return the class tokens (sum of n, D) after the last block."""
     attention, D = block.attn, x_TD.shape[1]
     (to_q, to_kv), (bias_q, bias_kv) = (whole.split((D, 2 * D)) for whole in (attention.qkv.weight, attention.qkv.bias))
     normed = block.norm1(x_TD)
@@ -102,11 +103,11 @@ def _last(block: Any, x_TD: Tensor, shapes: Sequence[Shape], keep: Tensor | None
 
 
 def _mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention, (n, heads, N, d) each.
+    """Return scaled dot-product attention, (n, heads, N, d) each.
 
-    In two plain products for bfloat16 on a CPU, where the fused kernel's backward pass takes four times theirs
-    (measured at 129 and 33 tokens). On a GPU the kernel that torch would choose is the slower one for few tokens: at 33
-    tokens it takes 1.3 ms forward and backward, the other 1.1 ms (2,048 crops, H200).
+    For bfloat16 on a CPU it uses two plain products, because the fused kernel's backward pass takes four times as long
+    (measured at 129 and 33 tokens). On a GPU, the kernel that torch would choose is the slower one for few tokens: at
+    33 tokens it takes 1.3 ms forward and backward, the other 1.1 ms (2,048 crops, H200).
     """
     if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
@@ -117,7 +118,7 @@ def _mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _residual(x: Tensor, branch: Tensor, keep: Tensor | None, which: int, shapes: Sequence[Shape]) -> Tensor:
-    """x + branch, the branch dropped for a share of the crops and else scaled up (stochastic depth)."""
+    """Return x + branch, with the branch dropped for a share of the crops and else scaled up (stochastic depth)."""
     if keep is None:
         return x + branch
     per_size = keep[which].split([n for n, _ in shapes])
@@ -126,16 +127,16 @@ def _residual(x: Tensor, branch: Tensor, keep: Tensor | None, which: int, shapes
 
 
 def _per_size(rows: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
-    """(T, C) to a tensor (n, N, C) per size."""
+    """Return rows (T, C) as a tensor (n, N, C) per size."""
     parts = rows.split([n * N for n, N in shapes])
     return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _rows(heads: Iterable[Tensor]) -> Tensor:
-    """A tensor (n, heads, N, d) per size to (T, heads · d)."""
+    """Return a tensor (n, heads, N, d) per size as rows (T, heads · d)."""
     return torch.cat([part.transpose(1, 2).flatten(2).flatten(0, 1) for part in heads])
 
 
 def _first(rows: Tensor, shapes: Sequence[Shape]) -> Tensor:
-    """(T, D) to the first token of every crop, (sum of n, D)."""
+    """Return the first token of every crop, (sum of n, D), from rows (T, D)."""
     return torch.cat([part[:, 0] for part in _per_size(rows, shapes)])

@@ -1,4 +1,4 @@
-"""Checkpoint files of other projects: read without running code, and brought to a backbone's own names."""
+"""Checkpoint files of other projects, read without running code and renamed to a backbone's own names."""
 
 import argparse
 import contextlib
@@ -27,19 +27,19 @@ _SAVE_AGAIN = (
     "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
 CONTAINERS = ("teacher", "method", "state_dict", "model")
-"""Keys under which projects keep the tensors; `method` is that of a training state of ours."""
+"""Keys under which projects store the tensors; `method` is that of our own training states."""
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read weights of any known origin.
 
     Args:
-        path: a safetensors file (ours or plain), a PyTorch file, which is read with `weights_only=True` (nothing in
-            it is executed), or `timm:NAME`, a pre-trained model that timm fetches from its hub.
+        path: A safetensors file (ours or plain), a PyTorch file, which is read with `weights_only=True` (nothing in it
+            is executed), or `timm:NAME`, a pre-trained model that timm fetches from its hub.
 
     Raises:
-        UserError: the file is missing, no weights file, asks to run code, or holds no tensors; timm does not know the
-            name, or cannot fetch it.
+        UserError: The file is missing, is not a weights file, asks to run code, or contains no tensors; or timm does
+            not know the name or cannot fetch it.
     """
     if hub.is_name(path):
         return of_timm(hub.pretrained(str(path)))
@@ -58,7 +58,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def of_timm(model: nn.Module) -> Checkpoint:
-    """The weights of a model made by timm, with its number of heads, and the mean and std that it was trained with."""
+    """Return the weights of a model made by timm, with its number of heads, and the mean and std of its training."""
     cfg: Any = model.pretrained_cfg
     facts: dict[str, Any] = {"arch": cfg["architecture"], "mean": list(cfg["mean"]), "std": list(cfg["std"])}
     if isinstance(model, VisionTransformer):
@@ -68,10 +68,10 @@ def of_timm(model: nn.Module) -> Checkpoint:
 
 
 def read_header_text(path: Path) -> str:
-    """Our header in a weights file as JSON text, without reading its tensors; "" for files of other origin.
+    """Return our header in a weights file as JSON text, without reading its tensors; "" for files of other origin.
 
     Raises:
-        UserError: the file is missing or no weights file.
+        UserError: The file is missing or not a weights file.
     """
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist")
@@ -84,7 +84,7 @@ def read_header_text(path: Path) -> str:
 def _is_zip_or_pickle(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(9)
-    # safetensors begin with a length of 8 bytes, whose first may be that of a pickle, and then "{"
+    # safetensors files begin with a length of 8 bytes, which may start like a pickle, and then "{"
     length = int.from_bytes(start[:8], "little")
     if start[8:] == b"{" and length < path.stat().st_size:
         return False
@@ -119,9 +119,9 @@ def _read_torch(path: Path) -> Any:
 
 
 class _Settings:
-    """Stands for the settings (yacs) that Swin's authors save beside their weights.
+    """A stand-in for the settings (yacs) that Swin's authors save with their weights.
 
-    It makes plain dictionaries: PyTorch's safe reader fills no class derived from them.
+    It makes plain dictionaries, because PyTorch's safe reader does not fill classes derived from them.
     """
 
     def __new__(cls) -> Any:
@@ -130,7 +130,7 @@ class _Settings:
 
 @contextlib.contextmanager
 def _harmless_globals() -> Iterator[None]:
-    """Allow what published checkpoints carry beside tensors: settings, and NumPy numbers (best mAP)."""
+    """Allow the objects that published checkpoints contain besides tensors: settings, and NumPy numbers (best mAP)."""
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]  # NumPy's stubs leave it out
     number_types = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
     with torch.serialization.safe_globals(
@@ -147,7 +147,7 @@ def _harmless_globals() -> Iterator[None]:
 
 
 def _take_apart(path: Path, content: Any) -> Contents:
-    """Find the tensors in what a file holds, and what it says of them."""
+    """Return the tensors in the content of a file, and the facts that it states about them."""
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
     container = next((key for key in CONTAINERS if isinstance(content.get(key), Mapping)), "")
@@ -172,7 +172,7 @@ def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(state: Mapping[str, Tensor]) -> str:
-    """What a backbone's tensors seem to be, in words: for messages about files that do not fit."""
+    """Return a description of a backbone's tensors in words, for messages about files that do not fit."""
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     if "cls_token" in state and blocks:
         tokens = state["pos_embed"].shape[1] - 1 if "pos_embed" in state else "no"
@@ -186,7 +186,7 @@ def describe(state: Mapping[str, Tensor]) -> str:
 
 
 def stem_of(state: Mapping[str, Tensor]) -> str:
-    """The stem of a ViT's tensors: patchify, conv or ics."""
+    """Return the stem of a ViT's tensors: patchify, conv or ics."""
     if any(name.startswith("patch_embed.conv.1.IN.") for name in state):
         return "ics"
     return "conv" if any(name.startswith("patch_embed.conv.") for name in state) else "patchify"

@@ -1,4 +1,4 @@
-"""Writing a backbone in other projects' forms: timm's and TransReID-SSL's."""
+"""Export of a backbone to the formats of other projects: timm's and TransReID-SSL's."""
 
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,18 @@ SWIN_FLAGS = {"strict_img_size": False, "always_partition": True}
 
 
 def write_timm(path: Path, backbone: Backbone) -> list[str]:
-    """Write a backbone so that `timm.create_model(…).load_state_dict(…, strict=True)` takes it.
+    """Write a backbone in the form that `timm.create_model(…).load_state_dict(…, strict=True)` accepts.
 
     Args:
-        path: ends in `.safetensors` (without a header of ours) or `.pth`.
-        backbone: made by `build_backbone`; its names are timm's, its dtypes are kept.
+        path: A file name that ends in `.safetensors` (without a header of ours) or `.pth`.
+        backbone: A backbone made by `build_backbone`; its names are those of timm, and its dtypes are kept.
 
     Returns:
-        Lines about what the file needs and cannot hold.
+        Lines about the requirements of the file, and about facts that it cannot contain.
     """
     if path.suffix == ".safetensors":
-        write_atomically(path, save(_state(backbone)))  # safetensors' own `save_file` shuts all other users out
+        # safetensors' own `save_file` makes the file unreadable for all other users
+        write_atomically(path, save(_state(backbone)))
     else:
         _write_torch(path, backbone)
     stem = backbone.spec["stem"]
@@ -50,7 +51,7 @@ def write_timm(path: Path, backbone: Backbone) -> list[str]:
 
 
 def timm_call(spec: dict[str, Any]) -> str:
-    """The call of `timm.create_model` that makes the network of a spec."""
+    """Return the call of `timm.create_model` that builds the network of a spec."""
     name = spec["name"]
     arguments: dict[str, Any] = {"num_classes": 0}
     if name != "resnet50":
@@ -69,23 +70,23 @@ def timm_call(spec: dict[str, Any]) -> str:
 
 
 def write_transreid(path: Path, backbone: Backbone) -> list[str]:
-    """Write a ViT so that the code of TransReID-SSL loads it as a pre-trained model.
+    """Write a ViT in the form that TransReID-SSL's code loads as a pre-trained model.
 
-    The form is what the authors' `dino/convert_model_dino.py` leaves: a PyTorch file holding nothing but the
-    backbone's tensors, without any prefix and without a head. `TransReID.load_param` of `transreid_pytorch`
-    (`MODEL.PRETRAIN_CHOICE imagenet`) knows no other but DINO's own checkpoint: it looks for bare names. That of
-    `cluster-contrast-reid` also strips `module.` and `base.`. So bare names suit both. (`base.*` is the form
-    of a whole fine-tuned model, which `build_transformer.load_param` reads for tests, neck included.)
+    The form is the output of the authors' `dino/convert_model_dino.py`: a PyTorch file with only the backbone's
+    tensors, without any prefix and without a head. `TransReID.load_param` of `transreid_pytorch`
+    (`MODEL.PRETRAIN_CHOICE imagenet`) accepts no other form except DINO's own checkpoint: it looks for bare names. That
+    of `cluster-contrast-reid` also strips `module.` and `base.`. Bare names therefore suit both. (`base.*` is the form
+    of a whole fine-tuned model, which `build_transformer.load_param` reads for tests, including the neck.)
 
     Args:
-        path: a PyTorch file, by custom `.pth`.
-        backbone: a ViT made by `build_backbone`; dtypes are kept.
+        path: A PyTorch file, by convention `.pth`.
+        backbone: A ViT made by `build_backbone`; its dtypes are kept.
 
     Returns:
-        Lines about what the file needs and cannot hold.
+        Lines about the requirements of the file, and about facts that it cannot contain.
 
     Raises:
-        UserError: the backbone is no ViT.
+        UserError: The backbone is not a ViT.
     """
     spec = backbone.spec
     if not isinstance(backbone, ViT):

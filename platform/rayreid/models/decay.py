@@ -1,13 +1,13 @@
-"""Which parameters get weight decay."""
+"""The choice of the parameters with weight decay."""
 
 from torch import nn
 
 
 def split_decay(module: nn.Module) -> tuple[list[str], list[str]]:
-    """Names of the trainable parameters with and without weight decay, in the module's order.
+    """Return the names of the trainable parameters with and without weight decay, in the module's order.
 
-    Biases and 1-D parameters (norms' scales) are not decayed (DINO, `get_params_groups`); class token and
-    position embedding are. Parameters that do not require a gradient stand in neither list.
+    Biases and 1-D parameters (scales of norms) have no decay (DINO, `get_params_groups`); class token and position
+    embedding have it. Parameters that do not require a gradient are in neither list.
     """
     decayed: list[str] = []
     undecayed: list[str] = []

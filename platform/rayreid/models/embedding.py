@@ -1,4 +1,4 @@
-"""Forward passes over images of a store or a folder: decoded ahead by threads, batches as large as memory allows."""
+"""Forward passes over the images of a store or folder, with decoding ahead and batches as large as memory allows."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,27 +23,27 @@ from rayreid.training.loop import WantedPrecision, autocast, resolve_precision
 Auto = Literal["auto"]
 
 AUTO_BATCH = {"cpu": 32, "cuda": 512}
-"""Images per forward pass where the user leaves it open: as measured on a CPU, whose caches they should not exceed; on
-a GPU where to begin, see `Pass`."""
+"""Images per forward pass by default. The CPU value was measured; a batch should not exceed the CPU's caches. The
+GPU value is a starting point, see `Pass`."""
 
-_AHEAD = 2  # batches that are decoded while another is in the forward pass
-_PART = 16  # images that one thread decodes at a time
+_AHEAD = 2  # number of batches that are decoded while another is in the forward pass
+_PART = 16  # number of images that one thread decodes at a time
 
 _Part = tuple[list[int], list[np.ndarray], list[tuple[int, str]]]
 _Decoded = tuple[np.ndarray, ImageBatch | None, list[tuple[int, str]]]
-"""Rows int64 (n,), their images, and (row, reason) of those that could not be decoded."""
+"""Rows int64 (n,), their images, and (row, reason) of images that could not be decoded."""
 
 
 class Embedder:
-    """A backbone that sees images its own way: the size, mean, std and resampling that its weights file states.
+    """A backbone with the image size, mean, std and interpolation that its weights file states.
 
-    Where the file has a neck, features are those after it.
+    If the file has a neck, the features are those after it.
 
     Args:
-        path: weights written by this project.
-        device: where it runs.
-        precision: of the forward pass; features come back in float32.
-        compile: the forward pass; "auto": on a GPU.
+        path: Weights written by this project.
+        device: Device of the forward pass.
+        precision: Precision of the forward pass; features are returned in float32.
+        compile: Whether to compile the forward pass; "auto": on a GPU.
     """
 
     def __init__(self, path: Path, device: torch.device, precision: WantedPrecision, compile: bool | Auto = "auto"):
@@ -58,7 +58,7 @@ class Embedder:
 
     @torch.inference_mode()
     def __call__(self, images: ImageBatch) -> torch.Tensor:
-        """Global features, float32 (B, D), not normalised."""
+        """Return global features, float32 (B, D), not normalised."""
         crops = self.transform(images.to(self.device, non_blocking=True))
         with autocast(self.precision, self.device), compiled(self.compile):
             features: torch.Tensor = self.backbone.features([_filled(crops) if self.compile else crops])
@@ -67,30 +67,30 @@ class Embedder:
 
 
 def _filled(crops: torch.Tensor) -> torch.Tensor:
-    """The crops (B, 3, H, W), and zeros up to a power of two: compiled code knows few batch sizes."""
+    """Return the crops (B, 3, H, W), padded with zeros to a power of two, to compile code for few batch sizes."""
     missing = (1 << (len(crops) - 1).bit_length()) - len(crops)
     return torch.nn.functional.pad(crops, (0, 0) * 3 + (0, missing)) if missing else crops
 
 
 class BatchFunction(Protocol):
-    """What is computed of a decoded batch."""
+    """A function of a decoded batch."""
 
     def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
-        """(B, …) values."""
+        """Return (B, …) values."""
 
 
 class Pass:
-    """A head over images.
+    """A pass that applies a head to images.
 
-    While one batch is in the head the next ones are decoded. Where the device's memory does not suffice for a batch, it
-    is halved, and the smaller one is kept for all that follow.
+    While one batch is in the head, the next ones are decoded. If the device's memory does not suffice for a batch, the
+    batch is halved, and the smaller size is kept from then on.
 
     Args:
-        store: the images.
-        head: what is computed of them.
-        batch_size: images per forward pass; "auto": see `AUTO_BATCH`.
-        device: the head's.
-        threads: for decoding.
+        store: The images.
+        head: The function to compute for them.
+        batch_size: Images per forward pass; "auto": see `AUTO_BATCH`.
+        device: Device of the head.
+        threads: Number of decoding threads.
     """
 
     def __init__(self, store: Images, head: BatchFunction, batch_size: int | Auto, device: torch.device, threads: int):
@@ -101,13 +101,13 @@ class Pass:
         self._collator = ThreadPoolExecutor(1)
 
     def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-        """Compute the head over index rows.
+        """Compute the head for index rows.
 
         Returns:
             Rows int64 (n,), values (n, …), and {row: reason} of the images that could not be decoded.
 
         Raises:
-            UserError: what the store or the head raises, or not even one image fits the device's memory.
+            UserError: The store or the head raises it, or not even one image fits the device's memory.
         """
         good: list[np.ndarray] = [np.zeros(0, np.int64)]
         values: list[np.ndarray] = []
@@ -120,7 +120,7 @@ class Pass:
         return np.concatenate(good), np.concatenate(values) if values else np.zeros(0, np.float32), broken
 
     def _values(self, images: ImageBatch, keys: list[str]) -> list[np.ndarray]:
-        """The head over a batch: in one forward pass, or in smaller ones where memory does not suffice."""
+        """Return the head's values for a batch, from one forward pass, or from smaller ones if memory is short."""
         values: list[np.ndarray] = []
         done = 0
         while done < len(keys):
@@ -141,7 +141,7 @@ class Pass:
             yield batch.result()
 
     def _parts(self, rows: np.ndarray) -> Iterator[list["Future[_Part]"]]:
-        """The parts of each batch, being decoded; the size of a batch is asked for anew every time."""
+        """Yield the parts of each batch, being decoded; the batch size is read again for every batch."""
         start = 0
         while start < len(rows):
             batch = rows[start : start + self.batch_size]
@@ -161,7 +161,7 @@ class Pass:
         return whole, images, broken
 
     def _joined(self, parts: list["Future[_Part]"]) -> _Decoded:
-        """Return one batch of what was decoded in parts."""
+        """Return one batch of the images that were decoded in parts."""
         whole: list[int] = []
         images: list[np.ndarray] = []
         broken: list[tuple[int, str]] = []

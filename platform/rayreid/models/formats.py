@@ -1,4 +1,4 @@
-"""Formats of checkpoints: how each is recognised, where in it the backbone is, and what stands beside it."""
+"""Formats of checkpoints: how to recognise each, where the backbone is in it, and what else it contains."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-# What may stand behind a backbone of any origin.
+# Layers that may follow a backbone of any origin.
 HEADS = {
     "head.": "head",
     "head_dist.": "head",
@@ -16,7 +16,7 @@ HEADS = {
     "bottleneck": "neck",
 }
 COMPUTED = (".relative_position_index", ".attn_mask")
-# What a network may have that the backbones here have not: its tensors would load without it into another network.
+# Parts that a network may have and the backbones here lack: its tensors would otherwise load into a different network.
 DIFFERENCES = {
     "part_token": "part tokens beside the class token, attended to in every block (PASS), have no place in this ViT",
     "semantic_embed_": "a semantic controller scales and shifts the output of every stage (SOLIDER), which this Swin "
@@ -34,9 +34,9 @@ class Contents:
     """A checkpoint file taken apart.
 
     Attributes:
-        state: name → tensor, without the `module.` of data-parallel training.
-        container: the key that the tensors stood under (`teacher`, `method`, `state_dict`, `model`), or "".
-        facts: what the file says of itself: `arch`, `epoch`, `img_size` (height, width).
+        state: Name → tensor, without the `module.` of data-parallel training.
+        container: The key under which the tensors were stored (`teacher`, `method`, `state_dict`, `model`), or "".
+        facts: Facts that the file states about itself: `arch`, `epoch`, `img_size` (height, width).
     """
 
     state: Mapping[str, Tensor]
@@ -44,26 +44,26 @@ class Contents:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def has(self, *prefixes: str) -> bool:
-        """Whether some name begins so."""
+        """Return whether a name begins with one of these prefixes."""
         return any(name.startswith(prefixes) for name in self.state)
 
     def mentions(self, part: str) -> bool:
-        """Whether some name contains this."""
+        """Return whether a name contains this part."""
         return any(part in name for name in self.state)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors of one file under the backbone's own names.
+    """Tensors of one file, under the backbone's own names.
 
     Attributes:
-        format: name of the format in `FORMATS`, or "rayreid" (ours).
-        state: name → tensor.
-        ignored: names in the file that are no part of a backbone → why they were left out.
-        header: our header as JSON text, "" for files of other origin.
-        facts: what is known of the file beyond its tensors: `arch`, `epoch`, `img_size` (height, width),
-            `num_heads`, `mean`, `std`; absent where it is not.
-        differs: what the file's network has that no backbone here has, in words; "" for most.
+        format: Name of the format in `FORMATS`, or "rayreid" (ours).
+        state: Name → tensor.
+        ignored: Name in the file that is not part of a backbone → the reason for leaving it out.
+        header: Our header as JSON text, "" for files of other origin.
+        facts: Known facts beyond the tensors: `arch`, `epoch`, `img_size` (height, width), `num_heads`, `mean`, `std`;
+            unknown ones are absent.
+        differs: Description of parts of the file's network that no backbone here has; "" for most files.
     """
 
     format: str
@@ -82,13 +82,14 @@ class Format:
     """One format of other origin.
 
     Attributes:
-        name: a word.
-        title: in words, for people.
-        recognise: whether a file is of it; the first in `FORMATS` that says so is taken.
-        inside: prefix of the backbone's names in the file.
-        beside: prefixes of names that are left out → why.
-        rearrange: moves tensors to other names, before prefixes are looked at; returns also what it left out.
-        heads: width of a ViT → its attention heads, where they are not the usual ones: no tensor shows them.
+        name: A single word.
+        title: A description for people.
+        recognise: Whether a file has this format; the first match in `FORMATS` is taken.
+        inside: Prefix of the backbone's names in the file.
+        beside: Prefix of names that are left out → the reason.
+        rearrange: Function that moves tensors to other names before prefixes are considered; it also returns the names
+            that it left out.
+        heads: Width of a ViT → its attention heads, if they are not the usual ones, because no tensor reveals them.
     """
 
     name: str
@@ -101,14 +102,14 @@ class Format:
 
 
 def _of_reid_shape(contents: Contents) -> bool:
-    """Whether a DINO checkpoint is of TransReID-SSL: its stem, its settings, or positions that are not square."""
+    """Return whether a DINO checkpoint comes from TransReID-SSL, by its stem, its settings or non-square positions."""
     table = next((value for name, value in contents.state.items() if name.endswith("pos_embed")), None)
     oblong = table is not None and round((table.shape[1] - 1) ** 0.5) ** 2 != table.shape[1] - 1
     return contents.mentions("patch_embed.conv.") or "img_size" in contents.facts or oblong
 
 
 def _global_branch(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """TransReID with local branches (JPM): `b1`, a copy of the last block and the norm, makes the global feature.
+    """Return the global branch of TransReID with local branches (JPM): `b1`, a copy of the last block and the norm.
 
     `base` ends before its own last block there, which was never trained (TransReID, `build_transformer_local`).
     """
@@ -125,7 +126,7 @@ def _global_branch(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 
 
 def _named_layers(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Cluster Contrast keeps its ResNet's layers in a sequence: their places become names."""
+    """Rename the layers of Cluster Contrast's ResNet, which are stored in a sequence, from positions to names."""
     names = {0: "conv1", 1: "bn1", 4: "layer1", 5: "layer2", 6: "layer3", 7: "layer4"}
     places = {f"base.{place}.": f"base.{name}." for place, name in names.items()}
     return {re.sub(r"^base\.\d\.", lambda at: places.get(at[0], at[0]), name): state[name] for name in state}, {}
@@ -215,9 +216,9 @@ TITLES = {"rayreid": "weights of rayreid", **{form.name: form.title for form in 
 
 
 def adapt(contents: Contents) -> Checkpoint:
-    """Find the backbone in what a file of other origin holds, and give its tensors the backbone's names.
+    """Find the backbone in the content of a file of other origin, and rename its tensors to the backbone's names.
 
-    Names that no rule explains stay, to be refused by name.
+    Names that no rule explains are kept, so that they are refused by name later.
     """
     form = next(form for form in FORMATS if form.recognise(contents))
     tensors, ignored = form.rearrange(contents.state) if form.rearrange else (dict(contents.state), {})
@@ -246,7 +247,10 @@ def _reason(name: str, prefixes: Mapping[str, str]) -> str | None:
 
 
 def _timm_swin(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Where Swin's authors end a stage with the step to the next (`layers.0.downsample`), timm begins the next."""
+    """Rename the downsampling layers of a Swin as in timm.
+
+    Swin's authors put them at the end of a stage (`layers.0.downsample`), timm at the beginning of the next.
+    """
     if not any(name.startswith("layers.0.downsample.") for name in state):
         return state
     step = re.compile(r"^layers\.(\d+)\.downsample\.")

@@ -19,15 +19,15 @@ _PATIENCE = 10.0
 
 
 def is_name(text: str | Path) -> bool:
-    """Whether this names a model of timm, not a file."""
+    """Return whether this names a model of timm instead of a file."""
     return str(text).startswith(PREFIX)
 
 
 def full_name(text: str) -> str:
-    """The name with the tag of its weights: what timm takes where none is given, said.
+    """Return the name with the tag of its weights; without a tag, timm's default tag is added.
 
     Raises:
-        UserError: timm has no weights of that name.
+        UserError: timm has no weights with that name.
     """
     name = text.removeprefix(PREFIX)
     known = timm.list_models(pretrained=True)
@@ -36,14 +36,14 @@ def full_name(text: str) -> str:
     if name in known:
         return PREFIX + name
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    raise UserError(f"timm has no pre-trained weights {name!r}; near it are: {', '.join(near) or 'none'}")
+    raise UserError(f"timm has no pre-trained weights {name!r}; similar names: {', '.join(near) or 'none'}")
 
 
 def pretrained(text: str) -> nn.Module:
-    """The model with its weights, from the local cache or the hub.
+    """Return the model with its weights, from the local cache or the hub.
 
     Raises:
-        UserError: timm has no weights of that name, or they are neither in the cache nor can be fetched.
+        UserError: timm has no weights with that name, or they are not in the cache and cannot be fetched.
     """
     name = full_name(text).removeprefix(PREFIX)
     cfg = get_pretrained_cfg(name)
@@ -65,7 +65,7 @@ def _answers(address: str) -> bool:
         with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_PATIENCE):
             return True
     except urllib.error.HTTPError:
-        return True  # an answer, if an unfriendly one
+        return True  # an answer, although an unfriendly one
     except OSError:
         return False
 
@@ -73,5 +73,5 @@ def _answers(address: str) -> bool:
 def _unreachable(name: str, repository: str) -> UserError:
     return UserError(
         f"{PREFIX}{name} is not in the local cache and {constants.ENDPOINT} cannot be reached: download "
-        f"{_FILES[0]} of {repository} where there is a network and give the file"
+        f"{_FILES[0]} of {repository} on a machine with a network and give the file"
     )

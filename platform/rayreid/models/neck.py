@@ -1,8 +1,8 @@
-"""The neck in a weights file: what stands between a backbone's feature and the one that is compared.
+"""The neck in a weights file: the layer between a backbone's feature and the one that is compared.
 
 A model that was trained without labels is compared by the output of its BNNeck. In eval mode that is one scale and one
-shift per channel, whatever the backbone; they lie beside its tensors as `neck.scale` and `neck.shift`. Only who
-computes the model's own features uses them: a new training begins without.
+shift per channel, whatever the backbone. They are stored with the backbone's tensors as `neck.scale` and `neck.shift`.
+They are used only to compute the model's own features; a new training starts without them.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ LEFT_OUT = "neck of the model's own features"
 
 
 class Neck(nn.Module):
-    """x · scale + shift of features (B, D).
+    """A neck that maps features (B, D) to x · scale + shift.
 
     Args:
         scale: (D,).
@@ -32,23 +32,23 @@ class Neck(nn.Module):
         self.register_buffer("shift", shift)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, D) → (B, D)."""
+        """Return features (B, D) after the neck, (B, D)."""
         return features * self.scale + self.shift
 
 
 def named(neck: Neck) -> dict[str, Tensor]:
-    """Its tensors under their names in a file."""
+    """Return the neck's tensors under their names in a file."""
     return {PREFIX + name: value.detach().cpu().contiguous() for name, value in neck.state_dict().items()}
 
 
 def part_neck(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file of ours without the neck's; and names of those → why they are left out."""
+    """Return a file's tensors without the neck's, and the names of the neck's → the reason to leave them out."""
     rest = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
     return rest, dict.fromkeys((name for name in state if name not in rest), LEFT_OUT)
 
 
 def load_neck(path: Path) -> nn.Module:
-    """The neck in a weights file of ours; the identity where it has none."""
+    """Return the neck in a weights file of ours; the identity if it has none."""
     with safe_open(path, framework="pt") as file:
         if not any(name.startswith(PREFIX) for name in file.keys()):  # noqa: SIM118 (not a dict)
             return nn.Identity()

@@ -1,8 +1,8 @@
-"""Mean and standard deviation per colour channel, on images in [0, 1], for which weights were trained."""
+"""Mean and standard deviation per colour channel, for images in [0, 1], with which weights were trained."""
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-# Formats whose normalisation is known: that of pre-training, ours and published, and of the published ReID models.
+# Formats with known normalisation: that of pre-training, ours and published, and of the published ReID models.
 NORMALISED = {
     **dict.fromkeys(("rayreid-state", "transreid-pretraining", "dino", "mocov2", "mocov3", "moby"), IMAGENET),
     **dict.fromkeys(("reid", "cluster-contrast"), HALF),

@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
-    """Batch norm whose training statistics are those of all `torch.distributed` workers' batches together.
+    """Batch norm whose training statistics cover the batches of all `torch.distributed` workers together.
 
-    Alone, or in eval mode, it is `nn.BatchNorm2d`. `torch.nn.SyncBatchNorm` refuses to run on CPU; this layer
-    runs wherever the process group does (gloo or NCCL). Takes (B, C), (B, C, L) and (B, C, H, W); workers'
-    batches may differ in size. Gradients to the input are those of the *sum* of the workers' losses; those to
-    weight and bias are the worker's own share, which the training loop averages with all others.
+    With one worker, or in eval mode, it equals `nn.BatchNorm2d`. `torch.nn.SyncBatchNorm` refuses to run on CPU; this
+    layer runs wherever the process group does (gloo or NCCL). It accepts (B, C), (B, C, L) and (B, C, H, W); the
+    workers' batches may differ in size. Gradients to the input are those of the *sum* of the workers' losses. Gradients
+    to weight and bias are the worker's own share, which the training loop averages with all others.
 
     Attributes:
-        synchronised: False makes each worker use its own batch only (see `set_synchronised`).
+        synchronised: Whether statistics cover all workers; False: only the worker's own batch (see `set_synchronised`).
     """
 
     synchronised = True
@@ -26,7 +26,7 @@ class SyncedBatchNorm(nn.BatchNorm2d):
             raise ValueError(f"batch norm needs (B, C, ...), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, ...) per channel; same shape and dtype out."""
+        """Return (B, C, ...) normalised per channel, with the same shape and dtype."""
         if not (self.training and self.synchronised and _workers() > 1):
             return super().forward(input)
         self._check_input_dim(input)
@@ -63,7 +63,7 @@ class IBN(nn.Module):
         self.BN = SyncedBatchNorm(channels - self.split)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, H, W); same shape out."""
+        """Return (B, C, H, W) normalised, with the same shape."""
         first, rest = x[:, : self.split], x[:, self.split :]
         if torch.compiler.is_compiling():
             return torch.cat([_instance_norm(first, self.IN), self.BN(rest)], dim=1)
@@ -71,7 +71,10 @@ class IBN(nn.Module):
 
 
 def _instance_norm(x: Tensor, norm: nn.InstanceNorm2d) -> Tensor:
-    """`norm(x)` written out: a compiler keeps the memory format, which `norm` turns into a batch norm's and back."""
+    """Return `norm(x)`, written out.
+
+    A compiler then keeps the memory format, whereas it turns `norm` into a batch norm in another format and back.
+    """
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
     var, mean = torch.var_mean(precise, (2, 3), correction=0, keepdim=True)
     unit = (precise - mean) * (var + norm.eps).rsqrt()
@@ -79,7 +82,7 @@ def _instance_norm(x: Tensor, norm: nn.InstanceNorm2d) -> Tensor:
 
 
 def set_synchronised(module: nn.Module, enabled: bool) -> None:
-    """Switch synchronisation of every batch norm below `module` (fine-tuning takes statistics per worker)."""
+    """Switch the synchronisation of every batch norm below `module` (fine-tuning takes statistics per worker)."""
     for layer in module.modules():
         if isinstance(layer, SyncedBatchNorm):
             layer.synchronised = enabled
@@ -90,10 +93,10 @@ def _workers() -> int:
 
 
 def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), biased variance (C,) and number of values per channel () over all workers, float64.
+    """Return mean (C,), biased variance (C,) and number of values per channel () over all workers, float64.
 
-    Each worker takes its own moments in a stable two-pass way; only their combination uses sums of squares,
-    and that in float64, so that a mean far from zero costs no digits. One all-reduce of 2C + 1 numbers.
+    Each worker computes its own moments in a stable two-pass way. Only their combination uses sums of squares, in
+    float64, so that a mean far from zero costs no digits. It takes one all-reduce of 2C + 1 numbers.
     """
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
@@ -117,11 +120,11 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:
 
 
 class _Normalise(torch.autograd.Function):
-    """weight · (x − mean) · invstd + bias, where mean and invstd are statistics of all workers' x.
+    """weight · (x − mean) · invstd + bias, where mean and invstd are statistics over the x of all workers.
 
     Backward (Ioffe & Szegedy 2015, section 3, with the sums over all workers):
     dx = weight · invstd · (dy − Σdy / N − x̂ · Σ(dy · x̂) / N).
-    A Function of its own keeps only x for backward, where autograd would keep every intermediate map.
+    A separate Function keeps only x for backward, where autograd would keep every intermediate map.
     """
 
     @staticmethod

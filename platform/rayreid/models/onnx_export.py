@@ -1,4 +1,4 @@
-"""A backbone as an ONNX file, which is kept only if it computes what the backbone computes."""
+"""Export of a backbone to an ONNX file, which is kept only if its output equals the backbone's."""
 
 import copy
 import importlib.util
@@ -25,12 +25,12 @@ BATCHES = (1, 3)
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far the exported model is from the backbone, on seeded normal input.
+    """The difference between the exported model and the backbone, for seeded normal input.
 
     Attributes:
-        greatest: the greatest absolute difference of a feature, in standard deviations of the features.
-        tolerance: what was allowed, in the same unit.
-        batches: the batch sizes compared.
+        greatest: The largest absolute difference of a feature, in standard deviations of the features.
+        tolerance: The largest difference allowed, in the same unit.
+        batches: The batch sizes compared.
     """
 
     greatest: float
@@ -45,19 +45,20 @@ def export_onnx(
     tolerance: float = TOLERANCE,
     batches: Sequence[int] = BATCHES,
 ) -> Deviation:
-    """Export a backbone in eval mode and float32: `images` (B, 3, H, W) to `features` (B, D), B free, H and W fixed.
+    """Export a backbone in eval mode and float32: `images` (B, 3, H, W) to `features` (B, D), with fixed H and W.
 
-    The file is run with onnxruntime on the CPU, and compared with the backbone, before it gets its name.
+    The batch size B is free. The file is run with onnxruntime on the CPU, and compared with the backbone, before it
+    gets its name.
 
     Args:
-        backbone: made by `build_backbone`; left as it is.
-        path: the file to write.
+        backbone: A backbone made by `build_backbone`; it is not changed.
+        path: The file to write.
         facts: JSON-able; each becomes an entry of the model's metadata (mean, std).
-        tolerance: greatest difference allowed, in standard deviations of the features.
-        batches: batch sizes to compare.
+        tolerance: Largest difference allowed, in standard deviations of the features.
+        batches: Batch sizes to compare.
 
     Raises:
-        UserError: a package of the extra `onnx` is missing, or the exported model differs by more.
+        UserError: A package of the extra `onnx` is missing, or the exported model exceeds the tolerance.
     """
     require_onnx()
     network = copy.deepcopy(backbone).to("cpu", torch.float32).eval()
@@ -65,7 +66,7 @@ def export_onnx(
         _export(network, unfinished)
         _describe(unfinished, {**(facts or {}), "backbone": backbone.spec})
         greatest = _compare(network, unfinished, batches)
-        if not greatest <= tolerance:  # also when it is not a number
+        if not greatest <= tolerance:  # also if it is not a number
             raise UserError(
                 f"{path} was not written: the exported model differs from the backbone by {greatest:.1e} standard"
                 f" deviations of its features, more than {tolerance:.0e}; try other versions of torch and onnxruntime"
@@ -74,7 +75,7 @@ def export_onnx(
 
 
 def require_onnx() -> None:
-    """Refuse where a package of the extra `onnx` is missing."""
+    """Raise a UserError if a package of the extra `onnx` is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"exporting to ONNX needs {', '.join(missing)}: {INSTALL}")
@@ -83,7 +84,7 @@ def require_onnx() -> None:
 def _export(network: Backbone, path: Path) -> None:
     images = _images(network, 2)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's own, about its inner parts
+        warnings.simplefilter("ignore")  # the exporter's own warnings about its internals
         torch.onnx.export(
             network,
             (images,),
@@ -106,7 +107,7 @@ def _describe(path: Path, facts: dict[str, Any]) -> None:
 
 
 def _compare(network: Backbone, path: Path, batches: Sequence[int]) -> float:
-    """Greatest difference over all batch sizes, in standard deviations of the backbone's features."""
+    """Return the largest difference over all batch sizes, in standard deviations of the backbone's features."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

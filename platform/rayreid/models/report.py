@@ -1,4 +1,4 @@
-"""What loading weights did, tensor by tensor, in a line or in full."""
+"""The result of loading weights, tensor by tensor, in one line or in full."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,21 +13,22 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did, or `check_weights` found that it would do.
+    """The result of `load_weights`, or the result that `check_weights` predicts.
 
     Attributes:
-        source: the file, or `timm:NAME`.
-        format: origin of the file (`rayreid.models.formats.TITLES`).
-        loaded: names of all tensors loaded.
-        resized: those of them that were resampled → the file's grid and the backbone's, (height, width) in patches.
-        counted_anew: step counters of batch norm that the file lacks, as files of PyTorch before 0.4.1 do: set to 0.
-        ignored: names in the file left out on purpose → why.
-        missing: names that the file lacks; empty unless not strict, as are the next two.
-        unexpected: names in the file that the backbone has no place for.
-        other_shape: name → the file's shape and the backbone's.
-        differs: what the file's network has that the backbone has not, in words.
-        facts: what is known of the file beyond its tensors (see `Checkpoint`); `mean` and `std` among it.
-        header: our header; empty for files of other origin.
+        source: The file, or `timm:NAME`.
+        format: Origin of the file (`rayreid.models.formats.TITLES`).
+        loaded: Names of all loaded tensors.
+        resized: Names of resampled tensors → the grids of the file and of the backbone, (height, width) in patches.
+        counted_anew: Step counters of batch norm that the file lacks, as files of PyTorch before 0.4.1 do; they are set
+            to 0.
+        ignored: Names in the file that are left out on purpose → the reason.
+        missing: Names that the file lacks. Like the next two, it is empty in strict mode.
+        unexpected: Names in the file that the backbone does not have.
+        other_shape: Name → the shapes in the file and in the backbone.
+        differs: Description of parts of the file's network that the backbone lacks.
+        facts: Known facts beyond the tensors (see `Checkpoint`), including `mean` and `std`.
+        header: Our header; empty for files of other origin.
     """
 
     source: str
@@ -45,7 +46,7 @@ class LoadReport:
 
     @property
     def whole(self) -> bool:
-        """Whether every tensor of the backbone was loaded, and every one of the file is accounted for."""
+        """Return whether every tensor of the backbone was loaded and every tensor of the file is accounted for."""
         return not (self.missing or self.unexpected or self.other_shape or self.differs)
 
     def __str__(self) -> str:
@@ -55,13 +56,13 @@ class LoadReport:
         return f"{self.source} ({TITLES[self.format]}): {', '.join(parts)}"
 
     def faults(self) -> str:
-        """What did not fit, some names of each kind."""
+        """Return a description of the tensors that did not fit, with some names of each kind."""
         listed = {**dict(self._rest()), "of another shape": self._shapes()}
         parts = [f"{len(names)} {what}: {_some(list(names))}" for what, names in listed.items() if names]
         return "; ".join([*([self.differs] if self.differs else []), *parts])
 
     def lines(self) -> list[str]:
-        """Everything, in lines of text."""
+        """Return the whole report as lines of text."""
         known = [f"{name}: {value}" for name, value in self.facts.items()]
         sizes = [f"{name} {_grids(*grids)}" for name, grids in self.resized.items()]
         reasons = sorted(set(self.ignored.values()))
@@ -81,7 +82,7 @@ class LoadReport:
         return [str(self), *told]
 
     def figures(self) -> dict[str, Any]:
-        """What is worth keeping beside an artifact, JSON-able; names only of what was not loaded."""
+        """Return the facts to store with an artifact, JSON-able; it only names tensors that were not loaded."""
         return {
             "source": self.source,
             "format": self.format,

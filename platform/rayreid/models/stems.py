@@ -1,4 +1,4 @@
-"""Stems: what turns an image into patch tokens, as `embed_layer` of timm's VisionTransformer."""
+"""Stems, which turn an image into patch tokens: the `embed_layer` of timm's VisionTransformer."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -14,24 +14,26 @@ STEM_CHANNELS = 64
 
 
 class Stem(nn.Module, ABC):
-    """What timm's VisionTransformer asks of an `embed_layer`; subclasses turn pixels into a map of tokens.
+    """The interface of an `embed_layer` of timm's VisionTransformer; subclasses turn pixels into a map of tokens.
 
     Args:
-        img_size: (H, W) in pixels the model is built for.
-        patch_size: pixels per token, one number for both directions or (h, w).
-        in_chans: image channels.
-        embed_dim: channels per token, D.
-        bias: whether the last convolution has one.
-        strict_img_size: accept images of `img_size` only (otherwise any that the patch divides).
-        dynamic_img_pad: padding to whole patches; not offered.
-        output_fmt: "NHWC" gives (B, h, w, D), as timm wants for dynamic sizes, "NCHW" gives (B, D, h, w);
-            None gives (B, N, D).
+        img_size: (H, W) in pixels for which the model is built.
+        patch_size: Pixels per token, one number for both directions or (h, w).
+        in_chans: Number of image channels.
+        embed_dim: D, channels per token.
+        bias: Whether the last convolution has a bias.
+        strict_img_size: Whether only images of `img_size` are accepted (otherwise any size that the patch divides).
+        dynamic_img_pad: Padding to whole patches; not available.
+        output_fmt: "NHWC" gives (B, h, w, D), as timm requires for dynamic sizes, "NCHW" gives (B, D, h, w), None gives
+            (B, N, D).
+        device: Device of the parameters.
+        dtype: Type of the parameters.
 
     Attributes:
         grid_size: (h, w) tokens at `img_size`; num_patches = h · w.
 
     Raises:
-        UserError: the patch does not divide the image size (also in forward).
+        UserError: The patch does not divide the image size (also in forward).
     """
 
     def __init__(
@@ -65,10 +67,10 @@ class Stem(nn.Module, ABC):
 
     @abstractmethod
     def tokens(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) pixels to (B, D, h, w) tokens."""
+        """Return tokens (B, D, h, w) of pixels (B, C, H, W)."""
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Tokens (h, w) of an image; UserError when the patch does not divide it."""
+        """Return the number of tokens (h, w) of an image; raise UserError if the patch does not divide it."""
         patch_h, patch_w = self.patch_size
         if height % patch_h or width % patch_w:
             fit = (max(1, round(height / patch_h)) * patch_h, max(1, round(width / patch_w)) * patch_w)
@@ -79,15 +81,15 @@ class Stem(nn.Module, ABC):
         return height // patch_h, width // patch_w
 
     def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
-        """Pixels per token."""
+        """Return the pixels per token."""
         return max(self.patch_size) if as_scalar else self.patch_size
 
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Tokens (h, w) of an image of `img_size`."""
+        """Return the number of tokens (h, w) of an image of `img_size`."""
         return self.grid(*img_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) pixels to tokens in the layout of `output_fmt`."""
+        """Return the tokens of pixels (B, C, H, W), in the layout of `output_fmt`."""
         size = (x.shape[-2], x.shape[-1])
         if self.strict_img_size and size != self.img_size:
             raise ValueError(f"the stem is built for {self.img_size}, got an image of {size}")
@@ -99,18 +101,18 @@ class Stem(nn.Module, ABC):
 
 
 class Patchify(Stem):
-    """One convolution of the patch's size and stride: ViT's own stem (Dosovitskiy et al. 2021)."""
+    """One convolution with the patch's size and stride: ViT's own stem (Dosovitskiy et al. 2021)."""
 
     def _build(self, in_chans: int, embed_dim: int, bias: bool) -> None:
         self.proj = nn.Conv2d(in_chans, embed_dim, self.patch_size, self.patch_size, bias=bias)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) pixels to (B, D, h, w) tokens."""
+        """Return tokens (B, D, h, w) of pixels (B, C, H, W)."""
         return _project(self.proj, x)
 
 
 class ConvStem(Stem):
-    """Three convolutions with batch norm at half resolution, then one of half the patch's size and stride."""
+    """Three convolutions with batch norm at half resolution, then one with half the patch's size and stride."""
 
     norm: type[nn.Module] = SyncedBatchNorm
 
@@ -133,8 +135,8 @@ class ConvStem(Stem):
         self.proj = nn.Conv2d(C, embed_dim, patch, patch, bias=bias)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) pixels to (B, D, h, w) tokens."""
-        if x.is_cuda:  # whose convolutions take channels last, and would turn each map there and back
+        """Return tokens (B, D, h, w) of pixels (B, C, H, W)."""
+        if x.is_cuda:  # its convolutions use channels last, and would convert each map there and back
             x = x.contiguous(memory_format=torch.channels_last)
         return _project(self.proj, self.conv(x))
 
@@ -149,9 +151,9 @@ STEMS: dict[str, type[Stem]] = {"patchify": Patchify, "conv": ConvStem, "ics": I
 
 
 def _project(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """`conv(x)` for a convolution whose stride is its kernel, (B, C, H, W) to (B, D, h, w), as one matrix product.
+    """Return `conv(x)`, (B, C, H, W) to (B, D, h, w), as one matrix product; the stride of `conv` is its kernel.
 
-    On a CPU its backward pass takes a half to two thirds of the convolution's (measured at the stems' sizes).
+    On a CPU, its backward pass takes a half to two thirds of the convolution's time (measured at the stems' sizes).
     """
     height, width = conv.kernel_size
     patches = x.unflatten(3, (-1, width)).unflatten(2, (-1, height)).permute(0, 2, 4, 1, 3, 5).flatten(3)

@@ -1,4 +1,4 @@
-"""Weights of a backbone: our safetensors files with their facts, and loading from files of any origin."""
+"""Weights of a backbone: our safetensors files with their metadata, and loading from files of any origin."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ from rayreid.models.report import Grid, LoadReport
 from rayreid.models.stems import Stem
 
 BEST = "best.safetensors"
-"""Beside an artifact's weights: those of the epoch that looked best. Chosen on the test itself, hence for the record
-alone: nothing goes on from them."""
+"""File in an artifact with the weights of the epoch that scored best. That epoch was chosen on the test itself, so
+the file is only for the record: nothing continues from it."""
 
 FORMAT = "rayreid-backbone/1"
 
@@ -38,25 +38,25 @@ def save_backbone(
     """Write a backbone as safetensors, atomically; dtypes are kept.
 
     Args:
-        path: the file; its folder exists.
-        backbone: made by `build_backbone`.
-        mean: per channel, in [0, 1]: how images are normalised for these weights.
-        std: likewise.
-        neck: what its feature goes through before it is compared, if anything.
-        facts: anything else JSON-able worth knowing (method, epochs, data set).
+        path: The file; its folder exists.
+        backbone: A backbone made by `build_backbone`.
+        mean: Mean per channel, in [0, 1], with which images are normalised for these weights.
+        std: Standard deviation per channel, in [0, 1].
+        neck: The layer between the feature and the one that is compared, if there is one.
+        facts: Other JSON-able facts (method, epochs, dataset).
     """
     header = {**facts, "format": FORMAT, "backbone": backbone.spec, "mean": list(mean), "std": list(std)}
     state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
     state |= named(neck) if neck is not None else {}
-    # safetensors' own `save_file` shuts all other users out of the file
+    # safetensors' own `save_file` makes the file unreadable for all other users
     write_atomically(Path(path), save(state, metadata={HEADER_KEY: json.dumps(header)}))
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """The header of our weights file: format, backbone (its spec), mean, std and further facts.
+    """Return the header of our weights file: format, backbone (its spec), mean, std and further facts.
 
     Raises:
-        UserError: no such file, or not one of ours.
+        UserError: The file does not exist or is not one of ours.
     """
     return _header(Path(path), read_header_text(Path(path)))
 
@@ -65,8 +65,8 @@ def load_backbone(path: str | Path, **overrides: Any) -> tuple[Backbone, dict[st
     """Build the backbone that our weights file describes, and load it.
 
     Args:
-        path: a file of `save_backbone`.
-        overrides: arguments of `build_backbone` that replace the file's, e.g. `drop_path` or `img_size`.
+        path: A file that `save_backbone` wrote.
+        overrides: Arguments of `build_backbone` that replace the file's, e.g. `drop_path` or `img_size`.
 
     Returns:
         The backbone (float32, CPU) and the file's header.
@@ -83,17 +83,17 @@ def load_backbone(path: str | Path, **overrides: Any) -> tuple[Backbone, dict[st
 def load_weights(backbone: Backbone, path: str | Path, strict: bool = True) -> LoadReport:
     """Load weights of any known origin into a backbone (`rayreid.models.formats` lists them).
 
-    A position embedding of another grid is resampled. What is refused changes nothing in the backbone.
+    A position embedding for another grid is resampled. If the weights are refused, the backbone does not change.
 
     Args:
-        backbone: made by `build_backbone`.
-        path: a file, or `timm:NAME`.
-        strict: every tensor of the backbone must be in the file, with its shape, and every one of the file be
-            explained; otherwise what fits is loaded and the report lists the rest.
+        backbone: A backbone made by `build_backbone`.
+        path: A file, or `timm:NAME`.
+        strict: Whether every tensor of the backbone must be in the file, with its shape, and every tensor of the file
+            must be accounted for. Otherwise the tensors that fit are loaded and the report lists the rest.
 
     Raises:
-        UserError: no such file, not a weights file, names or shapes that do not fit the backbone (not strict: none
-            that do), or a number of attention heads that is known to be another.
+        UserError: The file does not exist or is not a weights file, its names or shapes do not fit the backbone (if not
+            strict: none fits), or its number of attention heads is known to be different.
     """
     state, report = _read(backbone, path, strict)
     backbone.load_state_dict(state, strict=report.whole)
@@ -101,12 +101,15 @@ def load_weights(backbone: Backbone, path: str | Path, strict: bool = True) -> L
 
 
 def check_weights(backbone: Backbone, path: str | Path, strict: bool = True) -> LoadReport:
-    """What `load_weights` would do or raise; loads nothing, so that the backbone may be on the meta device."""
+    """Return the report of `load_weights` without loading, or raise its error.
+
+    The backbone may be on the meta device.
+    """
     return _read(backbone, path, strict)[1]
 
 
 def resize_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Position embedding (1, 1 + H·W, D), class token first, for a model of another grid: (1, 1 + h·w, D).
+    """Return the position embedding (1, 1 + H·W, D), class token first, for a model with another grid: (1, 1 + h·w, D).
 
     Bilinear, align_corners=False (TransReID, `resize_pos_embed`).
     """
@@ -117,7 +120,7 @@ def resize_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, 
 
 def _header(path: Path, text: str) -> dict[str, Any]:
     if not text:
-        raise UserError(f"{path} was not written by rayreid (it has no header): say which backbone it holds")
+        raise UserError(f"{path} was not written by rayreid (it has no header): state which backbone it contains")
     header: dict[str, Any] = json.loads(text)
     if header.get("format") != FORMAT:
         raise UserError(f"{path} has format {header.get('format')!r}; this version of rayreid reads {FORMAT!r}")
@@ -133,7 +136,7 @@ def _read(backbone: Backbone, path: str | Path, strict: bool) -> tuple[dict[str,
 def _fit(
     backbone: Backbone, checkpoint: Checkpoint, source: str, header: dict[str, Any], strict: bool
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """The tensors that go into the backbone, and the report of them."""
+    """Return the tensors to load into the backbone, and the report about them."""
     if strict and checkpoint.differs:
         raise UserError(f"{source} is {TITLES[checkpoint.format]} of another architecture: {checkpoint.differs}")
     wanted = backbone.state_dict()
@@ -171,7 +174,10 @@ def _fit(
 
 
 def _check_heads(backbone: Backbone, checkpoint: Checkpoint, source: str, header: dict[str, Any]) -> None:
-    """The number of attention heads does not show in any shape: weights of another one load, and are useless."""
+    """Raise a UserError if the number of attention heads is known to be different.
+
+    No shape reveals that number: weights with another number would load and be useless.
+    """
     spec = header.get("backbone", {})
     theirs = (
         checkpoint.facts.get("num_heads") or spec.get("num_heads") or VITS.get(spec.get("name"), {}).get("num_heads")
@@ -189,7 +195,7 @@ def _check_heads(backbone: Backbone, checkpoint: Checkpoint, source: str, header
 
 
 def _absent_counters(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Steps that a batch norm has counted, where a file holds the norm but not the counter; nothing uses them."""
+    """Return the step counters of batch norms that a file lacks although it has the norm; nothing uses them."""
     counter, beside = "num_batches_tracked", "running_mean"
     names = [name for name in wanted if name.endswith(counter) and name not in state]
     return [name for name in names if name.removesuffix(counter) + beside in state]
@@ -198,7 +204,7 @@ def _absent_counters(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) 
 def _fit_positions(
     backbone: Backbone, state: dict[str, Tensor], source: str, known: Mapping[str, Any], strict: bool
 ) -> dict[str, tuple[Grid, Grid]]:
-    """Bring the position embedding in `state` to the backbone's grid; what was resampled → old and new grid."""
+    """Resample the position embedding in `state` to the backbone's grid, and return its name → old and new grid."""
     stem = getattr(backbone, "patch_embed", None)
     table = state.get("pos_embed")
     if not isinstance(stem, Stem) or table is None or table.dim() != 3:
@@ -212,13 +218,13 @@ def _fit_positions(
             f"{source}: cannot tell the grid of {positions} positions in pos_embed (not square, 2:1 or 3:1)"
         )
     if grid is None or grid[0] * grid[1] != positions or grid == stem.grid_size:
-        return {}  # as it is: refused by its shape if it does not fit
+        return {}  # unchanged: if it does not fit, its shape causes the refusal
     state["pos_embed"] = resize_positions(table, grid, stem.grid_size)
     return {"pos_embed": (grid, stem.grid_size)}
 
 
 def _own_grid(known: Mapping[str, Any]) -> Grid | None:
-    """The grid that our header states, or the settings in a file of other origin."""
+    """Return the grid that our header states, or the settings in a file of other origin."""
     spec = known.get("backbone", known)
     if "img_size" not in spec:
         return None
@@ -228,16 +234,17 @@ def _own_grid(known: Mapping[str, Any]) -> Grid | None:
 
 
 def _guessed_grid(positions: int, grid: Grid) -> Grid | None:
-    """Grid of a file that does not say: the backbone's own if the number fits, else square, 2:1 or 3:1."""
+    """Return the grid of a file that does not state it: the backbone's own if it fits, else square, 2:1 or 3:1."""
     if positions == grid[0] * grid[1]:
         return grid
     return guess_grid(positions)
 
 
 def weights_of(folder: Path) -> Path:
-    """The weights file of an artifact of pre-training, fine-tuning, adaptation, or of a user's checkpoint.
+    """Return the weights file of an artifact of pre-training, fine-tuning or adaptation, or of a user's checkpoint.
 
-    It is the last epoch's; those of the epoch that looked best on query and gallery are for the record.
+    It is that of the last epoch; the weights of the epoch that scored best on query and gallery are only for the
+    record.
     """
     [path] = (path for path in folder.glob("*.safetensors") if path.name != BEST)
     return path

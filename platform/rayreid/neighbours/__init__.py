@@ -1,1 +1,1 @@
-"""Nearest neighbours: what re-ranking and clustering share."""
+"""Nearest neighbours: the search and encoding that re-ranking and clustering share."""

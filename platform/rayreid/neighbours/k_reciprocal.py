@@ -1,9 +1,10 @@
 """k-reciprocal encoding and Jaccard distance on sparse rows.
 
 Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding" (CVPR 2017, arXiv 1701.08398): a point is
-encoded by weights on the points that have it among their own neighbours (eq. 3–7), rows are averaged over the nearest
-ones (eq. 11), and two rows of sum 1 lie at the distance 1 − m/(2 − m), m the sum of their minima (eq. 10). A row has a
-few dozen entries, so only pairs of rows that share one are looked at; all others lie at distance 1.
+encoded by weights on those of its neighbours that have it among their own neighbours (eq. 3–7), rows are averaged over
+the nearest ones (eq. 11), and two rows of sum 1 have the distance 1 − m/(2 − m), where m is the sum of their minima
+(eq. 10). A row has a few dozen entries, so only pairs of rows that share an entry are considered; all others have
+distance 1.
 """
 
 from functools import partial
@@ -16,36 +17,37 @@ from rayreid.neighbours import kernels
 from rayreid.neighbours.kernels import in_blocks, side_by_side, thread_pool
 from rayreid.neighbours.knn import Neighbours
 
-ENTRIES = 2**20  # upper bound of entries that a block of rows is encoded into
-LISTS = 4_096  # lists looked through at once
-BLOCK = 512  # rows whose distances are formed at once
-BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))  # reach of all pairs of rows that share an entry
+ENTRIES = 2**20  # upper bound of the number of entries in the encoding of a block of rows
+LISTS = 4_096  # number of lists examined at once
+BLOCK = 512  # number of rows whose distances are computed at once
+BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))  # includes all pairs of rows that share an entry
 MOST_NEIGHBOURS = 2_000
-"""Mean number of points within reach of one another from which the features are held to have collapsed."""
+"""Mean number of points within reach of a point above which the features are considered collapsed."""
 
 
 def half_list(k1: int) -> int:
-    """Entries of the half lists, the point itself included: round(k1 / 2) + 1, rounding halves to even."""
+    """Return the length of the half lists, including the point itself: round(k1 / 2) + 1, rounding halves to even."""
     return round(k1 / 2) + 1
 
 
 def encode(neighbours: Neighbours, full: int, half: int, k2: int, scale: np.ndarray | None = None) -> sparse.csr_array:
-    """The k-reciprocal encoding of every point, averaged over its first `k2` neighbours.
+    """Return the k-reciprocal encoding of every point, averaged over its first `k2` neighbours.
 
-    A candidate of R(i, full) brings in its own R(candidate, half) where more than 2/3 of it lies in R(i, full).
+    A candidate of R(i, full) adds its own R(candidate, half) if more than 2/3 of that lies in R(i, full).
 
     Args:
-        neighbours: lists of at least `full` entries, or of all points.
-        full: entries of the full lists, the point itself included.
-        half: entries of the half lists, the point itself included.
-        k2: rows averaged, the point's own included; 1: none but its own.
+        neighbours: Lists of at least `full` entries, or of all points.
+        full: Number of entries of the full lists, including the point itself.
+        half: Number of entries of the half lists, including the point itself.
+        k2: Number of rows averaged, including the point's own; 1: only its own.
         scale: (N,) float32; weights are exp(−scale · squared distance), normalised to sum 1; None: 1.
 
     Returns:
         (N, N) float32, rows of sum 1, columns ascending.
 
     Raises:
-        UserError: a list that is empty or longer than the neighbours given.
+        UserError: The requested lists are empty, or `k2` is out of range.
+        ValueError: The lists are shorter than required.
     """
     lists = neighbours.rows
     points, longest = lists.shape
@@ -66,7 +68,7 @@ def encode(neighbours: Neighbours, full: int, half: int, k2: int, scale: np.ndar
 
 
 def _average(encoding: sparse.csr_array, lists: np.ndarray) -> sparse.csr_array:
-    """Each row's mean over the rows in its list (N, k2); −1 names none."""
+    """Return the mean of each row over the rows in its list (N, k2); −1 stands for no row."""
     if lists.shape[1] == 1:
         return encoding
     kept = lists >= 0
@@ -79,7 +81,7 @@ def _average(encoding: sparse.csr_array, lists: np.ndarray) -> sparse.csr_array:
 
 
 def _join(parts: list[tuple[np.ndarray, ...]], width: int) -> sparse.csr_array:
-    """Blocks of (entries per row, columns, values) as one matrix of `width` columns."""
+    """Return blocks of (entries per row, columns, values) as one matrix with `width` columns."""
     lengths, columns, values = (np.concatenate(column) for column in zip(*parts, strict=True))
     starts = np.concatenate([[0], np.cumsum(lengths)])
     if starts[-1] <= np.iinfo(np.int32).max:
@@ -90,19 +92,19 @@ def _join(parts: list[tuple[np.ndarray, ...]], width: int) -> sparse.csr_array:
 def jaccard_distances(
     rows: sparse.csr_array, others: sparse.csc_array, within: float, most: int = MOST_NEIGHBOURS
 ) -> sparse.csr_array:
-    """The Jaccard distances that are at most `within`, as explicit entries (zeros too); no other is stored.
+    """Return the Jaccard distances that are at most `within` as explicit entries, including zeros.
 
     Args:
         rows: (R, N) float32, each of sum 1.
         others: (M, N) float32, each row of sum 1, by column.
-        within: greatest distance kept; below 1, where two rows share nothing.
-        most: entries per row, in the mean of a block, from which to give up.
+        within: Largest distance kept; below 1, the distance of rows that share nothing.
+        most: Mean number of entries per row of a block above which to give up.
 
     Returns:
-        (R, M) float32, the columns of a row in no order.
+        (R, M) float32; the columns of a row have no particular order.
 
     Raises:
-        UserError: `within` out of range; or so many pairs that close that it can only be a collapsed model.
+        UserError: `within` is out of range, or so many pairs are close that the model must have collapsed.
     """
     if not 0 <= within < 1:
         raise UserError(f"a Jaccard distance of {within} is out of range: choose it from 0 to below 1")
@@ -113,7 +115,7 @@ def jaccard_distances(
         part = kernels.jaccard(*arrays, limit, most * (high - low), low, high)
         if len(part[1]) > most * (high - low):
             raise UserError(
-                f"more than {most} images in the mean lie within a Jaccard distance of {within:g} of an image: "
+                f"more than {most} images on average lie within a Jaccard distance of {within:g} of an image: "
                 "the features have collapsed, or the distance is too large"
             )
         return part

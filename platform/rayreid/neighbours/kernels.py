@@ -1,7 +1,7 @@
-"""Compiled loops over neighbour lists and sparse rows; each works on a range of rows and holds no lock while it does.
+"""Compiled loops over neighbour lists and sparse rows; each works on a range of rows and releases the interpreter lock.
 
-Threads of Python run them side by side (`side_by_side`), as many as torch may use: no second thread pool with its own
-rules on forking. They are compiled at the first call and kept on disk (numba's cache).
+Python threads run them in parallel (`side_by_side`), as many as torch may use. This avoids a second thread pool with
+its own rules on forking. The loops are compiled at the first call and cached on disk (numba's cache).
 """
 
 from collections.abc import Callable
@@ -13,31 +13,31 @@ import numba
 import numpy as np
 import torch
 
-CHUNK = 64  # similarities looked through at once for any that is near enough
-REORDERED = {"reassoc", "contract", "nsz", "nnan"}  # what lets sums and minima be vectorised; features are finite
+CHUNK = 64  # number of similarities that are checked at once for any that is near enough
+REORDERED = {"reassoc", "contract", "nsz", "nnan"}  # allows vectorised sums and minima; features are finite
 
 compiled: Any = numba.njit(nogil=True, cache=True)
 compiled_sums: Any = numba.njit(nogil=True, cache=True, fastmath=REORDERED)
 
 
 def in_blocks(kernel: Callable[[int, int], Any], rows: int, block: int) -> list[Callable[[], Any]]:
-    """`kernel(low, high)` for all blocks of rows, in their order, not yet called."""
+    """Return `kernel(low, high)` for all blocks of rows, in order, as functions that are not called yet."""
     return [partial(kernel, low, min(low + block, rows)) for low in range(0, rows, block)]
 
 
 def side_by_side(pool: ThreadPoolExecutor, tasks: list[Callable[[], Any]]) -> list[Any]:
-    """The results of all tasks, in their order."""
+    """Return the results of all tasks, in order."""
     return list(pool.map(lambda task: task(), tasks))
 
 
 def thread_pool() -> ThreadPoolExecutor:
-    """As many threads as torch uses."""
+    """Return a pool with as many threads as torch uses."""
     return ThreadPoolExecutor(torch.get_num_threads())
 
 
 @compiled
 def _insert(values: np.ndarray, names: np.ndarray, value: float, name: int) -> float:
-    """Put into a descending list, after equal values; place 0 is not touched. Returns the new last value."""
+    """Insert into a descending list, after equal values, and return the new last value; place 0 is not changed."""
     place = len(values) - 1
     while place > 1 and values[place - 1] < value:
         values[place], names[place] = values[place - 1], names[place - 1]
@@ -58,14 +58,18 @@ def take_rows(
     low: int,
     high: int,
 ) -> None:
-    """Offer the tile's columns to its rows `low` to `high`.
+    """Offer the tile's columns as neighbours to its rows `low` to `high`.
 
     Args:
         tile: (B, C) float32 similarities.
-        first, column: the points that row 0 and column 0 of the tile are.
-        names, values: (N, k) neighbours and similarities, descending, the point itself at place 0.
+        first: The point of row 0 of the tile.
+        column: The point of column 0 of the tile.
+        names: (N, k) neighbours, in descending order of similarity, the point itself at place 0.
+        values: (N, k) similarities, descending.
         last: (N,) `values[:, -1]`.
-        least: (N,) least similarity met so far.
+        least: (N,) smallest similarity so far.
+        low: First row.
+        high: Row after the last.
     """
     width = tile.shape[1]
     for r in range(low, high):
@@ -97,7 +101,7 @@ def take_columns(
     low: int,
     high: int,
 ) -> None:
-    """Offer the tile's rows to its columns `low` to `high`; the arguments are as in `take_rows`."""
+    """Offer the tile's rows as neighbours to its columns `low` to `high`; the arguments are as in `take_rows`."""
     for r in range(tile.shape[0]):
         for start in range(low, high, CHUNK):
             stop, near = min(start + CHUNK, high), 0
@@ -121,12 +125,15 @@ def reciprocal(
     low: int,
     high: int,
 ) -> None:
-    """R(i, k) of points `low` to `high`: those of i's first k neighbours that have i among their first k.
+    """Find R(i, k) of points `low` to `high`: those of i's first k neighbours that have i among their first k.
 
     Args:
         lists: (N, ≥ k) int32 neighbours, the point itself first; −1 after the last of a shorter list.
-        found: (N, k) int32, filled from the left.
-        counts: (N,) int32, filled: entries of `found`.
+        k: Number of neighbours considered.
+        found: (N, k) int32, written from the left.
+        counts: (N,) int32, written: number of entries of `found`.
+        low: First point.
+        high: Point after the last.
     """
     for i in range(low, high):
         count = 0
@@ -153,13 +160,17 @@ def encode(
     low: int,
     high: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows `low` to `high` of the k-reciprocal encoding, as (entries per row, columns ascending, weights).
+    """Return rows `low` to `high` of the k-reciprocal encoding, as (entries per row, columns ascending, weights).
 
     Args:
         features: (N, D) float32, of length 1.
-        full, fulls: (N, k) int32 R(i, k) and their lengths.
-        half, halves: (N, h) int32 R(i, h) and their lengths.
+        full: (N, k) int32, R(i, k).
+        fulls: (N,) int32, lengths of R(i, k).
+        half: (N, h) int32, R(i, h).
+        halves: (N,) int32, lengths of R(i, h).
         scale: (N,) float32; weights are exp(−scale · squared distance), normalised to sum 1.
+        low: First row.
+        high: Row after the last.
     """
     points, bound = len(features), full.shape[1] * (1 + half.shape[1])
     lengths = np.empty(high - low, np.int64)
@@ -213,17 +224,23 @@ def jaccard(
     low: int,
     high: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Jaccard distances ≤ `within` of sparse rows `low` to `high` to all others that share a column with them.
+    """Return Jaccard distances ≤ `within` of sparse rows `low` to `high` to all others that share a column with them.
 
     Args:
-        starts, columns, weights: the rows, CSR; weights are positive, each row sums to 1.
-        ends, rows, others: the others by column, CSC (index pointer, row, weight).
-        points: number of the others.
-        within: greatest distance kept, below 1.
-        most: entries from which to give up.
+        starts: Index pointer of the rows, CSR.
+        columns: Columns of the rows.
+        weights: Weights of the rows, positive; each row sums to 1.
+        ends: Index pointer of the others by column, CSC.
+        rows: Row numbers of the others.
+        others: Weights of the others.
+        points: Number of the others.
+        within: Largest distance kept, below 1.
+        most: Number of entries above which to give up.
+        low: First row.
+        high: Row after the last.
 
     Returns:
-        (entries per row, columns, distances); what comes after more than `most` entries is missing.
+        (entries per row, columns, distances). If there are more than `most` entries, the remaining rows are missing.
     """
     lengths = np.zeros(high - low, np.int64)
     names, distances = np.empty(4 * points, np.int32), np.empty(4 * points, np.float32)
@@ -236,7 +253,7 @@ def jaccard(
             for f in range(ends[columns[e]], ends[columns[e] + 1]):
                 j, other = rows[f], others[f]
                 before = shared[j]
-                touched[count] = j  # overwritten unless j is new: a branch here would be a coin's toss
+                touched[count] = j  # overwritten unless j is new: a branch here would be unpredictable
                 count += before == np.float32(0)
                 shared[j] = before + (weight if weight < other else other)
         if used + count > len(names):

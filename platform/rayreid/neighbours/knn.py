@@ -1,8 +1,8 @@
 """Nearest neighbours of every point among all points, by cosine similarity (equally, by distance on the unit sphere).
 
-The exact search on the CPU forms each tile of similarities once and offers it to both its rows and its columns: half
-the products of an ordinary search. On a CUDA device it is a product and a top-k per block of rows. faiss is needed for
-the approximate search only, and can be asked for as an exact one.
+The exact search on the CPU computes each tile of similarities once and offers it to both its rows and its columns,
+which halves the products of an ordinary search. On a CUDA device it is a product and a top-k per block of rows. faiss
+is needed only for the approximate search, and can also be chosen for the exact one.
 """
 
 from collections.abc import Iterator
@@ -21,26 +21,26 @@ from rayreid.neighbours.kernels import in_blocks, side_by_side, take_columns, ta
 Engine = Literal["torch", "faiss", "approximate"]
 ENGINES: tuple[Engine, ...] = ("torch", "faiss", "approximate")
 
-TILE = 2048  # rows and columns of a tile
-BLOCK_ENTRIES = 2**27  # similarities held at once on a device
-SAMPLE = 64  # points whose neighbours are checked
-TOLERANCE = 1e-4  # of a similarity in float32
+TILE = 2048  # number of rows and columns of a tile
+BLOCK_ENTRIES = 2**27  # number of similarities in a device's memory at once
+SAMPLE = 64  # number of points whose neighbours are checked
+TOLERANCE = 1e-4  # tolerance of a similarity in float32
 BELOW_ALL = -2.0  # less than any cosine
-CELLS_PER_ROOT = 4  # cells of the approximate index, × √N
-PROBED = 32  # cells looked through per point
-POINTS_PER_CELL = 40  # that the cells are found from
+CELLS_PER_ROOT = 4  # number of cells of the approximate index, in units of √N
+PROBED = 32  # number of cells searched per point
+POINTS_PER_CELL = 40  # number of points per cell from which the cells are computed
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The k nearest of N points: itself first, then by descending similarity, equal ones by ascending row.
+    """The k nearest of N points: the point itself first, then by descending similarity, equal ones by ascending row.
 
     Attributes:
         features: (N, D) float32, C-contiguous: the points, scaled to length 1.
-        rows: (N, k) int32; −1 after the last one where the approximate search found fewer.
+        rows: (N, k) int32; −1 after the last one if the approximate search found fewer.
         similarities: (N, k) float32 cosines.
-        least: (N,) float32, the cosine with the farthest point; None if not asked for.
-        recall: share of the true neighbours found, over a sample, in [0, 1]; 1 of an exact search.
+        least: (N,) float32, the cosine with the farthest point; None if not requested.
+        recall: Share of the true neighbours found, over a sample, in [0, 1]; 1 for an exact search.
     """
 
     features: np.ndarray
@@ -51,10 +51,10 @@ class Neighbours:
 
 
 def unit_rows(features: Tensor | np.ndarray) -> Tensor:
-    """(N, D) features as float32 of length 1, on their device.
+    """Return (N, D) features as float32 of length 1, on their device.
 
     Raises:
-        UserError: not a matrix, empty, or features that are not finite or zero.
+        UserError: The features are not a matrix, are empty, or contain rows that are zero or not finite.
     """
     raw = torch.as_tensor(features).float()
     if raw.dim() != 2 or not raw.numel():
@@ -71,20 +71,20 @@ def unit_rows(features: Tensor | np.ndarray) -> Tensor:
 
 @torch.inference_mode()
 def nearest(features: Tensor | np.ndarray, k: int, engine: Engine = "torch", farthest: bool = False) -> Neighbours:
-    """The k nearest of every point among all points, the point itself included.
+    """Return the k nearest of every point among all points, including the point itself.
 
-    The result of a small sample is checked against a dense product: several GPUs under faiss have been seen to return
-    wrong neighbours.
+    The result of a small sample is checked against a dense product, because faiss with several GPUs has returned wrong
+    neighbours.
 
     Args:
-        features: (N, D) float; normalised here. The work is done in float32 on the device they lie on.
-        k: entries of a list, the point itself included; lists hold N where there are fewer points.
-        engine: "torch", exact, needs nothing else; "faiss", exact, on all GPUs that faiss sees; "approximate", faiss'
-            inverted file, for millions of points: its recall is measured.
-        farthest: find the least similarity too; "torch" only.
+        features: (N, D) float; normalised here. The search runs in float32 on their device.
+        k: Number of entries of a list, including the point itself; N if there are fewer points.
+        engine: "torch" is exact and needs no other package. "faiss" is exact, on all GPUs that faiss sees.
+            "approximate" is faiss' inverted file, for millions of points; its recall is measured.
+        farthest: Whether to find the smallest similarity too; "torch" only.
 
     Raises:
-        UserError: features without a direction, k out of range, faiss missing, neighbours that the check finds wrong.
+        UserError: A feature has no direction, k is out of range, faiss is missing, or the check finds wrong neighbours.
     """
     points = unit_rows(features)
     if k < 1:
@@ -94,7 +94,7 @@ def nearest(features: Tensor | np.ndarray, k: int, engine: Engine = "torch", far
     k = min(k, len(points))
     if engine != "torch":
         if farthest:
-            raise ValueError("faiss does not tell the farthest point")
+            raise ValueError("faiss does not return the farthest point")
         similarities, rows = _itself_first(*_by_faiss(points, k, engine == "approximate"))
         least = None
     elif points.is_cuda:
@@ -107,7 +107,7 @@ def nearest(features: Tensor | np.ndarray, k: int, engine: Engine = "torch", far
 
 
 def _by_tiles(points: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Exact (similarities, rows, least) on the CPU."""
+    """Return exact (similarities, rows, least), computed on the CPU."""
     count = len(points)
     rows, similarities = np.full((count, k), -1, np.int32), np.full((count, k), BELOW_ALL, np.float32)
     rows[:, 0], similarities[:, 0] = np.arange(count), 1
@@ -125,8 +125,8 @@ def _by_tiles(points: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def _tiles(points: Tensor) -> Iterator[tuple[int, int, np.ndarray]]:
     """Yield (first row, first column, similarities (≤ TILE, ≤ TILE), valid until the next) on and above the diagonal.
 
-    They come in such an order that every point meets the others by ascending row: a later one displaces none that is
-    as similar.
+    They come in an order in which every point meets the others by ascending row: a later one does not displace one that
+    is as similar.
     """
     held = points.new_empty(TILE * TILE)
     for left in range(0, len(points), TILE):
@@ -138,7 +138,7 @@ def _tiles(points: Tensor) -> Iterator[tuple[int, int, np.ndarray]]:
 
 
 def _by_blocks(points: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Exact (similarities, rows, least) on any device: products with blocks of rows, and their top k."""
+    """Return exact (similarities, rows, least) on any device: products with blocks of rows, and their top k."""
     block = max(1, BLOCK_ENTRIES // len(points))
     parts = []
     for start in range(0, len(points), block):
@@ -150,7 +150,7 @@ def _by_blocks(points: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _by_faiss(points: Tensor, k: int, approximate: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(similarities, rows) by a flat index, or by an inverted file."""
+    """Return (similarities, rows) from a flat index, or from an inverted file."""
     faiss = require_faiss()
     count, width = points.shape
     index = faiss.IndexFlatIP(width)
@@ -170,10 +170,10 @@ def _by_faiss(points: Tensor, k: int, approximate: bool) -> tuple[np.ndarray, np
 
 
 def require_faiss() -> Any:
-    """Faiss' module.
+    """Return the module faiss.
 
     Raises:
-        UserError: it is not installed, or cannot be loaded.
+        UserError: faiss is not installed or cannot be loaded.
     """
     try:
         import faiss
@@ -185,9 +185,9 @@ def require_faiss() -> Any:
 
 
 def _itself_first(similarities: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lists in the order that `Neighbours` promises, each with its own point."""
+    """Return the lists in the order that `Neighbours` specifies, each with its own point."""
     own = rows == np.arange(len(rows))[:, None]
-    own[:, -1] |= ~own.any(axis=1)  # crowded out by its equals: it takes the last one's place
+    own[:, -1] |= ~own.any(axis=1)  # crowded out by equal points: it takes the place of the last one
     rows = np.where(own, np.arange(len(rows))[:, None], rows).astype(np.int32)
     similarities = np.where(own, np.inf, np.where(rows < 0, BELOW_ALL, similarities)).astype(np.float32)
     order = np.lexsort((rows, -similarities), axis=-1)
@@ -197,12 +197,12 @@ def _itself_first(similarities: np.ndarray, rows: np.ndarray) -> tuple[np.ndarra
 
 
 def check_sample(points: Tensor, similarities: np.ndarray, rows: np.ndarray, exact: bool) -> float:
-    """Compare the lists of a few points with a dense product; returns their recall in [0, 1].
+    """Compare the lists of a few points with a dense product, and return their recall in [0, 1].
 
-    A neighbour counts as found when the list holds it, or another one as near in its stead.
+    A neighbour counts as found if the list contains it, or another point that is as near.
 
     Raises:
-        UserError: a similarity is not that of its pair, or (`exact`) a nearer point is missing.
+        UserError: A similarity is not that of its pair, or (`exact`) a nearer point is missing.
     """
     k = rows.shape[1]
     sample = np.sort(np.random.default_rng(0).permutation(len(points))[:SAMPLE])

@@ -1,4 +1,4 @@
-"""Noticing, from what a run logs, that a network says the same of every image."""
+"""Detection of a collapse (the same output for every image) from the rows that a run logs."""
 
 import math
 from collections.abc import Mapping
@@ -10,25 +10,26 @@ ALIKE = 0.01
 
 
 class CollapseWatch:
-    """Reads a DINO run's logged rows in order, and says once that the teacher's entropy tells of a collapse.
+    """A watch over the logged rows of a DINO run, which reports once if the teacher's entropy shows a collapse.
 
-    The teacher's entropy lies between 0, where all mass is on one prototype, and ln K, where it is spread over all K
-    alike; without centring it falls to the one, without sharpening it rises to the other (Caron et al., arXiv
-    2104.14294, section 5.3 and figure 7). What counts as there:
+    The teacher's entropy lies between 0, where all mass is on one prototype, and ln K, where it is spread evenly over
+    all K. Without centring it falls to the former, without sharpening it rises to the latter (Caron et al., arXiv
+    2104.14294, section 5.3 and figure 7). The thresholds are:
 
-    - `UNIFORM` = 0.99 of ln K and above. A fresh head's cosines (standard deviation 1/16 in 256 dimensions), divided by
-      the temperature 0.04, leave about 1.2 nats below ln K = 11.09: 0.89. At 0.99 the prototypes' odds differ by less
-      than a factor of 1.6: there is next to nothing to learn from.
-    - `ONE_HOT` = 0.01 of ln K and below, 0.11 nats of 11.09: on average one prototype has 98 % of the mass. Where each
-      image is sure of another prototype that is no collapse, but then the student errs: the KL must be as low, too.
+    - `UNIFORM` = 0.99 of ln K and above. The cosines of a fresh head (standard deviation 1/16 in 256 dimensions),
+      divided by the temperature 0.04, leave about 1.2 nats below ln K = 11.09: 0.89. At 0.99, the odds of the
+      prototypes differ by less than a factor of 1.6: there is next to nothing to learn from.
+    - `ONE_HOT` = 0.01 of ln K and below, 0.11 nats of 11.09: on average, one prototype has 98 % of the mass. If each
+      image is certain of a different prototype, that is no collapse, but then the student errs; the KL must therefore
+      be as low, too.
 
-    Either counts only when every row says so for `PATIENCE` = 500 steps: the teacher averages the student over some
-    250 steps (momentum 0.996), so a passing state of the student does not stay for twice as long. Epochs in which the
-    last layer is frozen are not judged: there the loss stands near ln K in sound runs, too.
+    A collapse is reported only if every row shows it for `PATIENCE` = 500 steps. The teacher averages the student over
+    some 250 steps (momentum 0.996), so a passing state of the student does not last for twice as long. Epochs in which
+    the last layer is frozen are not judged, because there the loss is near ln K in sound runs, too.
 
     Args:
-        out_dim: number of prototypes K.
-        frozen_epochs: epochs from the start that are not judged.
+        out_dim: Number of prototypes K.
+        frozen_epochs: Number of epochs from the start that are not judged.
     """
 
     def __init__(self, out_dim: int, frozen_epochs: int = 1):
@@ -39,7 +40,7 @@ class CollapseWatch:
         self._told = False
 
     def __call__(self, row: Mapping[str, float]) -> str | None:
-        """A sentence for the user where this row completes a collapse; of a run, the first one only."""
+        """Return a sentence for the user if this row completes a collapse; only the first one of a run is reported."""
         if self._told or "teacher_entropy" not in row or row["epoch"] <= self.frozen_epochs:
             return None
         entropy, step = row["teacher_entropy"], int(row["step"])
@@ -57,10 +58,10 @@ class CollapseWatch:
 
 
 class SpreadWatch:
-    """Reads the logged rows of a method without prototypes, and says once that its features are all alike.
+    """A watch that reads the logged rows of a method without prototypes, and reports once if all features are alike.
 
-    That is where `feature_std` stays below `ALIKE` = 0.01 for `PATIENCE` steps: then the mean cosine between two
-    images' features is above 0.9999. A network with fresh weights has some 0.1 and more.
+    They are alike if `feature_std` stays below `ALIKE` = 0.01 for `PATIENCE` steps: the mean cosine between the
+    features of two images is then above 0.9999. A network with fresh weights has 0.1 or more.
     """
 
     def __init__(self) -> None:
@@ -68,7 +69,7 @@ class SpreadWatch:
         self._told = False
 
     def __call__(self, row: Mapping[str, float]) -> str | None:
-        """A sentence for the user where this row completes a collapse; of a run, the first one only."""
+        """Return a sentence for the user if this row completes a collapse; only the first one of a run is reported."""
         if self._told or "feature_std" not in row:
             return None
         if row["feature_std"] >= ALIKE:
@@ -85,7 +86,7 @@ class SpreadWatch:
 
 
 def _kind(entropy: float, kl: float) -> str | None:
-    """In words, what an entropy and a KL of these shares of ln K say."""
+    """Return a description of the collapse that an entropy and a KL, as shares of ln K, show; None for no collapse."""
     if entropy >= UNIFORM:
         return "uniform, the same for every image"
     return "one prototype alone" if max(entropy, kl) <= ONE_HOT else None

@@ -1,4 +1,4 @@
-"""Contrasting views: InfoNCE against the other images of a batch, or against a queue of earlier keys."""
+"""Contrastive losses: InfoNCE against the other images of a batch, or against a queue of earlier keys."""
 
 from typing import NamedTuple
 
@@ -17,14 +17,14 @@ class Contrast(NamedTuple):
 
 
 def contrast_batch(queries: Tensor, keys: Tensor, temperature: float) -> Contrast:
-    """InfoNCE whose negatives are the other images' keys of the same view, those of all workers.
+    """Return InfoNCE with the other images' keys of the same view, over all workers, as negatives.
 
-    The mean over *i* of −log(exp(q_i·k_i/τ) / Σ_j exp(q_i·k_j/τ)), with q and k of length 1 (van den Oord et al.,
+    It is the mean over *i* of −log(exp(q_i·k_i/τ) / Σ_j exp(q_i·k_j/τ)), with q and k of length 1 (van den Oord et al.,
     arXiv 1807.03748, equation 4; MoCo v3, arXiv 2104.02057, equation 1). No gradient flows to the keys.
 
     Args:
-        queries: (B, D), this worker's.
-        keys: (B, D) of the same images; B is the same on every worker.
+        queries: (B, D), this worker's queries.
+        keys: (B, D), keys of the same images; B is the same on every worker.
         temperature: τ.
     """
     q_BD, k_ND = _unit(queries), gather_rows(_unit(keys.detach()))
@@ -33,15 +33,15 @@ def contrast_batch(queries: Tensor, keys: Tensor, temperature: float) -> Contras
 
 
 def contrast_queue(queries: Tensor, keys: Tensor, queue: "Queue", temperature: float) -> Contrast:
-    """InfoNCE of one positive, the image's own key, and as many negatives as the queue holds.
+    """Return InfoNCE with one positive, the image's own key, and all keys of the queue as negatives.
 
-    The mean over *i* of −log(exp(q_i·k_i/τ) / (exp(q_i·k_i/τ) + Σ_j exp(q_i·n_j/τ))) (He et al., arXiv 1911.05722,
-    equation 1). No gradient flows to the keys or the queue.
+    It is the mean over *i* of −log(exp(q_i·k_i/τ) / (exp(q_i·k_i/τ) + Σ_j exp(q_i·n_j/τ))) (He et al., arXiv
+    1911.05722, equation 1). No gradient flows to the keys or the queue.
 
     Args:
         queries: (B, D).
-        keys: (B, D) of the same images.
-        queue: the negatives n.
+        keys: (B, D), keys of the same images.
+        queue: The negatives n.
         temperature: τ.
     """
     q_BD, k_BD = _unit(queries), _unit(keys.detach())
@@ -51,14 +51,14 @@ def contrast_queue(queries: Tensor, keys: Tensor, queue: "Queue", temperature: f
 
 
 class Queue(nn.Module):
-    """Keys of earlier batches, first in, first out (arXiv 1911.05722, section 3.2); starts with random directions.
+    """Keys of earlier batches, first in, first out (arXiv 1911.05722, section 3.2); it starts with random directions.
 
-    Keys that `add` is given enter with `advance`, once per optimizer step: the micro-batches of a step see the same
+    The keys given to `add` enter with `advance`, once per optimizer step: the micro-batches of a step see the same
     negatives, and all workers keep the same queue. The number of keys per step need not divide the length.
 
     Attributes:
         keys: (K, D), each of length 1.
-        position: where the next key goes.
+        position: Position of the next key.
 
     Args:
         length: K.
@@ -76,15 +76,15 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def add(self, keys: Tensor) -> None:
-        """Note keys (B, D) of a micro-batch, of any length."""
+        """Record the keys (B, D) of a micro-batch, of any length."""
         self.waiting.append(_unit(keys).to(self.keys.dtype))
 
     @torch.no_grad()
     def advance(self) -> None:
-        """Put the noted keys, of all workers in order of rank, in the places of the oldest.
+        """Replace the oldest keys by the recorded ones of all workers, in order of rank.
 
         Raises:
-            ValueError: there are more than the queue holds.
+            ValueError: There are more keys than fit in the queue.
         """
         if not self.waiting:
             return
@@ -92,20 +92,23 @@ class Queue(nn.Module):
         self.waiting.clear()
         if len(new) > len(self.keys):
             raise ValueError(f"{len(new)} keys do not fit in a queue of {len(self.keys)}")
-        # Worked out on the device: nothing waits for it
+        # Computed on the device, so that nothing waits for it.
         places = (self.position + torch.arange(len(new), device=new.device)) % len(self.keys)
         self.keys.index_copy_(0, places, new)
         self.position.add_(len(new)).remainder_(len(self.keys))
 
 
 def feature_std(features: Tensor) -> Tensor:
-    """Spread of the directions of features (N, D), over this worker's rows: 1 if isotropic, 0 if all are alike."""
+    """Return the spread of the directions of this worker's features (N, D): 1 if isotropic, 0 if all are alike."""
     unit = _unit(features)
     return unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Rows of length 1, in float32 or better: bfloat16 rounds a cosine by up to 0.002, a hundredth of a logit."""
+    """Return rows of length 1, in float32 or better.
+
+    bfloat16 rounds a cosine by up to 0.002, a hundredth of a logit.
+    """
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
 
 

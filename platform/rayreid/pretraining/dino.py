@@ -1,4 +1,4 @@
-"""DINO pre-training as a method of the training loop: student, teacher, update rules."""
+"""DINO pre-training as a method of the training loop: student, teacher and update rules."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from rayreid.training.gradients import clip_each, gradient_norms, norm_scalars
 
 
 class Network(nn.Module):
-    """Backbone and head of one side; state names `backbone.*` and `head.*` as published."""
+    """Backbone and head of one side; the state names `backbone.*` and `head.*` are the published ones."""
 
     def __init__(self, backbone: Backbone, head: DINOHead) -> None:
         super().__init__()
@@ -24,9 +24,9 @@ class Network(nn.Module):
         self.head = head
 
     def forward(self, crops: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Crops, one tensor (n, 3, H, W) per size → features (N, D) and logits (N, K), N the sum of n.
+        """Return features (N, D) and logits (N, K) of crops, one tensor (n, 3, H, W) per size; N is the sum of n.
 
-        One backbone pass per size, so that batch norm takes its statistics per size; one pass of the head.
+        There is one backbone pass per size, so that batch norm takes its statistics per size, and one pass of the head.
         """
         features = self.backbone.features(crops)
         return features, self.head(features)
@@ -35,19 +35,21 @@ class Network(nn.Module):
 class DINO(nn.Module):
     """Self-distillation with no labels (arXiv 2104.14294), as in TransReID-SSL (arXiv 2111.12084).
 
-    Both networks stay in train mode. The teacher starts as the student's copy and follows its parameters,
-    not its buffers. Holds no step counter: everything that changes over the run is a function of the step
-    that the loop names.
+    Both networks stay in train mode. The teacher starts as a copy of the student and follows its parameters, not its
+    buffers. There is no step counter: everything that changes over the run is a function of the step that the loop
+    gives.
 
     Args:
-        student_backbone: network (n, 3, H, W) → (n, D) with `num_features` = D; the one with drop path.
-        teacher_backbone: the same network without drop path; overwritten with the student's weights.
-        schedules: of everything that changes over the run.
-        out_dim, hidden_dim, bottleneck_dim: the head's, see `DINOHead`.
-        student_temp: the student's temperature.
-        centre_momentum: share of the old centre that an update keeps.
-        clip: norm to which the gradient of each parameter tensor is clipped; None: not at all.
-        freeze_last_layer_epochs: epochs in which the head's last layer does not move.
+        student_backbone: Network (n, 3, H, W) → (n, D) with `num_features` = D; the one with drop path.
+        teacher_backbone: The same network without drop path; overwritten with the student's weights.
+        schedules: Schedules of everything that changes over the run.
+        out_dim: See `DINOHead`.
+        hidden_dim: See `DINOHead`.
+        bottleneck_dim: See `DINOHead`.
+        student_temp: The student's temperature.
+        centre_momentum: Share of the old centre that an update keeps.
+        clip: Norm to which the gradient of each parameter tensor is clipped; None: no clipping.
+        freeze_last_layer_epochs: Number of epochs in which the head's last layer is frozen.
     """
 
     def __init__(
@@ -78,11 +80,11 @@ class DINO(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        """The backbone to keep for ReID: the teacher's."""
+        """Return the backbone to keep for ReID: that of the teacher."""
         return self.teacher.backbone
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over the student in two groups: with weight decay, and without (biases, 1-D parameters)."""
+        """Return AdamW over the student in two groups: with weight decay, and without (biases, 1-D parameters)."""
         parameters = dict(self.named_parameters())
         groups = [
             {"params": [parameters[name] for name in names], "decayed": decayed}
@@ -91,7 +93,7 @@ class DINO(nn.Module):
         return torch.optim.AdamW(groups, lr=self.rates.lr, weight_decay=0.0, fused=True)
 
     def set_schedules(self, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
-        """Set the rates of optimizer step `step` (0-based), before its `losses`; returns them to log."""
+        """Set the rates of optimizer step `step` (0-based), before its `losses`; return them for logging."""
         self.rates = self.schedules.at(step)
         for group in optimizer.param_groups:
             group["lr"] = self.rates.lr
@@ -99,15 +101,14 @@ class DINO(nn.Module):
         return self.rates._asdict()
 
     def losses(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Losses of one micro-batch of B images.
+        """Return the losses of one micro-batch of B images.
 
         Args:
-            batch: crop-major: the two global crops (2B, 3, H, W) and, if any, n local ones (nB, 3, h, w).
+            batch: Crop-major: the two global crops (2B, 3, H, W) and, if any, n local ones (nB, 3, h, w).
 
         Returns:
-            `loss` (scalar, to backpropagate) and, detached: `teacher_entropy` and `kl`, its two parts in
-            nats; and `feature_std`, the spread of the teacher's L2-normalised features: 1 if isotropic, 0
-            if collapsed.
+            `loss` (scalar, to backpropagate) and, detached: its two parts `teacher_entropy` and `kl` in nats; and
+            `feature_std`, the spread of the teacher's L2-normalised features: 1 if isotropic, 0 if collapsed.
         """
         with torch.no_grad():
             features, teacher_logits = self.teacher(batch[:1])
@@ -117,10 +118,12 @@ class DINO(nn.Module):
 
     @torch.no_grad()
     def before_update(self, step: int) -> dict[str, Tensor]:
-        """Drop the last layer's gradients in the first epochs; clip every tensor's gradient to norm `clip`.
+        """Drop the last layer's gradients in the first epochs, and clip every tensor's gradient to norm `clip`.
 
-        A dropped gradient is None, not zero: AdamW then leaves the layer alone, decay and moments included.
-        Returns the norms before clipping, see `norm_scalars`.
+        A dropped gradient is None, not zero, so that AdamW does not touch the layer, neither by decay nor by moments.
+
+        Returns:
+            The norms before clipping, see `norm_scalars`.
         """
         if self.schedules.epoch(step) < self.freeze_last_layer_epochs:
             for parameter in self.student.head.last_layer.parameters():
@@ -132,6 +135,6 @@ class DINO(nn.Module):
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:
-        """Once per step: teacher ← m·teacher + (1 − m)·student over the parameters; then the centre."""
+        """Update the teacher's parameters, teacher ← m·teacher + (1 − m)·student, then the centre; once per step."""
         follow(self.teacher, self.student, self.schedules.at(step).teacher_momentum)
         self.loss.update_centre()

@@ -1,4 +1,4 @@
-"""What changes over a run of DINO: the optimizer's rates, and the teacher's momentum and temperature."""
+"""Schedules of a DINO run: the optimizer's rates, and the teacher's momentum and temperature."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from rayreid.training.schedules import LinearWarmup, WarmupCosine
 
 
 class DINORates(NamedTuple):
-    """The numbers of one optimizer step."""
+    """The rates of one optimizer step."""
 
     lr: float
     weight_decay: float
@@ -23,19 +23,20 @@ class DINOSchedules:
     The teacher's temperature changes by epoch, all others by step, as published.
 
     Attributes:
-        epochs: length of the run.
-        steps_per_epoch: optimizer steps per epoch.
-        lr: peak learning rate, already scaled to the global batch (5e-4 × batch/256).
-        min_lr: rate towards which the cosine falls.
-        warmup_epochs: epochs of linear warm-up from 0.
-        weight_decay, weight_decay_end: AdamW's decay, a cosine from the first to the second.
-        teacher_momentum: at the first step; a cosine to 1.
-        teacher_temp: the teacher's temperature (after its warm-up).
-        warmup_teacher_temp: its temperature in the first epoch; None: `teacher_temp` throughout.
-        warmup_teacher_temp_epochs: epochs over which it then rises linearly.
+        epochs: Number of epochs of the run.
+        steps_per_epoch: Number of optimizer steps per epoch.
+        lr: Peak learning rate, already scaled to the global batch (5e-4 × batch/256).
+        min_lr: Rate that the cosine approaches.
+        warmup_epochs: Number of epochs of linear warm-up from 0.
+        weight_decay: AdamW's initial decay; it changes by a cosine.
+        weight_decay_end: AdamW's final decay.
+        teacher_momentum: Momentum at the first step; it rises by a cosine to 1.
+        teacher_temp: The teacher's temperature (after its warm-up).
+        warmup_teacher_temp: Its temperature in the first epoch; None: `teacher_temp` throughout.
+        warmup_teacher_temp_epochs: Number of epochs over which it then rises linearly.
 
     Raises:
-        UserError: more epochs of warm-up than epochs.
+        UserError: There are more epochs of warm-up than epochs.
     """
 
     epochs: int
@@ -51,18 +52,18 @@ class DINOSchedules:
     warmup_teacher_temp_epochs: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a warm-up that does not fit."""
+        """Refuse a warm-up that is too long."""
         if self.warmup_epochs > self.epochs:
             raise UserError(
                 f"warmup_epochs {self.warmup_epochs} is more than epochs {self.epochs}; lower warmup_epochs"
             )
 
     def epoch(self, step: int) -> int:
-        """The epoch (0-based) in which optimizer step `step` lies."""
+        """Return the epoch (0-based) of optimizer step `step`."""
         return step // self.steps_per_epoch
 
     def at(self, step: int) -> DINORates:
-        """The numbers of optimizer step `step` (0-based)."""
+        """Return the rates of optimizer step `step` (0-based)."""
         steps = self.epochs * self.steps_per_epoch
         coldest = self.teacher_temp if self.warmup_teacher_temp is None else self.warmup_teacher_temp
         return DINORates(

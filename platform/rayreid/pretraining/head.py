@@ -1,4 +1,4 @@
-"""The projection head of DINO: from a backbone's feature to prototype logits."""
+"""The projection head of DINO, from a backbone's feature to prototype logits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,38 +12,39 @@ from rayreid.training.compilation import compilable
 
 
 class WeightNormLinear(nn.Module):
-    """Linear map without bias, its rows of length g: W_k = g_k · v_k / ‖v_k‖ (arXiv 1602.07868, equation 2).
+    """Linear map without bias, with rows of length g: W_k = g_k · v_k / ‖v_k‖ (arXiv 1602.07868, equation 2).
 
-    Written out, so that the published state names hold (`weight_g` (K, 1), `weight_v` (K, D)) and any float
-    type works. The gain is fixed at 1 (DINO's `norm_last_layer`): it gets no gradient, and the logits of a
-    unit vector are cosines.
+    It is written out so that the published state names hold (`weight_g` (K, 1), `weight_v` (K, D)) and any float type
+    works. The gain is fixed at 1 (DINO's `norm_last_layer`): it gets no gradient, and the logits of a unit vector are
+    cosines.
     """
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=False)
-        # nn.Linear's own start, as published; its length matters: it sets how far one AdamW step turns a row
+        # The initial values of nn.Linear, as published. Their length matters: it sets how far one AdamW step turns a
+        # row.
         self.weight_v = nn.Parameter(nn.Linear(in_dim, out_dim, bias=False).weight.detach().clone())
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        """(N, D) → logits (N, K), in the weights' own precision even under autocast.
+        """Return logits (N, K) of (N, D), in the weights' own precision even under autocast.
 
-        The softmax that follows divides by a temperature of 0.04: bfloat16 rounds a cosine by up to 0.002,
-        which would be 0.05 of a logit.
+        The softmax that follows divides by a temperature of 0.04: bfloat16 rounds a cosine by up to 0.002, which would
+        be 0.05 of a logit.
         """
         mixed = torch.is_autocast_enabled(x_ND.device.type)
         with torch.autocast(x_ND.device.type, enabled=False):
-            weight_KD = torch._weight_norm(self.weight_v, self.weight_g, 0)  # fused; as torch's own weight norm
+            weight_KD = torch._weight_norm(self.weight_v, self.weight_g, 0)  # fused; same as torch's own weight norm
             x_ND = x_ND.to(weight_KD.dtype)
             logits: Tensor = _TF32Linear.apply(x_ND, weight_KD) if mixed and x_ND.is_cuda else F.linear(x_ND, weight_KD)
             return logits
 
 
 class _TF32Linear(torch.autograd.Function):
-    """`F.linear` of float32 on a GPU's TF32 units, forward and backward: a sixth of the time.
+    """`F.linear` of float32 on a GPU's TF32 units, forward and backward, in a sixth of the time.
 
-    TF32 keeps ten bits of a factor's mantissa: it moves a cosine of 256 terms by some 3e-5, a thousandth of a logit
-    at temperature 0.04. Where the forward pass runs in float32 throughout, this one does too.
+    TF32 keeps ten bits of a factor's mantissa. It changes a cosine of 256 terms by some 3e-5, a thousandth of a logit
+    at temperature 0.04. If the forward pass runs in float32 throughout, this one does too.
     """
 
     @staticmethod
@@ -72,13 +73,13 @@ def _tf32() -> Iterator[None]:
 
 
 class DINOHead(nn.Module):
-    """Three-layer MLP with GELU, L2 normalisation, weight-normed linear map (arXiv 2104.14294, appendix C).
+    """Three-layer MLP with GELU, L2 normalisation and a weight-normed linear map (arXiv 2104.14294, appendix C).
 
     Args:
-        in_dim: width D of the backbone's feature.
-        out_dim: number of prototypes K.
-        hidden_dim: width of the two hidden layers.
-        bottleneck_dim: width of the normalised vector before the last layer.
+        in_dim: Width D of the backbone's feature.
+        out_dim: Number of prototypes K.
+        hidden_dim: Width of the two hidden layers.
+        bottleneck_dim: Width of the normalised vector before the last layer.
     """
 
     def __init__(self, in_dim: int, out_dim: int, hidden_dim: int = 2048, bottleneck_dim: int = 256) -> None:
@@ -97,12 +98,12 @@ class DINOHead(nn.Module):
         self.last_layer = WeightNormLinear(bottleneck_dim, out_dim)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        """Features (N, D) → logits (N, K), cosines in [−1, 1] while the gain is 1."""
+        """Return logits (N, K) of features (N, D); they are cosines in [−1, 1] while the gain is 1."""
         logits: Tensor = self.last_layer(_bottleneck(self.mlp, x_ND, self.last_layer.weight_v.dtype))
         return logits
 
 
 @compilable
 def _bottleneck(mlp: nn.Module, x_ND: Tensor, dtype: torch.dtype) -> Tensor:
-    """The vector before the last layer, of length 1."""
+    """Return the vector before the last layer, of length 1."""
     return F.normalize(mlp(x_ND).to(dtype), dim=-1)

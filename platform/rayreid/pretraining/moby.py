@@ -12,29 +12,30 @@ from rayreid.pretraining.projector import mlp
 
 
 class MoBY(MomentumMethod):
-    """MoCo v2 and BYOL together, for Transformers (Xie et al., arXiv 2105.04553, section 3, algorithm 1).
+    """MoCo v2 and BYOL combined, for Transformers (Xie et al., arXiv 2105.04553, section 3, algorithm 1).
 
-    Either view's predictor output is contrasted with the momentum encoder's output of the other, against a queue of
-    keys of that other view: two directions, two queues. Drop path is in the trained backbone only. All gradients
-    together are clipped. Batch norm takes its statistics per view, over all workers.
+    The predictor's output of each view is contrasted with the momentum encoder's output of the other view, against a
+    queue of keys of that other view: two directions, two queues. Drop path is in the trained backbone only. All
+    gradients are clipped together. Batch norm takes its statistics per view, over all workers.
 
     Deviations:
 
-    - Weight decay spares biases and 1-D parameters only; the public code also spares class token and position
-      embedding, and Swin's table of relative positions.
-    - Hidden layers have no bias beside their batch norm, which would take it away again.
+    - Only biases and 1-D parameters have no weight decay; in the public code, class token, position embedding and
+      Swin's table of relative positions have none either.
+    - Hidden layers have no bias before their batch norm, which would cancel it.
     - The augmentation is this project's: two global crops with the paper's asymmetric blur and solarizing, but with a
-      scale of 0.4–1 (public code: 0.08–1) and bicubic.
-    - The warm-up starts at 0 (published 5e-7), the final rate 5e-6 is not scaled with the batch.
+      scale of 0.4–1 (public code: 0.08–1) and bicubic interpolation.
+    - The warm-up starts at 0 (published 5e-7), and the final rate 5e-6 is not scaled with the batch.
     - Keys enter the queues once per optimizer step, at its end.
 
     Args:
-        backbone: network (B, 3, H, W) → (B, W) with `num_features` = W; trained; the one with drop path.
-        momentum_backbone: the same network without drop path; overwritten with its weights.
-        rates: see there.
-        hidden_dim, out_dim: of projector and predictor.
+        backbone: Trained network (B, 3, H, W) → (B, W) with `num_features` = W; the one with drop path.
+        momentum_backbone: The same network without drop path; overwritten with its weights.
+        rates: Optimizer and schedules, see `Rates`.
+        hidden_dim: Hidden dimension of projector and predictor.
+        out_dim: Output dimension of projector and predictor.
         temperature: τ.
-        queue: number of keys in either queue.
+        queue: Number of keys in each queue.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class MoBY(MomentumMethod):
         self.temperature = temperature
 
     def losses(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Losses of one micro-batch of B images, two views each: (2B, 3, H, W), view-major; see `logged`."""
+        """Return the losses of one micro-batch of B images, two views each: (2B, 3, H, W), view-major; see `logged`."""
         views = batch[0].chunk(2)
         q1, q2 = (self.predictor(self.base(view)[1]) for view in views)
         with torch.no_grad():

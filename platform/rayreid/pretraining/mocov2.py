@@ -19,21 +19,22 @@ class MoCoV2(MomentumMethod):
 
     Deviations:
 
-    - Batch norm is synchronised over workers on either side, in place of shuffling the keys between workers (section
+    - Batch norm is synchronised over workers on both sides, instead of shuffling the keys between workers (section
       3.3), so that the number of workers changes nothing. It is weaker: a query and its key share the statistics of
-      their batch, which no key in the queue has. Shuffled over w workers they share 1/w of the images.
+      their batch, which no key in the queue has. With shuffling over w workers they share 1/w of the images.
     - The augmentation is this project's, DINO's two global crops (blur 1.0 and 0.1, solarize 0 and 0.2, saturation 0.2,
       scale 0.4–1), not that of arXiv 2003.04297 (blur 0.5 on both, no solarizing, saturation 0.4, scale 0.2–1).
-    - The learning rate falls by step, not by epoch, and a warm-up may be asked for (published: none).
+    - The learning rate falls by step, not by epoch, and a warm-up is possible (published: none).
     - Keys enter the queue once per optimizer step, at its end.
 
     Args:
-        backbone: network (B, 3, H, W) → (B, W) with `num_features` = W; trained.
-        momentum_backbone: the same network; overwritten with its weights.
-        rates: see there.
-        hidden_dim, out_dim: of the head (published: the backbone's width, and 128).
+        backbone: Trained network (B, 3, H, W) → (B, W) with `num_features` = W.
+        momentum_backbone: The same network; overwritten with its weights.
+        rates: Optimizer and schedules, see `Rates`.
+        hidden_dim: Hidden dimension of the head (published: the backbone's width).
+        out_dim: Output dimension of the head (published: 128).
         temperature: τ.
-        queue: number of keys.
+        queue: Number of keys in the queue.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class MoCoV2(MomentumMethod):
         self.temperature = temperature
 
     def losses(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Losses of one micro-batch of B images, two views each: (2B, 3, H, W), view-major; see `logged`."""
+        """Return the losses of one micro-batch of B images, two views each: (2B, 3, H, W), view-major; see `logged`."""
         first, second = batch[0].chunk(2)
         _, q = self.base(first)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The momentum encoder, and what the methods that contrast with one have in common."""
+"""The momentum encoder, and the common base of the methods that contrast with one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ OPTIMIZERS: dict[str, Any] = {
 
 @torch.no_grad()
 def follow(follower: nn.Module, leader: nn.Module, momentum: float) -> None:
-    """follower ← m·follower + (1 − m)·leader over the parameters.
+    """Update the parameters of a follower: follower ← m·follower + (1 − m)·leader.
 
-    Not over buffers: in all published codes of DINO, MoCo and MoBY either side's batch norm keeps its own running
-    statistics. Both are in train mode and normalise with the batch's.
+    Buffers are not updated: in all published code of DINO, MoCo and MoBY, the batch norm of each side keeps its own
+    running statistics. Both are in train mode and normalise with those of the batch.
     """
     torch._foreach_lerp_(list(follower.parameters()), list(leader.parameters()), 1 - momentum)
 
@@ -41,21 +41,21 @@ class Encoder(nn.Module):
         self.projector = projector
 
     def forward(self, view: Tensor) -> tuple[Tensor, Tensor]:
-        """View (B, 3, H, W) → features (B, W) and projections (B, D)."""
+        """Return features (B, W) and projections (B, D) of a view (B, 3, H, W)."""
         features = self.backbone(view)
         return features, self.projector(features)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How a method is optimised.
+    """Optimizer and schedules of a method.
 
     Attributes:
-        optimizer: AdamW, SGD with momentum 0.9, or LARS with the same.
-        lr: learning rate by step.
-        weight_decay: on the weights.
-        momentum: share of itself that the momentum encoder keeps, by the number of steps done.
-        clip: norm to which all gradients together are clipped; None: not at all.
+        optimizer: AdamW, SGD with momentum 0.9, or LARS with momentum 0.9.
+        lr: Learning rate by step.
+        weight_decay: Weight decay.
+        momentum: Share of itself that the momentum encoder keeps, by the number of steps done.
+        clip: Norm to which all gradients together are clipped; None: no clipping.
     """
 
     optimizer: Literal["adamw", "sgd", "lars"]
@@ -68,15 +68,15 @@ class Rates:
 class MomentumMethod(nn.Module):
     """A method whose `base` encoder is trained while its `momentum` encoder follows: MoCo v2, MoCo v3, MoBY.
 
-    Subclasses make the parts and say the losses of a batch. Both sides stay in train mode. The published codes move
-    the momentum encoder at the beginning of a step, here it moves at the end of the one before: the same, with the
-    momentum of the step to come.
+    Subclasses make the parts and compute the losses of a batch. Both sides stay in train mode. The published code
+    updates the momentum encoder at the beginning of a step; here it is updated at the end of the step before, which
+    gives the same result with the momentum of the coming step.
 
     Args:
-        base: trained; what is kept for ReID is its backbone (the authors of all three evaluate it).
-        momentum: the same parts; overwritten with the weights of `base`.
-        rates: optimizer and schedules.
-        decay_all: weight decay on biases and 1-D parameters, too.
+        base: The trained encoder; its backbone is kept for ReID (the authors of all three methods evaluate it).
+        momentum: An encoder with the same parts; overwritten with the weights of `base`.
+        rates: Optimizer and schedules.
+        decay_all: Whether biases and 1-D parameters have weight decay, too.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class MomentumMethod(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        """The backbone to keep for ReID: the trained one."""
+        """Return the backbone to keep for ReID: the trained one."""
         return self.base.backbone
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer over all that is trained, in two groups: matrices, and biases with other 1-D parameters.
+        """Return the optimizer in two groups: matrices, and biases with other 1-D parameters.
 
-        LARS scales the steps of the first group only (MoCo v3, its optimizer).
+        LARS scales only the steps of the first group (MoCo v3, its optimizer).
         """
         parameters = dict(self.named_parameters())
         groups = [
@@ -111,7 +111,7 @@ class MomentumMethod(nn.Module):
         return optimizer
 
     def set_schedules(self, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
-        """Set the rates of optimizer step `step` (0-based); returns them to log."""
+        """Set the rates of optimizer step `step` (0-based), and return them for logging."""
         lr = self.rates.lr(step)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -120,7 +120,7 @@ class MomentumMethod(nn.Module):
 
     @torch.no_grad()
     def before_update(self, step: int) -> dict[str, Tensor]:
-        """Clip all gradients together to norm `clip`; returns the norms before that, see `norm_scalars`."""
+        """Clip all gradients together to norm `clip`, and return the norms before clipping; see `norm_scalars`."""
         norms = gradient_norms(self.parameters())
         if self.rates.clip is not None:
             clip_together(self.parameters(), norms, self.rates.clip)
@@ -128,7 +128,7 @@ class MomentumMethod(nn.Module):
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:
-        """Once per step: the momentum encoder follows, the queues take in the step's keys."""
+        """Update the momentum encoder and the queues, once per step."""
         follow(self.momentum, self.base, self.rates.momentum(step + 1))
         for module in self.modules():
             if isinstance(module, Queue):
@@ -136,15 +136,15 @@ class MomentumMethod(nn.Module):
 
 
 def logged(loss: Tensor, directions: Sequence[Contrast], features: Tensor) -> dict[str, Tensor]:
-    """What `losses` of such a method returns.
+    """Return the result of `losses` of a momentum method.
 
     Args:
-        loss: to backpropagate.
-        directions: its parts.
-        features: (N, W) of the momentum encoder's backbone.
+        loss: The loss to backpropagate.
+        directions: Its parts.
+        features: (N, W), the output of the momentum encoder's backbone.
 
     Returns:
-        `loss`; `accuracy`, the share of queries whose own key is the nearest; `feature_std`, see there.
+        `loss`; `accuracy`, the share of queries whose own key is the nearest; and `feature_std`, see `feature_std`.
     """
     accuracy = torch.stack([direction.accuracy for direction in directions]).mean()
     return {"loss": loss, "accuracy": accuracy, "feature_std": feature_std(features)}

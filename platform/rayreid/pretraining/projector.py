@@ -1,4 +1,4 @@
-"""Projectors and predictors: the multi-layer perceptrons between a backbone's feature and what is contrasted."""
+"""Projectors and predictors: the multi-layer perceptrons between a backbone's feature and the contrasted vector."""
 
 from itertools import pairwise
 
@@ -8,16 +8,16 @@ from rayreid.models.norms import SyncedBatchNorm
 
 
 def mlp(widths: tuple[int, ...], hidden_norm: bool, last_norm: bool) -> nn.Sequential:
-    """Linear maps with ReLU between them: (N, widths[0]) → (N, widths[-1]).
+    """Return linear maps with ReLU between them: (N, widths[0]) → (N, widths[-1]).
 
-    MoCo v3 has batch norm after every layer, that after the last one without scale and shift; MoBY after all but the
-    last; MoCo v2 none. Batch norm is synchronised over workers. A layer that it follows has no bias, whose part the
-    norm's shift plays.
+    MoCo v3 has batch norm after every layer (after the last one without scale and shift), MoBY after all layers but the
+    last, MoCo v2 none. Batch norm is synchronised over workers. A layer before a batch norm has no bias, because the
+    shift of the norm replaces it.
 
     Args:
-        widths: of the input, the hidden layers and the output.
-        hidden_norm: batch norm after hidden layers.
-        last_norm: batch norm, without scale and shift, after the last layer.
+        widths: Widths of the input, the hidden layers and the output.
+        hidden_norm: Whether batch norm follows hidden layers.
+        last_norm: Whether batch norm, without scale and shift, follows the last layer.
     """
     layers: list[nn.Module] = []
     for before, after in pairwise(widths[:-1]):

@@ -1,1 +1,1 @@
-"""Person re-identification: the losses, the neck and the methods that train on a target."""
+"""Person re-identification: the losses, the neck, and the methods that train on a target."""

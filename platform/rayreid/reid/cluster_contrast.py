@@ -1,8 +1,8 @@
-"""Cluster contrast: learning from pseudo labels that are found anew in every epoch.
+"""Cluster contrast: learning from pseudo labels that are computed again in every epoch.
 
 Dai et al., arXiv 2103.11568, as TransReID-SSL uses it for unsupervised learning (USL) and domain adaptation (UDA): a
-batch norm over the backbone's feature, and cross-entropy against a memory of one vector per cluster. Who belongs to
-which cluster is `reid.pseudo_labels`' part.
+batch norm over the backbone's feature, and cross-entropy against a memory of one vector per cluster.
+`reid.pseudo_labels` assigns the images to clusters.
 """
 
 from collections.abc import Mapping
@@ -24,23 +24,25 @@ _DECAY = 0.1
 
 
 class ClusterContrast(nn.Module):
-    """A training method: backbone, BNNeck and cluster memory with their loss, optimizer and schedule.
+    """A training method: backbone, BNNeck and cluster memory, with their loss, optimizer and schedule.
 
-    Its feature is one everywhere, in clustering, memory and evaluation: the neck's output, L2-normalised. Batch
-    statistics are those of all workers' batches together, so what is learned does not hang on their number.
+    Clustering, memory and evaluation use the same feature: the neck's output, L2-normalised. Batch statistics cover the
+    batches of all workers, so what is learned does not depend on the number of workers.
 
     Attributes:
-        num_features: D, the feature's width.
-        memory: (C, D) of the epoch's clusters; None before the first ones were given to `remember`.
+        num_features: D, the width of the feature.
+        memory: (C, D), the memory of the epoch's clusters; None before the first call of `remember`.
 
     Args:
-        base: the backbone.
-        steps_per_epoch: optimizer steps.
-        lr: rate of all parameters, biases too, in the first epochs.
-        decay_every: epochs after which it is multiplied by 0.1, again and again.
-        momentum: of SGD.
-        weight_decay: of every parameter.
-        temperature, memory_momentum, variant: see `ClusterMemory`.
+        base: The backbone.
+        steps_per_epoch: Number of optimizer steps per epoch.
+        lr: Learning rate of all parameters, including biases, in the first epochs.
+        decay_every: Number of epochs after which the rate is multiplied by 0.1, repeatedly.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of every parameter.
+        temperature: See `ClusterMemory`.
+        memory_momentum: See `ClusterMemory`.
+        variant: See `ClusterMemory`.
     """
 
     memory: ClusterMemory | None
@@ -69,22 +71,26 @@ class ClusterContrast(nn.Module):
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        """The feature: (B, 3, H, W) → (B, D) of length 1."""
+        """Return the feature (B, D), of length 1, of images (B, 3, H, W)."""
         return F.normalize(self.bottleneck(self.base(images)), dim=1)
 
     @torch.no_grad()
     def after_neck(self, features: Tensor) -> Tensor:
-        """What `forward` makes of the backbone's features (N, D) in eval mode: float32 (N, D) of length 1."""
+        """Return the result of `forward` in eval mode from the backbone's features (N, D).
+
+        It is float32 (N, D), of length 1.
+        """
         scale, shift = self.bottleneck.scale_and_shift()
         return F.normalize(features * scale + shift, dim=1)
 
     @torch.no_grad()
     def settle(self, features: Tensor) -> None:
-        """Give the neck the statistics of the backbone's features (N, D) of all images, before the first clusters.
+        """Give the neck the statistics of the backbone's features (N, D) of all images, before the first clustering.
 
-        Deviation: the published code clusters the first epoch behind a neck of mean 0 and variance 1, and trains it
-        behind one that takes each batch's statistics. What all features have in common is then in the memory but not
-        in what is compared with it, and a backbone whose features share much unlearns what it had (docs/results.md).
+        Deviation: the published code clusters the first epoch with a neck of mean 0 and variance 1, and trains it with
+        one that takes each batch's statistics. The component common to all features is then in the memory but not in
+        the features that are compared with it, and a backbone whose features share much unlearns what it had learned
+        (docs/results.md).
         """
         variance, mean = torch.var_mean(features, dim=0)
         neck = self.bottleneck
@@ -93,21 +99,22 @@ class ClusterContrast(nn.Module):
         neck.running_var.copy_(variance)
 
     def remember(self, centres: Tensor) -> None:
-        """Begin an epoch's memory with the centres of its clusters, (C, D); all workers take those of worker 0."""
+        """Start an epoch's memory with the centres of its clusters, (C, D); all workers take those of worker 0."""
         centres = broadcast(centres.clone())
         self.memory = ClusterMemory(centres, self.temperature, self.memory_momentum, self.variant)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Take back what `state_dict` gave, whatever number of clusters it was of."""
+        """Restore the result of `state_dict`, whatever its number of clusters."""
         if _MEMORY in state_dict:
             held: Tensor = state_dict[_MEMORY]
             self.memory = ClusterMemory(held, self.temperature, self.memory_momentum, self.variant)
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """The loss of images (B, 3, H, W) of clusters (B,) int64, and `accuracy` of the memory on them, in [0, 1].
+        """Return the loss of images (B, 3, H, W) of clusters (B,) int64, and the memory's `accuracy` in [0, 1].
 
-        The features are kept for `after_update`: that moves the memory by those that the loss was taken of.
+        The features are kept for `after_update`, which moves the memory by the same features that the loss was computed
+        from.
         """
         assert self.memory is not None, "no clusters yet"
         images, targets = batch
@@ -117,22 +124,22 @@ class ClusterContrast(nn.Module):
         return {"loss": self.memory(features, targets), "accuracy": (guess == targets).to(features.dtype).mean()}
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """A fresh optimizer over all trained parameters."""
+        """Return a new optimizer over all trained parameters."""
         trained = [value for value in self.parameters() if value.requires_grad]
         return torch.optim.SGD(trained, lr=self.schedule(0), momentum=self.momentum, weight_decay=self.weight_decay)
 
     def set_schedules(self, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
-        """Set the rate of optimizer step `step` (from 0)."""
+        """Set the rate of optimizer step `step` (from 0), and return it for logging."""
         for group in optimizer.param_groups:
             group["lr"] = self.schedule(step)
         return {"lr": self.schedule(step)}
 
     def before_update(self, step: int) -> dict[str, Tensor]:
-        """Nothing to clip or freeze; the gradients' norms, see `norm_scalars`."""
+        """Return the norms of the gradients, see `norm_scalars`; there is nothing to clip or freeze."""
         return norm_scalars(gradient_norms(self.parameters()))
 
     def after_update(self, step: int) -> None:
-        """Move the memory once, by the whole global batch."""
+        """Update the memory once, with the whole global batch."""
         assert self.memory is not None
         features, targets = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
         self._seen.clear()

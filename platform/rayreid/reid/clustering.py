@@ -1,7 +1,7 @@
-"""Pseudo labels: DBSCAN on the sparse k-reciprocal Jaccard distance, and how good they are.
+"""Pseudo labels: DBSCAN on the sparse k-reciprocal Jaccard distance, and measures of their quality.
 
 As in cluster contrast (Dai et al., arXiv 2103.11568): Jaccard distance of the k-reciprocal encoding (k1 30, k2 6), then
-DBSCAN (Ester et al., KDD 1996). Only distances up to ε are ever formed.
+DBSCAN (Ester et al., KDD 1996). Only distances up to ε are ever computed.
 """
 
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ UNKNOWN = -1  # pid
 
 @dataclass(frozen=True)
 class Clusters:
-    """A clustering of N images into C clusters; C may be 0 or 1, of which nothing can be learned.
+    """A clustering of N images into C clusters. C may be 0 or 1, from which nothing can be learned.
 
     Attributes:
-        labels: (N,) int64 in [0, C), `OUTLIER` where an image belongs to none.
-        sizes: (C,) int64 images per cluster.
+        labels: (N,) int64 in [0, C), `OUTLIER` for images in no cluster.
+        sizes: (C,) int64, number of images per cluster.
     """
 
     labels: np.ndarray
@@ -34,7 +34,11 @@ class Clusters:
         return len(self.sizes)
 
     def statistics(self) -> dict[str, float]:
-        """`clusters`, `outliers`, `images_used`, and `cluster_size_min`, `_median`, `_max` (0 without clusters)."""
+        """Return the numbers of clusters, outliers and images used, and the sizes of clusters.
+
+        The keys are `clusters`, `outliers`, `images_used`, `cluster_size_min`, `cluster_size_median` and
+        `cluster_size_max`; the sizes are 0 without clusters.
+        """
         sizes = self.sizes if len(self) else np.zeros(1)
         return {
             "clusters": float(len(self)),
@@ -47,18 +51,18 @@ class Clusters:
 
 
 def cluster(neighbours: Neighbours, k1: int = 30, k2: int = 6, eps: float = 0.6, min_samples: int = 4) -> Clusters:
-    """Cluster images by the Jaccard distance of their neighbour lists.
+    """Return clusters of images by the Jaccard distance of their neighbour lists.
 
     Args:
-        neighbours: of all images, lists of `k1` entries (`knn.nearest(features, k1)`). With fewer images than that
-            every list holds all of them.
-        k1: entries of a list, the image itself included.
-        k2: rows that query expansion averages, the image's own included.
-        eps: ε, greatest distance between neighbours of one cluster, in (0, 1).
-        min_samples: images within ε, itself included, that make an image the core of a cluster.
+        neighbours: Neighbours of all images, in lists of `k1` entries (`knn.nearest(features, k1)`). If there are fewer
+            images, every list has all of them.
+        k1: Number of entries of a list, including the image itself.
+        k2: Number of rows that query expansion averages, including the image's own.
+        eps: ε, largest distance between neighbours of one cluster, in (0, 1).
+        min_samples: Number of images within ε, including the image itself, that make an image the core of a cluster.
 
     Raises:
-        UserError: a number out of range, or features that have collapsed.
+        UserError: A number is out of range, or the features have collapsed.
     """
     if not 0 < eps < 1:
         raise UserError(f"clustering with eps {eps:g}: choose it between 0 and 1, where images share no neighbours")
@@ -78,7 +82,7 @@ def cluster(neighbours: Neighbours, k1: int = 30, k2: int = 6, eps: float = 0.6,
 
 
 def cluster_means(features: Tensor, clusters: Clusters) -> Tensor:
-    """Means of the clusters' features: (N, D) → (C, D), same type and device, not normalised."""
+    """Return the means of the clusters' features: (N, D) → (C, D), same type and device, not normalised."""
     labels = torch.from_numpy(clusters.labels).to(features.device)
     kept = labels != OUTLIER
     sums = features.new_zeros(len(clusters), features.shape[1]).index_add_(0, labels[kept], features[kept])
@@ -86,18 +90,18 @@ def cluster_means(features: Tensor, clusters: Clusters) -> Tensor:
 
 
 def label_quality(clusters: Clusters, pids: np.ndarray) -> dict[str, float]:
-    """Agreement of pseudo labels with the true identities, where those are known.
+    """Return the agreement of pseudo labels with the true identities, for images with known identity.
 
-    An outlier counts as a cluster of its own: leaving many images out costs recall. Images with pid −1 are left out.
+    An outlier counts as a cluster of its own, so leaving many images out costs recall. Images with pid −1 are ignored.
 
     Args:
-        clusters: of N images.
-        pids: (N,) int, −1 unknown.
+        clusters: A clustering of N images.
+        pids: (N,) int, −1 for unknown.
 
     Returns:
         `ari` (adjusted Rand index, at most 1), `nmi` (normalised mutual information, in [0, 1]), and over all pairs of
-        images `pair_precision`, `pair_recall` and their harmonic mean `pair_f`, in [0, 1]; nothing if no identity is
-        known.
+        images `pair_precision`, `pair_recall` and their harmonic mean `pair_f`, in [0, 1]. It is empty if no identity
+        is known.
     """
     known = pids != UNKNOWN
     if not known.any():
@@ -118,5 +122,5 @@ def label_quality(clusters: Clusters, pids: np.ndarray) -> dict[str, float]:
 
 
 def _share(part: int, whole: int) -> float:
-    """0 of nothing is 0."""
+    """Return the share; 0 of nothing is 0."""
     return float(part / whole) if whole else 0.0

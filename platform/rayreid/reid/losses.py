@@ -3,14 +3,15 @@
 import torch
 import torch.nn.functional as F
 
-SMALLEST_SQUARE = 1e-12  # as in the field's code: sqrt has no finite gradient at 0 (each point and itself)
+# as in the field's code, because sqrt has no finite gradient at 0 (the distance of a point to itself)
+SMALLEST_SQUARE = 1e-12
 
 
 def euclidean_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Distances between all rows of `x` and all rows of `y`.
+    """Return the distances between all rows of `x` and all rows of `y`.
 
-    Squares are expanded, |x|² + |y|² − 2⟨x, y⟩, and clamped to 1e-12 before the root, as the published code
-    does; a point is therefore at distance 1e-6 or more from itself, and passes no gradient there.
+    Squares are expanded, |x|² + |y|² − 2⟨x, y⟩, and clamped to 1e-12 before the root, as in the published code. A point
+    is therefore at distance 1e-6 or more from itself, and passes no gradient there.
 
     Args:
         x: (N, D) float.
@@ -24,10 +25,10 @@ def euclidean_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def hardest_distances(features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The farthest positive and the nearest negative of every row in the batch.
+    """Return the distances of the farthest positive and the nearest negative of every row in the batch.
 
-    An instance counts among its own positives, so an identity's only image has a positive at distance ~0.
-    A batch of one identity has no negatives: their distance is then infinite and the loss 0.
+    An instance counts as one of its own positives, so an identity's only image has a positive at distance ~0. A batch
+    of one identity has no negatives: their distance is then infinite and the loss 0.
 
     Args:
         features: (B, D) float.
@@ -44,16 +45,16 @@ def hardest_distances(features: torch.Tensor, labels: torch.Tensor) -> tuple[tor
 
 
 def triplet_loss(features: torch.Tensor, labels: torch.Tensor, margin: float | None = None) -> torch.Tensor:
-    """Batch-hard triplet loss, averaged over the batch.
+    """Return the batch-hard triplet loss, averaged over the batch.
 
-    With d⁺ and d⁻ the distances of the hardest positive and negative: log(1 + exp(d⁺ − d⁻)) for the soft margin
-    (`margin=None`), max(0, d⁺ − d⁻ + margin) otherwise.
+    With d⁺ and d⁻ the distances of the hardest positive and negative, it is log(1 + exp(d⁺ − d⁻)) for the soft margin
+    (`margin=None`), and max(0, d⁺ − d⁻ + margin) otherwise.
 
     Args:
-        features: (B, D) raw features (not normalised); float32 or float64. Half precision is lifted to
-            float32: the expanded squares cancel.
+        features: (B, D) raw features (not normalised); float32 or float64. Half precision is converted to float32,
+            because the expanded squares cancel.
         labels: (B,) integer identities.
-        margin: in the features' unit; None for the soft margin.
+        margin: Margin in the features' unit; None for the soft margin.
 
     Returns:
         Scalar.

@@ -1,7 +1,7 @@
-"""Cluster memory: one vector per cluster, which classifies a batch and follows it.
+"""Cluster memory: one vector per cluster, which classifies a batch and is then updated by it.
 
-Cluster contrast (Dai et al., arXiv 2103.11568). A cluster's vector is moved by its every instance in turn ("mean") or
-only by the least similar one in the batch ("hard").
+Cluster contrast (Dai et al., arXiv 2103.11568). The vector of a cluster is updated by each of its instances in turn
+("mean"), or only by the least similar one in the batch ("hard").
 """
 
 from typing import Literal
@@ -17,19 +17,20 @@ Variant = Literal["mean", "hard"]
 
 
 class ClusterMemory(nn.Module):
-    """The memory and its loss. It is the same on all workers if they begin with the same centres.
+    """The memory and its loss. It is the same on all workers if they start with the same centres.
 
     Attributes:
         features: (C, D), of length 1.
 
     Args:
         centres: (C, D) float, normalised here.
-        temperature: that similarities are divided by.
-        momentum: part of the old vector that an update keeps, in [0, 1).
-        variant: which instances move a cluster's vector: all in turn, or the least similar one of the batch.
+        temperature: Number by which similarities are divided.
+        momentum: Share of the old vector that an update keeps, in [0, 1).
+        variant: Instances that update a cluster's vector: all in turn ("mean"), or the least similar one of the batch
+            ("hard").
 
     Raises:
-        UserError: no cluster, or a number out of range.
+        UserError: There is no cluster, or a number is out of range.
     """
 
     features: Tensor
@@ -47,7 +48,7 @@ class ClusterMemory(nn.Module):
         self.register_buffer("features", F.normalize(centres.detach(), dim=1))
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy over the similarities to all clusters ÷ temperature, averaged over this worker's batch.
+        """Return the cross-entropy over the similarities to all clusters ÷ temperature, averaged over this batch.
 
         Args:
             inputs: (B, D) features, normalised here.
@@ -60,10 +61,10 @@ class ClusterMemory(nn.Module):
 
     @torch.no_grad()
     def update(self, inputs: Tensor, targets: Tensor) -> None:
-        """Move the memory towards a batch: memory ← normalise(m · memory + (1 − m) · x).
+        """Update the memory with a batch: memory ← normalise(m · memory + (1 − m) · x).
 
-        Call it once per optimizer step, after the loss: that is of the memory as it was. All workers must call it with
-        equally many rows; each takes the rows of all, in order of rank.
+        Call it once per optimizer step, after the loss, which uses the memory before the update. All workers must call
+        it with the same number of rows; each uses the rows of all, in order of rank.
 
         Args:
             inputs: (B, D) features, normalised here.
@@ -75,7 +76,7 @@ class ClusterMemory(nn.Module):
             similarities = (instances * self.features[targets]).sum(dim=1)
             order = similarities.argsort(stable=True)
             instances, targets = instances[order], targets[order]
-        moved = self.features.clone()  # autograd may still hold the other
+        moved = self.features.clone()  # autograd may still hold the old one
         for turn in _turns(targets)[: 1 if self.variant == "hard" else None]:
             clusters = targets[turn]
             mixed = self.momentum * moved[clusters] + (1 - self.momentum) * instances[turn]
@@ -84,7 +85,10 @@ class ClusterMemory(nn.Module):
 
 
 def _turns(targets: Tensor) -> list[Tensor]:
-    """Rows of every cluster's first instance, then of the second ones, and so on: no cluster twice in a turn."""
+    """Return the rows of every cluster's first instance, then of the second ones, and so on.
+
+    No cluster occurs twice in a turn.
+    """
     order = targets.argsort(stable=True)
     counts = targets.bincount()
     number = torch.arange(len(targets), device=targets.device) - (counts.cumsum(0) - counts)[targets[order]]

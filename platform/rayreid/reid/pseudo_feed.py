@@ -1,4 +1,4 @@
-"""What cluster contrast is fed with: in every epoch the images of clusters that were found at its beginning."""
+"""The input of cluster contrast: in every epoch, the images of the clusters that were found at its beginning."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,18 +24,18 @@ from rayreid.training.loop import Batch
 
 
 class PseudoLabelPlan:
-    """Camera-aware sampling (`CameraPlan`) whose identities are other clusters in every epoch.
+    """Camera-aware sampling (`CameraPlan`) whose identities are the clusters of the current epoch.
 
     Args:
-        rows: index rows, integers (N,).
-        camids: their cameras, (N,), −1 unknown.
-        clusters: P, clusters in a global batch.
-        instances: K, images of each.
-        steps_per_epoch: batches in an epoch.
-        seed: the run's seed.
+        rows: Index rows, integers (N,).
+        camids: The camera of each row, (N,), −1 for unknown.
+        clusters: P, the number of clusters in a global batch.
+        instances: K, the number of images per cluster.
+        steps_per_epoch: Number of batches in an epoch.
+        seed: The run's seed.
 
     Attributes:
-        steps_per_epoch: batches in an epoch.
+        steps_per_epoch: Number of batches in an epoch.
         size: P·K.
     """
 
@@ -49,10 +49,10 @@ class PseudoLabelPlan:
         self._plan: CameraPlan | None = None
 
     def begin(self, epoch: int, labels: np.ndarray) -> None:
-        """Take the labels (N,) of an epoch; outliers (−1) are left out.
+        """Set the labels (N,) of an epoch; outliers (−1) are left out.
 
         Raises:
-            UserError: fewer clusters than a batch takes.
+            UserError: There are fewer clusters than a batch needs.
         """
         kept = labels != OUTLIER
         self._epoch = epoch
@@ -67,7 +67,7 @@ class PseudoLabelPlan:
         )
 
     def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Rows:
-        """Rows (P·K / world,) for a worker at a step of the epoch that was begun."""
+        """Return the rows (P·K / world,) for a worker at a step of the epoch that was begun."""
         if self._plan is None or epoch != self._epoch:
             raise ValueError(f"epoch {epoch} has no labels yet")
         return self._plan.batch(epoch, step, rank, world)
@@ -75,21 +75,22 @@ class PseudoLabelPlan:
 
 @dataclass(frozen=True)
 class PseudoLabelFeed:
-    """Feeds the loop with one epoch after the other; before each, features are extracted and clustered.
+    """The feed of the loop, epoch by epoch; before each epoch, features are extracted and clustered.
 
-    An epoch that is gone on with has its labels from the disk and its memory from the checkpoint. One that begins is
-    clustered, also when the run was resumed there: a function of the parameters, it gives what it would have given.
+    An epoch that is resumed in the middle takes its labels from the disk and its memory from the checkpoint. An epoch
+    that begins is clustered, also if the run was resumed there: the clusters are a function of the parameters, so they
+    are the same as without the interruption.
 
     Attributes:
-        method: whose features are clustered, and whose memory is set.
-        store: the images.
-        plan: which of them a step takes.
-        labels: what they are taken for.
-        prepare: (decoded images on the device, keys, epoch, store rows) → images (B, 3, H, W).
-        extract: features that the backbone it is given has for all images of the plan, (N, D), on all workers.
-        device: where the method is.
-        log: receives a row for every epoch, on worker 0.
-        threads: that decode.
+        method: The method whose features are clustered and whose memory is set.
+        store: The images.
+        plan: The images of each step.
+        labels: The pseudo labels.
+        prepare: Function (decoded images on the device, keys, epoch, store rows) → images (B, 3, H, W).
+        extract: Function from a backbone to its features of all images of the plan, (N, D), on all workers.
+        device: Device of the method.
+        log: Receives a row for every epoch, on worker 0.
+        threads: Number of decoding threads.
     """
 
     method: ClusterContrast
@@ -103,12 +104,13 @@ class PseudoLabelFeed:
     threads: int = 2
 
     def __call__(self, start: int) -> Iterator[Batch]:
-        """Micro-batches (images, clusters) from optimizer step `start` on, without end.
+        """Yield micro-batches (images, clusters) from optimizer step `start` on, without end.
 
-        Nothing is read ahead over the end of an epoch. The wait of an epoch's first batch is that for its labels, too.
+        Nothing is read ahead beyond the end of an epoch. The wait of an epoch's first batch includes the wait for its
+        labels.
 
         Raises:
-            UserError: see `PseudoLabels`.
+            UserError: See `PseudoLabels`.
         """
         while True:
             epoch, within = divmod(start, self.plan.steps_per_epoch)
@@ -147,12 +149,12 @@ class PseudoLabelFeed:
         if held != len(self.labels.clusters):
             raise UserError(
                 f"{self.labels.folder}: the labels of epoch {epoch + 1} are of {len(self.labels.clusters)} clusters, "
-                f"the checkpoint's memory of {held}; remove the newest checkpoint to begin that epoch anew"
+                f"the checkpoint's memory of {held}; remove the newest checkpoint to restart that epoch"
             )
         self.plan.begin(epoch, self.labels.clusters.labels)
 
     def _feed(self) -> Prefetcher:
-        """The epoch's batches: the images with their clusters."""
+        """Return the feed of the epoch's batches: the images with their clusters."""
         assert self.labels.clusters is not None
         target = np.full(len(self.store), OUTLIER)
         target[self.plan.rows] = self.labels.clusters.labels

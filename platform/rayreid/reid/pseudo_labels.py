@@ -1,4 +1,4 @@
-"""Pseudo labels of a target's training images, epoch by epoch: found once, the same on all workers, and on the disk."""
+"""Pseudo labels of a target's training images: found once per epoch, equal on all workers, and saved to disk."""
 
 import io
 import time
@@ -19,7 +19,7 @@ from rayreid.training import parallel
 
 @dataclass(frozen=True)
 class Clustering:
-    """How images are clustered; see `reid.clustering.cluster` and `neighbours.knn.nearest`."""
+    """Settings of the clustering of images; see `reid.clustering.cluster` and `neighbours.knn.nearest`."""
 
     k1: int = 30
     k2: int = 6
@@ -28,7 +28,7 @@ class Clustering:
     engine: Engine = "torch"
 
     def __call__(self, features: Tensor) -> tuple[Clusters, dict[str, float]]:
-        """Cluster features (N, D); with the search's recall and what each part took, in seconds."""
+        """Return the clusters of features (N, D), with the search's recall and the duration of each part in seconds."""
         began = time.monotonic()
         neighbours = nearest(features, self.k1, self.engine)
         searched = time.monotonic()
@@ -40,20 +40,21 @@ class Clustering:
 
 @dataclass
 class PseudoLabels:
-    """The labels in force. Worker 0 finds them; all have the same.
+    """The labels in force. Worker 0 finds them, and all workers have the same.
 
-    An epoch in which no clusters can be used, of which there are too few for a batch, is trained on with the labels of
-    the one before. The labels of every epoch, counted from 1, lie in `folder/NNNN.npz`: `rows` (of the store's index),
-    `labels` (−1: outlier) and `found_in`, the epoch that they were found in.
+    If an epoch has no usable clusters, or fewer than a batch needs, it is trained with the labels of the epoch before.
+    The labels of every epoch, counted from 1, are in `folder/NNNN.npz`: `rows` (of the store's index), `labels` (−1:
+    outlier) and `found_in`, the epoch in which they were found.
 
     Attributes:
-        folder: where they are written, on storage that all workers see.
-        rows: index rows of the images, int64 (N,).
-        pids: their true identities, (N,), −1 unknown: for judging the labels, never for making them.
-        clustering: how clusters are found.
-        needed: clusters that a batch takes.
-        clusters: the labels in force; None before the first ones.
-        found_in: the epoch that they were found in.
+        folder: Folder of the label files, on storage that all workers see.
+        rows: Index rows of the images, int64 (N,).
+        pids: True identities of the images, (N,), −1 for unknown. They are used to judge the labels, never to make
+            them.
+        clustering: Settings of the clustering.
+        needed: Number of clusters in a batch.
+        clusters: The labels in force; None before the first ones.
+        found_in: The epoch in which they were found.
     """
 
     folder: Path
@@ -65,18 +66,18 @@ class PseudoLabels:
     found_in: int = field(default=0, init=False)
 
     def find(self, epoch: int, features: Tensor) -> dict[str, float]:
-        """Cluster the images at the beginning of an epoch (from 1), and put the labels in force.
+        """Cluster the images at the beginning of an epoch, and put the labels in force.
 
         Args:
-            epoch: from 1.
+            epoch: The epoch, from 1.
             features: (N, D), the same on all workers.
 
         Returns:
-            Worker 0: what was found (`Clusters.statistics`, `label_quality`), how long that took, and `kept_labels`, 1
-            where the labels of an earlier epoch stay in force. The others: nothing.
+            On worker 0, the statistics (`Clusters.statistics`, `label_quality`), durations, and `kept_labels`, which is
+            1 if the labels of an earlier epoch stay in force. On the other workers, nothing.
 
         Raises:
-            UserError: in the first epoch, no clusters that can be used; features that are broken or have collapsed.
+            UserError: The first epoch has no usable clusters, or the features are broken or have collapsed.
         """
         figures: dict[str, float] = {}
         labels = torch.empty(len(self.rows), dtype=torch.int64, device=features.device)
@@ -98,7 +99,7 @@ class PseudoLabels:
         """Put the labels in force that an earlier process wrote for an epoch (from 1).
 
         Raises:
-            UserError: they are not there, or are of other images.
+            UserError: The labels do not exist or belong to other images.
         """
         path = self._path(epoch)
         try:
@@ -106,11 +107,11 @@ class PseudoLabels:
                 rows, labels, found_in = file["rows"], file["labels"], int(file["found_in"])
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise UserError(
-                f"{path}: the labels of an epoch that is to be gone on with are missing or damaged ({error}); remove "
-                f"{self.folder.parent / 'checkpoints'} to begin anew"
+                f"{path}: the labels of the epoch to resume are missing or damaged ({error}); remove "
+                f"{self.folder.parent / 'checkpoints'} to start again"
             ) from None
         if not np.array_equal(rows, self.rows):
-            raise UserError(f"{path}: labels of other images than the target's split train; remove it to begin anew")
+            raise UserError(f"{path}: labels of other images than the target's split train; remove it to start again")
         self.clusters, self.found_in = clusters_of(labels.astype(np.int64)), found_in
 
     def _cluster(self, epoch: int, features: Tensor) -> tuple[Clusters, dict[str, float]]:
@@ -126,12 +127,12 @@ class PseudoLabels:
             raise UserError(f"no pseudo labels to begin with: {fault}")
 
     def _fault(self, found: Clusters) -> str:
-        """Why clusters cannot be trained on, and the remedy; empty if they can."""
+        """Return the reason why clusters cannot be trained on, with the remedy; empty if they can."""
         images, many = len(found.labels), len(found)
         if not many:
             return f"no cluster among {images} images; a larger adapt.eps or a smaller adapt.min_samples finds more"
         if many == 1:
-            return f"one cluster alone, of {found.sizes[0]} of {images} images; a smaller adapt.eps parts them"
+            return f"one cluster alone, of {found.sizes[0]} of {images} images; a smaller adapt.eps separates them"
         if many < self.needed:
             return (
                 f"{many} clusters among {images} images ({images - found.sizes.sum()} outliers), and a batch takes "
@@ -152,5 +153,5 @@ class PseudoLabels:
 
 
 def clusters_of(labels: np.ndarray) -> Clusters:
-    """The clusters of labels (N,) int64 from 0, −1 for outliers."""
+    """Return the clusters of labels (N,) int64 from 0, −1 for outliers."""
     return Clusters(labels, np.bincount(labels[labels != OUTLIER]))

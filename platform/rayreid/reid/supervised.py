@@ -1,7 +1,7 @@
-"""Supervised ReID: identity and triplet loss over a BNNeck, the recipe that fine-tunes on a labelled target.
+"""Supervised ReID: identity and triplet loss over a BNNeck, the recipe for fine-tuning on a labelled target.
 
-TransReID's baseline (He et al., arXiv 2102.04378, §3.1) as TransReID-SSL fine-tunes with it (arXiv 2111.12084): no
-camera embedding, no jigsaw branch, no label smoothing.
+It is TransReID's baseline (He et al., arXiv 2102.04378, §3.1) as used for fine-tuning in TransReID-SSL (arXiv
+2111.12084): no camera embedding, no jigsaw branch, no label smoothing.
 """
 
 from typing import Literal
@@ -23,23 +23,26 @@ FLOOR = 0.002  # × lr
 
 
 class SupervisedReID(nn.Module):
-    """A training method: backbone, BNNeck and classifier with their losses, optimizer and schedule.
+    """A training method: backbone, BNNeck and classifier, with their losses, optimizer and schedule.
 
-    The triplet loss acts on the backbone's feature, cross-entropy on the logits after the neck. The feature for
-    retrieval is the one before the neck (`forward`), to be L2-normalised.
+    The triplet loss uses the backbone's feature, cross-entropy the logits after the neck. The feature for retrieval is
+    the one before the neck (`forward`), to be L2-normalised.
 
     Args:
-        base: the backbone.
-        identities: number of classes; labels run from 0 to `identities` − 1.
-        epochs, warmup_epochs, steps_per_epoch: see `schedules.EpochCosine`.
-        lr: peak rate of the weights; the warm-up starts at 0.01 × and the cosine ends at 0.002 × it, for biases too.
-        bias_lr_factor: peak rate of biases in units of `lr`.
-        momentum: of SGD.
-        weight_decay: of every parameter, biases included.
+        base: The backbone.
+        identities: Number of classes; labels run from 0 to `identities` − 1.
+        epochs: See `schedules.EpochCosine`.
+        steps_per_epoch: See `schedules.EpochCosine`.
+        warmup_epochs: See `schedules.EpochCosine`.
+        lr: Peak rate of the weights. For weights and biases, the warm-up starts at 0.01 × and the cosine ends at 0.002
+            × this rate.
+        bias_lr_factor: Peak rate of biases in units of `lr`.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of every parameter, including biases.
         optimizer: "sgd" as published, or "adamw" (with torch's betas).
-        margin: of the triplet loss; None for the soft margin.
-        global_mining: mine triplets and take batch statistics over all workers' batches; they must then be
-            equally large. By default both are per worker, as published.
+        margin: Margin of the triplet loss; None for the soft margin.
+        global_mining: Whether to mine triplets and take batch statistics over the batches of all workers, which must
+            then have equal sizes. By default both are per worker, as published.
     """
 
     def __init__(
@@ -72,14 +75,15 @@ class SupervisedReID(nn.Module):
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        """The retrieval feature before the neck: (B, 3, H, W) → (B, D), not normalised."""
+        """Return the retrieval feature before the neck, (B, D), not normalised, of images (B, 3, H, W)."""
         feature: Tensor = self.base(images)
         return feature
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Losses of images (B, 3, H, W) with labels (B,) int64 in [0, identities).
+        """Return the losses of images (B, 3, H, W) with labels (B,) int64 in [0, identities).
 
-        Where a label stands alone in the batch its hardest positive is itself, and only its negatives teach.
+        If a label occurs once in the batch, its hardest positive is the image itself, and only its negatives have an
+        effect.
 
         Returns:
             Scalars `loss` = `id_loss` + `triplet_loss`, and `accuracy` of the classifier on this batch, in [0, 1].
@@ -100,9 +104,10 @@ class SupervisedReID(nn.Module):
         }
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """A fresh optimizer with two parameter groups, named `weights` and `biases`.
+        """Return a new optimizer with two parameter groups, named `weights` and `biases`.
 
-        As published, a parameter counts as a bias when its name holds "bias" (Swin's relative position tables too).
+        As published, a parameter counts as a bias if its name contains "bias" (including Swin's relative position
+        tables).
         """
         trained = [(name, value) for name, value in self.named_parameters() if value.requires_grad]
         groups = [
@@ -115,14 +120,17 @@ class SupervisedReID(nn.Module):
         return torch.optim.SGD(groups, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def set_schedules(self, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
-        """Set the rates of optimizer step `step` (from 0); they change between epochs only."""
+        """Set the rates of optimizer step `step` (from 0), and return them for logging.
+
+        They change only between epochs.
+        """
         for group in optimizer.param_groups:
             group["lr"] = self.schedules[group["name"]](step)
         return {"lr": self.schedules["weights"](step), "lr_bias": self.schedules["biases"](step)}
 
     def before_update(self, step: int) -> dict[str, Tensor]:
-        """Nothing to clip or freeze; the gradients' norms, see `norm_scalars`."""
+        """Return the norms of the gradients, see `norm_scalars`; there is nothing to clip or freeze."""
         return norm_scalars(gradient_norms(self.parameters()))
 
     def after_update(self, step: int) -> None:
-        """Nothing moves besides the parameters."""
+        """Do nothing: only the parameters change."""

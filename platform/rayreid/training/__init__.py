@@ -1,1 +1,1 @@
-"""The optimisation loop of every method, its schedules, its checkpoints and its gradients' averaging."""
+"""The optimisation loop of all methods, with its schedules, checkpoints and gradient averaging."""

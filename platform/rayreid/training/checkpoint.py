@@ -1,4 +1,4 @@
-"""Training state on disk: written atomically, checksummed, the newest whole one found again."""
+"""Checkpoints of the training state: written atomically, with checksums, and searched for the newest intact one."""
 
 import json
 from dataclasses import dataclass
@@ -12,39 +12,39 @@ from rayreid.files import checksum, remove_temporaries, replacing
 
 
 class Stateful(Protocol):
-    """What has a state that can be put back, e.g. an `nn.Module`."""
+    """An object whose state can be restored, e.g. an `nn.Module`."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Take it back."""
+        """Restore the state."""
 
 
 @dataclass(frozen=True)
 class Milestones:
-    """Checkpoints that stay: those of every `every`-th epoch, in `folder`, as `NNNN.pt` (the number of epochs done)."""
+    """Checkpoints that are kept for good: that of every `every`-th epoch, `folder/NNNN.pt` (number of epochs done)."""
 
     folder: Path
     every: int
     steps_per_epoch: int
 
     def path(self, epoch: int) -> Path | None:
-        """Where the state after that many epochs goes; None if it is not to stay."""
+        """Return the path for the state after that many epochs; None if it is not to be kept."""
         return None if epoch % self.every else self.folder / f"{epoch:04d}.pt"
 
     def steps(self) -> dict[Path, int]:
-        """Those there are, with the optimizer steps done in each."""
+        """Return the existing milestones, with the number of optimizer steps done in each."""
         return {path: int(path.stem) * self.steps_per_epoch for path in self.folder.glob("*.pt")}
 
 
 class Checkpoints:
     """The checkpoints of one training run.
 
-    Each is `NNNNNNNN.pt` (the number of optimizer steps done) with a checksum beside it, which is written after it:
-    a checkpoint without one, or whose bytes do not match, is passed over in favour of the one before.
+    Each is a file `NNNNNNNN.pt` (the number of optimizer steps done) with a checksum file that is written after it. A
+    checkpoint without a matching checksum is skipped in favour of the one before it.
 
     Args:
-        folder: where they lie; made when the first is written.
-        keep: how many of the newest are kept.
-        milestones: which are kept besides, for good. They cost no writing: they are hard links.
+        folder: Folder of the checkpoints; made when the first is written.
+        keep: Number of newest checkpoints that are kept.
+        milestones: Checkpoints that are also kept, for good. They need no extra writing, because they are hard links.
     """
 
     def __init__(self, folder: Path, keep: int = 2, milestones: Milestones | None = None):
@@ -53,9 +53,9 @@ class Checkpoints:
         self.milestones = milestones
 
     def save(self, step: int, state: dict[str, Any], epoch: int | None = None) -> None:
-        """Write the state after `step` optimizer steps, the last of `epoch` epochs if given; drop the oldest.
+        """Write the state after `step` optimizer steps (the end of epoch `epoch`, if given), and remove the oldest.
 
-        Later ones are dropped, too: they were damaged, or this run would have gone on from there.
+        Later checkpoints are removed too: they were damaged, or this run would have resumed from them.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_temporaries(self.folder)  # states are large
@@ -75,14 +75,14 @@ class Checkpoints:
             other.unlink(missing_ok=True)
 
     def newest(self) -> int:
-        """Optimizer steps done in the newest whole state; 0 where there is none."""
+        """Return the optimizer steps done in the newest intact state; 0 if there is none."""
         return next((step for path, step in self._newest_first() if _whole(path)), 0)
 
     def load(self, step: int, device: torch.device | str = "cpu") -> dict[str, Any]:
-        """The state after `step` optimizer steps.
+        """Return the state after `step` optimizer steps.
 
         Raises:
-            UserError: it is not there, or not whole.
+            UserError: The state does not exist or is not intact.
         """
         path = next((path for path, done in self._newest_first() if done == step and _whole(path)), None)
         if path is None:
@@ -96,14 +96,14 @@ class Checkpoints:
         return self.folder / f"{step:08d}.pt"
 
     def _newest_first(self) -> list[tuple[Path, int]]:
-        """Every state there is, the milestones too: they are the last resort."""
+        """Return all states, including the milestones, which are the last resort."""
         steps = {path: int(path.stem) for path in self.folder.glob("*.pt")}
         steps |= self.milestones.steps() if self.milestones else {}
         return sorted(steps.items(), key=lambda item: item[1], reverse=True)
 
 
 def _link(path: Path, other: Path) -> None:
-    """Give a checkpoint a second name, its seal last."""
+    """Give a checkpoint a second name; its checksum is linked last."""
     other.parent.mkdir(parents=True, exist_ok=True)
     for source, target in ((path, other), (_seal(path), _seal(other))):
         target.unlink(missing_ok=True)
@@ -111,10 +111,10 @@ def _link(path: Path, other: Path) -> None:
 
 
 def restore(module: Stateful, state: dict[str, Any], source: Path) -> None:
-    """Load a module's state whole.
+    """Load a module's complete state.
 
     Raises:
-        UserError: it is another architecture's.
+        UserError: The state belongs to another architecture.
     """
     try:
         module.load_state_dict(state)

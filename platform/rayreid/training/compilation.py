@@ -1,8 +1,9 @@
-"""Compiled forward passes, switched on by a context as autocast is.
+"""Compiled forward passes, enabled by a context, like autocast.
 
-Functions are compiled, never modules: state names stay as they are, and all blocks of a network share one compiled
-function, because their parameters are its inputs. What differs between blocks and steps (drop-path masks,
-temperatures) enters as tensors: a Python number would be built into the code and compile it again when it changes.
+Functions are compiled, never modules. State names therefore stay the same, and all blocks of a network share one
+compiled function, because their parameters are its inputs. Values that differ between blocks and steps (drop-path
+masks, temperatures) are passed as tensors: a Python number would be built into the code, and a change of it would
+compile the code again.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,16 +21,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 SHAPES = 64
-"""Compiled versions of one function, of other shapes or modes, before torch refuses another."""
+"""Number of compiled versions of one function, for other shapes or modes, before torch refuses another."""
 
 _backend: ContextVar[str | None] = ContextVar("compilation_backend", default=None)
 
 
 def resolve_compile(wanted: bool | str, device: torch.device) -> bool:
-    """Return whether to compile: `auto` is true on CUDA, and false on a CPU, where it gains nothing.
+    """Return whether to compile. `auto` is true on CUDA, and false on a CPU, where compiling gains nothing.
 
     Raises:
-        UserError: Compilation is asked for on a GPU for which Triton generates no code (before Volta).
+        UserError: Compilation is requested on a GPU for which Triton generates no code (before Volta).
     """
     old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0)
     if wanted is True and old:
@@ -39,11 +40,11 @@ def resolve_compile(wanted: bool | str, device: torch.device) -> bool:
 
 @contextmanager
 def compiled(enabled: bool = True, backend: str = "inductor") -> Iterator[None]:
-    """Run every `compilable` function that is called inside compiled.
+    """Run every `compilable` function that is called inside this context compiled.
 
     Args:
-        enabled: False leaves everything as it is outside.
-        backend: Of `torch.compile`; tests use "aot_eager", which needs no compiler.
+        enabled: Whether to compile; False runs the functions uncompiled.
+        backend: Backend of `torch.compile`; tests use "aot_eager", which needs no compiler.
     """
     token = _backend.set(backend if enabled else None)
     try:
@@ -63,13 +64,14 @@ def compilable(*, breaks: bool) -> Callable[[Callable[P, R]], Callable[P, R]]: .
 def compilable(
     function: Callable[P, R] | None = None, *, breaks: bool = False
 ) -> Callable[P, R] | Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a function run compiled inside `compiled`; outside it is called as it is.
+    """Return a function that runs compiled inside `compiled`, and unchanged outside.
 
-    Shapes are constants of the compiled code: a function should meet few of them.
+    Shapes are constants of the compiled code, so a function should meet only a few of them.
 
     Args:
-        function: Of tensors, modules and constants.
-        breaks: It may call what cannot be compiled, such as a collective operation: the parts between are compiled.
+        function: A function of tensors, modules and constants.
+        breaks: Whether it may call operations that cannot be compiled, such as a collective one; the parts between them
+            are compiled.
     """
     if function is None:
         return partial(compilable, breaks=breaks)

@@ -1,4 +1,4 @@
-"""Feeding the loop: encoded images are read and decoded by threads ahead of the step that needs them."""
+"""The input of the loop: threads read and decode encoded images ahead of the step that needs them."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,7 +23,7 @@ from rayreid.training.staging import lane_for, one_ahead
 
 @dataclass(frozen=True)
 class _Piece:
-    """A micro-batch as the decoding threads leave it, and the seconds for which the loop waited for it."""
+    """A micro-batch as the decoding threads return it, and the seconds for which the loop waited for it."""
 
     epoch: int
     rows: np.ndarray
@@ -33,17 +33,17 @@ class _Piece:
 
 @dataclass(frozen=True)
 class Prefetcher:
-    """Micro-batches of a store by a plan.
+    """Micro-batches of a store, in the order of a plan.
 
     Attributes:
-        store: the images.
-        plan: what each *optimizer step* takes, over all workers.
-        prepare: (decoded images on the device, keys, epoch, store rows) → what the method takes. Runs on the training
-            device; where that is the CPU, on the decoding threads, beside the step before.
-        device: where `prepare` works.
-        accumulate: micro-batches that a worker's share of a step is dealt into.
-        threads: decoding threads; JPEG decoding releases the interpreter lock.
-        ahead: micro-batches in flight; by default enough to keep every thread at work, and at least 4.
+        store: The images.
+        plan: The images of each *optimizer step*, over all workers.
+        prepare: Function (decoded images on the device, keys, epoch, store rows) → input of the method. It runs on the
+            training device; if that is the CPU, it runs on the decoding threads, in parallel with the step before.
+        device: Device of `prepare`.
+        accumulate: Number of micro-batches into which a worker's share of a step is divided.
+        threads: Number of decoding threads; JPEG decoding releases the interpreter lock.
+        ahead: Number of micro-batches in flight; by default enough to keep every thread busy, and at least 4.
     """
 
     store: ImageStore
@@ -55,26 +55,26 @@ class Prefetcher:
     ahead: int | None = None
 
     def __call__(self, start: int, end: int | None = None) -> Generator[Batch, None, None]:
-        """Micro-batches from optimizer step `start` on, to before step `end`; None: without end.
+        """Yield micro-batches from optimizer step `start` on, up to but excluding step `end`; None: without end.
 
-        Nothing beyond `end` is read ahead, nor asked of the plan.
+        Nothing beyond `end` is read ahead or requested from the plan.
 
         Raises:
-            UserError: the micro-batches would not be of one size, or an image cannot be read.
+            UserError: The micro-batches would differ in size, or an image cannot be read.
         """
         with closing(self._loaded(start, end)) as pieces:
             for piece, data in self._prepared(pieces):
                 yield Batch(self._keys(piece.rows), data, piece.wait)
 
     def _prepared(self, pieces: Iterator["_Piece"]) -> Iterator[tuple["_Piece", Any]]:
-        if self.device.type == "cpu":  # the decoding threads have done it
+        if self.device.type == "cpu":  # the decoding threads have already prepared it
             return ((piece, piece.data) for piece in pieces)
         return one_ahead(pieces, self._upload, lane_for(self.device))
 
     def _loaded(self, start: int, end: int | None) -> Generator["_Piece", None, None]:
-        """What the decoding threads make, in the plan's order."""
+        """Yield the results of the decoding threads, in the plan's order."""
         ahead = self.ahead or max(4, self.threads)
-        # One torch thread each: they work beside one another and beside the step.
+        # One torch thread each: they run in parallel with one another and with the step.
         with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for (epoch, rows), loaded in in_order(pool, self._load, self._work(start, end), ahead):
                 began = time.monotonic()
@@ -91,7 +91,7 @@ class Prefetcher:
                 yield epoch, part
 
     def _load(self, share: tuple[int, np.ndarray]) -> Any:
-        """Return decoded images, from where the device can fetch them; on the CPU already prepared."""
+        """Return decoded images in memory from which the device can copy them, already prepared for the CPU."""
         epoch, rows = share
         decoded = self.store.images(rows.tolist())
         images = ImageBatch.collate(decoded, pinned=self.device.type == "cuda")

@@ -1,4 +1,4 @@
-"""The guard of a training run: it ends where a loss or a gradient is not finite, and says where that came from."""
+"""The guard of a training run, which stops it if a loss or a gradient is not finite, and reports the cause."""
 
 import json
 import math
@@ -14,10 +14,10 @@ _SHOWN = 8
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss or a gradient became NaN or infinite.
+    """An error for a loss or a gradient that became NaN or infinite.
 
     Attributes:
-        keys: all images of the micro-batches that did it, on the worker that had them.
+        keys: All images of the micro-batches that caused it, on the worker that had them.
     """
 
     def __init__(self, message: str, keys: Sequence[str]):
@@ -38,8 +38,9 @@ class _Watched:
     """An optimizer step whose numbers the device may still be computing.
 
     Attributes:
-        flags: (workers + 1,), on the host: how many losses of each worker, and gradients of all, are not finite.
-        copied: recorded behind the copy of the flags; None where it was made at once.
+        flags: (workers + 1,), on the host: the number of non-finite losses of each worker, and that of non-finite
+            gradients.
+        copied: Event recorded after the copy of the flags; None if the copy was synchronous.
     """
 
     step: int
@@ -50,7 +51,7 @@ class _Watched:
     copied: torch.cuda.Event | None
 
     def bad(self) -> tuple[list[int], bool]:
-        """The workers with a loss that is not finite, and whether a gradient is not; waits for the device."""
+        """Return the workers with a non-finite loss, and whether a gradient is non-finite; waits for the device."""
         if self.copied is not None:
             self.copied.synchronize()
         *workers, gradient = self.flags.tolist()
@@ -58,11 +59,11 @@ class _Watched:
 
 
 class Guard:
-    """Ends a run on every worker where a loss of any of them, or a gradient of all, is not finite.
+    """A guard that stops a run on all workers if a loss of any worker, or a gradient of all, is not finite.
 
-    On a GPU nothing waits for the step that was just queued: its flags are read when the next one is queued, too. So
-    one more step may have been made before the run ends, but nothing of it is kept: whoever is about to log or to
-    save asks `clean` first.
+    On a GPU, nothing waits for the step that was just queued: its flags are read after the next one is queued. One more
+    step may therefore be made before the run stops, but nothing of it is kept, because callers ask `clean` before they
+    log or save.
     """
 
     def __init__(self) -> None:
@@ -76,14 +77,15 @@ class Guard:
         rates: Mapping[str, float],
         loss_scale: float,
     ) -> None:
-        """Begin to watch an optimizer step; `settle` the one before first. All workers call it.
+        """Start to watch an optimizer step; `settle` the previous one first. All workers call it.
 
         Args:
-            step: the optimizer step, for the message.
-            parts: this worker's micro-batches of the step.
-            gradients: norms of the averaged gradients. Under a gradient scaler give none: it expects a gradient to
+            step: The optimizer step, for the message.
+            parts: This worker's micro-batches of the step.
+            gradients: Norms of the averaged gradients. With a gradient scaler, give none: it expects a gradient to
                 overflow now and then, and skips that step.
-            rates, loss_scale: what was in force, for the message.
+            rates: The rates in force, for the message.
+            loss_scale: The loss scale in force, for the message.
         """
         losses = torch.stack([part.loss for part in parts])
         flags = torch.zeros(parallel.world_size() + 1, device=losses.device)
@@ -102,10 +104,10 @@ class Guard:
         return self._watched is None or self._watched.bad() == ([], False)
 
     def settle(self) -> None:
-        """Raise unless the watched step is finite everywhere; all workers call it at the same place.
+        """Raise an error unless the watched step is finite everywhere; all workers call it at the same place.
 
         Raises:
-            NonFiniteLossError: the same on every worker, by the first worker that had such a loss.
+            NonFiniteLossError: The same on every worker, from the first worker with a non-finite loss.
         """
         watched, self._watched = self._watched, None
         if watched is None:
@@ -116,14 +118,14 @@ class Guard:
         rates = [*watched.rates.items(), ("loss scale", watched.loss_scale)]
         at = ", ".join(f"{name} {value:.3g}" for name, value in rates)
         report = _report(f"step {watched.step}", watched.parts, where, at)
-        # The images that did it are known to the worker that had them: all raise what the first of those says.
+        # Only the worker that had the images knows them, so all workers raise the error of the first such worker.
         device = watched.parts[0].loss.device
         message, keys = json.loads(parallel.broadcast_text(json.dumps(report), where[0] if where else 0, device))
         raise NonFiniteLossError(message, keys)
 
 
 def _report(step: str, parts: Sequence[Part], where: Sequence[int], at: str) -> tuple[str, list[str]]:
-    """The message of this worker, and the keys of its images that are to blame."""
+    """Return this worker's message, and the keys of its images that caused the failure."""
     world = parallel.world_size()
     bad = [part for part in parts if not math.isfinite(part.loss.item())]
     if bad:
@@ -131,7 +133,7 @@ def _report(step: str, parts: Sequence[Part], where: Sequence[int], at: str) -> 
             f"the loss is {bad[0].loss.item()} at {step}{f' on {len(where)} of {world} workers' if world > 1 else ''}"
         )
     else:
-        # Which worker's it was cannot be told from their mean.
+        # The mean does not reveal whose gradient it was.
         mean = sum(part.loss.item() for part in parts) / len(parts)
         what = f"a gradient is not finite at {step}, though the loss is {mean:.4g}"
     keys = [key for part in bad or parts for key in part.keys]

@@ -1,8 +1,8 @@
-"""The one optimisation loop of the project.
+"""The optimisation loop that the whole project uses.
 
-A *method* (DINO, supervised ReID, …) supplies the model, the optimizer, the schedules and the losses of a batch;
-the loop supplies precision, accumulation, averaging over workers, the guard against non-finite losses, checkpoints,
-exact resumption and throughput.
+A *method* (DINO, supervised ReID, …) supplies the model, the optimizer, the schedules and the losses of a batch. The
+loop supplies precision, accumulation, averaging over workers, the guard against non-finite losses, checkpoints, exact
+resumption and throughput.
 """
 
 import math
@@ -25,59 +25,62 @@ WantedPrecision = Precision | Literal["auto"]
 
 
 class Method(Protocol):
-    """What the loop trains: an `nn.Module` whose state dict is all that a checkpoint must hold, and the following.
+    """The interface of a method that the loop trains: an `nn.Module` whose state dict is complete for a checkpoint.
 
     Steps are optimizer steps, counted from 0 over the whole run.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Parameters and buffers."""
+        """Return parameters and buffers."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Take back what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """A fresh optimizer over the trained parameters."""
+        """Return a new optimizer over the trained parameters."""
 
     def set_schedules(self, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
-        """Set the rates in force at `step`; returns those worth logging."""
+        """Set the rates for `step`; return those worth logging."""
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """Scalars of one micro-batch; `loss` is differentiated, the others are logged."""
+        """Return scalars of one micro-batch; `loss` is differentiated, the others are logged."""
 
     def before_update(self, step: int) -> dict[str, Tensor]:
-        """Gradients are complete and averaged over the workers: clip, freeze.
+        """Clip or freeze; the gradients are complete and averaged over the workers.
 
-        Returns scalars of theirs to log (before clipping, and left on the device), such as norms. In fp32 and bf16
-        the run stops where one of them is not finite.
+        Returns:
+            Scalars of the gradients to log, such as norms (before clipping, and left on the device). In fp32 and bf16,
+            the run stops if one of them is not finite.
         """
 
     def after_update(self, step: int) -> None:
-        """The parameters have moved: teachers, centres, queues."""
+        """Update teachers, centres or queues; the parameters have been updated."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's share of a micro-batch: the images' keys and whatever the method takes."""
+    """One worker's share of a micro-batch: the keys of the images, and the input of the method."""
 
     keys: Sequence[str]
     data: Any
     wait: float = 0.0
-    """Seconds for which the loop waited for it."""
+    """Seconds for which the loop waited for the batch."""
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How to run, besides what to train.
+    """Settings of a run that do not belong to the method.
 
     Attributes:
-        steps_per_epoch, epochs: optimizer steps.
-        accumulate: micro-batches per optimizer step.
-        precision: the forward pass's; parameters and optimizer stay float32 (or what the model is in).
-        seed: with step and rank it seeds torch's generator before every step, so that a resumed run draws the same.
-        log_every: optimizer steps between logged rows.
-        checkpoint_seconds: longest time between two checkpoints; one is also written after every epoch.
-        compile: run the forward pass's `compilable` functions compiled; the results agree but for rounding.
+        steps_per_epoch: Number of optimizer steps in an epoch.
+        epochs: Number of epochs.
+        accumulate: Number of micro-batches per optimizer step.
+        precision: Precision of the forward pass; parameters and optimizer stay float32 (or in the model's type).
+        seed: With step and rank, it seeds torch's generator before every step, so that a resumed run draws the same
+            numbers.
+        log_every: Number of optimizer steps between logged rows.
+        checkpoint_seconds: Longest time between two checkpoints; one is also written after every epoch.
+        compile: Whether to compile the forward pass's `compilable` functions; the results agree except for rounding.
     """
 
     steps_per_epoch: int
@@ -91,7 +94,7 @@ class LoopSettings:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Return the number of optimizer steps of the whole run."""
         return self.steps_per_epoch * self.epochs
 
 
@@ -109,7 +112,7 @@ def resolve_precision(wanted: WantedPrecision, device: torch.device) -> Precisio
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """The context in which a forward pass of that precision runs."""
+    """Return the context in which a forward pass of that precision runs."""
     kind = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=kind, enabled=precision != "fp32")
 
@@ -123,26 +126,27 @@ def train(
     log: Callable[[dict[str, float]], None] = lambda row: None,
     after_epoch: Callable[[int], dict[str, float]] | None = None,
 ) -> None:
-    """Train a method from its newest checkpoint, or the start, to the end.
+    """Train a method from its newest checkpoint, or from the start, to the end.
 
     Args:
-        method: the model and what is done to it; already on `device`.
-        batches: given an optimizer step, yields micro-batches from that step on.
-        settings: lengths, precision, seed.
-        device: where the forward pass runs.
-        checkpoints: where to save and resume; only worker 0 writes.
-        log: receives rows with `step` (0-based, of the last step in it), `epoch` (fractional, done), `loss`, the
+        method: The model and its training rules; already on `device`.
+        batches: Function that yields micro-batches from a given optimizer step on.
+        settings: Lengths, precision and seed.
+        device: Device of the forward pass.
+        checkpoints: Checkpoints to save to and resume from; only worker 0 writes.
+        log: Receives rows with `step` (0-based, the last step in the row), `epoch` (fractional, done), `loss`, the
             method's scalars and rates, `images_per_second` (all workers), `wait` (share of time without data),
-            `gpu_hours` (since the start, of all workers; 0 on CPUs), in fp16 `loss_scale` and, at an epoch's last
-            step, `seconds_epoch`: since it began or was gone on with, waits included.
-        after_epoch: called on every worker after each epoch's last step and its checkpoint, with the number of epochs
-            done; what it returns is logged as a row of its own (`step`, `epoch` and those scalars). Its time counts
-            in no throughput. A run resumed at an epoch's end calls it again for that epoch: it may have been cut off.
+            `gpu_hours` (since the start, of all workers; 0 on CPUs), in fp16 `loss_scale` and, at an epoch's last step,
+            `seconds_epoch`: the time since the epoch began or was resumed, including waits.
+        after_epoch: Called on every worker after each epoch's last step and its checkpoint, with the number of epochs
+            done. The scalars that it returns are logged as a separate row (with `step` and `epoch`). Its time does not
+            count in the throughput. A run resumed at the end of an epoch calls it again for that epoch, because it may
+            have been interrupted.
 
     Raises:
-        NonFiniteLossError: on every worker, for a step whose loss is not finite on any of them; in fp32 and bf16
-            also for a gradient. On a GPU it is noticed while the next step runs; neither is logged or saved.
-        UserError: a checkpoint is another architecture's, or is not on storage that all workers share.
+        NonFiniteLossError: On every worker, for a step with a non-finite loss on any of them; in fp32 and bf16 also for
+            a gradient. On a GPU it is detected while the next step runs; neither step is logged or saved.
+        UserError: A checkpoint belongs to another architecture, or is not on storage that all workers share.
     """
     optimizer = method.build_optimizer()
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
@@ -178,7 +182,10 @@ class LoopState:
         self.saved_at = self.epoch_began = time.monotonic()
 
     def resume(self) -> int:
-        """Take up the newest checkpoint that worker 0 sees whole: workers that each chose might not agree."""
+        """Resume from the newest checkpoint that is intact for worker 0, and return its step.
+
+        If each worker chose for itself, they might not agree.
+        """
         if self.checkpoints is None:
             return 0
         newest = self.checkpoints.newest() if parallel.rank() == 0 else 0
@@ -193,7 +200,7 @@ class LoopState:
         return int(state["step"])
 
     def step(self, step: int, stream: Iterator[Batch]) -> None:
-        """Make one optimizer step; log it, and write a checkpoint where one is due."""
+        """Make one optimizer step, log it, and write a checkpoint if one is due."""
         torch.manual_seed(_step_seed(self.settings.seed, step))
         rates = self.method.set_schedules(self.optimizer, step)
         loss_scale = self.scaler.get_scale()
@@ -220,7 +227,7 @@ class LoopState:
         return (step + 1) % self.settings.steps_per_epoch == 0
 
     def end_epoch(self, done: int) -> None:
-        """After `done` steps, where they end an epoch: what the caller wants to see of it."""
+        """Call `after_epoch` and log its scalars, if `done` steps end an epoch."""
         epoch, within = divmod(done, self.settings.steps_per_epoch)
         if within or not epoch:
             return
@@ -255,7 +262,7 @@ class LoopState:
         if (done % self.settings.log_every and not epoch_end) or not self.guard.clean():
             return
         values = {name: float(value) for name, value in scalars.items()}
-        # In fp16 a gradient may have overflowed: the scaler passed over that step, and there is no norm to show.
+        # In fp16 a gradient may have overflowed: the scaler skipped that step, and there is no norm to show.
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         progress = {"step": step, "epoch": done / self.settings.steps_per_epoch}
         duration = {"seconds_epoch": time.monotonic() - self.epoch_began} if epoch_end else {}
@@ -278,5 +285,5 @@ class LoopState:
 
 
 def _step_seed(seed: int, step: int) -> int:
-    """Drop path and the like: another draw for every step and worker, the same after a restart."""
-    return ((seed * 1_000_003 + step) * 65_537 + parallel.rank()) % 2**63  # as much as torch takes
+    """Return the seed of drop path and similar draws: different for every step and worker, the same after a restart."""
+    return ((seed * 1_000_003 + step) * 65_537 + parallel.rank()) % 2**63  # the range that torch accepts

@@ -1,8 +1,8 @@
-"""Collective operations between workers; every one is a no-op without an initialised process group.
+"""Collective operations between workers. Each is a no-op without an initialised process group.
 
-Workers hold full copies of the model and draw their share of each global batch. Gradients are averaged once
-per optimizer step, after the last backward pass: no wrapper around the model, hence plain state names and
-free gradient accumulation.
+Workers hold full copies of the model and draw their share of each global batch. Gradients are averaged once per
+optimizer step, after the last backward pass. The model needs no wrapper for that, so state names stay plain and
+gradient accumulation costs nothing.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,27 +16,27 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 BUCKET_BYTES = 64 * 2**20
-"""Gradients travel in flat buffers of about this size: few messages, and a bounded extra amount of memory."""
+"""Approximate size of the flat buffers in which gradients are sent: few messages, and limited extra memory."""
 
 
 def initialised() -> bool:
-    """Whether this process belongs to a group of workers."""
+    """Return whether this process belongs to a group of workers."""
     return dist.is_available() and dist.is_initialized()
 
 
 def world_size() -> int:
-    """Number of workers; 1 without a process group."""
+    """Return the number of workers; 1 without a process group."""
     return dist.get_world_size() if initialised() else 1
 
 
 def rank() -> int:
-    """This worker's number, from 0; 0 without a process group."""
+    """Return this worker's number, from 0; 0 without a process group."""
     return dist.get_rank() if initialised() else 0
 
 
 @torch.no_grad()
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum `tensor` over all workers, in place, outside the autograd graph; returns it."""
+    """Sum `tensor` over all workers, in place, outside the autograd graph, and return it."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
@@ -44,21 +44,21 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
-    """Overwrite `tensor` on every worker with the one of worker `source`, in place; returns it."""
+    """Overwrite `tensor` on every worker with that of worker `source`, in place, and return it."""
     if world_size() > 1:
         dist.broadcast(tensor, source)
     return tensor
 
 
 def broadcast_buffers(module: nn.Module, source: int = 0) -> None:
-    """Overwrite a module's floating-point buffers (running statistics) on every worker with worker `source`'s."""
+    """Overwrite a module's floating-point buffers (running statistics) on all workers with those of worker `source`."""
     for buffer in module.buffers():
         if buffer.is_floating_point():
             broadcast(buffer, source)
 
 
 def broadcast_text(text: str, source: int, device: torch.device) -> str:
-    """The text of worker `source`, on every worker; `device` is one that the process group works on."""
+    """Return the text of worker `source` on every worker; `device` is one that the process group supports."""
     boxed = [text]
     if world_size() > 1:
         dist.broadcast_object_list(boxed, source, device=device)
@@ -78,18 +78,18 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def differentiable_all_reduce(tensor: Tensor) -> Tensor:
-    """Sum over all workers through which gradients flow (the gradients are summed over the workers as well).
+    """Return the sum over all workers. Gradients flow through it; they are summed over the workers as well.
 
-    Works over gloo and NCCL. Every worker must call it, and run backward through it, in the same order.
+    It works over gloo and NCCL. Every worker must call it, and run backward through it, in the same order.
     """
     return _AllReduceSum.apply(tensor) if world_size() > 1 else tensor
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
-    """All workers' rows in order of rank: (B, …) → (world·B, …), differentiable; B equal on all workers.
+    """Return all workers' rows in order of rank: (B, …) → (world·B, …), differentiable; B is equal on all workers.
 
-    A loss that every worker computes on the gathered rows is the same everywhere; its gradient to a worker's
-    own rows arrives multiplied by the number of workers, which `average_gradients` divides out again.
+    A loss that every worker computes on the gathered rows is the same everywhere. Its gradient to a worker's own rows
+    arrives multiplied by the number of workers, which `average_gradients` divides out again.
     """
     if world_size() == 1:
         return tensor
@@ -99,7 +99,7 @@ def gather_rows(tensor: Tensor) -> Tensor:
 
 
 def _buckets(gradients: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Groups of one dtype and device, in order, of at most `BUCKET_BYTES` (or of one tensor)."""
+    """Return groups of gradients with one dtype and device, in order, of at most `BUCKET_BYTES` (or of one tensor)."""
     full: list[list[Tensor]] = []
     filling: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     filled: dict[tuple[torch.dtype, torch.device], int] = {}
@@ -119,8 +119,8 @@ def _buckets(gradients: Iterable[Tensor]) -> list[list[Tensor]]:
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace every parameter's gradient by its mean over the workers, in place.
 
-    Call it once per optimizer step, after backward of the last micro-batch. The same parameters must have
-    gradients on every worker: parameters without one are skipped.
+    Call it once per optimizer step, after backward of the last micro-batch. The same parameters must have gradients on
+    every worker; parameters without a gradient are skipped.
     """
     world = world_size()
     if world == 1:

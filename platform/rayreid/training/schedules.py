@@ -1,7 +1,7 @@
 """Schedules: small callables from the optimizer step (0-based) to a number.
 
-They hold no state: a resumed run asks for step *t* and gets what the uninterrupted run got. Steps beyond the
-end keep the last value.
+They have no state: a resumed run asks for step *t* and gets the value of the uninterrupted run. Steps beyond the end
+keep the last value.
 """
 
 import math
@@ -18,7 +18,7 @@ class Constant:
     value: float
 
     def __call__(self, step: int) -> float:
-        """The value."""
+        """Return the value."""
         return self.value
 
 
@@ -26,7 +26,7 @@ class Constant:
 class LinearWarmup:
     """A straight line from `start` (step 0) to `end` (step `steps` − 1), then `end`.
 
-    DINO's teacher temperature with warm-up (arXiv 2104.14294, section 3.2), counted in epochs there.
+    It is the warm-up of DINO's teacher temperature (arXiv 2104.14294, section 3.2), there counted in epochs.
     """
 
     start: float
@@ -34,7 +34,7 @@ class LinearWarmup:
     steps: int
 
     def __call__(self, step: int) -> float:
-        """The value at `step`."""
+        """Return the value at `step`."""
         if step >= self.steps:
             return self.end
         return self.start + (self.end - self.start) * step / max(1, self.steps - 1)
@@ -44,16 +44,16 @@ class LinearWarmup:
 class WarmupCosine:
     """Linear warm-up from `start` to `peak`, then half a cosine from `peak` to `final`.
 
-    The schedule of DINO's learning rate, weight decay and teacher momentum (arXiv 2104.14294, section 3): the
-    warm-up takes `warmup_steps` steps of which the first is at `start` and the last at `peak`; the cosine
-    spans the remaining steps and would reach `final` at step `steps`, which is the first one not run.
+    It is the schedule of DINO's learning rate, weight decay and teacher momentum (arXiv 2104.14294, section 3). The
+    warm-up takes `warmup_steps` steps, the first at `start` and the last at `peak`. The cosine spans the remaining
+    steps and would reach `final` at step `steps`, the first one that is not run.
 
     Attributes:
-        peak: value at the end of the warm-up (at step 0 without one).
-        final: value towards which the cosine runs.
-        steps: optimizer steps of the whole run.
-        warmup_steps: of these, steps of warm-up.
-        start: value of step 0 where there is a warm-up.
+        peak: Value at the end of the warm-up (at step 0 without a warm-up).
+        final: Value that the cosine approaches.
+        steps: Number of optimizer steps of the whole run.
+        warmup_steps: Number of these steps that are warm-up.
+        start: Value at step 0 if there is a warm-up.
     """
 
     peak: float
@@ -63,9 +63,9 @@ class WarmupCosine:
     start: float = 0.0
 
     def __call__(self, step: int) -> float:
-        """The value at `step`."""
+        """Return the value at `step`."""
         if step < self.warmup_steps:
-            # max: a warm-up of a single step is its start, as a line of one point
+            # max: a warm-up of a single step stays at its start, like a line of one point
             return self.start + (self.peak - self.start) * step / max(1, self.warmup_steps - 1)
         span = self.steps - self.warmup_steps
         done = min(step - self.warmup_steps, span)
@@ -76,20 +76,19 @@ class WarmupCosine:
 
 @dataclass(frozen=True)
 class EpochCosine:
-    """The fine-tuning rate: constant within an epoch, linear warm-up, then a cosine that counts from epoch 0.
+    """The fine-tuning rate: constant within an epoch, with a linear warm-up, then a cosine that counts from epoch 0.
 
-    TransReID's schedule (He et al., arXiv 2102.04378): since the cosine starts counting at epoch 0, the
-    rate falls below the peak (to 0.933 × for 20 of 120 epochs) at the end of the warm-up. Rates are
-    absolute: weights and biases share `start` and `floor` (0.01 × and 0.002 × the weights' rate) and differ
-    in `peak`.
+    It is TransReID's schedule (He et al., arXiv 2102.04378). Because the cosine starts counting at epoch 0, the rate
+    falls below the peak (to 0.933 × for 20 of 120 epochs) at the end of the warm-up. Rates are absolute: weights and
+    biases share `start` and `floor` (0.01 × and 0.002 × the weights' rate) and differ in `peak`.
 
     Attributes:
-        peak: rate towards which the warm-up runs and from which the cosine would start at epoch 0.
-        start: rate of epoch 0 where there is a warm-up.
-        floor: rate at epoch `epochs` and after.
-        epochs: epochs of the whole run.
-        warmup_epochs: of these, epochs of warm-up.
-        steps_per_epoch: optimizer steps in one epoch.
+        peak: Rate that the warm-up approaches, and from which the cosine would start at epoch 0.
+        start: Rate of epoch 0 if there is a warm-up.
+        floor: Rate at epoch `epochs` and after.
+        epochs: Number of epochs of the whole run.
+        warmup_epochs: Number of these epochs that are warm-up.
+        steps_per_epoch: Number of optimizer steps in one epoch.
     """
 
     peak: float
@@ -100,7 +99,7 @@ class EpochCosine:
     steps_per_epoch: int = 1
 
     def __call__(self, step: int) -> float:
-        """The rate at optimizer step `step`."""
+        """Return the rate at optimizer step `step`."""
         epoch = step // self.steps_per_epoch
         if epoch < self.warmup_epochs:
             return self.start + (self.peak - self.start) * epoch / self.warmup_epochs
@@ -110,9 +109,9 @@ class EpochCosine:
 
 @dataclass(frozen=True)
 class EpochSteps:
-    """A rate that is multiplied by `factor` after every `every` epochs; the same within an epoch.
+    """A rate that is multiplied by `factor` after every `every` epochs and is constant within an epoch.
 
-    The schedule of cluster contrast (Dai et al., arXiv 2103.11568): 0.1 × after every 20 of 50 epochs.
+    It is the schedule of cluster contrast (Dai et al., arXiv 2103.11568): 0.1 × after every 20 of 50 epochs.
     """
 
     peak: float
@@ -121,5 +120,5 @@ class EpochSteps:
     steps_per_epoch: int = 1
 
     def __call__(self, step: int) -> float:
-        """The rate at optimizer step `step`."""
+        """Return the rate at optimizer step `step`."""
         return self.peak * self.factor ** (step // self.steps_per_epoch // self.every)

@@ -1,4 +1,4 @@
-"""Preparing the next batch on the training device beside the step that runs."""
+"""Preparation of the next batch on the training device while the current step runs."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -11,23 +11,23 @@ T = TypeVar("T")
 
 
 class Lane(Protocol):
-    """Where work on the device is queued beside that of the caller."""
+    """A queue for work on the device that runs in parallel with the caller's work."""
 
     def start(self, work: Callable[[], T]) -> Callable[[], T]:
-        """Queue `work`; calling what is returned hands its result to the caller, whose later work waits for it."""
+        """Queue `work`, and return a function that returns its result to the caller, whose later work waits for it."""
 
 
 class AtOnce:
-    """The lane of a device that has no queues: work is done when it is started."""
+    """The lane of a device without queues: work is done when it is started."""
 
     def start(self, work: Callable[[], T]) -> Callable[[], T]:
-        """Do `work`; return its result when asked."""
+        """Do `work`, and return a function that returns its result."""
         result = work()
         return lambda: result
 
 
 class SideStream:
-    """A CUDA stream of its own."""
+    """A separate CUDA stream."""
 
     def __init__(self, device: torch.device):
         self.device, self.stream = device, torch.cuda.Stream(device)
@@ -41,7 +41,7 @@ class SideStream:
         def take() -> T:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(done)
-            # Their memory belongs to the side stream's pool: it is not given away before the step has read it.
+            # Their memory belongs to the side stream's pool: it must not be reused before the step has read it.
             for tensor in _tensors(result):
                 tensor.record_stream(current)
             return result
@@ -50,17 +50,17 @@ class SideStream:
 
 
 def lane_for(device: torch.device) -> Lane:
-    """The lane that suits a device."""
+    """Return the lane that suits a device."""
     return SideStream(device) if device.type == "cuda" else AtOnce()
 
 
 def one_ahead(pieces: Iterable[T], prepare: Callable[[T], object], lane: Lane) -> Iterator[tuple[T, object]]:
-    """Yield each piece with what `prepare` makes of it; the next one has been started by then.
+    """Yield each piece with the result of `prepare`, after the next piece has been started.
 
     Args:
-        pieces: Asked for one more than was yielded.
-        prepare: Called on this thread, in the order of the pieces.
-        lane: Where what it does runs.
+        pieces: The pieces; one more is requested than was yielded.
+        prepare: Function that is called on this thread, in the order of the pieces.
+        lane: Lane on which its work runs.
     """
     ready: tuple[T, Callable[[], object]] | None = None
     for piece in pieces:

@@ -67,7 +67,7 @@ def test_rows_that_name_no_image_are_noted(root):
 def test_an_image_that_is_absent_is_rejected_not_lost(root, tmp_path):
     dataset = CUHK03(str(root))
     write_shard(tmp_path / "store", 0, dataset.records(), dataset.read)
-    with pytest.raises(UserError, match=r"not one usable image .4 undecodable"):
+    with pytest.raises(UserError, match=r"no usable image .4 undecodable"):
         finish_store(tmp_path / "store", 1, dataset.name, dataset.version)
     (root / "images_detected/1_001_2_06.png").unlink()
     gone: Record = dataset.records()[0]

@@ -1,1 +1,1 @@
-"""From decoded images to a network's input: crops, colour, resampling, and their randomness."""
+"""From decoded images to a network's input: crops, colour, resampling and their random parameters."""

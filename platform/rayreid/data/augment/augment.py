@@ -1,8 +1,8 @@
-"""Multi-crop augmentation of DINO pre-training: which crops are made of a batch of images.
+"""Multi-crop augmentation of DINO pre-training: the choice of the crops of a batch of images.
 
-How they are made stands in `rayreid.data.augment.render`. Every random parameter is a function of (seed, epoch, key,
-crop): see `rayreid.data.augment.randomness`. The ReID transforms stand in `rayreid.data.augment.reid_transforms` and
-are importable from here.
+`rayreid.data.augment.render` makes the crops. Every random parameter is a function of (seed, epoch, key, crop); see
+`rayreid.data.augment.randomness`. The ReID transforms are in `rayreid.data.augment.reid_transforms` and can be imported
+from here.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "MultiCrop", "ReIDTest", "ReIDTrain"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Which draw of a crop decides what.
+# Meaning of the draws of a crop.
 _TRIES = 10
 _BOX = slice(0, 4 * _TRIES)
 _FLIP, _JITTERED, _GREY, _BLURRED, _RADIUS, _SOLARIZED = range(_BOX.stop, _BOX.stop + 6)
@@ -35,28 +35,28 @@ _DRAWS = _ORDER.stop
 
 
 class MultiCrop:
-    """Two global and several local crops of every image, augmented as in DINO (Caron et al., ICCV 2021).
+    """Two global crops and several local crops of every image, augmented as in DINO (Caron et al., ICCV 2021).
 
-    RandomResizedCrop (bicubic, anti-aliased), flip, colour jitter in random order, grayscale, Gaussian blur,
-    solarize (second global crop only), normalisation; the numbers are those of DINO's published code. Images
-    stay float in [0, 1] until the normalisation, clamped wherever 8-bit images would be.
+    RandomResizedCrop (bicubic, anti-aliased), flip, colour jitter in random order, grayscale, Gaussian blur, solarize
+    (second global crop only) and normalisation; the numbers are those of DINO's published code. Images stay float in
+    [0, 1] until the normalisation, and are clamped wherever 8-bit images would be.
 
     Args:
-        global_size: height and width of the two global crops.
-        local_size: height and width of the local crops.
-        local_crops: number of local crops, 0 for none.
-        global_scale: share of the image's area in a global crop.
-        local_scale: share of the image's area in a local crop.
-        flip: probability of the mirror image.
-        jitter: strengths of brightness, contrast, saturation and hue; the first three factors are uniform in
-            [1 − x, 1 + x], the hue's turn in [−x, x] of the circle.
-        jitter_probability: of the jitter.
-        gray: probability of grayscale.
-        blur: probability of the blur for global crop 1, global crop 2, local crops.
-        blur_radius: bounds of the blur's standard deviation in pixels of the crop.
-        solarize: probability of inverting values ≥ 128 / 255, in global crop 2.
-        mean: per channel, on [0, 1].
-        std: per channel, on [0, 1].
+        global_size: Height and width of the two global crops.
+        local_size: Height and width of the local crops.
+        local_crops: Number of local crops, 0 for none.
+        global_scale: Share of the image's area in a global crop.
+        local_scale: Share of the image's area in a local crop.
+        flip: Probability of mirroring.
+        jitter: Strengths of brightness, contrast, saturation and hue. The first three factors are uniform in [1 − x, 1
+            + x]; the hue is turned by a share of the circle in [−x, x].
+        jitter_probability: Probability of the jitter.
+        gray: Probability of grayscale.
+        blur: Probabilities of the blur for global crop 1, global crop 2 and local crops.
+        blur_radius: Bounds of the blur's standard deviation in pixels of the crop.
+        solarize: Probability of inverting values ≥ 128 / 255, in global crop 2.
+        mean: Mean per channel, for images in [0, 1].
+        std: Standard deviation per channel, for images in [0, 1].
     """
 
     def __init__(
@@ -87,11 +87,11 @@ class MultiCrop:
         self.solarize = np.array([0.0, solarize] + [0.0] * local_crops)
 
     def __call__(self, batch: ImageBatch, keys: Sequence[str], epoch: int, seed: int) -> list[Tensor]:
-        """Crops of a batch of B images, float32 on the batch's device; on a CPU by the calling thread alone.
+        """Return crops of a batch of B images, float32 on the batch's device; a CPU uses only the calling thread.
 
         Returns:
-            [globals (2B, 3, H, W), locals (nB, 3, h, w)], crop-major: the first crop of every image, then the
-            second, and so on. Without local crops only the globals.
+            [globals (2B, 3, H, W), locals (nB, 3, h, w)], crop-major: the first crop of every image, then the second,
+            and so on. Without local crops, only the globals.
         """
         draws_CBD = uniforms(seed, epoch, keys, 2 + self.local_crops, _DRAWS).transpose(1, 0, 2)
         heights, widths = batch.heights, batch.widths
@@ -118,7 +118,7 @@ class MultiCrop:
         widths: npt.NDArray[np.int64],
         scale: tuple[float, float],
     ) -> Crops:
-        """What the random numbers of the chosen crops mean."""
+        """Return the parameters of the chosen crops, computed from their random numbers."""
         C, B, D = draws_CBD.shape
         draws = draws_CBD.reshape(C * B, D)
         image = np.tile(np.arange(B), C)

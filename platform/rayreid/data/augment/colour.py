@@ -1,7 +1,7 @@
 """Colour operations on batches, each image with its own parameter; all work in place.
 
-Images are (N, H, 3, W) float32 in [0, 1], the layout of `rayreid.data.augment.resample`; the formulas are those of
-torchvision (`transforms.functional` on float tensors), results clamped to [0, 1] as there. A factor is a float32
+Images are (N, H, 3, W) float32 in [0, 1], the layout of `rayreid.data.augment.resample`. The formulas, and the clamping
+of the results to [0, 1], are those of torchvision (`transforms.functional` on float tensors). A factor is a float32
 tensor (N,).
 """
 
@@ -18,24 +18,24 @@ def _per_image(factor: Tensor) -> Tensor:
 
 
 def luma(images: Tensor) -> Tensor:
-    """ITU-R 601 luma (N, H, 1, W): 0.2989 R + 0.587 G + 0.114 B, torchvision's weights."""
+    """Return the ITU-R 601 luma (N, H, 1, W): 0.2989 R + 0.587 G + 0.114 B, with torchvision's weights."""
     red, green, blue = images.split(1, dim=2)
     return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
 def brightness_(images: Tensor, factor: Tensor) -> Tensor:
-    """Multiply by the factor."""
+    """Multiply the images by the factor."""
     return images.mul_(_per_image(factor)).clamp_(0, 1)
 
 
 def contrast_(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's mean luma: factor 0 gives a flat image, 1 the image itself."""
+    """Blend the images with their mean luma: factor 0 gives a flat image, 1 the image itself."""
     mean = luma(images).mean(dim=(1, 2, 3), keepdim=True)
     return images.mul_(_per_image(factor)).add_(mean * (1 - _per_image(factor))).clamp_(0, 1)
 
 
 def saturation_(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image: factor 0 gives grey, 1 the image itself."""
+    """Blend the images with their grey version: factor 0 gives grey, 1 the image itself."""
     grey = luma(images).mul_(1 - _per_image(factor))
     return images.mul_(_per_image(factor)).add_(grey).clamp_(0, 1)
 
@@ -43,8 +43,9 @@ def saturation_(images: Tensor, factor: Tensor) -> Tensor:
 def hue_(images: Tensor, factor: Tensor) -> Tensor:
     """Turn the hue by `factor` of the full circle, in [−0.5, 0.5], at constant HSV saturation and value.
 
-    A pixel's channels are low + chroma · clamp(|(hue + offset) mod 6 − 3| − 1, 0, 1), hue in sixths of the circle
-    and the offset 0, 4, 2 for red, green, blue: the usual HSV → RGB conversion without its six cases.
+    The channels of a pixel are low + chroma · clamp(|(hue + offset) mod 6 − 3| − 1, 0, 1), with the hue in sixths of
+    the circle and the offset 0, 4, 2 for red, green, blue. This is the usual HSV → RGB conversion without its six
+    cases.
     """
     red, green, blue = (channel.contiguous() for channel in images.split(1, dim=2))
     high = torch.maximum(red, green)
@@ -77,13 +78,13 @@ JITTER: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brightness_, contrast_
 
 
 def jitter(images: Tensor, factors: Tensor, order: npt.NDArray[np.int64]) -> Tensor:
-    """Colour jitter: the four operations of `JITTER`, in an order of its own for each image.
+    """Return images after colour jitter: the four operations of `JITTER`, in a separate order for each image.
 
-    Each operation runs once per place in the order, on all images that have it there. For that the batch is
-    sorted by operation at every place, so that each works in place on one slice of it.
+    At each position of the order, each operation runs once, on all images that have it there. For that, the batch is
+    sorted by operation at every position, so that each operation works in place on one slice of it.
 
     Args:
-        images: float32 (N, H, 3, W), contiguous; their content is lost, the memory serves as scratch.
+        images: float32 (N, H, 3, W), contiguous. Their content is overwritten, because the memory serves as scratch.
         factors: float32 (N, 4), the factors of the operations in the order of `JITTER`.
         order: int64 (N, 4), the operations of each image, first to last, −1 for none.
 
@@ -91,7 +92,7 @@ def jitter(images: Tensor, factors: Tensor, order: npt.NDArray[np.int64]) -> Ten
         float32 (N, H, 3, W).
     """
     spare = torch.empty_like(images)
-    now = np.arange(len(images))  # which image stands where
+    now = np.arange(len(images))  # the image at each place
     for place in order.T:
         then = np.argsort(place, kind="stable")
         images, spare = _rearrange(images, now, then, spare), images

@@ -1,7 +1,7 @@
 """Colour operations on a CPU: compiled loops over one image at a time, which stays in the core's cache.
 
-The same results as `rayreid.data.augment.colour`, whose formulas they are. Images are (N, 3, H·W) float32 in [0, 1] and
-change in place. The loops release the interpreter lock and use the calling thread alone.
+The formulas and results are those of `rayreid.data.augment.colour`. Images are (N, 3, H·W) float32 in [0, 1] and change
+in place. The loops release the interpreter lock and use only the calling thread.
 """
 
 from typing import Any
@@ -13,25 +13,25 @@ from numba import njit
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
 
-# Numba's cache does not see changes in functions of other files: compiled code calls only what stands in its own.
+# Numba's cache does not see changes of functions in other files, so compiled code only calls functions of its own file.
 compiled: Any = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 
-# Numbers of single precision: one of double precision would make all that it meets twice as wide.
+# Single precision: one double-precision number would make everything that it meets twice as wide.
 _ZERO, _ONE, _TWO, _THREE, _FOUR, _SIX = (np.float32(number) for number in (0, 1, 2, 3, 4, 6))
 _RED, _GREEN, _BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 _TINY = np.float32(1e-12)
 _THRESHOLD = np.float32(128 / 255)
-_BLOCK = 1024  # pixels whose luma is summed in single precision
+_BLOCK = 1024  # number of pixels whose luma is summed in single precision
 
 
 @compiled
 def jitter_(images: Floats, factors: Floats, order: npt.NDArray[np.int64]) -> None:
-    """Colour jitter, each image with factors and an order of its own.
+    """Apply colour jitter, with separate factors and a separate order for each image.
 
     Args:
         images: (N, 3, P).
         factors: (N, 4), of brightness, contrast, saturation and hue.
-        order: (N, 4), the operations by these numbers, first to last, −1 for none.
+        order: (N, 4), the operations as indices into these factors, first to last, −1 for none.
     """
     for n in range(len(images)):
         for operation in order[n]:
@@ -47,7 +47,7 @@ def jitter_(images: Floats, factors: Floats, order: npt.NDArray[np.int64]) -> No
 
 @compiled
 def grayscale_(images: Floats, grey: Flags) -> None:
-    """Set the first channel of the grey images to the luma; `finish` takes it for the other two as well."""
+    """Set the first channel of the grey images to the luma; `finish` also uses it for the other two channels."""
     for n in np.flatnonzero(grey):
         red, green, blue = images[n, 0], images[n, 1], images[n, 2]
         for i in range(red.size):
@@ -64,15 +64,15 @@ def finish(
     place: npt.NDArray[np.int64],
     out: Floats,
 ) -> None:
-    """Solarize the images so marked, then write (image − mean) · scale.
+    """Solarize the marked images, then write (image − mean) · scale.
 
     Args:
-        images: (N, 3, P), of the grey ones only the first channel is read.
-        grey: (N,).
-        solarized: (N,).
+        images: (N, 3, P); only the first channel of grey images is read.
+        grey: (N,), whether an image is grey.
+        solarized: (N,), whether an image is solarized.
         mean: (3,).
         scale: (3,), one over the standard deviation.
-        place: (N,), where in `out` each belongs.
+        place: (N,), the position in `out` of each image.
         out: (M, 3, P), written.
     """
     for n in range(len(images)):

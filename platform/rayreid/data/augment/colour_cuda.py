@@ -34,7 +34,7 @@ def _channel(hue, offset, chroma, low):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _operate(operation, factor, mean, red, green, blue):  # type: ignore[no-untyped-def]
-    """Brightness, contrast (to `mean`), saturation or hue; the pixels as they are for any other number."""
+    """Return the pixels after brightness, contrast (to `mean`), saturation or hue; other numbers change nothing."""
     if operation == 0:
         red, green, blue = _unit(red * factor), _unit(green * factor), _unit(blue * factor)
     if operation == 1:
@@ -63,7 +63,7 @@ def _operate(operation, factor, mean, red, green, blue):  # type: ignore[no-unty
 
 @triton.jit
 def _jitter(images, factors, order, grey, pixels, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Colour jitter in each image's own order, then grayscale."""
+    """Apply colour jitter in each image's own order, then grayscale."""
     image = tl.program_id(0)
     plane = images + image.to(tl.int64) * 3 * pixels
     own = order + image * 4
@@ -74,7 +74,7 @@ def _jitter(images, factors, order, grey, pixels, BLOCK: tl.constexpr):  # type:
     three = tl.load(factors + tl.maximum(third, 0))
     four = tl.load(factors + tl.maximum(fourth, 0))
     turns_grey = tl.load(grey + image) != 0
-    # Contrast needs the mean luma of what the operations before it leave: these are done twice.
+    # Contrast needs the mean luma after the operations before it, so these are computed twice.
     total = 0.0
     if (first == 1) | (second == 1) | (third == 1) | (fourth == 1):
         sums = tl.zeros((BLOCK,), tl.float32)
@@ -111,7 +111,7 @@ def _jitter(images, factors, order, grey, pixels, BLOCK: tl.constexpr):  # type:
 
 @triton.jit
 def _finish(images, solarized, pixels, mean0, mean1, mean2, scale0, scale1, scale2, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Solarize the chosen images, then (x - mean) · scale per channel."""
+    """Solarize the chosen images, then compute (x - mean) · scale per channel."""
     image, channel = tl.program_id(0), tl.program_id(1)
     place = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     there = images + (image.to(tl.int64) * 3 + channel) * pixels + place
@@ -124,12 +124,12 @@ def _finish(images, solarized, pixels, mean0, mean1, mean2, scale0, scale1, scal
 
 
 def jitter_(images: Tensor, factors: np.ndarray, order: np.ndarray, grey: np.ndarray) -> None:
-    """Colour jitter and grayscale in place.
+    """Apply colour jitter and grayscale in place.
 
     Args:
         images: (N, 3, H, W).
         factors: (N, 4), of brightness, contrast, saturation and hue.
-        order: (N, 4), these by their numbers, first to last; -1 for none.
+        order: (N, 4), the operations as indices into these factors, first to last; -1 for none.
         grey: bool (N,).
     """
     there = upload([factors.astype(np.float32), order.astype(np.int32), grey.astype(np.int32)], images.device)
@@ -138,7 +138,7 @@ def jitter_(images: Tensor, factors: np.ndarray, order: np.ndarray, grey: np.nda
 
 
 def finish_(images: Tensor, solarized: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Solarize the chosen images (N,), then normalise all, in place."""
+    """Solarize the chosen images (N,), then normalise all images, in place."""
     (there,) = upload([solarized.astype(np.int32)], images.device)
     pixels = images.shape[2] * images.shape[3]
     block = min(_BLOCK, triton.next_power_of_2(pixels))

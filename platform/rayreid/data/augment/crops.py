@@ -1,4 +1,4 @@
-"""What is done to each crop of a batch: boxes, colours, blurs, drawn before any pixel is touched."""
+"""The parameters of each crop of a batch (boxes, colours, blurs), which are drawn before any pixel is touched."""
 
 from dataclasses import dataclass, fields
 from typing import NamedTuple, Self
@@ -24,17 +24,17 @@ class Crops:
     """The parameters of N crops.
 
     Attributes:
-        image: (N,), number in the batch of the image that each is taken from.
-        tops: (N,), of the crop's box in source pixels.
-        lefts: (N,).
-        heights: (N,).
-        widths: (N,).
-        flip: (N,), mirrored.
+        image: (N,), position in the batch of the image that each crop is taken from.
+        tops: (N,), top of each crop's box in source pixels.
+        lefts: (N,), left edge of the box in source pixels.
+        heights: (N,), height of the box in source pixels.
+        widths: (N,), width of the box in source pixels.
+        flip: (N,), whether the crop is mirrored.
         factors: float32 (N, 4), of brightness, contrast, saturation and hue (`rayreid.data.augment.colour.JITTER`).
-        order: (N, 4), these operations by their numbers, first to last; −1 for none.
-        grey: (N,), turned to grey.
+        order: (N, 4), these operations as indices into the factors, first to last; −1 for none.
+        grey: (N,), whether the crop is turned to grey.
         radius: float64 (N,), the blur's standard deviation in pixels of the crop; 0 for none.
-        solarized: (N,), solarized.
+        solarized: (N,), whether the crop is solarized.
     """
 
     image: Integers
@@ -53,7 +53,7 @@ class Crops:
         return len(self.image)
 
     def part(self, chosen: slice | Integers) -> Self:
-        """Some of the crops."""
+        """Return some of the crops."""
         return type(self)(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
 
@@ -64,15 +64,17 @@ def crop_boxes(
     scale: tuple[float, float],
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Boxes:
-    """Boxes of torchvision's RandomResizedCrop, all tries drawn at once and the first that fits taken.
+    """Return the boxes of torchvision's RandomResizedCrop.
+
+    All tries are drawn at once, and the first that fits is taken.
 
     Args:
-        draws: uniform (N, 4·tries): area, aspect, top, left of each try.
-        heights: image heights in pixels (N,).
-        widths: image widths in pixels (N,).
-        scale: least and greatest share of the image's area.
-        ratio: least and greatest aspect, width / height; drawn uniformly in its logarithm. Where no try fits,
-            the central box of the nearest aspect within these bounds.
+        draws: Uniform (N, 4·tries): area, aspect, top and left of each try.
+        heights: Image heights in pixels (N,).
+        widths: Image widths in pixels (N,).
+        scale: Smallest and largest share of the image's area.
+        ratio: Smallest and largest aspect, width / height, whose logarithm is drawn uniformly. If no try fits, the
+            result is the central box with the nearest aspect within these bounds.
     """
     area_u, aspect_u, top_u, left_u = np.moveaxis(draws.reshape(len(draws), -1, 4), 2, 0)
     H, W = heights[:, None], widths[:, None]

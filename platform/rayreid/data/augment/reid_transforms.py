@@ -17,7 +17,7 @@ from rayreid.data.batch import ImageBatch
 
 Interpolation = Literal["bicubic", "bilinear"]
 
-# Which draw of an image decides what.
+# Meaning of the draws of an image.
 _FLIP, _TOP, _LEFT, _ERASED, _NOISE = range(5)
 _TRIES = 10
 _BOX = slice(5, 5 + 4 * _TRIES)
@@ -25,30 +25,30 @@ _DRAWS = _BOX.stop
 
 
 def normalise_(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return (images − mean) / std per channel, in place, (N, 3, H, W)."""
+    """Return (images − mean) / std per channel, computed in place, (N, 3, H, W)."""
     for channel, (level, spread) in enumerate(zip(mean, std, strict=True)):
         images[:, channel].sub_(level).mul_(1 / spread)
     return images
 
 
 class ReIDTrain:
-    """The field's training transform: resize, flip, pad and random crop, normalise, random erasing.
+    """The training transform of the field: resize, flip, pad and random crop, normalise, random erasing.
 
-    The numbers of TransReID and TransReID-SSL; random erasing is timm's (one box; Zhong et al., "Random erasing
-    data augmentation", AAAI 2020), after the normalisation. Every random parameter is a function of (seed, epoch,
-    key).
+    The numbers are those of TransReID and TransReID-SSL. Random erasing follows timm (one box; Zhong et al., "Random
+    erasing data augmentation", AAAI 2020), and comes after the normalisation. Every random parameter is a function of
+    (seed, epoch, key).
 
     Args:
-        size: height and width of the output.
-        mean: per channel, on [0, 1].
-        std: per channel, on [0, 1].
-        erasing: probability of random erasing.
-        flip: probability of the mirror image.
-        padding: black border in pixels of the output, before the random crop back to `size`.
-        interpolation: of the resize, anti-aliased.
-        erasing_area: least and greatest share of the image that is erased.
-        erasing_aspect: least and greatest height / width of the erased box, drawn uniformly in its logarithm.
-        erasing_fill: three values for the erased pixels, in the normalised range; None for N(0, 1) noise.
+        size: Height and width of the output.
+        mean: Mean per channel, for images in [0, 1].
+        std: Standard deviation per channel, for images in [0, 1].
+        erasing: Probability of random erasing.
+        flip: Probability of mirroring.
+        padding: Black border in pixels of the output, added before the random crop back to `size`.
+        interpolation: Interpolation of the anti-aliased resize.
+        erasing_area: Smallest and largest share of the image that is erased.
+        erasing_aspect: Smallest and largest height / width of the erased box, whose logarithm is drawn uniformly.
+        erasing_fill: Three values for the erased pixels, in the normalised range; None for N(0, 1) noise.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class ReIDTrain:
         self.erasing_area, self.erasing_aspect, self.erasing_fill = erasing_area, erasing_aspect, erasing_fill
 
     def __call__(self, batch: ImageBatch, keys: Sequence[str], epoch: int, seed: int) -> Tensor:
-        """Transform a batch of B images: float32 (B, 3, H, W) on the batch's device."""
+        """Return a transformed batch of B images, float32 (B, 3, H, W) on the batch's device."""
         draws = uniforms(seed, epoch, keys, 1, _DRAWS)[:, 0]
-        # Flip, padding and crop cost nothing: they are other columns and rows of the resize matrices.
+        # Flip, padding and crop are free: they only change columns and rows of the resize matrices.
         places = 2 * self.padding + 1
         images = _resize(
             batch,
@@ -109,13 +109,13 @@ class ReIDTrain:
 
 
 class ReIDTest:
-    """The field's test transform: resize (bilinear in TransReID-SSL, anti-aliased as Pillow's) and normalise.
+    """The test transform of the field: resize (bilinear in TransReID-SSL, anti-aliased like Pillow's) and normalise.
 
     Args:
-        size: height and width of the output.
-        mean: per channel, on [0, 1].
-        std: per channel, on [0, 1].
-        interpolation: of the resize, anti-aliased.
+        size: Height and width of the output.
+        mean: Mean per channel, for images in [0, 1].
+        std: Standard deviation per channel, for images in [0, 1].
+        interpolation: Interpolation of the anti-aliased resize.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class ReIDTest:
         self.size, self.mean, self.std, self.interpolation = size, tuple(mean), tuple(std), interpolation
 
     def __call__(self, batch: ImageBatch) -> Tensor:
-        """Transform a batch of B images: float32 (B, 3, H, W) on the batch's device."""
+        """Return a transformed batch of B images, float32 (B, 3, H, W) on the batch's device."""
         return normalise_(_resize(batch, self.size, self.interpolation), self.mean, self.std)
 
 
@@ -140,11 +140,11 @@ def _resize(
     down: npt.NDArray[np.int64] | None = None,
     right: npt.NDArray[np.int64] | None = None,
 ) -> Tensor:
-    """Whole images at `size`, (B, 3, H, W) in [0, 1]; flipped, then shifted up and left by these pixels."""
+    """Return whole images at `size`, (B, 3, H, W) in [0, 1]; flipped, then shifted up and left by these pixels."""
     B, device = len(batch), batch.pixels.device
     start, number = np.zeros(B, np.int64), np.arange(B)
     if device.type == "cuda":
-        from rayreid.data.augment import resample_cuda  # Triton is there where CUDA is
+        from rayreid.data.augment import resample_cuda  # Triton is available where CUDA is
 
         boxes = (start, start, batch.heights, batch.widths)
         return resample_cuda.resized(batch, number, boxes, size, interpolation, flip, down, right)
@@ -166,7 +166,7 @@ def _resize(
 
 
 def _in_parts(work: Callable[[slice], None], count: int) -> None:
-    """Call `work` on all of `count` images, a part on each of torch's threads."""
+    """Call `work` on all of `count` images, with one part on each of torch's threads."""
     threads = min(torch.get_num_threads(), count)
     bounds = np.linspace(0, count, threads + 1).astype(int).tolist()
     parts = [slice(start, stop) for start, stop in pairwise(bounds)]

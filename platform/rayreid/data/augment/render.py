@@ -1,7 +1,7 @@
-"""From pixels and parameters to crops: in whole batches for a GPU, one crop after another on a CPU.
+"""Rendering of crops from pixels and parameters: whole batches on a GPU, one crop after another on a CPU.
 
-Both ways do the same operations in the same order on float values in [0, 1], clamped wherever 8-bit images would be,
-and agree to single precision. Crops come as float32 (N, 3, h, w).
+Both ways apply the same operations in the same order to float values in [0, 1], clamped wherever 8-bit images would be,
+and agree to single precision. Crops are float32 (N, 3, h, w).
 """
 
 from collections.abc import Sequence
@@ -15,25 +15,25 @@ from rayreid.data.augment.crops import Crops
 from rayreid.data.augment.reid_transforms import normalise_
 from rayreid.data.batch import ImageBatch
 
-_CHUNK_PIXELS = 1 << 15  # crops that a CPU works on together: 384 KiB, which stay in a core's own cache
+_CHUNK_PIXELS = 1 << 15  # pixels of the crops that a CPU processes together: 384 KiB, which stay in a core's own cache
 
 
 def render_compiled(
     columns: resample_cpu.Columns, crops: Crops, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Crops made by the calling thread, which holds no interpreter lock while it works.
+    """Return crops made by the calling thread, which does not hold the interpreter lock while it works.
 
     Args:
-        columns: the batch's pixels, from `resample_cpu.pixel_columns`.
-        crops: what to make of them.
-        size: height and width of the crops.
-        mean: subtracted, per channel.
-        std: divided by, per channel.
+        columns: The batch's pixels, from `resample_cpu.pixel_columns`.
+        crops: Parameters of the crops.
+        size: Height and width of the crops.
+        mean: Value to subtract, per channel.
+        std: Value to divide by, per channel.
     """
     N = len(crops)
-    # NumPy asks for huge pages, torch does not: with small ones their first touch costs as much as all the rest.
+    # NumPy asks for huge pages, torch does not. With small pages, their first touch costs as much as everything else.
     out = np.empty((N, 3, size[0] * size[1]), np.float32)
-    # One image's crops after another: its columns are still in the cache.
+    # The crops of one image follow each other, while its columns are still in the cache.
     place = np.argsort(crops.image, kind="stable")
     crops = crops.part(place)
     mean_, scale = np.array(mean, np.float32), np.array([1 / s for s in std], np.float32)
@@ -57,16 +57,16 @@ def render_compiled(
 def render_fused(
     batch: ImageBatch, crops: Crops, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Crops made on a CUDA device by a handful of kernels.
+    """Return crops made on a CUDA device by a handful of kernels.
 
     Args:
-        batch: on that device.
-        crops: what to make of it.
-        size: height and width of the crops.
-        mean: subtracted, per channel.
-        std: divided by, per channel.
+        batch: The batch of images, on that device.
+        crops: Parameters of the crops.
+        size: Height and width of the crops.
+        mean: Value to subtract, per channel.
+        std: Value to divide by, per channel.
     """
-    # Triton is there where CUDA is; nothing else needs it.
+    # Triton is available where CUDA is; nothing else needs it.
     from rayreid.data.augment import colour_cuda, resample_cuda
 
     boxes = (crops.tops, crops.lefts, crops.heights, crops.widths)
@@ -80,14 +80,14 @@ def render_fused(
 def render_batched(
     source: Tensor, crops: Crops, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Crops made all at once on the source's device, in few large operations.
+    """Return crops made all at once on the source's device, in a few large operations.
 
     Args:
-        source: the batch's pixels, from `resample.unit_rows`.
-        crops: what to make of them.
-        size: height and width of the crops.
-        mean: subtracted, per channel.
-        std: divided by, per channel.
+        source: The batch's pixels, from `resample.unit_rows`.
+        crops: Parameters of the crops.
+        size: Height and width of the crops.
+        mean: Value to subtract, per channel.
+        std: Value to divide by, per channel.
     """
     device = source.device
     images = _resized(source, crops, size)
@@ -105,9 +105,9 @@ def render_batched(
 
 
 def _resized(source: Tensor, crops: Crops, size: tuple[int, int]) -> Tensor:
-    """The crops' boxes at their size, float32 (N, h, 3, w)."""
+    """Return the crops' boxes, resized, float32 (N, h, 3, w)."""
     B, H, C, W = source.shape
-    # Only the rows that the crops cover; those beyond a crop's end get no weight, whatever they hold.
+    # Read only the rows that the crops cover; rows beyond a crop's end get no weight, whatever they contain.
     tallest = int(crops.heights.max())
     line = np.minimum((crops.image * H + crops.tops)[:, None] + np.arange(tallest), B * H - 1)
     lines = source.view(B * H, C * W).index_select(0, torch.from_numpy(line.ravel()).to(source.device))

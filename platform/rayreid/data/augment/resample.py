@@ -1,7 +1,7 @@
-"""Resizing and blurring as one small matrix per image and axis, applied by batched matrix products.
+"""Resizing and blurring with one small matrix per image and axis, applied by batched matrix products.
 
-Images stand here as rows of interleaved channel lines, (N, H, 3, W) float32 in [0, 1]: in this layout the
-product over the rows and the one over the columns both work on views, without a transposed copy in between.
+Images are rows of interleaved channel lines here, (N, H, 3, W) float32 in [0, 1]. In this layout, the products over
+rows and over columns both work on views, without a transposed copy in between.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from torch import Tensor
 
 Array = npt.NDArray[np.generic]
 
-_BLOCK = 32  # output rows of a blur that are computed together
+_BLOCK = 32  # number of output rows of a blur that are computed together
 
 
 def _cubic(x: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel with a = −0.5, as Pillow has it; support 2."""
+    """Return Keys' cubic convolution kernel with a = −0.5, as in Pillow; support 2."""
     a = -0.5
     x = x.abs()
     near = ((a + 2) * x - (a + 3)) * x * x + 1
@@ -26,7 +26,7 @@ def _cubic(x: Tensor) -> Tensor:
 
 
 def _triangle(x: Tensor) -> Tensor:
-    """The linear interpolation kernel; support 1."""
+    """Return the linear interpolation kernel; support 1."""
     return (1 - x.abs()).clamp_min(0)
 
 
@@ -37,7 +37,7 @@ _KERNELS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 
 
 def unit_rows(pixels: Tensor) -> Tensor:
-    """uint8 images (N, 3, H, W) as float32 (N, H, 3, W) in [0, 1]."""
+    """Return uint8 images (N, 3, H, W) as float32 (N, H, 3, W) in [0, 1]."""
     return pixels.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
@@ -51,28 +51,28 @@ def resize_matrices(
     shift: Array | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The weights that resize the stretch [start, start + length) of a line to `size` pixels, anti-aliased.
+    """Return the weights that resize the stretch [start, start + length) of a line to `size` pixels, anti-aliased.
 
-    Pillow's resampling (src/libImaging/Resample.c), which torchvision's `antialias=True` follows: when
-    shrinking, the kernel is widened by length / size; weights outside the stretch are dropped and the rest sum to
-    one. So no pixel from outside a crop enters it, as when cropping first.
+    This is Pillow's resampling (src/libImaging/Resample.c), which torchvision's `antialias=True` follows. When
+    shrinking, the kernel is widened by length / size; weights outside the stretch are dropped and the rest sum to one.
+    No pixel outside a crop therefore enters it, as if the crop were cut out first.
 
     Args:
-        starts: integers (N,), first source pixel of each stretch.
-        lengths: integers (N,), its length in pixels, at least 1.
-        source: length in pixels of the (padded) source line.
-        size: length in pixels of the output line.
+        starts: Integers (N,), first source pixel of each stretch.
+        lengths: Integers (N,), length of each stretch in pixels, at least 1.
+        source: Length in pixels of the (padded) source line.
+        size: Length in pixels of the output line.
         interpolation: "bicubic" or "bilinear".
-        flip: bool (N,), mirror these outputs.
-        shift: integers (N,), output pixel o shows pixel o + shift of the resized (and flipped) line; beyond
-            its ends the weights are zero, which is a black border.
-        device: where the result is made.
+        flip: bool (N,), whether the output is mirrored.
+        shift: Integers (N,); output pixel o shows pixel o + shift of the resized (and flipped) line. Beyond its ends
+            the weights are zero, which gives a black border.
+        device: Device of the result.
 
     Returns:
         float32 (N, size, source).
     """
     kernel, support = _KERNELS[interpolation]
-    # The longest stretch is known on the host: the number of taps needs no answer from the device.
+    # The longest stretch is known on the host, so the number of taps does not need a synchronisation with the device.
     taps = int(np.ceil(2 * support * max(float(lengths.max()) / size, 1.0))) + 1
     start, length = (torch.from_numpy(v.astype(np.int64)).to(device)[:, None, None] for v in (starts, lengths))
     scale = length.double() / size
@@ -91,15 +91,15 @@ def resize_matrices(
     if shift is not None:
         weights = torch.where((pixel >= 0) & (pixel < size), weights, 0.0)
     dense = torch.zeros(len(starts), size, source, device=device)
-    # The taps that the clamp brings together at the last pixel weigh nothing.
+    # The taps that the clamp brings together at the last pixel have zero weight.
     return dense.scatter_add_(2, (at + start).clamp_(0, source - 1), weights)
 
 
 def gaussian_box_radius(radius: Array, passes: int = 3) -> npt.NDArray[np.float64]:
-    """Fractional radius of the box whose `passes` repetitions have standard deviation `radius`, in pixels.
+    """Return the fractional radius, in pixels, of the box whose `passes` repetitions have standard deviation `radius`.
 
-    Gwosdek, Grewenig, Bruhn & Weickert, "Theoretical foundations of Gaussian convolution by extended box
-    filtering" (SSVM 2011), as in Pillow's `_gaussian_blur_radius`.
+    Gwosdek, Grewenig, Bruhn & Weickert, "Theoretical foundations of Gaussian convolution by extended box filtering"
+    (SSVM 2011), as in Pillow's `_gaussian_blur_radius`.
     """
     variance = np.asarray(radius, np.float64) ** 2 / passes
     whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
@@ -108,12 +108,12 @@ def gaussian_box_radius(radius: Array, passes: int = 3) -> npt.NDArray[np.float6
 
 
 def blur_matrices(radius: Array, size: int, device: torch.device | str = "cpu") -> Tensor:
-    """The weights of Pillow's GaussianBlur along a line: three extended box blurs with replicated ends.
+    """Return the weights of Pillow's GaussianBlur along a line: three extended box blurs with replicated ends.
 
     Args:
         radius: (N,), standard deviation of each blur in pixels.
-        size: length of the line in pixels.
-        device: where the result is made.
+        size: Length of the line in pixels.
+        device: Device of the result.
 
     Returns:
         float32 (N, size, size).
@@ -121,7 +121,8 @@ def blur_matrices(radius: Array, size: int, device: torch.device | str = "cpu") 
     box = gaussian_box_radius(radius)
     reach = int(box.max()) + 1
     margin = 3 * reach
-    # All rows further than `margin` from the ends are shifts of one row: a line of 2·margin + 1 has all.
+    # All rows further than `margin` from the ends are shifts of one row, so a line of 2·margin + 1 pixels has all of
+    # them.
     short = min(size, 2 * margin + 1)
     box_N = torch.from_numpy(box).to(device)[:, None, None]
     offset = torch.arange(-reach, reach + 1, device=device)
@@ -141,7 +142,7 @@ def blur_matrices(radius: Array, size: int, device: torch.device | str = "cpu") 
 
 
 def blur(images: Tensor, radius: Array) -> Tensor:
-    """Pillow's GaussianBlur of (N, H, 3, W) images with standard deviations `radius` (N,); a new tensor."""
+    """Return (N, H, 3, W) images after Pillow's GaussianBlur with standard deviations `radius` (N,), a new tensor."""
     N, H, C, W = images.shape
     rows = blur_matrices(radius, H, images.device)
     columns = rows if H == W else blur_matrices(radius, W, images.device)
@@ -155,7 +156,7 @@ def blur(images: Tensor, radius: Array) -> Tensor:
 
 
 def apply_separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Rows @ image @ columnsᵀ for every image and channel.
+    """Return rows @ image @ columnsᵀ for every image and channel.
 
     Args:
         images: float32 (N, H, 3, W), contiguous.

@@ -1,7 +1,7 @@
 """Resized crops and blurs on a CPU: compiled loops over one image at a time, which stays in the core's cache.
 
-The same results as `rayreid.data.augment.resample` gives with matrix products, which suit a GPU. Images are
-(N, 3, H, W) float32 in [0, 1]. The loops release the interpreter lock and use the calling thread alone.
+The results are those of `rayreid.data.augment.resample`, which uses matrix products because they suit a GPU. Images are
+(N, 3, H, W) float32 in [0, 1]. The loops release the interpreter lock and use only the calling thread.
 """
 
 from typing import Any, NamedTuple
@@ -16,19 +16,19 @@ from rayreid.data.batch import ImageBatch
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
-# Numba's cache does not see changes in functions of other files: compiled code calls only what stands in its own.
+# Numba's cache does not see changes of functions in other files, so compiled code only calls functions of its own file.
 compiled: Any = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 
-_BLOCK = 2048  # floats of a blur that are worked on together, so that they stay in the innermost cache
-_STRIP = 16  # columns that are turned into rows together: one cache line of floats
+_BLOCK = 2048  # number of floats of a blur that are processed together, so that they stay in the innermost cache
+_STRIP = 16  # number of columns that are turned into rows together: one cache line of floats
 
 
 class Columns(NamedTuple):
-    """Images column by column, so that loops over a column run over adjacent bytes.
+    """Images stored column by column, so that loops over a column run over adjacent bytes.
 
     Attributes:
-        pixels: uint8, flat. Image b is (3, lines[b], strides[b]) from starts[b] on: channels, columns, rows, with a
-            margin of any content behind columns and rows.
+        pixels: uint8, flat. Image b is (3, lines[b], strides[b]) from starts[b] on: channels, columns, rows. Behind
+            columns and rows there is a margin with arbitrary content.
         starts: int64 (B,).
         lines: int64 (B,).
         strides: int64 (B,).
@@ -66,19 +66,19 @@ def resized_crops(
     bicubic: bool,
     out: Floats,
 ) -> None:
-    """Crops of images, resized as by `resample.resize_matrices` (anti-aliased), clamped to [0, 1].
+    """Resize crops of images as `resample.resize_matrices` does (anti-aliased), and clamp them to [0, 1].
 
     Args:
-        columns: the images, from `pixel_columns`.
+        columns: The images, from `pixel_columns`.
         image: (N,), the image that each crop is taken from.
         tops: (N,), first row of each crop.
-        lefts: (N,), first column.
+        lefts: (N,), first column of each crop.
         heights: (N,), in source pixels.
         widths: (N,), in source pixels.
-        flip: (N,), mirror these crops.
-        down: (N,), output row o shows row o + down of the resized crop; rows beyond its ends are black.
-        right: (N,), the same of columns, after the flip.
-        bicubic: or else bilinear.
+        flip: (N,), whether the crop is mirrored.
+        down: (N,); output row o shows row o + down of the resized crop. Rows beyond its ends are black.
+        right: (N,), the same for columns, after the flip.
+        bicubic: Whether the interpolation is bicubic; otherwise it is bilinear.
         out: (N, 3, h, w), written.
     """
     N, _, h, w = out.shape
@@ -91,7 +91,7 @@ def resized_crops(
     for n in range(N):
         height, width = heights[n], widths[n]
         lines, stride = columns.lines[image[n]], columns.strides[image[n]]
-        whole = -(-height // _STRIP) * _STRIP  # rounded up: leftovers of vectors are slow, rows too many are not
+        whole = -(-height // _STRIP) * _STRIP  # rounded up: the leftovers of vectors are slow, surplus rows are not
         _resize_weights(width, w, bicubic, flip[n], right[n], 1 / 255, first, count, weights)
         for c in range(3):
             start = columns.starts[image[n]] + c * lines * stride
@@ -136,7 +136,7 @@ def _resize_weights(
     count: Integers,
     weights: Floats,
 ) -> None:
-    """Weights that resize a line of `length` pixels to `size`: `count` of them for each output from `first` on."""
+    """Compute the weights that resize a line of `length` pixels to `size`: `count` per output, from `first` on."""
     scale = length / size
     stretch = max(scale, 1.0)
     reach = 2 * stretch if bicubic else stretch
@@ -162,9 +162,10 @@ def _resize_weights(
 
 @compiled
 def _weigh(lines: Any, first: int, count: int, weights: Floats, start: int, out: Floats) -> None:
-    """Write the weighted sum of `count` lines from `first` on, of each the stretch from `start` on.
+    """Write the weighted sum of `count` lines from `first` on, each read from `start` on.
 
-    The first four go together, whose sum never leaves the registers; where there are less, the others weigh nothing.
+    The first four are added together, so their sum never leaves the registers. If there are fewer, the others have zero
+    weight.
     """
     stop = start + out.size
     one, two = lines[first, start:stop], lines[first + 1, start:stop]
@@ -180,12 +181,12 @@ def _weigh(lines: Any, first: int, count: int, weights: Floats, start: int, out:
 
 @compiled
 def blur_(images: Floats, radius: npt.NDArray[np.float64], grey: npt.NDArray[np.bool_]) -> None:
-    """Pillow's GaussianBlur in place, as `resample.blur`: three extended box blurs along each axis.
+    """Apply Pillow's GaussianBlur in place, as `resample.blur` does: three extended box blurs along each axis.
 
     Args:
         images: (N, 3, H, W).
         radius: (N,), standard deviation of each blur in pixels, 0 for none.
-        grey: (N,), of these images only the first channel is blurred.
+        grey: (N,); only the first channel of these images is blurred.
     """
     N, _, H, W = images.shape
     border = _box(radius.max())[0] + 1
@@ -220,7 +221,7 @@ def _copy(values: Floats, out: Floats) -> None:
 
 @compiled
 def _box(radius: float) -> tuple[int, float]:
-    """Whole and fractional part of `resample.gaussian_box_radius`."""
+    """Return the whole and fractional part of `resample.gaussian_box_radius`."""
     variance = radius * radius / 3
     whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
@@ -229,7 +230,7 @@ def _box(radius: float) -> tuple[int, float]:
 
 @compiled
 def _box_blur(values: Floats, out: Floats, inside: slice, step: int, whole: int, part: float) -> None:
-    """One extended box blur over neighbours `step` apart, `whole` full ones and one of weight `part` on each side."""
+    """Apply an extended box blur to neighbours `step` apart: `whole` full ones and one of weight `part` per side."""
     weight = np.float32(1 / (2 * (whole + part) + 1))
     end_weight = np.float32(part * weight)
     reach = (whole + 1) * step

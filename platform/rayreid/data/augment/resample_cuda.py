@@ -1,7 +1,7 @@
-"""Resized crops and blurs on a GPU: Triton kernels that read the images' bytes where they lie.
+"""Resized crops and blurs on a GPU: Triton kernels that read the images' bytes without unpacking them first.
 
-The same results as `rayreid.data.augment.resample` gives with matrix products; the cost is that of the pixels that a
-crop covers. Images are (N, 3, H, W) float32 in [0, 1].
+The results are those of `rayreid.data.augment.resample`, which uses matrix products; the cost is proportional to the
+pixels that a crop covers. Images are (N, 3, H, W) float32 in [0, 1].
 """
 
 import numpy as np
@@ -14,13 +14,13 @@ from rayreid.data.augment.resample import Array, gaussian_box_radius
 from rayreid.data.augment.upload import upload
 from rayreid.data.batch import ImageBatch
 
-_ROWS = 16  # rows of an image that one program works on
-_COLUMNS = 128  # of a row that it works on, at most
+_ROWS = 16  # number of image rows that one program processes
+_COLUMNS = 128  # largest number of pixels of a row that it processes
 
 
 @triton.jit
 def _weight(x, BICUBIC: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Keys' cubic kernel with a = -0.5, or the triangle."""
+    """Return Keys' cubic kernel with a = -0.5, or the triangle."""
     x = tl.abs(x)
     if BICUBIC:
         near = (1.5 * x - 2.5) * x * x + 1
@@ -31,8 +31,8 @@ def _weight(x, BICUBIC: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _place(shown, size, length, BICUBIC: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of output pixels: the first source pixel, its signed distance from the centre, and the kernel's stretch."""
-    # In float64, where a source pixel's number times a ratio of lengths keeps its digits
+    """Return the first source pixel of output pixels, its signed distance from the centre, and the kernel's stretch."""
+    # In float64, so that the product of a pixel's number and a ratio of lengths keeps its digits.
     scale = length.to(tl.float64) / size
     stretch = tl.maximum(scale, 1.0)
     reach = stretch * 2 if BICUBIC else stretch
@@ -45,7 +45,7 @@ def _place(shown, size, length, BICUBIC: tl.constexpr):  # type: ignore[no-untyp
 def _narrow(  # type: ignore[no-untyped-def]
     pixels, boxes, middle, size, BICUBIC: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Resize the rows of each crop's box: to `middle` as (box height, 3, size) a crop."""
+    """Resize the rows of each crop's box, and write them to `middle` as (box height, 3, size) per crop."""
     box = boxes + tl.program_id(0) * 8
     height, length = tl.load(box + 2).to(tl.int32), tl.load(box + 3).to(tl.int32)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
@@ -69,7 +69,7 @@ def _narrow(  # type: ignore[no-untyped-def]
             red += weight[None, :] * tl.load(here, read, 0).to(tl.float32)
             green += weight[None, :] * tl.load(here + 1, read, 0).to(tl.float32)
             blue += weight[None, :] * tl.load(here + 2, read, 0).to(tl.float32)
-        gain = (1 / (255 * tl.where(total == 0, 1.0, total)))[None, :]  # none where nothing is shown
+        gain = (1 / (255 * tl.where(total == 0, 1.0, total)))[None, :]  # no gain where nothing is shown
         out = middle + tl.load(box + 4) + row[:, None] * (3 * size) + column[None, :]
         kept = (row < height)[:, None] & (column < size)[None, :]
         tl.store(out, red * gain, kept)
@@ -81,7 +81,7 @@ def _narrow(  # type: ignore[no-untyped-def]
 def _shorten(  # type: ignore[no-untyped-def]
     middle, boxes, out, size, width, BICUBIC: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Resize the columns of what `_narrow` wrote: to `out` (N, 3, size, width), clamped to [0, 1]."""
+    """Resize the columns of the output of `_narrow`, and write them to `out` (N, 3, size, width), clamped to [0, 1]."""
     crop = tl.program_id(0)
     box = boxes + crop * 8
     length = tl.load(box + 2).to(tl.int32)
@@ -117,15 +117,17 @@ def resized(
     down: Array | None = None,
     right: Array | None = None,
 ) -> Tensor:
-    """Boxes of images at one size: float32 (N, 3, h, w), as `resample_cpu.resized_crops` makes them.
+    """Return boxes of images at one size, float32 (N, 3, h, w), as `resample_cpu.resized_crops` makes them.
 
     Args:
-        batch: on a GPU.
+        batch: The batch of images, on a GPU.
         image: (N,), the image that each crop is taken from.
-        boxes: tops, lefts, heights and widths, (N,) each, in source pixels.
-        size: height and width of the crops.
+        boxes: Tops, lefts, heights and widths, (N,) each, in source pixels.
+        size: Height and width of the crops.
         interpolation: "bicubic" or "bilinear", anti-aliased.
-        flip, down, right: (N,), see there.
+        flip: (N,), see `resample_cpu.resized_crops`.
+        down: (N,), see `resample_cpu.resized_crops`.
+        right: (N,), see `resample_cpu.resized_crops`.
     """
     device, N = batch.pixels.device, len(image)
     tops, lefts, heights, widths = (values.astype(np.int64) for values in boxes)
@@ -202,7 +204,10 @@ def _band(  # type: ignore[no-untyped-def]
 
 
 def blur_(images: Tensor, radius: np.ndarray) -> None:
-    """Pillow's GaussianBlur in place, of the images (N, 3, H, W) whose standard deviation `radius` (N,) is not 0."""
+    """Apply Pillow's GaussianBlur in place to the images (N, 3, H, W) with a `radius` (N,) above 0.
+
+    The radius is the standard deviation in pixels.
+    """
     chosen = np.flatnonzero(radius > 0)
     if not len(chosen):
         return
@@ -224,7 +229,7 @@ def blur_(images: Tensor, radius: np.ndarray) -> None:
 
 
 def _thrice(box: Tensor, reach: int, short: int) -> Tensor:
-    """Three extended box blurs of a line of `short` pixels as one matrix, float32 (N, short, short)."""
+    """Return three extended box blurs of a line of `short` pixels as one matrix, float32 (N, short, short)."""
     box_N = box[:, None, None]
     offset = torch.arange(-reach, reach + 1, device=box.device)
     weights = (box_N + 1 - offset.abs()).clamp_(0, 1) / (2 * box_N + 1)

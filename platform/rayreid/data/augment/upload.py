@@ -1,4 +1,4 @@
-"""Many small arrays to a GPU in one copy."""
+"""Upload of many small arrays to a GPU in one copy."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ _ALIGNED = 16  # bytes
 
 
 def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Return the arrays on `device`, copied together; on a GPU from page-locked memory, and without waiting."""
+    """Return the arrays on `device`, copied together; to a GPU from page-locked memory and without waiting."""
     sizes = [-(-array.nbytes // _ALIGNED) * _ALIGNED for array in arrays]
     host = torch.empty(max(1, sum(sizes)), dtype=torch.uint8, pin_memory=device.type == "cuda")
     buffer, start = host.numpy(), 0

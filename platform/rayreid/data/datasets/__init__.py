@@ -1,4 +1,4 @@
-"""Datasets by name: each turns a folder of a known layout into records."""
+"""Datasets by name. Each turns a folder with a known layout into records."""
 
 import difflib
 import inspect
@@ -13,13 +13,13 @@ from rayreid.paths import data_path
 
 
 class Dataset(Protocol):
-    """What an ingest needs to know of a dataset.
+    """The interface that an ingest needs from a dataset.
 
     Attributes:
-        name: Its name in the registry.
-        version: Which edition of it, where results must not be compared across editions; else "".
-        ignored: (path, reason) of files that look like images of the dataset but give no record; filled by
-            `records`, for `finish_store`.
+        name: The dataset's name in the registry.
+        version: The edition, if results of different editions must not be compared; else "".
+        ignored: (path, reason) of files that look like images of the dataset but give no record. `records` fills it,
+            for `finish_store`.
     """
 
     name: str
@@ -27,21 +27,22 @@ class Dataset(Protocol):
     ignored: list[tuple[str, str]]
 
     def records(self) -> Iterable[Record]:
-        """List the images, in an order that is the same every time; a large dataset does it one by one."""
+        """List the images, in an order that is the same every time; a large dataset lists them one by one."""
         ...
 
     def read(self, record: Record) -> bytes:
         """Return an image's encoded bytes.
 
         Raises:
-            OSError: They cannot be read. What is of this image alone (`FileNotFoundError`, `PermissionError`,
-                `shards.MissingImageError`) rejects it; anything else is taken for trouble with the storage.
+            OSError: The bytes cannot be read. An error that concerns this image alone (`FileNotFoundError`,
+                `PermissionError`, `shards.MissingImageError`) rejects it; any other is treated as a failure of the
+                storage.
         """
         ...
 
 
 def _lazy(module: str, class_name: str) -> Callable[..., Dataset]:
-    """Return a factory that imports the dataset's module when it is first asked for."""
+    """Return a factory that imports the dataset's module when it is first called."""
 
     def build(root: str | None = None, /, **options: Any) -> Dataset:
         factory = getattr(import_module(f"rayreid.data.{module}"), class_name)
@@ -82,12 +83,12 @@ def open_dataset(name: str, root: str | None, /, **options: Any) -> Dataset:
 
     Args:
         name: A key of `DATASETS`.
-        root: The dataset's folder; None for one without files.
+        root: The dataset's folder; None for a dataset without files.
         **options: The dataset's own options.
 
     Raises:
-        UserError: The name or an option is unknown, the folder is missing or of another layout. That a
-            required split is empty shows when the records are listed.
+        UserError: The name or an option is unknown, or the folder is missing or has another layout. An empty split is
+            reported only when the records are listed.
     """
     if name not in DATASETS:
         raise UserError(f"there is no dataset {name!r}; {_nearest(name, list(DATASETS))}")
@@ -95,26 +96,26 @@ def open_dataset(name: str, root: str | None, /, **options: Any) -> Dataset:
 
 
 class NamedDataset(Protocol):
-    """A dataset as an experiment file names it."""
+    """A dataset as described in an experiment file."""
 
     @property
     def dataset(self) -> str:
-        """A key of `DATASETS`."""
+        """Return the dataset's name, a key of `DATASETS`."""
 
     @property
     def root(self) -> str | None:
-        """The folder or URI; a relative path is looked up as `data_path` does."""
+        """Return the folder or URI; a relative path is resolved as by `data_path`."""
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """The dataset's own options."""
+        """Return the dataset's own options."""
 
 
 def open_source(source: NamedDataset) -> Dataset:
     """Open the dataset that a configuration names.
 
     Raises:
-        UserError: The dataset or an option is unknown, the folder is missing or of another layout.
+        UserError: The dataset or an option is unknown, or the folder is missing or has another layout.
     """
     root = source.root
     if root and not is_uri(root):

@@ -1,4 +1,4 @@
-"""Several labelled datasets as one target: the paper's target proxy is trained on MSMT17 and Market-1501 together."""
+"""Several labelled datasets as one target. The paper trains its target proxy on MSMT17 and Market-1501 together."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,22 +18,22 @@ _KEY = re.compile(r"(\d+)-[^/]*/(.*)", re.DOTALL)
 
 
 class Combined(Layout):
-    """The images of several datasets; keys such as "0-msmt17/train/0000/0000_000_01_0303morning_0008_0.jpg".
+    """The images of several datasets, with keys such as "0-msmt17/train/0000/0000_000_01_0303morning_0008_0.jpg".
 
-    Identities and cameras of each part are moved beyond those of the parts before it, by one more than their highest
-    number over all splits; −1 stays. So within a part they keep their distances, and no two parts share one.
+    The identities and cameras of each part are shifted beyond those of the parts before it, by one more than their
+    highest number over all splits; −1 stays. Differences within a part are therefore kept, and no two parts share a
+    number.
 
     Args:
-        root: None: each part has its own.
-        parts: Two or more datasets, each `{dataset, root, options}`; a relative root is looked up as any
-            dataset's is.
-        test: Number of the part, from 0, whose query and gallery are kept; None keeps those of all.
+        root: None, because each part has its own root.
+        parts: Two or more datasets, each `{dataset, root, options}`; a relative root is resolved as for any dataset.
+        test: Number of the part, from 0, whose query and gallery are kept; None keeps those of all parts.
 
     Attributes:
         version: Names and versions of the parts.
 
     Raises:
-        UserError: A part cannot be opened, or is described wrongly.
+        UserError: A part cannot be opened, or its description is invalid.
     """
 
     name = "combined"
@@ -56,7 +56,7 @@ class Combined(Layout):
         """List the images, part by part.
 
         Raises:
-            UserError: Of the parts.
+            UserError: A part raises it.
         """
         self.ignored = []
         first_pid = first_camid = 0
@@ -73,7 +73,7 @@ class Combined(Layout):
             first_pid, first_camid = highest_pid + 1, highest_camid + 1
 
     def read(self, record: Record) -> bytes:
-        """Return an image's encoded bytes; raises OSError if its part cannot read it, as the part does."""
+        """Return an image's encoded bytes; raise the part's OSError if the part cannot read it."""
         match = _KEY.fullmatch(record.key)
         if match is None or int(match[1]) >= len(self._parts):
             raise MissingImageError(f"no part of the combined dataset has {record.key!r}")

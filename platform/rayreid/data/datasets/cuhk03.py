@@ -3,10 +3,10 @@
     images_detected/  images_labeled/                      1_001_1_01.png
     splits_new_detected.json  splits_new_labeled.json      [{"train": [[path, pid, camid], …], "query": …, …}]
 
-This is how the field's converters unpack the published MAT file. The paths are those of the machine on which
-that was done: only the file names count. Cameras are numbered from 0 (the two of a pair); train identities are
-numbered from 0, apart from those of query and gallery. Detected and hand-labelled boxes are different sets: never
-compare results across them. (The same protocol in folders `bounding_box_train`, … is of layout `market1501`.)
+This is how the field's converters unpack the published MAT file. The paths are those of the machine on which that was
+done, so only the file names count. Cameras are numbered from 0 (the two of a pair). Train identities are numbered from
+0, separately from those of query and gallery. Detected and hand-labelled boxes are different sets: never compare
+results across them. (The same protocol in folders `bounding_box_train`, … has the layout `market1501`.)
 """
 
 import json
@@ -25,8 +25,8 @@ class CUHK03(FolderLayout):
     """CUHK03, new protocol: splits train, query and gallery; keys such as "images_detected/1_001_1_01.png".
 
     Args:
-        root: The folder that holds the image folder and the splits file of its kind.
-        kind: "detected" or "labeled": whether the boxes are a detector's or drawn by hand.
+        root: The folder with the image folder and the splits file of the kind.
+        kind: "detected" or "labeled": whether the boxes come from a detector or were drawn by hand.
 
     Attributes:
         version: The kind.
@@ -73,7 +73,7 @@ class CUHK03(FolderLayout):
     def _record(self, split: str, row: Any) -> Record | None:
         match row:
             case [str(path), int(pid), int(camid)] if 0 <= pid < 2**31 and 0 <= camid < 2**15:
-                name = PureWindowsPath(path).name  # takes both kinds of slashes
+                name = PureWindowsPath(path).name  # accepts both kinds of slashes
                 if PureWindowsPath(name).suffix.lower() in SUFFIXES and not refusal(name):
                     return Record(f"{self._folder}/{name}", pid, camid, split, str(self.root / self._folder / name))
         self.ignore(f"{self._splits}: {row}", "no row of image, identity and camera")

@@ -1,4 +1,4 @@
-"""Any folder of images, without labels: a pool such as LUPerson."""
+"""Any folder of images without labels: a pool such as LUPerson."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from rayreid.errors import UserError
 
 
 def open_folder(root: str | Path | None) -> "Folder | RemoteFolder":
-    """Open a folder of images, on this machine or, where the root is a URI such as `s3://bucket/pool`, elsewhere.
+    """Open a folder of images, on this machine or, if the root is a URI such as `s3://bucket/pool`, elsewhere.
 
     Raises:
         UserError: The folder is missing or cannot be reached.
@@ -22,9 +22,9 @@ def open_folder(root: str | Path | None) -> "Folder | RemoteFolder":
 
 
 class Folder(FolderLayout):
-    """All images below a folder: split pool, identity and camera unknown; the key is the relative path.
+    """All images below a folder: split pool, identity and camera unknown. The key is the relative path.
 
-    Links to folders are followed, each folder once; folders that may not be entered are ignored.
+    Links to folders are followed, each folder once. Folders without read permission are ignored.
 
     Args:
         root: The folder.
@@ -38,10 +38,10 @@ class Folder(FolderLayout):
     def records(self) -> Iterator[Record]:
         """List the images, folder by folder: a folder's images by name, then its sub-folders by name.
 
-        Only one folder's names are held in memory at a time.
+        Only the names of one folder are in memory at a time.
 
         Raises:
-            UserError: A folder cannot be listed for another reason than its permissions; in the end, if there was no
+            UserError: A folder cannot be listed for another reason than its permissions, or, at the end, there was no
                 image.
         """
         self.ignored = []
@@ -69,9 +69,12 @@ class Folder(FolderLayout):
                     yield Record(key, -1, -1, "pool", os.path.join(folder, file))  # noqa: PTH118
 
     def _skip(self, error: OSError) -> None:
-        """Ignore a folder for its permissions; a disk that is away for a moment must not cost a part of the pool."""
+        """Ignore a folder because of its permissions.
+
+        Other errors are raised, so that a disk that is unavailable for a moment does not cost a part of the pool.
+        """
         if not isinstance(error, PermissionError):
             raise UserError(
-                f"dataset folder: {error.filename} cannot be listed: {error.strerror or error}; mend that and run again"
+                f"dataset folder: {error.filename} cannot be listed: {error.strerror or error}; fix that and run again"
             ) from error
         self.ignore(str(error.filename), "folder cannot be read")

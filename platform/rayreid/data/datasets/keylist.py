@@ -1,4 +1,4 @@
-"""Lists of keys: one a line, JSON, or a pickled list as LUPerson's `keys.pkl`, read without unpickling it."""
+"""Lists of keys: text, JSON, or a pickled list such as LUPerson's `keys.pkl`, which is read without unpickling."""
 
 import json
 import pickletools
@@ -13,13 +13,13 @@ _STRINGS = frozenset(
 )
 _LISTS = frozenset(("EMPTY_LIST", "LIST"))
 _FRAME = frozenset(("PROTO", "FRAME", "MARK", "APPEND", "APPENDS", "STOP"))
-_REMEMBER = frozenset(("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"))  # numbers the latest object, for a repetition
+_REMEMBER = frozenset(("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"))  # these number the latest object, for a repetition
 _REPEAT = frozenset(("GET", "BINGET", "LONG_BINGET"))
 _NO_STRING = -1
 
 
 def check_key_list(path: Path) -> None:
-    """Raise a UserError if there is no such file or it is of another kind."""
+    """Raise a UserError if the file does not exist or is of another kind."""
     if path.suffix not in _READERS:
         raise UserError(f"{path}: a list of keys ends in {', '.join(_READERS)}, not {path.suffix!r}")
     if not path.is_file():
@@ -27,16 +27,16 @@ def check_key_list(path: Path) -> None:
 
 
 def read_keys(path: Path) -> Iterator[str]:
-    """Yield a list's keys, in its order and as often as it has them.
+    """Yield a list's keys, in their order and with their repetitions.
 
-    Only JSON is held in memory; of a pickle, eight bytes for each key.
+    Only JSON is held in memory; a pickle takes eight bytes per key.
 
     Args:
-        path: `.txt`: one key a line. `.json`: a list of strings. `.pkl`: a pickled list of strings; its
-            strings are picked out, nothing in it is loaded, let alone executed.
+        path: `.txt`: one key a line. `.json`: a list of strings. `.pkl`: a pickled list of strings. The strings are
+            extracted from the pickle; nothing in it is loaded, let alone executed.
 
     Raises:
-        UserError: The file cannot be read or holds something else.
+        UserError: The file cannot be read or contains something else.
     """
     check_key_list(path)
     try:
@@ -58,10 +58,10 @@ def _read_json(path: Path) -> Iterator[str]:
 
 
 def _read_pickle(path: Path) -> Iterator[str]:
-    """Walk over the pickle's instructions; those of one list of strings are few."""
+    """Yield the strings of a pickle by walking over its instructions; a list of strings uses only a few kinds."""
     lists = 0
     latest = _NO_STRING  # where the latest object's instruction begins
-    memo, first = array("q"), 0  # the same of the numbered objects; Python 2 counted them from 1
+    memo, first = array("q"), 0  # the same for the numbered objects; Python 2 counted them from 1
     with path.open("rb") as file, path.open("rb") as earlier:
         for instruction, argument, position in pickletools.genops(file):
             name = instruction.name

@@ -1,4 +1,4 @@
-"""What datasets have in common: where they lie, what they leave out, what they need."""
+"""The common base of datasets: their location, the files that they ignore, and the files that they need."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,21 +10,21 @@ from rayreid.errors import UserError
 
 
 def refusal(path: str) -> str | None:
-    """Return why a path relative to a root, by its text alone, is not taken; None if it may be."""
+    """Return the reason to refuse a path relative to a root, judged by its text alone; None if it is acceptable."""
     if not path or "\0" in path:
         return "not a path"
     return "outside its root" if path.startswith("/") or ".." in path.split("/") else None
 
 
 class Layout:
-    """A dataset, wherever it lies.
+    """A dataset, wherever it is stored.
 
     It is pickled into every worker that reads images, so it never carries a listing or an open file.
 
     Attributes:
-        name: Its name in the registry.
-        version: Its edition, where there are several; else "".
-        ignored: (path, reason) of what looks like an image of the dataset but gives no record.
+        name: The dataset's name in the registry.
+        version: The edition, if there are several; else "".
+        ignored: (path, reason) of files that look like images of the dataset but give no record.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Layout:
         return {**self.__dict__, "ignored": []}
 
     def ignore(self, path: str, reason: str) -> None:
-        """Note a file that gives no record, its name made printable."""
+        """Record a file that gives no record, with its name made printable."""
         self.ignored.append((path.encode("utf-8", "backslashreplace").decode(), reason))
 
     def can_name(self, key: str) -> bool:
-        """Return whether an index can hold this key; if not, note the file as ignored."""
+        """Return whether an index can contain this key; if not, record the file as ignored."""
         try:
             key.encode()
         except UnicodeEncodeError:
@@ -50,7 +50,7 @@ class Layout:
         return True
 
     def at_least_one(self, records: Iterator[Record], place: object) -> Iterator[Record]:
-        """Pass records through; in the end raise a UserError naming `place` if there was none."""
+        """Yield the records; at the end, raise a UserError that names `place` if there was none."""
         empty = True
         for record in records:
             empty = False
@@ -67,11 +67,11 @@ class LocalLayout(Layout):
         root: The folder or file, a path or a `file://` URI; "~" is expanded.
 
     Attributes:
-        needs: What a root folder must hold, for messages.
-        root: The root, absolute, for workers whose current folder is another.
+        needs: The contents that a root folder must have, for messages.
+        root: The absolute root, for workers with another current folder.
 
     Raises:
-        UserError: No root is given, it is not on this machine, does not exist, or its path is not UTF-8.
+        UserError: No root is given, or it is not on this machine, does not exist, or has a path that is not UTF-8.
     """
 
     needs: tuple[str, ...] = ()
@@ -92,11 +92,11 @@ class LocalLayout(Layout):
             )
 
     def read(self, record: Record) -> bytes:
-        """Return the file's bytes; raises OSError if it is missing or cannot be read."""
+        """Return the file's bytes; raise OSError if it is missing or cannot be read."""
         return Path(record.path).read_bytes()
 
     def require(self, *parts: str) -> None:
-        """Raise a UserError naming the first of these sub-folders or files that the root does not have."""
+        """Raise a UserError that names the first of these sub-folders or files that the root does not have."""
         for part in parts:
             if (self.root / part).exists():
                 continue
@@ -112,7 +112,7 @@ class FolderLayout(LocalLayout):
         root: The dataset's folder, a path or a `file://` URI; "~" is expanded.
 
     Raises:
-        UserError: No root is given, or it is no folder.
+        UserError: No root is given, or it is not a folder.
     """
 
     def __init__(self, root: str | Path | None):
@@ -121,7 +121,7 @@ class FolderLayout(LocalLayout):
             raise UserError(f"dataset {self.name}: {self.root} is a file; give the folder that holds the images")
 
     def require_images(self, records: Sequence[Record], *splits: str) -> None:
-        """Raise a UserError naming the first of these splits that has no record."""
+        """Raise a UserError that names the first of these splits without a record."""
         present = {record.split for record in records}
         for split in splits:
             if split not in present:

@@ -1,7 +1,7 @@
-"""Images in an LMDB database, as LUPerson is passed on.
+"""Images in an LMDB database, the form in which LUPerson is distributed.
 
 lmdb/data.mdb  lmdb/lock.mdb     or one file          key → an encoded image
-keys.pkl                         beside or inside     a pickled list of the keys
+keys.pkl                         next to it or inside a pickled list of the keys
 """
 
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ METADATA = frozenset((b"__len__", b"__keys__"))
 
 
 class LmdbStore(LocalLayout):
-    """The images of an LMDB: split pool, identity and camera unknown; keys are the database's own.
+    """The images of an LMDB: split pool, identity and camera unknown. The keys are those of the database.
 
     Args:
         root: The database: a folder with `data.mdb`, or one file.
-        keys: A list of the keys to take, one a line (`.txt`), JSON or a pickled list; a relative path is
-            looked up inside and beside the root. Without it, the first of `KEY_LISTS` that lies there, or else all keys
-            of the database.
+        keys: A list of the keys to take: text with one key a line (`.txt`), JSON or a pickled list. A relative path is
+            looked up inside the root and next to it. Without it, the first existing file of `KEY_LISTS` is used, or
+            else all keys of the database.
 
     Raises:
         UserError: The database or the list is missing, damaged or of another kind.
@@ -40,14 +40,14 @@ class LmdbStore(LocalLayout):
         if self.root.is_dir():
             self.require("data.mdb")
         self._keys = self._find_keys(keys)
-        self._database = self.root.resolve()  # by one name in a process, however many links lead to it
+        self._database = self.root.resolve()  # one name per process, however many links lead to it
         _environment(self._database)
 
     def records(self) -> Iterator[Record]:
         """List the images, in the order of the key list, or else of the database.
 
         Raises:
-            UserError: The list cannot be read; in the end, if there was no key.
+            UserError: The list cannot be read, or, at the end, there was no key.
         """
         self.ignored = []
         keys = self._own_keys() if self._keys is None else read_keys(self._keys)
@@ -55,7 +55,7 @@ class LmdbStore(LocalLayout):
         return self.at_least_one(named, self._keys or self.root)
 
     def read(self, record: Record) -> bytes:
-        """Return a key's value.
+        """Return the value of a key.
 
         Raises:
             MissingImageError: The database has no such key.
@@ -66,7 +66,7 @@ class LmdbStore(LocalLayout):
         try:
             with _environment(self._database).begin() as transaction:
                 value = transaction.get(record.path.encode())
-        except lmdb.BadValsizeError:  # no database has an empty key or one so long
+        except lmdb.BadValsizeError:  # no database has an empty key or one as long as this
             value = None
         except lmdb.Error as error:
             raise OSError(f"{self.root}: key {record.path!r}: {error}") from error
@@ -94,12 +94,12 @@ class LmdbStore(LocalLayout):
                     yield key.decode("utf-8", "surrogateescape")
 
 
-@cache  # of the process, not of a dataset: LMDB forbids to open a database twice in one process
+@cache  # per process, not per dataset: LMDB forbids opening a database twice in one process
 def _environment(root: Path) -> Any:
-    """The opened database.
+    """Return the opened database.
 
     Raises:
-        UserError: It cannot be opened, or most likely was copied in part.
+        UserError: The database cannot be opened, or was most likely copied only in part.
     """
     try:
         import lmdb
@@ -114,7 +114,7 @@ def _environment(root: Path) -> Any:
     file = root / "data.mdb" if root.is_dir() else root
     expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     # Reading beyond the end of a mapped file kills the process. A sound file may lack pages at its end that were
-    # given back before they were ever written, but only few.
+    # released before they were ever written, but only a few.
     if file.stat().st_size < 0.99 * expected:
         environment.close()
         raise UserError(f"dataset lmdb: {file} is cut off: {file.stat().st_size} of {expected} bytes; copy it again")

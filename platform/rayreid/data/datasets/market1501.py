@@ -1,8 +1,8 @@
-"""Market-1501 (Zheng et al., ICCV 2015), and datasets in its layout.
+"""Market-1501 (Zheng et al., ICCV 2015), and datasets with its layout.
 
     bounding_box_train/  query/  bounding_box_test/       0002_c1s1_000451_03.jpg
 
-A file name says identity, camera, sequence, frame and detection. Identity −1 (badly detected: junk) and 0000
+A file name contains identity, camera, sequence, frame and detection. Identity −1 (badly detected: junk) and 0000
 (distractors) occur in `bounding_box_test` and keep these numbers.
 """
 
@@ -21,7 +21,7 @@ class Market1501(FolderLayout):
     """Market-1501: splits train, query and gallery; keys such as "query/0001_c1s1_001051_00.jpg".
 
     Args:
-        root: The folder that holds `bounding_box_train`, `query` and `bounding_box_test`.
+        root: The folder that contains `bounding_box_train`, `query` and `bounding_box_test`.
 
     Raises:
         UserError: The folder is missing or has another layout.
@@ -38,7 +38,7 @@ class Market1501(FolderLayout):
         """List the images of all three splits, sorted by key.
 
         Raises:
-            UserError: A split has none.
+            UserError: A split has no image.
         """
         self.ignored = []
         records = []

@@ -4,10 +4,10 @@
     list_train.txt  list_val.txt  list_query.txt  list_gallery.txt
         0000/0000_000_01_0303morning_0008_0.jpg 0
 
-A line is a file below the train or test folder and its identity; the third field of the file name is the
-camera. Identities of train and test are numbered separately, both from 0. The train split is list_train +
-list_val (32,621 images, 1,041 identities), as the field uses it. The editions differ by several points of
-mAP: never compare results across them.
+A line has a file below the train or test folder and its identity; the third field of the file name is the camera.
+Identities of train and test are numbered separately, both from 0. The train split is list_train + list_val (32,621
+images, 1,041 identities), as the field uses it. The results of the editions differ by several points of mAP: never
+compare them.
 """
 
 import re
@@ -31,14 +31,14 @@ class MSMT17(FolderLayout):
     """MSMT17: splits train, query and gallery; keys such as "test/0000/0000_000_01_0303morning_0008_0.jpg".
 
     Args:
-        root: The folder that holds the two image folders and the four lists.
-        version: "V1" or "V2", needed only where the root holds both; else it is detected.
+        root: The folder that contains the two image folders and the four lists.
+        version: "V1" or "V2", needed only if the root contains both; else it is detected.
 
     Attributes:
         version: "V1" or "V2".
 
     Raises:
-        UserError: The folder is missing or has another layout, or holds both editions and none is chosen.
+        UserError: The folder is missing or has another layout, or it contains both editions and none is chosen.
     """
 
     name = "msmt17"
@@ -61,7 +61,7 @@ class MSMT17(FolderLayout):
         """List the images that the four lists name, sorted by key.
 
         Raises:
-            UserError: A split has none.
+            UserError: A split has no image.
         """
         self.ignored = []
         records = []

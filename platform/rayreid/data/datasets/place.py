@@ -1,4 +1,4 @@
-"""Where a dataset lies: a path of this machine, or a URI of one of pyarrow's filesystems."""
+"""The location of a dataset: a path of this machine, or a URI of one of pyarrow's filesystems."""
 
 import copy
 import posixpath
@@ -13,7 +13,7 @@ from rayreid.data.store.shards import MissingImageError
 from rayreid.errors import UserError, one_line
 
 _RETRY, _RETRY_SECONDS = "retry_limit_seconds", 60  # Google's client would try for a quarter of an hour
-_PASSWORD = re.compile(r"://[^/?#@]*:(?!\d+(?:[/?#&]|$))[^@]*@")  # not a port, behind which an "@" may well follow
+_PASSWORD = re.compile(r"://[^/?#@]*:(?!\d+(?:[/?#&]|$))[^@]*@")  # not a port, which may well be followed by an "@"
 
 
 def is_uri(root: str | Path | None) -> bool:
@@ -25,7 +25,7 @@ def local_path(uri: str) -> str | None:
     """Return the path that a `file://` URI names; None for other URIs.
 
     Raises:
-        UserError: The URI is malformed or holds a password.
+        UserError: The URI is malformed or contains a password.
     """
     _refuse_password(uri)
     return _connect(uri)[1] if uri.startswith("file://") else None
@@ -36,14 +36,14 @@ class Place:
 
     Args:
         address: A path, or a URI such as `s3://bucket/pool`, `gs://bucket/pool` or `file:///pool`.
-        filesystem: Instead of the one that the URI names; the address's scheme then means nothing. It is
-            pickled with the place.
+        filesystem: A filesystem to use instead of the one that the URI names; the scheme of the address is then
+            ignored. It is pickled with the place.
 
     Attributes:
-        path: The place's path on its filesystem.
+        path: The path on the filesystem.
 
     Raises:
-        UserError: The URI is of no known kind or holds a password, or its store cannot be reached.
+        UserError: The URI is of no known kind or contains a password, or its store cannot be reached.
     """
 
     def __init__(self, address: str, filesystem: FileSystem | None = None):
@@ -68,7 +68,7 @@ class Place:
 
     @property
     def filesystem(self) -> FileSystem:
-        """The filesystem, opened once per process."""
+        """Return the filesystem, which is opened once per process."""
         if self._given is not None:
             return self._given
         if self._opened is None:
@@ -77,14 +77,14 @@ class Place:
 
     @property
     def is_local(self) -> bool:
-        """Whether its files are ones of this machine."""
+        """Return whether the filesystem is that of this machine."""
         return isinstance(self.filesystem, LocalFileSystem)
 
     def kind(self) -> FileType:
-        """Return whether there is a file, a folder or nothing.
+        """Return whether the path is a file, a folder or nothing.
 
         Raises:
-            UserError: It cannot be found out.
+            UserError: The filesystem does not answer.
         """
         try:
             return self.filesystem.get_file_info(self.path).type
@@ -92,10 +92,10 @@ class Place:
             raise UserError(f"{self} cannot be reached: {one_line(error, 'all')}") from error
 
     def children(self, folder: str) -> list[FileInfo]:
-        """Return what lies directly in a folder of the same filesystem.
+        """Return the direct contents of a folder of the same filesystem.
 
         Raises:
-            UserError: It cannot be listed.
+            UserError: The folder cannot be listed.
         """
         try:
             return self.filesystem.get_file_info(FileSelector(folder))
@@ -103,7 +103,7 @@ class Place:
             raise UserError(f"{self}: cannot list {folder}: {one_line(error, 'all')}") from error
 
     def folder(self, relative: str = "") -> Self:
-        """Return the folder that this file lies in, or one relative to that."""
+        """Return the folder of this file, or a folder relative to it."""
         folder = copy.copy(self)
         folder.path = posixpath.normpath(posixpath.join(posixpath.dirname(self.path), relative))
         folder.address = self.address if is_uri(self.address) else folder.path
@@ -113,8 +113,8 @@ class Place:
         """Return the bytes of a file of the same filesystem.
 
         Raises:
-            MissingImageError: No file can have such a name, or it is a folder.
-            OSError: It is missing or cannot be read.
+            MissingImageError: The path is not a valid file name, or it is a folder.
+            OSError: The file is missing or cannot be read.
         """
         try:
             with self.filesystem.open_input_file(path) as file:
@@ -124,13 +124,13 @@ class Place:
         except pa.ArrowException as error:
             raise OSError(f"{path}: {one_line(error, 'all')}") from error
         except OSError as error:
-            if self.is_local and Path(path).is_dir():  # of which pyarrow makes an error of no kind
+            if self.is_local and Path(path).is_dir():  # for which pyarrow raises an unspecific error
                 raise MissingImageError(one_line(error, "all")) from error
             raise
 
 
 def _refuse_password(address: str) -> None:
-    """Raise a UserError if an address holds a password: addresses are stored with the results."""
+    """Raise a UserError if an address contains a password, because addresses are stored with the results."""
     if _PASSWORD.search(address):
         shown = f"{address.partition('://')[0]}://***@{address.rpartition('@')[2]}"
         raise UserError(
@@ -143,7 +143,7 @@ def _connect(uri: str) -> tuple[FileSystem, str]:
     """Open a URI's filesystem.
 
     Raises:
-        UserError: There is none of its kind, or it cannot be reached.
+        UserError: There is no filesystem of its kind, or it cannot be reached.
     """
     if uri.startswith(("gs://", "gcs://")) and _RETRY not in uri:
         uri += f"{'&' if '?' in uri else '?'}{_RETRY}={_RETRY_SECONDS}"

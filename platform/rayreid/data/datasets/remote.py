@@ -14,11 +14,11 @@ from rayreid.errors import UserError
 
 
 class RemoteFolder(Layout):
-    """All images below a folder of any of pyarrow's filesystems, as `Folder` gives those of this machine.
+    """All images below a folder of any of pyarrow's filesystems; the counterpart of `Folder` for this machine.
 
     Args:
-        root: Its URI, such as `s3://bucket/pool` or `gs://bucket/pool`.
-        filesystem: Another filesystem than the one that the URI names.
+        root: The URI, such as `s3://bucket/pool` or `gs://bucket/pool`.
+        filesystem: A filesystem to use instead of the one that the URI names.
 
     Raises:
         UserError: The folder is missing or cannot be reached.
@@ -35,16 +35,16 @@ class RemoteFolder(Layout):
     def records(self) -> Iterator[Record]:
         """List the images, folder by folder: a folder's images by name, then its sub-folders by name.
 
-        Only one folder's names are held in memory at a time, beside those of folders still to be listed.
+        Only the names of one folder are in memory at a time, in addition to those of folders still to be listed.
 
         Raises:
-            UserError: A folder cannot be listed; in the end, if there was no image.
+            UserError: A folder cannot be listed, or, at the end, there was no image.
         """
         self.ignored = []
         return self.at_least_one(self._walk(), self._place)
 
     def read(self, record: Record) -> bytes:
-        """Return the file's bytes; raises OSError if it cannot be read."""
+        """Return the file's bytes; raise OSError if it cannot be read."""
         return self._place.read(record.path)
 
     def _walk(self) -> Iterator[Record]:
@@ -59,9 +59,9 @@ class RemoteFolder(Layout):
                     yield Record(key, -1, -1, "pool", join(self._place.path, key))
 
     def _list(self, prefix: str) -> dict[str, FileType]:
-        """What lies directly in a folder, by name."""
-        # A folder that cannot be listed ends the listing: a store that is away for a moment must not cost a part of
-        # the pool.
+        """Return the direct contents of a folder, by name."""
+        # A folder that cannot be listed ends the listing, so that a store that is unavailable for a moment does not
+        # cost a part of the pool.
         infos = self._place.children(join(self._place.path, prefix).rstrip("/"))
         return {name: info.type for info in infos if (name := self._name(info, prefix)) is not None}
 

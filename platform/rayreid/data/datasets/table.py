@@ -1,4 +1,4 @@
-"""Images that a table lists, CSV or Parquet: one's own labelled set, or a pool with its own names.
+"""Images listed in a table, CSV or Parquet: one's own labelled set, or a pool with its own names.
 
 path,pid,camid,split,key
 crops/17/0001.jpg,17,3,train,
@@ -32,23 +32,23 @@ MEANING = {
     "key": "a key",
 }
 _BATCH_ROWS = 16_384
-_FOLDERS = 65_536  # remembered at a time
+_FOLDERS = 65_536  # number of folders remembered at a time
 
 
 class Table(Layout):
     """The images that a table lists, in its order.
 
-    Columns: `path` (relative to the images' folder, posix), and, where there are such, `pid` and `camid` (−1 or empty:
-    unknown), `split` (empty: pool) and `key` (empty: the path). Others are not read. A row whose path leads
-    out of the images' folder, or whose key is not relative or has "..", is ignored.
+    The columns are `path` (relative to the images' folder, posix), and, optionally, `pid` and `camid` (−1 or empty:
+    unknown), `split` (empty: pool) and `key` (empty: the path). Other columns are not read. A row is ignored if its
+    path leads out of the images' folder, or if its key is absolute or contains "..".
 
     Args:
         root: The table, `.csv` or `.parquet`; a path or a URI.
-        images: The folder that the paths are relative to, a path or a URI; itself relative to the table's folder,
-            which it is by default.
+        images: The folder to which the paths are relative, a path or a URI. A relative one is resolved against the
+            table's folder, which is the default.
 
     Raises:
-        UserError: The table or the folder is missing, or the table has no such columns.
+        UserError: The table or the folder is missing, or the table lacks a required column.
     """
 
     name = "table"
@@ -71,18 +71,18 @@ class Table(Layout):
         """List the images, reading the table piece by piece.
 
         Raises:
-            UserError: A cell has a value that its column cannot have, named by row and column; the table is
-                damaged; in the end, if there was no image.
+            UserError: A cell has an invalid value (the message names its row and column), the table is damaged, or, at
+                the end, there was no image.
         """
         self.ignored = []
         return self.at_least_one(self._rows(), self._table)
 
     def read(self, record: Record) -> bytes:
-        """Return the file's bytes; raises OSError if it is missing or cannot be read."""
+        """Return the file's bytes; raise OSError if it is missing or cannot be read."""
         return self._images.read(record.path)
 
     def _columns(self) -> list[str]:
-        """Those of `COLUMNS` that the table has."""
+        """Return the columns in `COLUMNS` that the table has."""
         suffix = PurePosixPath(self._table.path).suffix
         if suffix not in (".csv", ".parquet"):
             raise UserError(f"dataset table: {self._table} is no .csv or .parquet file")
@@ -126,14 +126,14 @@ class Table(Layout):
             raise self._unreadable(error) from error
 
     def _cells(self, batch: pa.RecordBatch, first: int) -> list[list[Any]]:
-        """A batch's values, in the order of `COLUMNS`, empty ones replaced by their defaults.
+        """Return a batch's values, in the order of `COLUMNS`, with empty ones replaced by their defaults.
 
         Args:
-            batch: Its present columns.
-            first: Number of its first row in the table, from 1.
+            batch: The columns that are present.
+            first: Number of the batch's first row in the table, from 1.
 
         Raises:
-            UserError: A cell has a value that its column cannot have.
+            UserError: A cell has a value that its column does not allow.
         """
         values = []
         for name, default in zip(COLUMNS, ("", -1, -1, "pool", ""), strict=True):
@@ -147,7 +147,7 @@ class Table(Layout):
         return values
 
     def _wrong_cell(self, name: str, column: pa.Array, first: int) -> UserError:
-        """What to say of a column that has a value that it cannot have."""
+        """Return the error for a column with a value that it does not allow."""
         for row in range(len(column)):
             try:
                 _typed(name, column.slice(row, 1))
@@ -163,11 +163,11 @@ class Table(Layout):
 
 
 def _typed(name: str, column: pa.Array) -> pa.Array:
-    """A column in its type, empty cells null; raises ValueError if it has a value that it cannot have."""
+    """Return a column in its type, with empty cells as null; raise ValueError for a value that it does not allow."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), None, column)  # how pandas writes a number that is missing
+        column = pc.if_else(pc.is_nan(column), None, column)  # pandas writes a missing number as NaN
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = pc.if_else(pc.equal(column, ""), None, column)
     try:
@@ -182,7 +182,7 @@ def _typed(name: str, column: pa.Array) -> pa.Array:
 
 
 class _Fence:
-    """Tells whether a path leaves a folder of this machine through a link."""
+    """A check whether a path leaves a folder of this machine through a link."""
 
     def __init__(self, root: str):
         self._root = root
@@ -190,7 +190,7 @@ class _Fence:
         self._leaves = lru_cache(_FOLDERS)(self._leads_out)
 
     def refusal(self, path: str) -> str | None:
-        """Why the file at this relative path is not read; None if it may be."""
+        """Return the reason to refuse the file at this relative path; None if it may be read."""
         out = self._leaves(os.path.dirname(path))  # noqa: PTH120  (Path is slow for millions)
         if not out and os.path.islink(f"{self._root}/{path}"):  # noqa: PTH114
             out = self._leads_out(path)

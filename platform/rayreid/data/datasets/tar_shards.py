@@ -1,4 +1,4 @@
-"""Images in tar archives, as WebDataset writes them: each is read where it lies, nothing is unpacked.
+"""Images in tar archives, as written by WebDataset. Each image is read directly from its archive; nothing is unpacked.
 
 pool-000000.tar  pool-000001.tar  …      000000017.jpg  000000017.json  …
 """
@@ -16,25 +16,25 @@ from rayreid.data.store.store import Record
 from rayreid.errors import UserError
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-_TAIL = 2**20  # an archive ends in zeros, which fill up a record of some 10 KB
+_TAIL = 2**20  # an archive ends in zeros that fill up a record of some 10 KB
 _EXTENSIONS = frozenset(
     (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 )
 _EXTENSION_BYTES = 2**20  # tarfile reads them into memory
-# What tarfile raises of an archive that is damaged or made to harm.
+# Errors that tarfile raises for an archive that is damaged or malicious.
 _DAMAGE = (tarfile.TarError, ValueError, ArithmeticError, IndexError, RecursionError)
 
 
 class TarShards(LocalLayout):
-    """The images in a folder's tar archives, or in one: split pool, identity and camera unknown.
+    """The images in a folder's tar archives, or in a single one: split pool, identity and camera unknown.
 
-    A key is the member's name, where there are several archives behind the archive's: "pool-000000/000000017.jpg".
+    A key is the member's name; with several archives, it begins with the archive's name: "pool-000000/000000017.jpg".
 
     Args:
         root: A folder with `.tar` files, or one such file.
 
     Raises:
-        UserError: There is none, or one is compressed.
+        UserError: There is no archive, or one is compressed.
     """
 
     name = "webdataset"
@@ -52,10 +52,10 @@ class TarShards(LocalLayout):
             raise UserError(f"dataset webdataset: {self.root} {'has' if self.root.is_dir() else 'is'} no .tar file")
 
     def records(self) -> Iterator[Record]:
-        """List the images, archive by archive (by name), in the order in which they lie there.
+        """List the images, archive by archive (by name), in the order in which the archive has them.
 
         Raises:
-            UserError: An archive cannot be read for another reason than its permissions or damage; in the end, if
+            UserError: An archive cannot be read for another reason than its permissions or damage, or, at the end,
                 there was no image.
         """
         self.ignored = []
@@ -65,7 +65,7 @@ class TarShards(LocalLayout):
         """Return a member's bytes.
 
         Raises:
-            MissingImageError: The archive ends before the member does, or no member can lie there.
+            MissingImageError: The archive ends before the member does, or the recorded position is invalid.
             OSError: The archive is missing or cannot be read.
         """
         tar, *place = record.path.rsplit(":", 2)
@@ -90,15 +90,15 @@ class TarShards(LocalLayout):
                     yield from self._images(tar, file, f"{tar.stem}/" if len(tars) > 1 else "")
             except PermissionError:
                 self.ignore(str(tar), "cannot be read")
-            except OSError as error:  # a disk that is away for a moment must not cost a part of the pool
+            except OSError as error:  # a disk that is unavailable for a moment must not cost a part of the pool
                 raise UserError(
-                    f"dataset webdataset: {tar} cannot be read: {error.strerror or error}; mend that and run again"
+                    f"dataset webdataset: {tar} cannot be read: {error.strerror or error}; fix that and run again"
                 ) from error
             except _DAMAGE as error:
                 self.ignore(str(tar), f"cannot be listed to its end: {error}")
 
     def _images(self, tar: Path, file: BinaryIO, prefix: str) -> Iterator[Record]:
-        """The images of one archive; where it is damaged, those before that place."""
+        """Yield the images of one archive; if it is damaged, those before the damage."""
         length = tar.stat().st_size
         archive = tarfile.open(fileobj=file, mode="r:", tarinfo=_Header)  # noqa: SIM115  (the file is closed by the caller)
         while (member := archive.next()) is not None:
@@ -115,12 +115,12 @@ class TarShards(LocalLayout):
                 raise tarfile.ReadError("unexpected end of data")
         file.seek(archive.offset)
         rest = file.read(_TAIL)
-        if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):  # tarfile takes a damaged header for the end
+        if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):  # tarfile mistakes a damaged header for the end
             self.ignore(str(tar), "cannot be listed to its end: cut off, damaged, or joined to another")
 
 
 class _Header(tarfile.TarInfo):
-    """A header that sends tarfile neither backwards, where it would list without end, nor through all memory."""
+    """A header that makes tarfile neither go backwards, where it would list without end, nor fill all memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -133,7 +133,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _refusal(member: tarfile.TarInfo, length: int) -> str | None:
-    """Why a member of an archive of `length` bytes is not taken; None if it may be."""
+    """Return the reason to refuse a member of an archive of `length` bytes; None if it is acceptable."""
     if reason := refusal(member.name):
         return reason
     if member.issym() or member.islnk():

@@ -1,1 +1,1 @@
-"""Which images each worker sees at each step."""
+"""The choice of the images that each worker sees at each step."""

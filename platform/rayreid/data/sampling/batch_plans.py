@@ -1,7 +1,7 @@
-"""Which images a training step sees: plans that are functions of (seed, epoch, step, rank) alone.
+"""Batch plans: the images of each training step, as a function of (seed, epoch, step, rank) alone.
 
-A plan deals one global batch per step; each worker takes its contiguous share. So the plan of N workers is
-that of one, dealt out, and any step can be drawn again after a restart without the ones before it.
+A plan deals one global batch per step, and each worker takes its contiguous share. The plan of N workers is therefore
+the plan of one worker, dealt out, and after a restart any step can be drawn again without the steps before it.
 """
 
 from abc import ABC, abstractmethod
@@ -17,19 +17,19 @@ Rows = npt.NDArray[np.int64]
 
 
 class BatchPlan(Protocol):
-    """What the training loop asks of a plan."""
+    """The interface that the training loop needs from a plan."""
 
     steps_per_epoch: int
     size: int
-    """Images in a global batch."""
+    """Number of images in a global batch."""
 
     def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Rows:
-        """Index rows for worker `rank` of `world` at a step (both counted from 0)."""
+        """Return the index rows for worker `rank` of `world` at a step (both counted from 0)."""
         ...
 
 
 def worker_share(rows: Rows, rank: int, world: int) -> Rows:
-    """The contiguous part of a global batch that worker `rank` of `world` takes."""
+    """Return the contiguous part of a global batch that worker `rank` of `world` takes."""
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} is outside a world of {world}")
     size = len(rows) // world
@@ -37,19 +37,19 @@ def worker_share(rows: Rows, rank: int, world: int) -> Rows:
 
 
 class ShufflePlan:
-    """Every image once per epoch in a new order; the incomplete last batch is dropped.
+    """A plan that takes every image once per epoch in a new order; the incomplete last batch is dropped.
 
     Args:
-        rows: index rows, integers (N,).
-        batch: global batch size.
-        seed: the run's seed.
+        rows: Index rows, integers (N,).
+        batch: Global batch size.
+        seed: The run's seed.
 
     Attributes:
         steps_per_epoch: N // batch.
-        size: the batch.
+        size: The global batch size.
 
     Raises:
-        UserError: there are fewer rows than one batch, or the workers do not divide the batch.
+        UserError: There are fewer rows than one batch, or the batch cannot be divided among the workers.
     """
 
     def __init__(self, rows: npt.ArrayLike, batch: int, seed: int):
@@ -62,7 +62,7 @@ class ShufflePlan:
         self._order = self.rows
 
     def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Rows:
-        """Rows (batch / world,) for a worker at a step."""
+        """Return the rows (batch / world,) for a worker at a step."""
         if self.size % world:
             raise UserError(f"a batch of {self.size} cannot be dealt to {world} workers: make it a multiple of {world}")
         if not 0 <= step < self.steps_per_epoch:
@@ -72,22 +72,22 @@ class ShufflePlan:
         return worker_share(self._order[step * self.size : (step + 1) * self.size], rank, world)
 
     def _draw(self, epoch: int) -> Rows:
-        """The rows in the order of an epoch."""
+        """Return the rows in the order of an epoch."""
         return self.rows[permutation(self.seed, epoch, len(self.rows))]
 
 
 class IdentityBatches(ABC):
-    """Batches of P identities × K images: what plans by identity share; `_draw` says which.
+    """The common base of plans with batches of P identities × K images; `_draw` chooses the images.
 
     Args:
-        pids: the identity of each row, integers (N,), none negative.
-        identities: P, identities in a global batch.
-        instances: K, images per identity in a batch.
-        seed: the run's seed.
+        pids: The identity of each row, integers (N,), none negative.
+        identities: P, the number of identities in a global batch.
+        instances: K, the number of images per identity in a batch.
+        seed: The run's seed.
 
     Raises:
-        UserError: there are fewer than P identities.
-        ValueError: a pid is negative (unknown or junk).
+        UserError: There are fewer than P identities.
+        ValueError: A pid is negative (unknown or junk).
     """
 
     steps_per_epoch: int
@@ -108,11 +108,11 @@ class IdentityBatches(ABC):
         self._batches: Rows = np.empty((0, self.size), np.int64)
 
     def _by_identity(self, values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-        """Values (N,) of the rows, an array per identity."""
+        """Return values (N,) of the rows as one array per identity."""
         return np.split(values[self._order], self._bounds)
 
     def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Rows:
-        """Rows (P·K / world,) for a worker at a step: whole identities, the K images of each side by side."""
+        """Return the rows (P·K / world,) for a worker at a step: whole identities, with K images in sequence each."""
         if self.identities % world:
             raise UserError(
                 f"{self.identities} identities per batch cannot be dealt to {world} workers: "
@@ -126,35 +126,37 @@ class IdentityBatches(ABC):
 
     @abstractmethod
     def _draw(self, epoch: int) -> Rows:
-        """All batches of an epoch, (steps, P·K)."""
+        """Return all batches of an epoch, (steps, P·K)."""
 
 
 class IdentityPlan(IdentityBatches):
-    """P identities × K images per batch: the field's RandomIdentitySampler (TransReID, fast-reid).
+    """Batches of P identities × K images: the RandomIdentitySampler of the field (TransReID, fast-reid).
 
-    An epoch shuffles each identity's images and cuts them into chunks of K; the incomplete chunk is dropped, to be
-    shuffled anew in the next epoch, and an identity with fewer than K images gives one chunk drawn with replacement.
-    While at least P identities have chunks left, a batch takes one chunk from each of P of them, drawn at random.
+    An epoch shuffles each identity's images and cuts them into chunks of K. The incomplete chunk is dropped and its
+    images are shuffled again in the next epoch; an identity with fewer than K images gives one chunk drawn with
+    replacement. While at least P identities have chunks left, a batch takes one chunk from each of P of them, drawn at
+    random.
 
-    An epoch's length: with n images each, the identities have C = Σ max(1, n // K) chunks, so there are at most C // P
-    steps; fewer where a few identities have most of the images, for the draw ends when fewer than P have chunks left.
-    It differs a little from epoch to epoch, while schedules need it beforehand. So every epoch has as many steps as the
-    draw of epoch 0: a longer one is cut there, a shorter one goes on with freshly dealt chunks of all identities.
+    An epoch's length: identities with n images each have C = Σ max(1, n // K) chunks, so there are at most C // P
+    steps. There are fewer if a few identities have most of the images, because the draw ends when fewer than P
+    identities have chunks left. The length varies a little between epochs, but schedules need it in advance. Every
+    epoch therefore has as many steps as the draw of epoch 0: a longer one is cut there, and a shorter one continues
+    with newly dealt chunks of all identities.
 
     Args:
-        rows: index rows, integers (N,).
-        pids: the identity of each row, integers (N,), none negative.
-        identities: P, identities in a global batch.
-        instances: K, images per identity in a batch.
-        seed: the run's seed.
+        rows: Index rows, integers (N,).
+        pids: The identity of each row, integers (N,), none negative.
+        identities: P, the number of identities in a global batch.
+        instances: K, the number of images per identity in a batch.
+        seed: The run's seed.
 
     Attributes:
-        steps_per_epoch: number of batches in every epoch.
+        steps_per_epoch: Number of batches in every epoch.
         size: P·K.
 
     Raises:
-        UserError: there are fewer than P identities, or the workers do not divide P.
-        ValueError: rows and pids do not belong together, or a pid is negative (unknown or junk).
+        UserError: There are fewer than P identities, or P cannot be divided among the workers.
+        ValueError: The shapes of rows and pids differ, or a pid is negative (unknown or junk).
     """
 
     def __init__(
@@ -175,7 +177,7 @@ class IdentityPlan(IdentityBatches):
         self.steps_per_epoch = len(self._batches)
 
     def _draw(self, epoch: int) -> Rows:
-        """All batches of an epoch (steps, P·K); of the first, as many as one deal gives."""
+        """Return all batches of an epoch (steps, P·K); the first epoch has as many as one deal gives."""
         rng = np.random.default_rng([self.seed & (2**64 - 1), epoch])
         batches: list[Rows] = []
         while not batches or len(batches) < self.steps_per_epoch:
@@ -189,7 +191,7 @@ class IdentityPlan(IdentityBatches):
                     left[identity] -= 1
                     batch.append(chunks[identity][left[identity]])
                 batches.append(np.concatenate(batch))
-                # From the back, so that what moves into a gap is never itself to be removed.
+                # From the back, so that the item that fills a gap is never itself to be removed.
                 for place in sorted((int(p) for p in places), reverse=True):
                     if not left[available[place]]:
                         available[place] = available[-1]
@@ -197,7 +199,7 @@ class IdentityPlan(IdentityBatches):
         return np.stack(batches[: self.steps_per_epoch or None])
 
     def _deal(self, members: Rows, rng: np.random.Generator) -> Rows:
-        """One identity's images in random order as chunks (n, K)."""
+        """Return one identity's images in random order as chunks (n, K)."""
         K = self.instances
         if len(members) < K:
             return rng.choice(members, (1, K), replace=True)

@@ -1,4 +1,4 @@
-"""Camera-aware identity sampling: the images of an identity in a batch come from as many cameras as they can."""
+"""Camera-aware identity sampling: the images of an identity in a batch come from as many cameras as possible."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,31 +9,31 @@ UNKNOWN_CAMERA = -1
 
 
 class CameraPlan(IdentityBatches):
-    """P identities × K images per batch, an image and K − 1 of the same identity that other cameras saw.
+    """Batches of P identities × K images: one image and K − 1 images of the same identity from other cameras.
 
-    The sampling of cluster contrast (Dai et al., arXiv 2103.11568; "random multiple gallery" in the field's code), also
-    fit for supervised training. Identities follow one another in random order, each once before any comes again, and
-    P at a time make a batch; a rest of fewer than P is dropped. Of an identity one image is drawn, then K − 1 among
-    those of other cameras, or among its remaining ones where a single camera saw it; with replacement where these are
-    too few. (The field's code repeats images already where exactly K − 1 are left, and takes the one image of an
-    identity that has no other just once, so that its batches shift.)
+    This is the sampling of cluster contrast (Dai et al., arXiv 2103.11568; "random multiple gallery" in the field's
+    code), which also suits supervised training. Identities come in random order, each once before any is repeated. P
+    consecutive ones make a batch; a remainder of fewer than P is dropped. One image of an identity is drawn, then K − 1
+    among its images from other cameras, or among its remaining images if a single camera saw it; with replacement if
+    these are too few. (The field's code repeats images even if exactly K − 1 are left. It also takes the image of an
+    identity with a single image only once, so that its batches shift.)
 
     Args:
-        rows: index rows, integers (N,).
-        pids: the identity (or cluster) of each row, integers (N,), none negative.
-        camids: the camera of each row, integers (N,); −1 is unknown and differs from every other, itself included.
-        identities: P, identities in a global batch.
-        instances: K, images per identity in a batch, at least 2.
-        seed: the run's seed.
-        steps_per_epoch: batches in an epoch; None: as many as N images fill.
+        rows: Index rows, integers (N,).
+        pids: The identity (or cluster) of each row, integers (N,), none negative.
+        camids: The camera of each row, integers (N,). −1 is unknown and differs from every other camera, including −1.
+        identities: P, the number of identities in a global batch.
+        instances: K, the number of images per identity in a batch, at least 2.
+        seed: The run's seed.
+        steps_per_epoch: Number of batches in an epoch; None: as many as N images fill.
 
     Attributes:
-        steps_per_epoch: number of batches in every epoch.
+        steps_per_epoch: Number of batches in every epoch.
         size: P·K.
 
     Raises:
-        UserError: there are fewer than P identities, or the workers do not divide P.
-        ValueError: rows, pids and camids do not belong together, or a pid is negative (unknown or junk).
+        UserError: There are fewer than P identities, or P cannot be divided among the workers.
+        ValueError: The shapes of rows, pids and camids differ, or a pid is negative (unknown or junk).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class CameraPlan(IdentityBatches):
         self.steps_per_epoch = steps_per_epoch or max(1, len(rows) // self.size)
 
     def _draw(self, epoch: int) -> Rows:
-        """All batches of an epoch, (steps, P·K)."""
+        """Return all batches of an epoch, (steps, P·K)."""
         rng = np.random.default_rng([self.seed & (2**64 - 1), epoch])
         batches: list[Rows] = []
         while len(batches) < self.steps_per_epoch:
@@ -65,7 +65,7 @@ class CameraPlan(IdentityBatches):
         return np.stack(batches)
 
     def _images(self, identity: int, rng: np.random.Generator) -> Rows:
-        """K rows of an identity, the first drawn from all of them."""
+        """Return K rows of an identity, the first drawn from all of them."""
         members, cameras = self._members[identity], self._cameras[identity]
         anchor = rng.integers(len(members))
         others = np.arange(len(members)) != anchor

@@ -1,1 +1,1 @@
-"""The image store: shards of encoded images, their index, and lists and tables of the same form."""
+"""The image store: shards of encoded images and their index, and the lists and tables that accompany it."""

@@ -1,4 +1,4 @@
-"""Features of images as one Parquet file, which says what computed them and of which images."""
+"""Image features in one Parquet file, which also records the model and the images that they belong to."""
 
 import json
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ _HEADER = b"rayreid"
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Features with what is known of their images, N of them.
+    """Features of N images, together with the labels of the images.
 
     Attributes:
         keys: str objects (N,), unique.
-        features: float32 (N, D), as the model gives them: not normalised.
-        pids: int32 (N,), −1 unknown or junk.
-        camids: int16 (N,), −1 unknown.
+        features: float32 (N, D), the output of the model without normalisation.
+        pids: int32 (N,), −1 for unknown or junk.
+        camids: int16 (N,), −1 for unknown.
         splits: str objects (N,).
-        header: what computed them: `weights` (the weights file's checksum), `model` (its path), and of which images:
-            `images` (their place), `dataset`.
+        header: Origin of the features: `weights` (checksum of the weights file), `model` (its path), `images` (path of
+            the images) and `dataset`.
     """
 
     keys: np.ndarray
@@ -42,7 +42,7 @@ class FeatureTable:
         return len(self.keys)
 
     def part(self, chosen: np.ndarray) -> "FeatureTable":
-        """Some of its rows: a mask (N,) bool or row numbers."""
+        """Return some of the rows, chosen by a mask (N,) bool or by row numbers."""
         keys, features, pids, camids, splits = (
             column[chosen] for column in (self.keys, self.features, self.pids, self.camids, self.splits)
         )
@@ -50,7 +50,9 @@ class FeatureTable:
 
 
 def write_features(path: Path, table: FeatureTable) -> None:
-    """Write features as Parquet, in one step: columns `key pid camid split feature`, the header as metadata `rayreid`.
+    """Write features as Parquet in one step.
+
+    The columns are `key pid camid split feature`; the header is stored as the metadata `rayreid`.
 
     Raises:
         UserError: The file cannot be written.
@@ -73,10 +75,10 @@ def write_features(path: Path, table: FeatureTable) -> None:
 
 
 def read_features(path: Path) -> FeatureTable:
-    """Read a file of `write_features`.
+    """Read a file that `write_features` wrote.
 
     Raises:
-        UserError: There is no such file, it is not one of ours, or its keys are not unique.
+        UserError: The file does not exist or was not written by rayreid, or its keys are not unique.
     """
     try:
         table = pq.read_table(path)
@@ -86,14 +88,15 @@ def read_features(path: Path) -> FeatureTable:
         raise UserError(f"{path}: no Parquet file of features ({error})") from error
     header = json.loads((table.schema.metadata or {}).get(_HEADER, b"{}"))
     if header.get("format") != FORMAT:
-        raise UserError(f"{path}: not written by rayreid predict (its metadata do not say {FORMAT})")
+        raise UserError(f"{path}: not written by rayreid predict (its metadata do not contain {FORMAT})")
     keys = table["key"].to_numpy()
     if len(set(keys)) < len(keys):
-        raise UserError(f"{path}: a key stands in it more than once; predict again")
+        raise UserError(f"{path}: a key occurs more than once; predict again")
     features = table["feature"].combine_chunks()
     return FeatureTable(
         keys=keys,
-        features=np.array(features.flatten().to_numpy()).reshape(len(keys), header["dimensions"]),  # may be written to
+        # a copy, because callers may write to it
+        features=np.array(features.flatten().to_numpy()).reshape(len(keys), header["dimensions"]),
         pids=table["pid"].to_numpy(),
         camids=table["camid"].to_numpy(),
         splits=table["split"].to_numpy(),

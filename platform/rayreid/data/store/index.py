@@ -1,4 +1,4 @@
-"""Joining the parts of an ingest: `index.parquet`, `rejected.parquet` and `manifest.json`, written last."""
+"""Joining the parts of an ingest into `index.parquet`, `rejected.parquet` and, last, `manifest.json`."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ from rayreid.files import remove_temporaries, write_atomically
 from rayreid.parquet import write_table
 
 FORMAT = 1
-_CHUNK = 65_536  # rows whose keys and digests are Python objects at one time
+_CHUNK = 65_536  # number of rows whose keys and digests are Python objects at one time
 
 
 def finish_store(
@@ -38,33 +38,33 @@ def finish_store(
     ignored: Sequence[tuple[str, str]] = (),
     listed: int | None = None,
 ) -> dict[str, Any]:
-    """Join the parts of all shards; afterwards the store is complete.
+    """Join the parts of all shards, which completes the store.
 
-    The index is sorted by key, so neither it nor the fingerprint depends on workers, time, interruptions or
-    the shards' size. Of images with one key the first (by shard and row) is kept, the others are rejected.
+    The index is sorted by key, so neither it nor the fingerprint depends on workers, time, interruptions or shard
+    sizes. Of several images with the same key, the first (by shard and row) is kept and the others are rejected.
 
     Args:
         directory: The store's folder.
-        shards: How many shards the store has: 0 … shards − 1, all written.
+        shards: Number of shards of the store; shards 0 … shards − 1 must all be written.
         dataset: The dataset's name.
         version: The dataset's version, e.g. "V2" of MSMT17.
-        ignored: The dataset's own rejects, (path, reason): files that it yields no record for.
-        listed: How many records the shards were given, to be compared with what they hold.
+        ignored: Files for which the dataset itself yields no record, as (path, reason).
+        listed: Number of records given to the shards; it is compared with the number that they contain.
 
     Returns:
         The manifest: `format dataset version fingerprint read stored rejected{reason: n} counts{split: n}
-        identities{split: n, distinct pid ≥ 0} cameras (distinct camid ≥ 0) shards[{file, rows, checksum}]`.
-        `read` = `stored` + the sum of `rejected`.
+            identities{split: n, distinct pid ≥ 0} cameras (distinct camid ≥ 0) shards[{file, rows, checksum}]`. `read`
+            = `stored` + the sum of `rejected`.
 
     Raises:
-        UserError: A shard is not written, not one image could be stored, or the store's folder cannot be written.
-        RuntimeError: The shards do not account for the records listed.
+        UserError: A shard is not written, no image could be stored, or the store's folder cannot be written.
+        RuntimeError: The shards do not account for all listed records.
     """
     directory = Path(directory)
     parts = [part_file(directory, shard) for shard in range(shards)]
     for part in parts:
         if not part.exists():
-            raise UserError(f"{directory}: shard part {part.name} is not written; run the ingest again, it resumes")
+            raise UserError(f"{directory}: shard part {part.name} is not written; run the ingest again to resume it")
 
     rows, duplicates = _first_of_each_key(
         pa.concat_tables([pq.read_table(part) for part in parts] or [PART_SCHEMA.empty_table()])
@@ -79,7 +79,7 @@ def finish_store(
     reasons = Counter(rejected["reason"].to_pylist())
     if rows.num_rows == 0:
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "none was given"
-        raise UserError(f"{directory}: dataset {dataset} gave not one usable image ({why})")
+        raise UserError(f"{directory}: dataset {dataset} has no usable image ({why})")
 
     accounted = rows.num_rows + rejected.num_rows - len(ignored)
     if listed is not None and listed != accounted:
@@ -107,7 +107,7 @@ def finish_store(
         _write_joined(directory, rows, rejected, manifest)
     except OSError as error:
         raise UserError(
-            f"{directory}: the index cannot be written ({error.strerror or error}); mend that and run the ingest "
+            f"{directory}: the index cannot be written ({error.strerror or error}); fix that and run the ingest "
             "again: finished shards are kept"
         ) from error
     return manifest
@@ -122,12 +122,12 @@ def _write_joined(directory: Path, rows: pa.Table, rejected: pa.Table, manifest:
 
 
 def clear_strays(directory: Path) -> None:
-    """Remove what writers that were killed left half-written. Only for who knows that no other writes here."""
+    """Remove the unfinished files of writers that were killed. Call it only if no other process writes to the store."""
     remove_temporaries(directory / "shards")
 
 
 def _first_of_each_key(rows: pa.Table) -> tuple[pa.Table, list[str]]:
-    """Sort by key; return the first row of each and the keys of the others."""
+    """Return the rows sorted by key, with only the first row of each key, and the keys of the other rows."""
     rows = rows.sort_by([("key", "ascending"), ("shard", "ascending"), ("row", "ascending")])
     keys = rows["key"].combine_chunks()
     repeated = np.zeros(len(keys), dtype=bool)
@@ -136,7 +136,7 @@ def _first_of_each_key(rows: pa.Table) -> tuple[pa.Table, list[str]]:
 
 
 def _fingerprint(rows: pa.Table, dataset: str, version: str) -> str:
-    """Hash what the images are and how they are labelled, sorted by key, not which shard they lie in."""
+    """Return a hash of the images and labels, sorted by key, which does not depend on their shards."""
     digest = hashlib.blake2b(f"{dataset}\0{version}\0".encode(), digest_size=16)
     for name in ("key", "split"):
         separator = ""

@@ -1,4 +1,4 @@
-"""What a complete image store holds, counted for a person to look at; no image is decoded for it."""
+"""Statistics of a complete image store. No image is decoded for them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,10 @@ from rayreid.data.store.store import ImageStore
 
 
 class Spread(NamedTuple):
-    """Least, median and greatest of some lengths in pixels; the median of an even number lies between two."""
+    """Minimum, median and maximum of some lengths in pixels.
+
+    The median of an even number of lengths is the midpoint of the two in the middle.
+    """
 
     least: int
     median: float
@@ -20,29 +23,29 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, lengths: np.ndarray) -> "Spread":
-        """The spread of lengths (N,), at least one."""
+        """Return the spread of lengths (N,), at least one."""
         return cls(int(lengths.min()), float(np.median(lengths)), int(lengths.max()))
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of one store.
+    """The statistics of one store.
 
     Attributes:
         dataset: The dataset's name.
-        version: Which edition of it, "" where it has none.
+        version: The dataset's edition, "" if it has none.
         fingerprint: Hash of all images and labels.
-        read: Images that the ingest met; `stored` and the sum of `rejected` add up to it.
-        stored: Images in the store.
-        rejected: Number of images by the reason for which they were not stored.
-        counts: Images by split.
-        identities: Distinct known identities by split.
-        cameras: Distinct known cameras.
-        shards: Number of shards by the manifest.
-        shard_bytes: What the shards that are there take on disk.
-        missing: Shard files that are not there.
-        heights: Of the images, in pixels.
-        widths: Of the images, in pixels; their median image need not be that of `heights`.
+        read: Number of images that the ingest read; it equals `stored` plus the sum of `rejected`.
+        stored: Number of images in the store.
+        rejected: Number of images that were not stored, by reason.
+        counts: Number of images by split.
+        identities: Number of distinct known identities by split.
+        cameras: Number of distinct known cameras.
+        shards: Number of shards in the manifest.
+        shard_bytes: Size on disk of the shards that exist.
+        missing: Shard files that do not exist.
+        heights: Heights of the images, in pixels.
+        widths: Widths of the images, in pixels. The image with the median width need not have the median height.
     """
 
     dataset: str
@@ -62,7 +65,7 @@ class Summary:
 
 
 def summarise(store: ImageStore) -> Summary:
-    """Return a store's figures, from its manifest, its index and the sizes of its shard files."""
+    """Return a store's statistics, from its manifest, its index and the sizes of its shard files."""
     manifest = store.manifest
     files = [store.directory / shard["file"] for shard in manifest["shards"]]
     missing = tuple(path for path in files if not path.is_file())
@@ -85,12 +88,12 @@ def summarise(store: ImageStore) -> Summary:
 
 
 def sample_rows(store: ImageStore, count: int) -> np.ndarray:
-    """Return `count` index rows spread evenly from the first to the last, int64 ascending; all where it has fewer."""
+    """Return `count` index rows spread evenly over the store, int64 ascending, or all rows if there are fewer."""
     return np.linspace(0, len(store) - 1, min(count, len(store))).astype(np.int64)
 
 
 def sample_images(store: ImageStore, count: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Decode the images of `sample_rows`; those that cannot be decoded (`verify: header` lets them in) are left out.
+    """Decode the images of `sample_rows`, except those that cannot be decoded (`verify: header` lets them in).
 
     Returns:
         Their index rows, int64, and the images, uint8 (H, W, 3) each.
@@ -106,7 +109,7 @@ def sample_images(store: ImageStore, count: int) -> tuple[np.ndarray, list[np.nd
 
 
 def captions(store: ImageStore, rows: np.ndarray) -> list[str]:
-    """Return what is known of whom the images of index rows show and who saw them: "12 c3", "12", "c3" or ""."""
+    """Return the known identity and camera of the images in some index rows: "12 c3", "12", "c3" or ""."""
     known = (
         (
             str(store.pids[row]) if store.pids[row] >= 0 else "",

@@ -1,4 +1,4 @@
-"""Images of a dataset where they lie: for looking at what is not ingested, with the face of an image store."""
+"""Images of a dataset, read from their original files. They have the interface of an image store and need no ingest."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -15,31 +15,32 @@ from rayreid.errors import UserError
 
 
 class Images(Protocol):
-    """Images that a pass goes over, by row: an `ImageStore`, or a dataset's own files."""
+    """Images addressed by row: an `ImageStore`, or the files of a dataset."""
 
     def encoded(self, row: int) -> Any:
-        """The original file's bytes."""
+        """Return the bytes of the original file."""
         ...
 
     def keys_of(self, rows: npt.ArrayLike) -> pa.Array:
-        """The keys of rows, as an Arrow array of strings."""
+        """Return the keys of rows as an Arrow array of strings."""
         ...
 
 
 class ListedImages:
-    """A dataset's images, listed once and read where they lie; nothing is copied.
+    """The images of a dataset, listed once and read from their original files without copying.
 
-    It can be pickled, and then carries its listing: for more than some million images, ingest them.
+    It can be pickled together with its listing; ingest the dataset if it has more than some million images.
 
     Args:
-        dataset: What lists and reads them.
+        dataset: The dataset that lists and reads the images.
 
     Attributes:
         keys: str objects (N,), ascending.
-        pids: int32 (N,), −1 unknown or junk.
-        camids: int16 (N,), −1 unknown.
+        pids: int32 (N,), −1 for unknown or junk.
+        camids: int16 (N,), −1 for unknown.
         splits: str objects (N,).
-        rejected: {key or path: reason} of what gives no image: what the dataset leaves aside, keys that came before.
+        rejected: {key or path: reason} of files without an image here: those that the dataset ignores, and repeated
+            keys.
 
     Raises:
         UserError: The dataset has no image.
@@ -67,7 +68,7 @@ class ListedImages:
         return len(self._records)
 
     def encoded(self, row: int) -> bytes:
-        """Return the original file's bytes of an image.
+        """Return the bytes of the original file of an image.
 
         Raises:
             BadImageError: This file cannot be read.
@@ -86,17 +87,17 @@ class ListedImages:
         return pa.array(self.keys[np.asarray(rows, np.int64)].tolist(), pa.string())
 
     def rows_of_keys(self, keys: Sequence[str]) -> np.ndarray:
-        """Return the rows of keys, int64, in the order asked.
+        """Return the rows of keys, int64, in the order of the keys.
 
         Raises:
-            UserError: There is no image of some key.
+            UserError: A key has no image.
         """
         wanted = np.array(keys, object)
         rows = np.searchsorted(self.keys, wanted).clip(max=len(self) - 1)
         absent = wanted[self.keys[rows] != wanted]
         if len(absent):
             raise UserError(
-                f"dataset {self._dataset.name}: no image {absent[0]!r} there ({len(absent)} keys are missing)"
+                f"dataset {self._dataset.name}: there is no image {absent[0]!r} ({len(absent)} keys are missing)"
             )
         return rows
 
@@ -104,7 +105,7 @@ class ListedImages:
         """Return an image, uint8 (H, W, 3).
 
         Raises:
-            UserError: It cannot be read or decoded.
+            UserError: The image cannot be read or decoded.
         """
         try:
             return decode_image(self.encoded(row))

@@ -1,7 +1,8 @@
-"""A dataset's listing, dealt into shards while it is still being listed.
+"""Distribution of a dataset's listing over shards while the dataset is still being listed.
 
-A `Record` costs some 400 bytes as a Python object, and a list of millions of them more than the rest of an ingest. So
-records become Arrow rows as they come, and leave the listing process as soon as a shard is full.
+A `Record` takes some 400 bytes as a Python object, so a list of millions of them would need more memory than the rest
+of an ingest. Records are therefore converted to Arrow rows at once, and leave the listing process as soon as a shard is
+full.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,8 +16,8 @@ import pyarrow as pa
 from rayreid.data.store.shards import Record, write_shard
 
 SHARD_IMAGES = 20_000  # about 256 MiB of person crops
-LEAST_IMAGES = 512  # a shard of fewer is not worth its overhead
-PARTS = 8  # a small set gives so many shards, where `LEAST_IMAGES` allows, to keep several workers busy
+LEAST_IMAGES = 512  # a smaller shard is not worth its overhead
+PARTS = 8  # number of shards of a small set, if `LEAST_IMAGES` allows it, to keep several workers busy
 _CHUNK = 4096
 
 _SCHEMA = pa.schema(
@@ -35,26 +36,27 @@ class Part:
     """The listing of one shard, ready to be sent to its writer.
 
     Attributes:
-        images: how many records.
-        encoded: they, as an Arrow IPC stream.
+        images: Number of records.
+        encoded: The records, encoded as an Arrow IPC stream.
     """
 
     images: int
     encoded: bytes
 
     def records(self) -> list[Record]:
-        """The records, in the order in which the dataset listed them."""
+        """Return the records, in the order in which the dataset listed them."""
         table = pa.ipc.open_stream(self.encoded).read_all()
         return [Record(*row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
 
 
 def deal(records: Iterable[Record]) -> Iterator[Part]:
-    """Deal records into parts, in order: of `SHARD_IMAGES`, or less where there are fewer than `PARTS` such.
+    """Yield the records in parts, in order.
 
-    At most `PARTS` × `SHARD_IMAGES` records are held, as Arrow rows. The parts depend on the records alone.
+    A part has `SHARD_IMAGES` records, or fewer if there are fewer than `PARTS` parts of that size. At most `PARTS` ×
+    `SHARD_IMAGES` records are in memory, as Arrow rows. The parts depend on nothing but the records.
 
     Args:
-        records: a dataset's records; may be a generator of any length.
+        records: The records of a dataset; may be a generator of any length.
     """
     chunks = _chunks(records)
     held = _take(chunks, PARTS * SHARD_IMAGES + 1)
@@ -74,7 +76,7 @@ def deal(records: Iterable[Record]) -> Iterator[Part]:
 def write_part(
     directory: Path, shard: int, part: Part, read: Callable[[Record], bytes], verify: Literal["decode", "header"]
 ) -> None:
-    """`shards.write_shard`, where the listing arrives (in a worker process)."""
+    """Run `shards.write_shard` in the process that received the listing (a worker)."""
     write_shard(directory, shard, part.records(), read, verify)
 
 
@@ -85,7 +87,7 @@ def _chunks(records: Iterable[Record]) -> Iterator[pa.RecordBatch]:
 
 
 def _take(chunks: Iterator[pa.RecordBatch], rows: int) -> pa.Table:
-    """The next chunks, until they hold at least `rows` rows or there are no more."""
+    """Return the next chunks until they have at least `rows` rows or there are no more."""
     taken: list[pa.RecordBatch] = []
     count = 0
     while count < rows and (chunk := next(chunks, None)) is not None:

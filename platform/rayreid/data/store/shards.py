@@ -1,7 +1,8 @@
-"""Writing the image store's shards, in any order, by any number of workers.
+"""Writing of the image store's shards, in any order and by any number of workers.
 
-A shard is complete when its index part `shards/NNNNN.parquet` exists; it is written last. So an interrupted
-ingest goes on where it stopped, and what `rayreid.data.store.index` joins does not depend on who wrote what when.
+A shard is complete when its index part `shards/NNNNN.parquet` exists, which is written last. An interrupted ingest
+therefore resumes where it stopped, and the result of `rayreid.data.store.index` does not depend on which worker wrote
+which shard when.
 """
 
 import errno
@@ -21,9 +22,9 @@ from rayreid.files import checksum, replacing
 from rayreid.parquet import write_table
 
 BATCH_ROWS = 1024
-BATCH_BYTES = 64 * 2**20  # bounds a writer's memory, and keeps a batch's 32-bit offsets far from overflowing
+BATCH_BYTES = 64 * 2**20  # bounds the memory of a writer, and keeps the 32-bit offsets of a batch far from overflowing
 MAX_IMAGE_BYTES = 2**30
-STORE_COMPRESSION = "zstd"  # of a store's Parquet files
+STORE_COMPRESSION = "zstd"  # compression of a store's Parquet files
 
 SHARD_SCHEMA = pa.schema([("key", pa.string()), ("image", pa.binary())])
 INDEX_SCHEMA = pa.schema(
@@ -47,11 +48,11 @@ class Record:
     """One image of a dataset, before it is read.
 
     Attributes:
-        key: Its path in the original dataset; unique, posix, UTF-8.
+        key: The path in the original dataset; unique, posix, UTF-8.
         pid: Identity, −1 for unknown and junk.
         camid: Camera, −1 for unknown.
         split: "train", "query", "gallery" or "pool".
-        path: Where the dataset's `read` finds the bytes.
+        path: The location from which the dataset's `read` takes the bytes.
     """
 
     key: str
@@ -62,7 +63,7 @@ class Record:
 
 
 class MissingImageError(OSError):
-    """One image is not where its record says, while the storage that should hold it is sound."""
+    """An error for a single image that is not where its record says, although the storage itself works."""
 
 
 _OF_ONE_IMAGE = (MissingImageError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -70,7 +71,7 @@ _ERRNO_OF_ONE_IMAGE = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def is_of_one_image(error: OSError) -> bool:
-    """Return whether a fault of reading concerns this image alone, or is trouble with the storage."""
+    """Return whether a read error concerns this image alone, and not the storage as a whole."""
     return isinstance(error, _OF_ONE_IMAGE) or error.errno in _ERRNO_OF_ONE_IMAGE
 
 
@@ -90,7 +91,7 @@ def rejected_file(directory: Path, shard: int) -> Path:
 
 
 def part_facts(part: Path) -> dict[str, Any]:
-    """Return what an index part says of its shard: `request`, `checksum`, `rows`."""
+    """Return the facts about its shard that an index part records: `request`, `checksum`, `rows`."""
     return json.loads(pq.read_schema(part).metadata[b"rayreid"])
 
 
@@ -102,7 +103,7 @@ def _digest_of_request(records: Sequence[Record], verify: str) -> str:
 
 
 class _ShardWriter:
-    """The open Arrow file of a shard, filled image by image, and the index rows of what it holds."""
+    """The open Arrow file of a shard, to which images are added one by one, and the index rows of its images."""
 
     def __init__(self, path: Path, shard: int):
         self.shard = shard
@@ -141,28 +142,30 @@ def write_shard(
     read: Callable[[Record], bytes],
     verify: Literal["decode", "header"] = "decode",
 ) -> None:
-    """Write one shard: `shards/NNNNN.arrow`, what was rejected, and, last, its index part.
+    """Write one shard: `shards/NNNNN.arrow`, the list of rejected images and, last, its index part.
 
-    A shard that is complete, for these records and this `verify`, is left as it is.
+    A shard that is already complete for these records and this `verify` is left unchanged.
 
     Args:
         directory: The store's folder; made if it does not exist.
-        shard: The shard's number, from 0 without gaps over the store.
-        records: Its images. All of them end in the shard or among the rejected, none in neither.
-        read: Gives an image's encoded bytes; they are stored unchanged. An OSError that is of this image alone (no such
-            file, no permission, `MissingImageError`) rejects it; any other is taken for trouble with the storage.
-        verify: "decode" decodes every image fully; "header" looks at its header only.
+        shard: The shard's number; the numbers of a store start at 0 and have no gaps.
+        records: Its images. Each of them ends up either in the shard or among the rejected images.
+        read: Returns the encoded bytes of an image, which are stored unchanged. An OSError that concerns a single image
+            (no such file, no permission, `MissingImageError`) rejects that image; any other is treated as a failure of
+            the storage.
+        verify: "decode" decodes every image fully; "header" reads only its header.
 
     Raises:
-        UserError: The shard cannot be written (a full disk, a folder without write permission), or the storage that it
-            is read from does not answer. Nothing of the shard is kept then, so a later call reads it afresh.
+        UserError: The shard cannot be written (a full disk, a folder without write permission), or the storage from
+            which the images are read does not answer. Nothing of the shard is kept then, so a later call reads it
+            again.
     """
     try:
         _write_shard(directory, shard, records, read, verify)
     except OSError as error:
-        # Of errors while *reading* an image nothing is left here: they reject it.
+        # Errors while *reading* an image do not get here: they reject the image.
         raise UserError(
-            f"{directory}: shard {shard} cannot be written ({error.strerror or error}); mend that and run the ingest "
+            f"{directory}: shard {shard} cannot be written ({error.strerror or error}); fix that and run the ingest "
             "again: finished shards are kept"
         ) from error
 
@@ -176,7 +179,7 @@ def _write_shard(
     if part.exists():
         if arrow.exists() and part_facts(part)["request"] == request:
             return
-        part.unlink()  # of other records: it must not vouch for the file written now
+        part.unlink()  # it belongs to other records and must not vouch for the file written now
     arrow.parent.mkdir(parents=True, exist_ok=True)
 
     stored: set[str] = set()
@@ -198,7 +201,7 @@ def _write_shard(
 
 
 def _store(writer: _ShardWriter, record: Record, read: Callable[[Record], bytes], verify: str) -> str | None:
-    """Read, check and add one image; returns the reason if it was rejected."""
+    """Read, check and add one image; return the reason if it is rejected."""
     try:
         data = read(record)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The image store: original image bytes in memory-mapped Arrow shards, under one index.
+"""The image store: original image bytes in memory-mapped Arrow shards under one index.
 
-This module reads it, and is the door to the two that write it:
+This module reads the store, and re-exports the functions of the two modules that write it:
 
     for shard, records in enumerate(...):                       # in any order, by any number of workers
         write_shard(directory, shard, records, dataset.read)
@@ -31,10 +31,10 @@ __all__ = ["ImageStore", "Record", "finish_store", "write_shard"]
 
 
 class _Shard:
-    """A mapped shard: where in the file each image's bytes begin and end.
+    """A memory-mapped shard with the start and end of each image's bytes in the file.
 
-    Arrow builds several Python objects per value it hands out; two integers per image and one memoryview of
-    the whole file make random access some twenty times cheaper.
+    Arrow builds several Python objects for each value that it returns. Two integers per image and one memoryview of the
+    whole file make random access some twenty times cheaper.
     """
 
     def __init__(self, path: Path):
@@ -63,27 +63,26 @@ class _Shard:
 class ImageStore:
     """A complete image store, opened for reading.
 
-    Opening reads the index and the manifest only; a shard is mapped when one of its images is first
-    asked for. Rows are positions in the index, which is sorted by key. A store can be pickled: it is opened
-    again in the other process.
+    Opening reads only the index and the manifest; a shard is mapped when one of its images is first requested. Rows are
+    positions in the index, which is sorted by key. A store can be pickled; the other process then opens it again.
 
     Args:
         directory: The store's folder.
 
     Attributes:
         keys: str objects (N,), ascending.
-        pids: int32 (N,), −1 unknown or junk. Identities of different splits may share numbers.
-        camids: int16 (N,), −1 unknown.
+        pids: int32 (N,), −1 for unknown or junk. Identities of different splits may share numbers.
+        camids: int16 (N,), −1 for unknown.
         splits: str objects (N,).
         heights: int16 (N,), in pixels.
         widths: int16 (N,), in pixels.
-        shards: int32 (N,).
-        rows: int32 (N,), the image's row within its shard.
-        manifest: What `finish_store` returned.
+        shards: int32 (N,), the shard of each image.
+        rows: int32 (N,), the row of each image within its shard.
+        manifest: The manifest that `finish_store` returned.
         fingerprint: Hash of all images and labels.
 
     Raises:
-        UserError: There is no store, it is incomplete, or of another format.
+        UserError: There is no store, or it is incomplete or has another format.
     """
 
     def __init__(self, directory: str | Path):
@@ -101,15 +100,16 @@ class ImageStore:
         )
         self._opened: dict[int, _Shard] = {}
 
-    # As Python objects the keys of millions of images take a second and hundreds of bytes each: only who asks pays.
+    # As Python objects, the keys of millions of images take a second and hundreds of bytes each: only those who ask for
+    # them pay.
     @cached_property
     def keys(self) -> np.ndarray:
-        """Object array of str, (N,), ascending."""
+        """Return the keys as an object array of str, (N,), ascending."""
         return self._index["key"].to_numpy()
 
     @cached_property
     def splits(self) -> np.ndarray:
-        """Object array of str, (N,)."""
+        """Return the splits as an object array of str, (N,)."""
         splits = self._index["split"].combine_chunks().dictionary_encode()
         return splits.dictionary.to_numpy(zero_copy_only=False)[splits.indices.to_numpy()]
 
@@ -127,10 +127,10 @@ class ImageStore:
         return np.flatnonzero(self.splits == split)
 
     def rows_of_keys(self, keys: Sequence[str]) -> np.ndarray:
-        """Return the index rows of keys, int64, in the order asked.
+        """Return the index rows of keys, int64, in the order of the keys.
 
         Raises:
-            UserError: The store has no image of some key.
+            UserError: A key is not in the store.
         """
         wanted = pa.array(keys, type=pa.string())
         rows = pc.index_in(wanted, value_set=self._index["key"].combine_chunks())
@@ -143,11 +143,11 @@ class ImageStore:
         return rows.to_numpy().astype(np.int64)
 
     def keys_of(self, rows: npt.ArrayLike) -> pa.Array:
-        """Return the keys of index rows as an Arrow array of strings: without making objects of all the others."""
+        """Return the keys of index rows as an Arrow array of strings, without making Python objects of the others."""
         return self._index["key"].take(pa.array(np.asarray(rows, np.int64))).combine_chunks()
 
     def encoded(self, row: int) -> memoryview:
-        """Return the original file's bytes of the image in an index row, without copying them.
+        """Return the bytes of the original file of the image in an index row, without copying them.
 
         Raises:
             UserError: The shard is missing or damaged.
@@ -163,9 +163,9 @@ class ImageStore:
         return shard
 
     def batches(self, shard: int) -> Iterator[pa.RecordBatch]:
-        """Stream a shard from its first image to its last: columns `key` and `image`, mapped, not copied.
+        """Yield a shard's record batches, with the columns `key` and `image`, memory-mapped and not copied.
 
-        Images that share a key with an earlier one are among them; the index leaves them out.
+        They include images that share their key with an earlier image; the index leaves those out.
 
         Raises:
             UserError: The shard is missing or damaged.
@@ -202,7 +202,7 @@ class ImageStore:
         """Read all shards and compare their checksums with the manifest.
 
         Args:
-            compared: Called after every shard with how many are compared.
+            compared: Called after every shard with the number of shards compared so far.
 
         Raises:
             UserError: A shard is missing or its bytes changed; the message names it.
@@ -223,7 +223,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory}: there is no such folder; ingest the dataset first")
     if not path.is_file():
         if (directory / "shards").is_dir():
-            raise UserError(f"{path} is missing: the ingest is not finished; run it again, it resumes")
+            raise UserError(f"{path} is missing: the ingest is not finished; run it again to resume it")
         raise UserError(f"{path} is missing: this folder is no image store; ingest the dataset first")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

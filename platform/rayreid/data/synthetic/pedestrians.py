@@ -1,7 +1,6 @@
-"""Drawn pedestrians: how a person stands, and the drawing of the person with Pillow.
+"""Drawn pedestrians: postures of a person, and the drawing of the person with Pillow.
 
-Lengths are in units of the person's height: y runs from 0 (top of the head) to 1 (soles), x from the body's
-axis.
+Lengths are in units of the person's height: y runs from 0 (top of the head) to 1 (soles), x from the body's axis.
 """
 
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ VIEWS = ("front", "back", "left", "right")
 
 @dataclass(frozen=True)
 class Posture:
-    """How a person stands in one image: the side seen, the opening of the legs, the swing of the arms."""
+    """The posture of a person in one image: the visible side, the opening of the legs and the swing of the arms."""
 
     view: str
     stride: float
@@ -27,20 +26,20 @@ class Posture:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, views: Sequence[float] = (0.25, 0.25, 0.25, 0.25)) -> "Posture":
-        """Draw a posture; `views` holds the probabilities of `VIEWS`."""
+        """Return a random posture; `views` gives the probabilities of `VIEWS`."""
         view = VIEWS[min(int(np.searchsorted(np.cumsum(views), rng.random())), len(VIEWS) - 1)]
         return cls(view, float(rng.uniform(0.0, 1.0)), float(rng.uniform(-1.0, 1.0)))
 
 
 class Pencil:
-    """Draws shapes given in the person's units onto an image.
+    """A pencil that draws shapes, given in the person's units, onto an image.
 
     Args:
-        image: RGB image that is drawn on.
+        image: RGB image to draw on.
         centre: x of the body's axis in pixels.
         top: y of the top of the head in pixels.
-        height: the person's height in pixels.
-        outline: colour of the contours, None for none.
+        height: The person's height in pixels.
+        outline: Colour of the contours, None for none.
     """
 
     def __init__(self, image: Image.Image, centre: float, top: float, height: float, outline: Colour | None = None):
@@ -49,19 +48,19 @@ class Pencil:
         self.line_width = max(1, round(0.012 * height))
 
     def at(self, x: float, y: float) -> Point:
-        """Pixel position of a point of the person."""
+        """Return the pixel position of a point of the person."""
         return self.centre + x * self.height, self.top + y * self.height
 
     def polygon(self, points: Sequence[Point], fill: Colour) -> None:
-        """A filled polygon."""
+        """Draw a filled polygon."""
         self.draw.polygon([self.at(*p) for p in points], fill, self.outline, self.line_width)
 
     def oval(self, x: float, y: float, rx: float, ry: float, fill: Colour) -> None:
-        """A filled ellipse with its centre at (x, y)."""
+        """Draw a filled ellipse with its centre at (x, y)."""
         self.draw.ellipse((self.at(x - rx, y - ry), self.at(x + rx, y + ry)), fill, self.outline, self.line_width)
 
     def limb(self, points: Sequence[Point], width: float, fill: Colour) -> None:
-        """A bent stroke with round ends: an arm or a leg."""
+        """Draw a bent stroke with round ends: an arm or a leg."""
         pixels = [self.at(*p) for p in points]
         strokes = [(width * self.height, fill)]
         if self.outline:
@@ -73,7 +72,7 @@ class Pencil:
                 self.draw.ellipse((x - r, y - r, x + r, y + r), colour)
 
     def garment(self, points: Sequence[Point], look: Appearance, view: str) -> None:
-        """The upper garment with its pattern, clipped to the polygon `points`."""
+        """Draw the upper garment with its pattern, clipped to the polygon `points`."""
         self.polygon(points, look.upper)
         if look.pattern == "plain" or (look.pattern in ("logo", "jacket") and view == "back"):
             return
@@ -109,12 +108,12 @@ def draw_pedestrian(
     """Draw a standing or walking person.
 
     Args:
-        image: RGB image that is drawn on.
-        look: the person.
-        posture: how it stands.
+        image: RGB image to draw on.
+        look: The person's appearance.
+        posture: The person's posture.
         centre: x of the body's axis in pixels.
         top: y of the top of the head in pixels.
-        height: the person's height in pixels.
+        height: The person's height in pixels.
     """
     pencil = Pencil(image, centre, top, height, look.outline)
     facing = {"left": -1, "right": 1}.get(posture.view, 0)
@@ -141,7 +140,7 @@ def draw_pedestrian(
 
 
 def draw_from_above(image: Image.Image, look: Appearance, centre: float, middle: float, size: float) -> None:
-    """Draw a person as a ceiling camera sees it: `size` pixels wide, its crown at (centre, middle)."""
+    """Draw a person as seen by a ceiling camera: `size` pixels wide, with the crown at (centre, middle)."""
     pencil = Pencil(image, centre, middle, size, look.outline)
     pencil.oval(0.06, 0.16, 0.1, 0.22, look.shoes)
     pencil.oval(-0.1, -0.12, 0.09, 0.2, look.shoes)
@@ -150,7 +149,7 @@ def draw_from_above(image: Image.Image, look: Appearance, centre: float, middle:
 
 
 def _draw_arm(pencil: Pencil, look: Appearance, x: float, reach: float, shade: float) -> None:
-    """One arm from the shoulder at x, its hand `reach` further out; `shade` darkens it for depth."""
+    """Draw one arm from the shoulder at x, with the hand `reach` further out; `shade` darkens it for depth."""
     points = [(x, 0.21), (x + 0.6 * reach, 0.35), (x + reach + 0.01 * np.sign(reach), 0.48)]
     width = 0.055 * look.build
     sleeve = _scale(look.upper, shade)
@@ -163,7 +162,7 @@ def _draw_arm(pencil: Pencil, look: Appearance, x: float, reach: float, shade: f
 
 
 def _draw_legs(pencil: Pencil, look: Appearance, posture: Posture, hip: float, facing: int) -> None:
-    """Both legs, the farther one darker, with shoes and whatever covers them."""
+    """Draw both legs, the farther one darker, with shoes and the garment that covers them."""
     width = 0.085 * look.build
     spread = 0.13 * posture.stride if facing else 0.05 * look.build + 0.03 * posture.stride
     lift = 0.03 * posture.stride
@@ -188,7 +187,7 @@ def _draw_legs(pencil: Pencil, look: Appearance, posture: Posture, hip: float, f
 
 
 def _draw_head(pencil: Pencil, look: Appearance, view: str, facing: int) -> None:
-    """Neck, face and hair; from behind the hair hides the face."""
+    """Draw neck, face and hair; from behind, the hair hides the face."""
     pencil.limb([(0, 0.13), (0, 0.16)], 0.05, _scale(look.skin, 0.9))
     if look.haircut == "long" and facing:
         x = -0.03 * facing
@@ -213,7 +212,7 @@ def _draw_head(pencil: Pencil, look: Appearance, view: str, facing: int) -> None
 
 
 def _draw_bag(pencil: Pencil, look: Appearance, view: str, facing: int, side: int, shoulder: float, hip: float) -> None:
-    """The bag as far as this view shows it: of a backpack only the straps from the front."""
+    """Draw the visible part of the bag; from the front, a backpack shows only its straps."""
     colour, dark = look.bag_colour, _scale(look.bag_colour, 0.7)
     if look.bag == "backpack" and view == "back":
         w = 0.085
@@ -233,5 +232,5 @@ def _draw_bag(pencil: Pencil, look: Appearance, view: str, facing: int, side: in
 
 
 def _scale(colour: Colour, factor: float) -> Colour:
-    """A colour made darker."""
+    """Return a darker colour."""
     return int(colour[0] * factor), int(colour[1] * factor), int(colour[2] * factor)

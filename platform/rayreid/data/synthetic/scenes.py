@@ -1,4 +1,4 @@
-"""Drawn scenes without persons (streets, halls, objects, textures) and the cameras that look at them."""
+"""Drawn scenes without persons (streets, halls, objects, textures), and the cameras that look at them."""
 
 import io
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from rayreid.data.synthetic.wardrobe import Colour
 
-PLACE = (1.8, 1.15)  # width and height of what a camera looks at, in frames
-HAZE = 0.65  # how far a place fades into grey: people are what is near and vivid
+PLACE = (1.8, 1.15)  # width and height of the place that a camera looks at, in frames
+HAZE = 0.65  # how far a place fades into grey, so that people stand out as near and vivid
 
 
 def draw_scene(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """A place where people walk: wall or hedge, floor, some clutter; RGB, width × height pixels."""
+    """Return a place where people walk, with a wall or hedge, a floor and some clutter; RGB, width × height pixels."""
     horizon = int(height * rng.uniform(0.25, 0.6))
     image = _gradient(rng, width, height, 70, 190)
     image.paste(_gradient(rng, width, height - horizon, 80, 180), (0, horizon))
@@ -50,7 +50,7 @@ def draw_scene(rng: np.random.Generator, width: int, height: int) -> Image.Image
 
 
 def draw_object(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """What a detector crops by mistake: tree, car, texture, empty place; RGB, width × height pixels."""
+    """Return a tree, car, texture or place, as a detector crops by mistake; RGB, width × height pixels."""
     kind = rng.integers(5)
     if kind == 0:
         return draw_scene(rng, width, height)
@@ -91,18 +91,18 @@ class Camera:
     """One camera of the network: its usual view of people, its optics and its colours.
 
     Attributes:
-        place: what it looks at, larger than a frame: some part of it stands behind each person, faded by distance.
-            (A vivid or ever new backdrop tells images apart better than the person does; it is then what
-            self-supervision learns, and nothing of persons.)
-        views: probabilities of seeing people from the front, back, left and right.
+        place: The place that it looks at, larger than a frame. A part of it is the backdrop of each person, faded by
+            distance. (A vivid or ever-changing backdrop distinguishes images better than the person does;
+            self-supervision would then learn the backdrop and nothing about persons.)
+        views: Probabilities of seeing people from the front, back, left and right.
         gain: (3,) float32, colour cast.
-        contrast: 1 leaves it as it is.
-        brightness: added, of 255.
+        contrast: Factor of the contrast; 1 leaves it unchanged.
+        brightness: Value to add, out of 255.
         light: (width,) float32, factor per column: light from one side.
-        blur: standard deviation as a share of the frame's width.
-        noise: standard deviation, of 255.
+        blur: Standard deviation as a share of the frame's width.
+        noise: Standard deviation, out of 255.
         quality: JPEG quality of the camera's own compression.
-        scale: the person's usual height as a share of the frame's.
+        scale: The person's usual height as a share of the frame's.
     """
 
     place: Image.Image
@@ -118,12 +118,12 @@ class Camera:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, frame_width: int, canvas: tuple[int, int]) -> "Camera":
-        """Install a camera.
+        """Return a random camera.
 
         Args:
-            rng: source of all choices.
-            frame_width: width of the finished frame, pixels.
-            canvas: width and height of the drawing that becomes a frame, pixels.
+            rng: Source of all random choices.
+            frame_width: Width of the finished frame, pixels.
+            canvas: Width and height of the drawing that becomes a frame, pixels.
         """
         place = draw_scene(rng, int(PLACE[0] * canvas[0]), int(PLACE[1] * canvas[1]))
         place = Image.blend(place, Image.new("RGB", place.size, (128, 128, 128)), HAZE)
@@ -143,13 +143,13 @@ class Camera:
         )
 
     def backdrop(self, rng: np.random.Generator, width: int, height: int) -> Image.Image:
-        """What stands behind one person: a part of the place, width × height pixels of the drawing."""
+        """Return the backdrop of one person: a part of the place, width × height pixels of the drawing."""
         x = int(rng.integers(self.place.width - width + 1))
         y = int(rng.integers(self.place.height - height + 1))
         return self.place.crop((x, y, x + width, y + height))
 
     def expose(self, image: Image.Image, rng: np.random.Generator, width: int, height: int) -> Image.Image:
-        """Bring a drawn frame to width × height pixels as this camera sees it."""
+        """Return a drawn frame at width × height pixels as this camera sees it."""
         image = image.resize((width, height), Image.Resampling.BOX)
         radius = self.blur * width * rng.uniform(0.3, 1.3)
         if radius > 0.25:
@@ -167,7 +167,7 @@ class Camera:
 
 
 def _gradient(rng: np.random.Generator, width: int, height: int, low: int, high: int) -> Image.Image:
-    """A surface: a vertical gradient between two greyish colours with a grain."""
+    """Return a surface: a vertical gradient between two greyish colours, with a grain."""
     ends = np.array([_grey(rng, low, high), _grey(rng, low, high)], dtype=np.float32)
     ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     surface = ends[0] + (ends[1] - ends[0]) * ramp + rng.normal(0, 4, (1, width, 1)).astype(np.float32)
@@ -175,7 +175,7 @@ def _gradient(rng: np.random.Generator, width: int, height: int, low: int, high:
 
 
 def _texture(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """A regular pattern that fills the frame: waves of two colours."""
+    """Return a regular pattern that fills the frame: waves of two colours."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) / width
     angle, frequency = rng.uniform(0, np.pi), rng.uniform(8, 40)
     wave = np.sin(frequency * (np.cos(angle) * x + np.sin(angle) * y))
@@ -187,12 +187,12 @@ def _texture(rng: np.random.Generator, width: int, height: int) -> Image.Image:
 
 
 def _grey(rng: np.random.Generator, low: int, high: int, tint: int = 16) -> Colour:
-    """A colour of a level in [low, high) whose channels differ from it by at most `tint`."""
+    """Return a colour with a level in [low, high), whose channels differ from it by at most `tint`."""
     level, shift = int(rng.integers(low, high)), rng.integers(-tint, tint + 1, 3)
     return level + int(shift[0]), level + int(shift[1]), level + int(shift[2])
 
 
 def _colour(rng: np.random.Generator, low: int, high: int) -> Colour:
-    """Any colour with channels in [low, high)."""
+    """Return any colour with channels in [low, high)."""
     r, g, b = (int(c) for c in rng.integers(low, high, 3))
     return r, g, b

@@ -1,10 +1,10 @@
-"""A drawn re-identification data set: the whole method can be run and judged in minutes without a download.
+"""A drawn re-identification dataset, with which the whole method can be run and judged in minutes without a download.
 
-The *target* is a small labelled set in the manner of Market-1501. The *pool* is unlabelled: a known share
-of it is drawn in the target's domain (the same cameras, other persons), the rest is of other domains or shows
-nobody. A pre-training that sees the pool should therefore help on the target, and a selection of the pool can
-be judged against `Synthetic.origins`. Every image is a pure function of the options, the seed and its key (on
-one version of Pillow and NumPy).
+The *target* is a small labelled set in the manner of Market-1501. The *pool* is unlabelled: a known share of it is
+drawn in the target's domain (the same cameras, other persons); the rest comes from other domains or shows nobody.
+Pre-training on the pool should therefore help on the target, and a selection of the pool can be judged against
+`Synthetic.origins`. Every image is a pure function of the options, the seed and its key (for one version of Pillow and
+NumPy).
 """
 
 import hashlib
@@ -23,32 +23,32 @@ from rayreid.data.synthetic.wardrobe import CARTOON, SKETCH, STREET, Appearance
 from rayreid.errors import UserError
 
 ORIGINS = ("target_domain", "other_domain", "background")
-SUPERSAMPLING = 3  # drawn at this multiple of the size, then averaged down
-POOL_IMAGES_PER_PERSON = 4  # average; a crawled pool, too, shows a person more than once
-JUNK_SHARE = 0.05  # of the gallery: badly framed strangers with pid -1, as Market-1501 has
+SUPERSAMPLING = 3  # images are drawn at this multiple of their size, then averaged down
+POOL_IMAGES_PER_PERSON = 4  # on average; a crawled pool also shows a person more than once
+JUNK_SHARE = 0.05  # share of the gallery: badly framed strangers with pid -1, as in Market-1501
 
 _TARGET_KEY = re.compile(r"(train|query|gallery)/(-?\d+)_c(\d+)_(\d+)\.jpg")
 _POOL_KEY = re.compile(r"pool/(\d+)\.jpg")
 
 
 class Synthetic:
-    """The drawn data set.
+    """The drawn dataset.
 
     Args:
-        root: ignored; there are no files.
+        root: Ignored; there are no files.
         part: "target" (splits train, query, gallery) or "pool" (split pool).
-        seed: another seed gives other persons, cameras and images. Target and pool belong together when their
-            seeds, sizes and numbers of cameras are equal.
+        seed: Another seed gives other persons, cameras and images. Target and pool belong together if their seeds,
+            sizes and numbers of cameras are equal.
         size: (height, width) of the images in pixels.
-        cameras: number of cameras, at least 2.
-        identities: target: persons in the train split.
-        test_identities: target: persons in query and gallery.
-        images_per_camera: target: images of a person per camera, at least 2; one of them is the query.
-        images: pool: number of images.
-        relevant: pool: share in (0, 1) that is drawn in the target's domain.
+        cameras: Number of cameras, at least 2.
+        identities: Target: number of persons in the train split.
+        test_identities: Target: number of persons in query and gallery.
+        images_per_camera: Target: number of images of a person per camera, at least 2; one of them is the query.
+        images: Pool: number of images.
+        relevant: Pool: share in (0, 1) that is drawn in the target's domain.
 
     Raises:
-        UserError: an option is out of its range.
+        UserError: An option is out of its range.
     """
 
     name = "synthetic"
@@ -91,7 +91,7 @@ class Synthetic:
         self._origins = self._deal_origins()
 
     def records(self) -> list[Record]:
-        """All images of this part; camera ids count from 1, test persons' ids follow those of train."""
+        """List all images of this part; camera ids count from 1, and ids of test persons follow those of train."""
         if self.part == "pool":
             keys = [f"pool/{i:07d}.jpg" for i in range(self.images)]
             return [Record(key, -1, -1, "pool", key) for key in keys]
@@ -110,13 +110,13 @@ class Synthetic:
         return records
 
     def read(self, record: Record) -> bytes:
-        """Draw one image.
+        """Return one drawn image.
 
         Returns:
-            JPEG bytes of quality 90, height × width as asked.
+            JPEG bytes of quality 90, height × width as requested.
 
         Raises:
-            UserError: the record's key is not one of this data set's.
+            UserError: The record's key does not belong to this dataset.
         """
         target, pool = _TARGET_KEY.fullmatch(record.key), _POOL_KEY.fullmatch(record.key)
         rng = self._rng("image", record.key)
@@ -133,30 +133,30 @@ class Synthetic:
         return data.getvalue()
 
     def origins(self) -> dict[str, str]:
-        """Where each image comes from, by key: one of `ORIGINS`; for judging selections only."""
+        """Return the origin of each image by key, one of `ORIGINS`; for judging selections only."""
         if self.part == "target":
             return {record.key: ORIGINS[0] for record in self.records()}
         return {r.key: ORIGINS[o] for r, o in zip(self.records(), self._origins, strict=True)}
 
     def _has(self, pid: int, camid: int) -> bool:
-        """Whether the target has this person (−1: any stranger) and this camera."""
+        """Return whether the target has this person (−1: any stranger) and this camera."""
         known = pid == -1 or 1 <= pid <= self.identities + self.test_identities
         return known and 1 <= camid <= len(self._cameras)
 
     def _deal_origins(self) -> np.ndarray:
-        """Index into `ORIGINS` of each pool image, shuffled, so that no key tells it; int64 (images,)."""
+        """Return the index into `ORIGINS` of each pool image, int64 (images,), shuffled so that no key reveals it."""
         relevant = round(self.relevant * self.images)
         other = (self.images - relevant) // 2
         dealt = np.repeat(np.arange(3), [relevant, other, self.images - relevant - other])
         return self._rng("origins", self.images, self.relevant).permutation(dealt)
 
     def _rng(self, *parts: object) -> np.random.Generator:
-        """The generator that belongs to (seed, parts), whatever was drawn before."""
+        """Return the generator that belongs to (seed, parts), whatever was drawn before."""
         name = "/".join(str(part) for part in (self.seed, *parts))
         return np.random.default_rng(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest()))
 
     def _pool_image(self, rng: np.random.Generator, origin: str) -> Image.Image:
-        """One unlabelled image."""
+        """Return one unlabelled image."""
         if origin == "target_domain":
             persons = max(1, round(self.relevant * self.images / POOL_IMAGES_PER_PERSON))
             person = ("pool", int(rng.integers(persons)))
@@ -169,7 +169,7 @@ class Synthetic:
     def _street_image(
         self, rng: np.random.Generator, person: tuple[str | int, ...], camera: Camera, badly_framed: bool = False
     ) -> Image.Image:
-        """A person of the target's domain before one of its cameras, framed inexactly as by a detector."""
+        """Return a person of the target's domain in front of one of its cameras, framed inexactly as by a detector."""
         width, height = self._canvas
         look = Appearance.sample(self._rng("person", *person))
         image = camera.backdrop(rng, width, height)
@@ -185,7 +185,7 @@ class Synthetic:
         return camera.expose(image, rng, self.width, self.height)
 
     def _foreign_image(self, rng: np.random.Generator) -> Image.Image:
-        """A person in another domain than the target's: cartoon, sketch, thermal or ceiling camera."""
+        """Return a person in another domain than the target's: cartoon, sketch, thermal or ceiling camera."""
         width, height = self._canvas
         style = rng.integers(4)
         centre, tall = width * rng.uniform(0.4, 0.6), height * rng.uniform(0.75, 1.0)
@@ -206,7 +206,7 @@ class Synthetic:
 
 
 def _occlude(rng: np.random.Generator, image: Image.Image) -> None:
-    """Put something before the person: a post or a low wall."""
+    """Draw something in front of the person: a post or a low wall."""
     width, height = image.size
     colour = tuple(int(c) for c in rng.integers(60, 180) + rng.integers(-30, 31, 3))
     x, y = rng.uniform(0, 1) * width, rng.uniform(0.6, 0.85) * height
@@ -215,10 +215,10 @@ def _occlude(rng: np.random.Generator, image: Image.Image) -> None:
 
 
 def _whole(option: str, value: object, least: int) -> int:
-    """An option that must be a whole number of at least `least`.
+    """Return an option that must be a whole number of at least `least`.
 
     Raises:
-        UserError: it is not.
+        UserError: It is not such a number.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UserError(f"synthetic: {option} is {value!r}; give a whole number of at least {least}")

@@ -1,4 +1,4 @@
-"""What drawn persons wear: the palettes of a domain, and an identity as a combination of attributes."""
+"""Clothing of drawn persons: the palettes of a domain, and an identity as a combination of attributes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ BAGS = ("none", "none", "backpack", "shoulder", "handbag")
 
 @dataclass(frozen=True)
 class Wardrobe:
-    """The palettes that persons of one drawing domain choose from."""
+    """The palettes from which persons of one drawing domain choose."""
 
     upper: tuple[Colour, ...]
     lower: tuple[Colour, ...]
@@ -51,7 +51,7 @@ SKETCH = Wardrobe(((250, 250, 246),), ((246, 246, 242),), ((254, 254, 250),), ((
 
 @dataclass(frozen=True)
 class Appearance:
-    """Everything about a person that stays the same from camera to camera."""
+    """The features of a person that stay the same from camera to camera."""
 
     upper: Colour
     accent: Colour  # second colour of the upper garment's pattern
@@ -72,7 +72,7 @@ class Appearance:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, wardrobe: Wardrobe = STREET) -> "Appearance":
-        """Dress a new person; two persons of one wardrobe differ by the combination more than by a colour."""
+        """Return a new person; two persons of one wardrobe differ more by the combination than by any colour."""
 
         def colour(palette: Sequence[Colour]) -> Colour:
             return _shift(palette[int(rng.integers(len(palette)))], rng.integers(-9, 10, 3))
@@ -103,6 +103,6 @@ class Appearance:
 
 
 def _shift(colour: Colour, by: np.ndarray) -> Colour:
-    """A colour moved by an integer vector, clipped to 0..255."""
+    """Return a colour shifted by an integer vector, clipped to 0..255."""
     r, g, b = (int(min(255, max(0, c + d))) for c, d in zip(colour, by, strict=True))
     return r, g, b
