@@ -20,11 +20,12 @@ pip_install  = $(UV) pip install --python $(1)/bin/python
 pip_upgrade  = $(pip_install) --upgrade
 endif
 
-# Tests run in two processes of one torch thread each. More threads would only wait for one another. Tests that need Ray
-# run alone: Ray's workers have the lowest priority, and would get little of the processor beside other tests.
+# Tests run in two processes of one torch thread each. More threads would only wait for one another. The tests of a file
+# stay together, with its fixtures. (`--dist loadgroup` has no effect: pytest-xdist 3.8 cannot mark groups in pytest 9.2.)
+# Tests that need Ray run alone: Ray's workers have the lowest priority, and would get little beside other tests.
 TEST_WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
-SPREAD := --numprocesses $(TEST_WORKERS) --dist loadgroup
+SPREAD := --numprocesses $(TEST_WORKERS) --dist loadfile
 FAST   := -m "not ray and not slow and not gpu"
 
 .PHONY: help install demo test test-ray test-slow test-all test-newest coverage format lint types hooks check clean

@@ -18,20 +18,8 @@ GOLDEN = Path(os.environ.get("RAYREID_GOLDEN", Path(__file__).parent / "golden")
 
 
 def pytest_collection_modifyitems(items):
-    """Deal tests to pytest-xdist workers by module, so that a module's fixtures are made once.
-
-    The modules that use gloo workers stay on one worker, and so do the tests that need Ray: one Ray at a time. These
-    come last, since the Ray that they share must not run beside tests that expect none.
-    """
-    with_gloo = {item.path for item in items if "gloo" in item.fixturenames}
-    for item in items:
-        module = "gloo" if item.path in with_gloo else item.path.stem
-        item.add_marker(pytest.mark.xdist_group("ray" if _needs_ray(item) else module))
-    items.sort(key=_needs_ray)
-
-
-def _needs_ray(item) -> bool:
-    return item.get_closest_marker("ray") is not None
+    """Run tests that need Ray last: the Ray that they share must not run beside tests that expect none."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
 
 
 class Golden(dict):
