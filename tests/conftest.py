@@ -18,15 +18,7 @@ GOLDEN = Path(os.environ.get("RAYREID_GOLDEN", Path(__file__).parent / "golden")
 
 
 def pytest_collection_modifyitems(items):
-    """Deal tests to pytest-xdist workers by module, so that a module's fixtures are made once.
-
-    The modules that use gloo workers stay on one worker, and so do the tests that share a Ray. Tests that need Ray come
-    last: a Ray that is shared must not run beside tests that expect none.
-    """
-    with_gloo = {item.path for item in items if "gloo" in item.fixturenames}
-    for item in items:
-        module = "gloo" if item.path in with_gloo else item.path.stem
-        item.add_marker(pytest.mark.xdist_group("ray" if "shared_ray" in item.fixturenames else module))
+    """Run tests that need Ray last: the Ray that they share must not run beside tests that expect none."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
 
 

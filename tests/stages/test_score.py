@@ -78,7 +78,9 @@ def planned(pool, config, provenance=None, targets=("",)) -> Artifact:
 def scoring(pool, monkeypatch):
     """Run the stage with some proxies; gives the facts, the artifact and what was drawn."""
 
-    def scoring(proxies, most=1.0, provenance=None, targets=("",)):
+    def scoring(proxies, most=1.0, provenance=None, targets=("",), sheets=False):
+        if not sheets:  # the images are read, but not drawn: that takes most of a test's time
+            monkeypatch.setattr(score, "image_sheet", lambda images, titles: None)
         monkeypatch.setattr(shard_results, "scoring_actors", lambda: Share(4, 1, True))
         monkeypatch.setattr(shard_results, "stream", proxies)
         artifact = planned(pool, Score(max_bad_fraction=most), provenance, targets)
@@ -266,7 +268,7 @@ def kept(figure) -> list[str]:
 
 
 def test_the_cut_is_drawn_by_the_selection_and_is_its_own(scoring, pool):
-    made = scoring(Proxies())
+    made = scoring(Proxies(), sheets=True)
     assert kept(made.figures["figures/cfs_histogram.png"]) == []
     subset = select.plan(pool, made.artifact, Select(fraction=0.2), 0, Provenance(lambda: NEAR, "near"))
     subset.path.mkdir(parents=True)
