@@ -41,6 +41,14 @@ def test_a_token_sees_its_own_pixels_in_row_major_order(name):
         assert reach[:16].count_nonzero() == 0  # the convolutions look a few pixels further, not a token
 
 
+def test_patches_are_projected_as_the_convolution_would():
+    """The patches are not square, so that rows and columns cannot be swapped unnoticed."""
+    torch.manual_seed(0)
+    stem = STEMS["patchify"](img_size=(32, 16), patch_size=(8, 4), embed_dim=8).double()
+    x = torch.randn(2, 3, 32, 16, dtype=torch.float64)
+    torch.testing.assert_close(stem(x), stem.proj(x).flatten(2).transpose(1, 2))
+
+
 def test_published_layout_of_the_convolutional_stems():
     for name, norm in (("ics", IBN), ("conv", SyncedBatchNorm)):
         stem = STEMS[name](img_size=(64, 32), embed_dim=8)

@@ -13,7 +13,9 @@ from rayreid.errors import UserError
 from rayreid.models.backbones import build_backbone
 from rayreid.models.extractor import load_extractor
 from rayreid.models.weights import save_backbone
-from rayreid.reports.model_registry import fetch_weights, register
+from rayreid.reports.model_registry import best_of, fetch_weights, register
+from rayreid.reports.trial_results import Trial
+from rayreid.tracking.history import Record
 from rayreid.tracking.run import Tracker
 
 ELSEWHERE = """
@@ -65,3 +67,13 @@ def test_a_model_comes_back_from_the_registry(tracker, tmp_path):
 def test_a_run_without_weights_is_one_line(tracker, tmp_path):
     with pytest.raises(UserError, match="no weights"):
         fetch_weights(tracker.client, tracker.run("evaluate").id, Path(tmp_path))
+
+
+def test_the_best_trial_has_the_highest_map_and_is_the_first_of_equals():
+    def trial(name, outcome, **metrics):
+        return Trial(Record(name, name, "FINISHED", {}, {}, metrics), outcome, "")
+
+    trials = [trial("failed", None), trial("low", "reached", mAP=0.2)]
+    trials += [trial(name, "reached", mAP=0.6) for name in ("first", "second")]
+    assert best_of(trials).record.name == "first"
+    assert best_of(trials[:2]).record.name == "low"

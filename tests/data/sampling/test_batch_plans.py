@@ -102,6 +102,12 @@ def test_images_left_over_are_dropped_for_an_epoch_only():
     assert set(seen) == set(range(15))
 
 
+def test_an_identity_of_exactly_as_many_images_as_a_batch_takes_gives_each_once():
+    plan = IdentityPlan(np.arange(24), np.repeat(np.arange(6), 4), identities=6, instances=4, seed=0)
+    for epoch in range(3):
+        np.testing.assert_array_equal(np.sort(plan.batch(epoch, 0)), np.arange(24))
+
+
 def test_every_epoch_has_the_announced_length():
     rows, pids = labelled()
     plan = IdentityPlan(rows, pids, identities=8, instances=4, seed=3)
