@@ -70,7 +70,7 @@ class ClusterContrast(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The feature: (B, 3, H, W) → (B, D) of length 1."""
-        return F.normalize(self.bottleneck(self.base(images)), dim=1)
+        return F.normalize(self.bottleneck(self.base.features([images])), dim=1)
 
     @torch.no_grad()
     def after_neck(self, features: Tensor) -> Tensor:

@@ -73,8 +73,7 @@ class SupervisedReID(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The retrieval feature before the neck: (B, 3, H, W) → (B, D), not normalised."""
-        feature: Tensor = self.base(images)
-        return feature
+        return self.base.features([images])
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Losses of images (B, 3, H, W) with labels (B,) int64 in [0, identities).

@@ -92,6 +92,7 @@ def _adapt(config: Adapt, backbone: Backbone, seed: int, resources: Resources, c
         epochs=c.epochs,
         accumulate=1,
         precision=c.precision,
+        compile=c.compile,
         seed=seed,
         checkpoint_minutes=c.checkpoint_minutes,
         keep_checkpoints=c.keep_checkpoints,

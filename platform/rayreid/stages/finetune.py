@@ -69,6 +69,7 @@ def _finetune(
         epochs=config.epochs,
         accumulate=1,
         precision=config.precision,
+        compile=config.compile,
         seed=seed,
         checkpoint_minutes=config.checkpoint_minutes,
         keep_checkpoints=config.keep_checkpoints,

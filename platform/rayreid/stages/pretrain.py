@@ -91,6 +91,7 @@ def _pretrain(
         epochs=config.epochs,
         accumulate=config.accumulate,
         precision=config.precision,
+        compile=config.compile,
         seed=seed,
         checkpoint_minutes=config.checkpoint_minutes,
         keep_checkpoints=config.keep_checkpoints,
