@@ -69,6 +69,7 @@ class Score(Section):
     batch_size: Annotated[PositiveInt | Auto, RUNTIME] = "auto"
     """Images per forward pass. `auto`: 32 on a CPU; 512 on a GPU, halved whenever memory does not suffice."""
     precision: Precision = "auto"
+    compile: Annotated[bool | Auto, RUNTIME] = "auto"
     max_bad_fraction: Annotated[float, Field(ge=0, le=1), RUNTIME] = 0.01
 
     @field_validator("targets")

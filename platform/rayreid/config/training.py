@@ -70,6 +70,8 @@ class Pretrain(Section):
     global_scale: Shares = (0.4, 1.0)
     local_scale: Shares = (0.05, 0.4)
     precision: Precision = "auto"
+    compile: Annotated[bool | Auto, RUNTIME] = "auto"
+    """Whether the forward and backward passes run compiled; `auto`: on a GPU."""
     checkpoint_minutes: Annotated[float, Field(gt=0), RUNTIME] = 10
     """Longest time between two checkpoints, in minutes. One is also written after every epoch."""
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
@@ -164,6 +166,7 @@ class Finetune(Section):
     """Margin of the triplet loss, in the feature's unit; null: the soft margin."""
     global_mining: bool = False
     precision: Precision = "auto"
+    compile: Annotated[bool | Auto, RUNTIME] = "auto"
     checkpoint_minutes: Annotated[float, Field(gt=0), RUNTIME] = 10
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
     keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = None
@@ -222,6 +225,7 @@ class Adapt(Section):
     erasing: Annotated[float, Field(ge=0, le=1)] = 0.5
     padding: Annotated[int, Field(ge=0)] = 10
     precision: Precision = "fp32"
+    compile: Annotated[bool | Auto, RUNTIME] = "auto"
     checkpoint_minutes: Annotated[float, Field(gt=0), RUNTIME] = 10
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
     keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = None

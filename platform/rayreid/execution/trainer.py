@@ -14,7 +14,7 @@ import torch
 from ray.train import TrainingFailedError
 from rich.markup import escape
 
-from rayreid.config import Resources
+from rayreid.config import Auto, Resources
 from rayreid.console import Bar
 from rayreid.data.sampling.batch_plans import BatchPlan
 from rayreid.data.store.store import ImageStore
@@ -29,6 +29,7 @@ from rayreid.files import write_atomically
 from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.training import parallel
 from rayreid.training.checkpoint import Checkpoints, Milestones
+from rayreid.training.compilation import resolve_compile
 from rayreid.training.feed import Prefetcher
 from rayreid.training.guard import NonFiniteLossError
 from rayreid.training.loop import Batch, LoopSettings, Method, WantedPrecision, resolve_precision, train
@@ -57,7 +58,7 @@ class Training:
         plan: which images each step takes.
         build: (device) → (method on that device, prepare for the feed).
         save: called on worker 0 with the trained method.
-        epochs, accumulate, precision, seed, checkpoint_minutes: see `LoopSettings`.
+        epochs, accumulate, precision, seed, checkpoint_minutes, compile: see `LoopSettings`.
         keep_checkpoints: how many of the newest stay while it runs.
         keep_every_epochs: the checkpoint of every so many epochs stays for good in `epochs/`; None: none does.
         probe: (method, device, threads) → what `train` asks after each epoch.
@@ -78,6 +79,7 @@ class Training:
     keep_every_epochs: int | None
     probe: Callable[[Any, torch.device, int], Callable[[int], dict[str, float]]] | None = None
     feed: Callable[[Any, Any, torch.device, int, Log], Callable[[int], Iterator[Batch]]] | None = None
+    compile: bool | Auto = "auto"
 
     def settings(self, device: torch.device) -> LoopSettings:
         """The loop's settings on a worker."""
@@ -88,6 +90,7 @@ class Training:
             precision=resolve_precision(self.precision, device),
             seed=self.seed,
             checkpoint_seconds=60 * self.checkpoint_minutes,
+            compile=resolve_compile(self.compile, device),
         )
 
     def checkpoints(self) -> Checkpoints:
@@ -115,6 +118,7 @@ def fit(
     total = training.plan.steps_per_epoch * training.epochs
     for old in _failures(context.folder):
         old.unlink()
+    (context.folder / _RESOLVED).unlink(missing_ok=True)
     trainer = Trainer(
         _worker,
         train_loop_config={"training": Sealed(training), "cpus": share.cpus},
@@ -191,7 +195,7 @@ def _train(training: Training, cpus: int) -> None:
     )
     settings = training.settings(device)
     if parallel.rank() == 0:
-        resolved = {"precision": settings.precision, "device": device.type}
+        resolved = {"precision": settings.precision, "compile": settings.compile, "device": device.type}
         write_atomically(training.folder / _RESOLVED, json.dumps(resolved))
     after_epoch = training.probe(method, device, cpus) if training.probe else None
     train(method, feed, settings, device, training.checkpoints(), journal.append, after_epoch)
@@ -221,7 +225,7 @@ class _Delivery:
         self._last: dict[str, float] = {}
         self._warning: str | None = None
         self._read()  # an earlier process's rows: they are for the watch alone, and say nothing of this one's pace
-        self._complained = False
+        self._complained = self._announced = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
@@ -242,6 +246,7 @@ class _Delivery:
     def _try(self) -> bool:
         """Whether all that was written so far is delivered."""
         try:
+            self._announce()
             self._show()
             self._feed.deliver()
             if self._warning is not None:
@@ -255,6 +260,13 @@ class _Delivery:
             self._complained = True
             return False
         return True
+
+    def _announce(self) -> None:
+        """Say once what the workers' `auto` came to: it depends on their device."""
+        path = self._work.folder / _RESOLVED
+        if not self._announced and path.exists():
+            self._announced = True
+            self._work.resolved({}, json.loads(path.read_text()))
 
     def _show(self) -> None:
         if self._read() and "loss" in self._last:

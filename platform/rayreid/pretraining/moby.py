@@ -8,7 +8,7 @@ from torch import Tensor
 from rayreid.models.backbones import Backbone
 from rayreid.pretraining.contrast import Queue, contrast_queue
 from rayreid.pretraining.momentum import Encoder, MomentumMethod, Rates, logged
-from rayreid.pretraining.projector import mlp
+from rayreid.pretraining.projector import mlp, projected
 
 
 class MoBY(MomentumMethod):
@@ -61,7 +61,7 @@ class MoBY(MomentumMethod):
     def losses(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the losses of one micro-batch of B images, two views each: (2B, 3, H, W), view-major; see `logged`."""
         views = batch[0].chunk(2)
-        q1, q2 = (self.predictor(self.base(view)[1]) for view in views)
+        q1, q2 = (projected(self.predictor, self.base(view)[1]) for view in views)
         with torch.no_grad():
             (f1, k1), (f2, k2) = (self.momentum(view) for view in views)
         directions = [

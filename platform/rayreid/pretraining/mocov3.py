@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rayreid.models.backbones import Backbone, ViT
 from rayreid.pretraining.contrast import contrast_batch
 from rayreid.pretraining.momentum import Encoder, MomentumMethod, Rates, logged
-from rayreid.pretraining.projector import mlp
+from rayreid.pretraining.projector import mlp, projected
 
 
 class MoCoV3(MomentumMethod):
@@ -65,7 +65,7 @@ class MoCoV3(MomentumMethod):
     def losses(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the losses of one micro-batch of B images, two views each: (2B, 3, H, W), view-major; see `logged`."""
         views = batch[0].chunk(2)
-        q1, q2 = (self.predictor(self.base(view)[1]) for view in views)
+        q1, q2 = (projected(self.predictor, self.base(view)[1]) for view in views)
         with torch.no_grad():
             (f1, k1), (f2, k2) = (self.momentum(view) for view in views)
         directions = [contrast_batch(q1, k2, self.temperature), contrast_batch(q2, k1, self.temperature)]

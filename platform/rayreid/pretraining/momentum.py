@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rayreid.models.backbones import Backbone
 from rayreid.models.decay import split_decay
 from rayreid.pretraining.contrast import Contrast, Queue, feature_std
+from rayreid.pretraining.projector import projected
 from rayreid.training.gradients import clip_together, gradient_norms, norm_scalars
 from rayreid.training.schedules import Schedule
 
@@ -42,8 +43,8 @@ class Encoder(nn.Module):
 
     def forward(self, view: Tensor) -> tuple[Tensor, Tensor]:
         """Return features (B, W) and projections (B, D) of a view (B, 3, H, W)."""
-        features = self.backbone(view)
-        return features, self.projector(features)
+        features = self.backbone.features([view])
+        return features, projected(self.projector, features)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 from rayreid.models.norms import SyncedBatchNorm
+from rayreid.training.compilation import compilable
 
 
 def mlp(widths: tuple[int, ...], hidden_norm: bool, last_norm: bool) -> nn.Sequential:
@@ -27,3 +28,10 @@ def mlp(widths: tuple[int, ...], hidden_norm: bool, last_norm: bool) -> nn.Seque
     layers.append(nn.Linear(widths[-2], widths[-1], bias=not last_norm))
     layers += [SyncedBatchNorm(widths[-1], affine=False)] if last_norm else []
     return nn.Sequential(*layers)
+
+
+@compilable(breaks=True)
+def projected(projector: nn.Module, x: Tensor) -> Tensor:
+    """(N, D) → (N, D'); synchronised batch norm waits for other workers in between."""
+    out: Tensor = projector(x)
+    return out

@@ -72,7 +72,7 @@ class ClusterContrast(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the feature (B, D), of length 1, of images (B, 3, H, W)."""
-        return F.normalize(self.bottleneck(self.base(images)), dim=1)
+        return F.normalize(self.bottleneck(self.base.features([images])), dim=1)
 
     @torch.no_grad()
     def after_neck(self, features: Tensor) -> Tensor:

@@ -76,8 +76,7 @@ class SupervisedReID(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the retrieval feature before the neck, (B, D), not normalised, of images (B, 3, H, W)."""
-        feature: Tensor = self.base(images)
-        return feature
+        return self.base.features([images])
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Return the losses of images (B, 3, H, W) with labels (B,) int64 in [0, identities).

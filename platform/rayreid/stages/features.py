@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from rayreid.config import Score
+from rayreid.config import Auto, Score
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
 from rayreid.execution.production import StageContext, identity
@@ -49,8 +49,8 @@ def read(folder: Path, store: ImageStore, part: Part) -> Iterator[tuple[np.ndarr
 class _Head:
     """Directions, rounded to float16: the error of a cosine between two of them is at most 1e-4."""
 
-    def __init__(self, path: Path, precision: WantedPrecision, device: torch.device):
-        self.embed = Embedder(path, device, precision)
+    def __init__(self, path: Path, precision: WantedPrecision, compile: bool | Auto, device: torch.device):
+        self.embed = Embedder(path, device, precision, compile)
 
     def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
         return directions(self.embed(images), keys, "source").half().cpu().numpy()
@@ -84,5 +84,6 @@ def _extract(part: Part, config: Score, context: StageContext) -> dict[str, Any]
     store = ImageStore(context.input("images"))
     context.run.dataset("images", store.fingerprint, str(store.directory), {"images": len(store)}, "features")
     files = _Files(context.folder / "features", store, rows_of(store, part))
-    fill(files, partial(_Head, weights_of(context.input("source")), config.precision), config, context, "features")
+    head = partial(_Head, weights_of(context.input("source")), config.precision, config.compile)
+    fill(files, head, config, context, "features")
     return {"images": files.done, "bad": files.bad}

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rayreid.config import Score
+from rayreid.config import Auto, Score
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
@@ -80,9 +80,16 @@ def _columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 class _Head:
     """Scores of one decoded batch under all proxies."""
 
-    def __init__(self, source: Path, targets: Mapping[str, Path], precision: WantedPrecision, device: torch.device):
-        self.source = Embedder(source, device, precision)
-        self.targets = {name: Embedder(path, device, precision) for name, path in targets.items()}
+    def __init__(
+        self,
+        source: Path,
+        targets: Mapping[str, Path],
+        precision: WantedPrecision,
+        compile: bool | Auto,
+        device: torch.device,
+    ):
+        self.source = Embedder(source, device, precision, compile)
+        self.targets = {name: Embedder(path, device, precision, compile) for name, path in targets.items()}
 
     def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
         """Return the scores, float32 (B, targets)."""
@@ -139,7 +146,7 @@ def _score(config: Score, provenance: Provenance | None, context: StageContext) 
     files = ScoreFiles(context.folder / "scores", store, list(targets))
     fill(
         files,
-        partial(_Head, weights_of(context.input("source")), targets, config.precision),
+        partial(_Head, weights_of(context.input("source")), targets, config.precision, config.compile),
         config,
         context,
         "scoring",

@@ -6,6 +6,8 @@ masks, temperatures) are passed as tensors: a Python number would be built into 
 compile the code again.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,15 +29,32 @@ _backend: ContextVar[str | None] = ContextVar("compilation_backend", default=Non
 
 
 def resolve_compile(wanted: bool | str, device: torch.device) -> bool:
-    """Return whether to compile. `auto` is true on CUDA, and false on a CPU, where compiling gains nothing.
+    """Return whether to compile.
+
+    `auto` is true on CUDA where it is possible, and false on a CPU, where it gains nothing.
 
     Raises:
-        UserError: Compilation is requested on a GPU for which Triton generates no code (before Volta).
+        UserError: Compilation is asked for where it is impossible: on a GPU for which Triton generates no code (before
+            Volta), or without a compiler for the code that is generated.
     """
-    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0)
-    if wanted is True and old:
-        raise UserError("compile: true needs a GPU of compute capability 7.0 or newer; use compile: false")
-    return device.type == "cuda" and not old if wanted == "auto" else bool(wanted)
+    if wanted is False or (wanted == "auto" and device.type != "cuda"):
+        return False
+    missing = _missing(device)
+    if missing and wanted != "auto":
+        raise UserError(f"compile: true needs {missing}; use compile: false")
+    return not missing
+
+
+def _missing(device: torch.device) -> str:
+    """What compilation for a device lacks; empty if nothing."""
+    if device.type != "cuda":  # Inductor generates C++
+        name = os.environ.get("CXX", "g++")
+        return "" if shutil.which(name) else f"a C++ compiler ({name})"
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return "a GPU of compute capability 7.0 or newer"
+    # Triton builds the launchers of its kernels.
+    found = any(shutil.which(name) for name in (os.environ.get("CC", "gcc"), "clang"))
+    return "" if found else "a C compiler (gcc or clang)"
 
 
 @contextmanager

@@ -80,6 +80,7 @@ def training_on(
         epochs=config.epochs,
         accumulate=accumulate,
         precision=config.precision,
+        compile=config.compile,
         seed=seed,
         checkpoint_minutes=config.checkpoint_minutes,
         keep_checkpoints=config.keep_checkpoints,

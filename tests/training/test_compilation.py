@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from rayreid.errors import UserError
+from rayreid.training.compilation import resolve_compile
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def test_on_a_cpu_only_true_compiles():
+    assert [resolve_compile(wanted, CPU) for wanted in ("auto", True, False)] == [False, True, False]
+
+
+def test_on_a_gpu_auto_compiles(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    assert [resolve_compile(wanted, GPU) for wanted in ("auto", True, False)] == [True, True, False]
+
+
+def test_an_old_gpu_does_not(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    assert not resolve_compile("auto", GPU)
+    with pytest.raises(UserError, match=r"compile: true needs a GPU of compute capability 7\.0"):
+        resolve_compile(True, GPU)
+
+
+@pytest.mark.parametrize(("device", "what"), [(CPU, r"a C\+\+ compiler"), (GPU, "a C compiler")])
+def test_without_a_compiler_nothing_does(monkeypatch, tmp_path, device, what):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not resolve_compile("auto", device)
+    with pytest.raises(UserError, match=f"compile: true needs {what}.*; use compile: false"):
+        resolve_compile(True, device)
