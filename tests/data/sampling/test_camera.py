@@ -89,3 +89,10 @@ def test_what_cannot_be_drawn_is_refused():
         CameraPlan([1, 2], [0, -1], [0, 0])
     with pytest.raises(IndexError):
         CameraPlan(rows, pids, camids, identities=8).batch(0, 10_000)
+
+
+def test_images_of_unknown_camera_go_with_one_another_as_with_those_of_a_known_one():
+    pids, camids = np.repeat([0, 1], 4), np.tile([-1, -1, -1, 3], 2)
+    plan = CameraPlan(np.arange(8), pids, camids, identities=2, instances=4)
+    for epoch in range(6):
+        np.testing.assert_array_equal(np.sort(plan.batch(epoch, 0)), np.arange(8))
