@@ -93,6 +93,7 @@ def _adapt(config: Adapt, backbone: Backbone, seed: int, resources: Resources, c
         accumulate=1,
         precision=c.precision,
         compile=c.compile,
+        deterministic=c.deterministic,
         seed=seed,
         checkpoint_minutes=c.checkpoint_minutes,
         keep_checkpoints=c.keep_checkpoints,
@@ -131,7 +132,7 @@ class _Build:
 
     def __call__(self, device: torch.device) -> tuple[ClusterContrast, Callable[..., Any]]:
         c, b = self.config, self.backbone
-        backbone = network(b, c.drop_path)
+        backbone = network(b, c.drop_path, c.checkpoint_activations)
         if self.weights is not None:
             self.weights.load(backbone)
         method = ClusterContrast(

@@ -70,6 +70,7 @@ def _finetune(
         accumulate=1,
         precision=config.precision,
         compile=config.compile,
+        deterministic=config.deterministic,
         seed=seed,
         checkpoint_minutes=config.checkpoint_minutes,
         keep_checkpoints=config.keep_checkpoints,
@@ -144,7 +145,7 @@ class _Build:
 
     def __call__(self, device: torch.device) -> tuple[SupervisedReID, Callable[..., Any]]:
         c, b = self.config, self.backbone
-        backbone = network(b, c.drop_path)
+        backbone = network(b, c.drop_path, c.checkpoint_activations)
         if self.weights is not None:
             self.weights.load(backbone)
         method = SupervisedReID(

@@ -92,6 +92,7 @@ def _pretrain(
         accumulate=config.accumulate,
         precision=config.precision,
         compile=config.compile,
+        deterministic=config.deterministic,
         seed=seed,
         checkpoint_minutes=config.checkpoint_minutes,
         keep_checkpoints=config.keep_checkpoints,
@@ -120,7 +121,8 @@ class _Build:
 
     def __call__(self, device: torch.device) -> tuple[Pretraining, Callable[..., Any]]:
         recipe = self.config.recipe(self.backbone)
-        trained, follower = network(self.backbone, recipe.drop_path), network(self.backbone)
+        trained = network(self.backbone, recipe.drop_path, self.config.checkpoint_activations)
+        follower = network(self.backbone)
         if self.weights is not None:
             self.weights.load(trained)
         setup = MethodSetup(self.config, recipe, self.steps_per_epoch, fresh=self.weights is None)

@@ -39,12 +39,19 @@ class Start:
         load_weights(backbone, self.path, self.strict)
 
 
-def network(config: Backbone, drop_path: float = 0.0) -> backbones.Backbone:
-    """The network that a configuration describes, with fresh weights."""
+def network(config: Backbone, drop_path: float = 0.0, checkpointed: bool = False) -> backbones.Backbone:
+    """The network that a configuration describes, with fresh weights.
+
+    Raises:
+        UserError: there is no such network, or its activations are to be checkpointed and it is no ViT.
+    """
     options = {} if config.num_heads is None else {"num_heads": config.num_heads}
-    return backbones.build_backbone(
+    backbone = backbones.build_backbone(
         config.name, config.stem, config.img_size, config.depth, drop_path=drop_path, **options
     )
+    if checkpointed:
+        backbone.checkpoint_activations()
+    return backbone
 
 
 def source(config: Backbone) -> str | Path | None:
