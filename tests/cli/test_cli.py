@@ -457,6 +457,11 @@ def test_a_pre_training_that_no_worker_could_begin(refused, change, named):
             ["pretrain.method=moby", "pretrain.queue=3"],
             "pretrain.queue=3 does not hold pretrain.batch_size=4 keys",
         ),
+        (
+            "run",
+            ["finetune.checkpoint_activations=true", "backbone.name=resnet50", "backbone.depth=null"],
+            "finetune.checkpoint_activations=true is for vit_* only, not resnet50",
+        ),
         ("run", ["proxy.pretrain.method=mocov2"], "proxy.pretrain.method mocov2 is not for backbone vit_tiny"),
         (
             "run",

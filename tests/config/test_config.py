@@ -29,6 +29,8 @@ def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
         (Pretrain, "probe_images", 100),
         (Finetune, "checkpoint_minutes", 3),
         *[(section, "compile", False) for section in (Pretrain, Finetune, Adapt, Score)],
+        *[(section, "checkpoint_activations", True) for section in (Pretrain, Finetune, Adapt)],
+        *[(section, "deterministic", True) for section in (Pretrain, Finetune, Adapt)],
         (Pretrain, "keep_checkpoints", 5),
         (Finetune, "keep_every_epochs", 5),
         (Finetune, "evaluate_every", 5),
@@ -50,7 +52,16 @@ def test_identity_leaves_out_what_changes_only_how_a_stage_runs():
 @pytest.mark.parametrize("section", [Pretrain, Finetune, Adapt, Score, Select, Evaluate, Backbone])
 def test_identity_holds_everything_else(section):
     runtime = {"checkpoint_minutes", "keep_checkpoints", "keep_every_epochs", "probe_every", "probe_images"}
-    runtime |= {"compile", "evaluate_every", "weights", "strict", "list", "max_bad_fraction"}
+    runtime |= {
+        "compile",
+        "checkpoint_activations",
+        "deterministic",
+        "evaluate_every",
+        "weights",
+        "strict",
+        "list",
+        "max_bad_fraction",
+    }
     runtime |= {"num_heads", "queue", "freeze_patch"}  # added later: see below
     runtime |= {"sampler", "margin", "rerank"}
     runtime |= {"temperature"} if section is Pretrain else set()

@@ -317,7 +317,32 @@ def test_none_need_be_kept(work, training, workers):
 def test_it_says_on_how_many_workers_it_trains(work, training, workers):
     fit(work, training, Resources())
     assert "workers 2, cpus_per_worker 1, gpu False" in work.screen.console.file.getvalue()
-    assert work.run.tagged == {"resolved.workers": 2, "resolved.cpus_per_worker": 1, "resolved.gpu": False}
+    shares = {"resolved.workers": 2, "resolved.cpus_per_worker": 1, "resolved.gpu": False}
+    chosen = {"resolved.precision": "fp32", "resolved.compile": False, "resolved.device": "cpu"}
+    assert work.run.tagged == shares | chosen
+
+
+def test_it_says_once_what_its_workers_chose_for_their_device(work, training, workers):
+    facts = fit(work, training, Resources())
+    assert work.screen.console.file.getvalue().count("precision fp32, compile False, device cpu") == 1
+    chosen = {"precision": "fp32", "compile": False, "device": "cpu"}
+    assert facts.items() >= chosen.items()
+
+
+def test_compilation_without_a_compiler_ends_the_training_in_one_line(work, training, workers, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"compile: true needs a C\+\+ compiler"):
+        fit(work, replace(training, compile=True), Resources(max_failures=3))
+
+
+def test_a_kernel_that_is_not_deterministic_ends_the_training_in_one_line(work, training, workers, monkeypatch):
+    def build_with_such_a_kernel(device):
+        raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set …")
+
+    monkeypatch.setattr(trainer, "require_determinism", lambda: None)
+    with pytest.raises(UserError, match="deterministic: true, but cumsum_cuda_kernel has no deterministic kernel"):
+        fit(work, replace(training, build=build_with_such_a_kernel, deterministic=True), Resources(max_failures=3))
+    assert len(messages(work.folder)) == 1
 
 
 # Probing it

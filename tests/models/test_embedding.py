@@ -2,15 +2,22 @@
 
 import io
 import threading
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.errors import UserError
-from rayreid.models.embedding import AUTO_BATCH, Pass
+from rayreid.models import embedding
+from rayreid.models.backbones import build_backbone
+from rayreid.models.embedding import AUTO_BATCH, Embedder, Pass
+from rayreid.models.weights import save_backbone
+from rayreid.training.compilation import compiled
 
 IMAGES = 100
 CPU = torch.device("cpu")
@@ -105,3 +112,61 @@ def test_only_some_batches_are_decoded_ahead(store, monkeypatch):
 def test_nothing_whole_gives_nothing(store):
     good, values, broken = Pass(store, Brightness(), 8, CPU, 1)(np.array([0, 10]))
     assert len(good) == len(values) == 0 and sorted(broken) == [0, 10]
+
+
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    torch.manual_seed(0)
+    backbone = build_backbone("vit_tiny", "ics", (64, 32), depth=2).eval()
+    save_backbone(tmp_path / "model.safetensors", backbone, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    return tmp_path / "model.safetensors"
+
+
+def pictures(count: int) -> ImageBatch:
+    generator = np.random.default_rng(0)
+    return ImageBatch.collate([generator.integers(0, 256, (70 + n, 30, 3), np.uint8) for n in range(count)])
+
+
+def test_compiled_features_are_the_eager_ones_at_any_batch_size(weights, monkeypatch):
+    monkeypatch.setattr(embedding, "compiled", partial(compiled, backend="aot_eager"))
+    eager, fast = (Embedder(weights, CPU, "fp32", compile) for compile in (False, True))
+    for count in (1, 5, 8):
+        torch.testing.assert_close(fast(pictures(count)), eager(pictures(count)), rtol=1e-4, atol=1e-5)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert fast(pictures(7)).shape == (7, 192)  # filled up to 8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_gives_the_cpu_s_features(weights, precision, compile):
+    here = Embedder(weights, CPU, "fp32", False)
+    there = Embedder(weights, torch.device("cuda"), precision, compile)
+    for count in (1, 5):
+        expected, found = here(pictures(count)), there(pictures(count)).cpu()
+        assert found.dtype == torch.float32
+        least = 0.9999 if precision == "fp32" else 0.999
+        assert torch.nn.functional.cosine_similarity(found, expected).min() > least
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_batch_that_does_not_fit_a_gpu_is_halved(store):
+    class Large:
+        """A head that asks for more memory than any GPU has where a batch is of more than 12 images."""
+
+        def __init__(self):
+            self.batches = []
+
+        def __call__(self, images, keys):
+            self.batches.append(len(images))
+            there = images.to("cuda", non_blocking=True)
+            torch.empty(2**50 if len(images) > 12 else 1, dtype=torch.uint8, device="cuda")
+            return there.pixels.cpu()[images.offsets].float().numpy()[:, None]
+
+    head = Large()
+    run = Pass(store, head, 64, torch.device("cuda"), 2)
+    good, values, _ = run(np.arange(IMAGES))
+    assert good.tolist() == WHOLE and values[:, 0].tolist() == [brightness(row) for row in WHOLE]
+    assert head.batches[:4] == [57, 32, 16, 8] and run.batch_size == 8

@@ -12,7 +12,7 @@ from rayreid.pretraining.moby import MoBY
 from rayreid.pretraining.mocov2 import MoCoV2
 from rayreid.pretraining.mocov3 import MoCoV3, patch_projection
 from rayreid.pretraining.momentum import MomentumMethod, Rates
-from rayreid.training.parallel import average_gradients
+from rayreid.training.averaging import average_gradients
 from rayreid.training.schedules import Constant, WarmupCosine
 from small_resnet import SmallResNet
 

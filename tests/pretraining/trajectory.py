@@ -8,7 +8,7 @@ import torch
 from rayreid.models.backbones import build_backbone
 from rayreid.pretraining.dino import DINO
 from rayreid.pretraining.dino_schedules import DINOSchedules
-from rayreid.training.parallel import average_gradients
+from rayreid.training.averaging import average_gradients
 
 TRAJECTORIES = {"ics": "dino_trajectory_ics.npz", "patchify": "dino_trajectory_patchify.npz"}
 

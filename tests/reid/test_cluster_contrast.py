@@ -7,7 +7,7 @@ from torch import nn
 
 from rayreid.reid.cluster_contrast import ClusterContrast
 from rayreid.reid.memory import ClusterMemory
-from rayreid.training.parallel import average_gradients
+from rayreid.training.averaging import average_gradients
 
 CLUSTERS = 3
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from rayreid.errors import UserError
 from rayreid.reid.memory import ClusterMemory
-from rayreid.training.parallel import average_gradients
+from rayreid.training.averaging import average_gradients
 
 VARIANTS = ("mean", "hard")
 

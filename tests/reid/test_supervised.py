@@ -8,7 +8,7 @@ from torch import nn
 from rayreid.models.backbones import build_backbone
 from rayreid.reid.losses import triplet_loss
 from rayreid.reid.supervised import SupervisedReID
-from rayreid.training.parallel import average_gradients
+from rayreid.training.averaging import average_gradients
 
 
 class Tiny(nn.Module):

@@ -160,3 +160,20 @@ def test_it_ends_where_it_is_told_and_asks_the_plan_for_nothing_beyond(store, st
     plan = Watched(np.arange(IMAGES), BATCH, seed=3)
     bounded = [batch.keys for batch in feed(store, plan, accumulate=2)(start, end)]
     assert bounded == [batch.keys for batch in itertools.islice(feed(store, accumulate=2)(start), 2 * (end - start))]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_gpu_gets_the_images_of_a_cpu(store, accumulate):
+    def content(device: torch.device) -> list[tuple[list[str], int, list[int], list[int]]]:
+        plan = ShufflePlan(np.arange(IMAGES), BATCH, seed=3)
+        found = []
+        for batch in Prefetcher(store, plan, as_it_comes, device, accumulate)(1, 8):
+            images, keys, epoch, rows = batch.data
+            assert images.pixels.device.type == device.type
+            assert keys == batch.keys
+            found.append((batch.keys, epoch, rows.tolist(), images.pixels.cpu().tolist()))
+        return found
+
+    assert content(torch.device("cuda")) == content(CPU)

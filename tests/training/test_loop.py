@@ -459,3 +459,57 @@ def test_parameters_stay_float32_in_bf16():
     assert all(parameter.dtype == torch.float32 for parameter in method.parameters())
     torch.testing.assert_close(method.linear.weight, exact.linear.weight, rtol=0, atol=0.1)
     assert not torch.equal(method.linear.weight, exact.linear.weight)
+
+
+# On a GPU
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def on_gpu(source: Callable[[int], Iterator[Batch]]) -> Callable[[int], Iterator[Batch]]:
+    def start_at(start: int) -> Iterator[Batch]:
+        return (Batch(batch.keys, tuple(part.cuda() for part in batch.data)) for batch in source(start))
+
+    return start_at
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.2), ("fp16", 0.05)])
+def test_a_gpu_trains_as_a_cpu_does(precision, tolerance):
+    expected = run(Tiny(dropout=0), precision=precision)
+    rows: list[dict[str, float]] = []
+    train(
+        Tiny(dropout=0).cuda(), on_gpu(batches()), settings(precision=precision), torch.device("cuda"), log=rows.append
+    )
+    assert [row["step"] for row in rows] == list(range(STEPS))
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=tolerance, abs=0.01)
+    assert all(row["gpu_hours"] > 0 for row in rows)
+
+
+@pytest.mark.gpu
+@gpu
+def test_on_a_gpu_fp16_passes_over_a_gradient_that_overflows():
+    rows: list[dict[str, float]] = []
+    ends = settings(precision="fp16")
+    train(Tiny(dropout=0).cuda(), on_gpu(large()), ends, torch.device("cuda"), log=rows.append)
+    assert rows[0]["loss_scale"] < 65536 and "grad_norm" not in rows[0]
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("poison", [0, 1, 4, STEPS - 1])
+def test_on_a_gpu_a_loss_that_is_not_finite_ends_the_run_and_is_not_kept(tmp_path, poison):
+    rows: list[dict[str, float]] = []
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(NonFiniteLossError, match=rf"nan at step {poison} \(.*{poison}/0\.jpg"):
+        train(
+            Tiny(dropout=0).cuda(),
+            on_gpu(batches(poison=poison)),
+            settings(),
+            torch.device("cuda"),
+            checkpoints,
+            rows.append,
+        )
+    assert [row["step"] for row in rows] == list(range(poison))
+    assert checkpoints.newest() == poison

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from gloo_workers import WORLD
-from rayreid.training import parallel
+from rayreid.training import averaging, parallel
 
 
 def _grad(rank: int, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.full(shape, float(rank + 1)) + torch.arange(torch.Size(shape).numel()).view(shape)
 
 
-@patch.object(parallel, "BUCKET_BYTES", 64)  # the gradients below then need several buckets
+@patch.object(averaging, "BUCKET_BYTES", 64)  # the gradients below then need several buckets
 def _worker(rank: int) -> dict[str, object]:
     results: dict[str, object] = {"rank": parallel.rank(), "world": parallel.world_size()}
 
@@ -33,7 +33,7 @@ def _worker(rank: int) -> dict[str, object]:
     for parameter in parameters[:-1]:
         parameter.grad = _grad(rank, tuple(parameter.shape)).to(parameter.dtype)
     parameters[0].grad = parameters[0].grad.t().contiguous().t()  # not contiguous
-    parallel.average_gradients(parameters)
+    averaging.average_gradients(parameters)
     results["gradients"] = [p.grad for p in parameters]
 
     x = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -46,7 +46,7 @@ def _worker(rank: int) -> dict[str, object]:
     rows = torch.tensor([[1.0, 2.0], [3.0, 5.0], [7.0, 11.0], [13.0, 17.0]])[rank * 2 : rank * 2 + 2]
     gathered = parallel.gather_rows(rows * weight)
     torch.cdist(gathered, gathered).square().sum().backward()
-    parallel.average_gradients([weight])
+    averaging.average_gradients([weight])
     results["rows"], results["rows_grad"] = gathered.detach(), weight.grad
 
     results["text"] = parallel.broadcast_text(f"worker {rank}" * (1 + 99 * rank), 1, torch.device("cpu"))
@@ -115,7 +115,7 @@ def test_nothing_happens_without_a_process_group():
     tensor = torch.tensor([1.0, 2.0])
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([3.0, 4.0])
-    parallel.average_gradients([parameter])
+    averaging.average_gradients([parameter])
     assert parallel.broadcast_text("alone", 0, torch.device("cpu")) == "alone"
     for operation in (parallel.all_reduce_sum, parallel.broadcast, parallel.gather_rows):
         assert operation(tensor).tolist() == [1.0, 2.0]

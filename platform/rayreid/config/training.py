@@ -72,6 +72,10 @@ class Pretrain(Section):
     precision: Precision = "auto"
     compile: Annotated[bool | Auto, RUNTIME] = "auto"
     """Whether the forward and backward passes run compiled; `auto`: on a GPU."""
+    checkpoint_activations: Annotated[bool, RUNTIME] = False
+    """Of a ViT: the backward pass computes every block again, which takes less memory and more time."""
+    deterministic: Annotated[bool, RUNTIME] = False
+    """On a GPU: only kernels that give the same bits again; where there is none the training is refused."""
     checkpoint_minutes: Annotated[float, Field(gt=0), RUNTIME] = 10
     """Longest time between two checkpoints, in minutes. One is also written after every epoch."""
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
@@ -167,6 +171,8 @@ class Finetune(Section):
     global_mining: bool = False
     precision: Precision = "auto"
     compile: Annotated[bool | Auto, RUNTIME] = "auto"
+    checkpoint_activations: Annotated[bool, RUNTIME] = False
+    deterministic: Annotated[bool, RUNTIME] = False
     checkpoint_minutes: Annotated[float, Field(gt=0), RUNTIME] = 10
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
     keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = None
@@ -226,6 +232,8 @@ class Adapt(Section):
     padding: Annotated[int, Field(ge=0)] = 10
     precision: Precision = "fp32"
     compile: Annotated[bool | Auto, RUNTIME] = "auto"
+    checkpoint_activations: Annotated[bool, RUNTIME] = False
+    deterministic: Annotated[bool, RUNTIME] = False
     checkpoint_minutes: Annotated[float, Field(gt=0), RUNTIME] = 10
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
     keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = None

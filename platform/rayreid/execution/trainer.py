@@ -30,6 +30,7 @@ from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.training import parallel
 from rayreid.training.checkpoint import Checkpoints, Milestones
 from rayreid.training.compilation import resolve_compile
+from rayreid.training.determinism import refusal, require_determinism
 from rayreid.training.feed import Prefetcher
 from rayreid.training.guard import NonFiniteLossError
 from rayreid.training.loop import Batch, LoopSettings, Method, WantedPrecision, resolve_precision, train
@@ -63,6 +64,7 @@ class Training:
         keep_every_epochs: the checkpoint of every so many epochs stays for good in `epochs/`; None: none does.
         probe: (method, device, threads) → what `train` asks after each epoch.
         feed: (method, prepare, device, threads, log) → what `train` draws from; None: the store's images by the plan.
+        deterministic: see `require_determinism`.
     """
 
     folder: Path
@@ -80,6 +82,7 @@ class Training:
     probe: Callable[[Any, torch.device, int], Callable[[int], dict[str, float]]] | None = None
     feed: Callable[[Any, Any, torch.device, int, Log], Callable[[int], Iterator[Batch]]] | None = None
     compile: bool | Auto = "auto"
+    deterministic: bool = False
 
     def settings(self, device: torch.device) -> LoopSettings:
         """The loop's settings on a worker."""
@@ -172,18 +175,33 @@ def _worker(config: dict[str, Any]) -> None:
     try:
         _train(training, config["cpus"])
     except (UserError, NonFiniteLossError) as error:
-        # Often on this worker alone, which has the bad image, while the others wait for its gradients: what is
-        # raised makes Ray stop them, and the message must be on the disk by then.
-        path = training.folder / _FAILURE.format(parallel.rank())
-        where = f"; all {len(error.keys)} keys: {path}" if isinstance(error, NonFiniteLossError) else ""
-        content = {"message": f"{error}{where}", "keys": getattr(error, "keys", [])}
-        content["hopeless"] = isinstance(error, StoppedEarly)
-        write_atomically(path, json.dumps(content))
+        _note_failure(training.folder, error)
         raise
+    except RuntimeError as error:
+        refused = refusal(error)
+        if refused is None:
+            raise
+        _note_failure(training.folder, refused)
+        raise refused from error
+
+
+def _note_failure(folder: Path, error: UserError | NonFiniteLossError) -> None:
+    """Leave the driver the message.
+
+    The error is often on this worker alone, which has the bad image, while the others wait for its gradients: what is
+    raised makes Ray stop them, and the message must be on the disk by then.
+    """
+    path = folder / _FAILURE.format(parallel.rank())
+    where = f"; all {len(error.keys)} keys: {path}" if isinstance(error, NonFiniteLossError) else ""
+    content = {"message": f"{error}{where}", "keys": getattr(error, "keys", [])}
+    content["hopeless"] = isinstance(error, StoppedEarly)
+    write_atomically(path, json.dumps(content))
 
 
 def _train(training: Training, cpus: int) -> None:
     torch.set_num_threads(cpus)
+    if training.deterministic:
+        require_determinism()
     device = ray.train.torch.get_device()
     torch.manual_seed(training.seed)
     method, prepare = training.build(device)

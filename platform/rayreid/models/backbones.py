@@ -52,6 +52,10 @@ class Backbone(nn.Module):
         """
         return torch.cat([_whole(self, crop) for crop in crops])
 
+    def checkpoint_activations(self) -> None:
+        """Compute the blocks again in the backward pass instead of keeping what is in them; only a ViT can."""
+        raise UserError(f"checkpoint_activations: true is for vit_* only, not {self.spec['name']}")
+
     def attention_maps(self, images: Tensor) -> Tensor:
         """Return the attention of the class token, (B, heads, N); only a ViT has one."""
         raise UserError(f"backbone {self.spec['name']} has no class token, so no attention maps; use a vit_*")
@@ -79,6 +83,10 @@ class ViT(VisionTransformer, Backbone):
         tokens = [_embedded(self, crop) for crop in crops]
         out: Tensor = self.norm(class_tokens(self.blocks, tokens, self.grad_checkpointing))
         return out
+
+    def checkpoint_activations(self) -> None:
+        """Keep only the blocks' inputs for the backward pass, which then computes each block again."""
+        self.set_grad_checkpointing(True)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Return tokens (B, h, w, D) as (B, 1 + h·w, D), with class token and position embedding.
@@ -136,8 +144,21 @@ def resample_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int
         return table
     grid_1DHW = table[:, 1:].reshape(1, *grid, -1).permute(0, 3, 1, 2)
     scale = [(new + 0.1) / old for new, old in zip(new_grid, grid, strict=True)]
-    resampled = F.interpolate(grid_1DHW, scale_factor=scale, mode="bicubic", align_corners=False)
+    exact = table.is_cuda and torch.are_deterministic_algorithms_enabled()
+    resampled = _interpolated_exactly(grid_1DHW, scale) if exact else _interpolated(grid_1DHW, scale)
     return torch.cat([table[:, :1], resampled.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _interpolated(grid_1DHW: Tensor, scale: list[float]) -> Tensor:
+    return F.interpolate(grid_1DHW, scale_factor=scale, mode="bicubic", align_corners=False)
+
+
+def _interpolated_exactly(grid_1DHW: Tensor, scale: list[float]) -> Tensor:
+    """`_interpolated` as a weighted sum over the old grid: on a GPU its own backward pass is not deterministic."""
+    _, _, H, W = grid_1DHW.shape
+    units = torch.eye(H * W, device=grid_1DHW.device, dtype=grid_1DHW.dtype).view(1, H * W, H, W)
+    weights = _interpolated(units, scale)
+    return (grid_1DHW.flatten(2)[..., None] * weights.flatten(2)).sum(dim=2).unflatten(2, weights.shape[2:])
 
 
 def build_backbone(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from rayreid.training.compilation import compilable
+from rayreid.training.compilation import as_here, compilable
 
 FEW_TOKENS = 64
 SMALL_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -37,7 +37,7 @@ def class_tokens(blocks: nn.Sequential, tokens: Sequence[Tensor], checkpointed: 
     *body, last = zip(blocks, kept, strict=True)
     for block, keep in body:
         if checkpointed and torch.is_grad_enabled():
-            x_TD = checkpoint(_block, block, x_TD, shapes, keep, use_reentrant=False, preserve_rng_state=False)
+            x_TD = checkpoint(as_here(_block), block, x_TD, shapes, keep, use_reentrant=False, preserve_rng_state=False)
         else:
             x_TD = _block(block, x_TD, shapes, keep)
     block, keep = last

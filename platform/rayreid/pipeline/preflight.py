@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from rayreid.config import PATCH, Backbone, Experiment, Finetune, Pretrain, Source
+from rayreid.config import PATCH, Adapt, Backbone, Experiment, Finetune, Pretrain, Source
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import NOTHING_TO_FIND
 from rayreid.execution.resources import training_share
@@ -23,8 +23,8 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
             images, an unknown backbone or stem, an image size that is not a multiple of the patch, weights of another
             architecture, an empty subset, a batch that cannot be filled or divided among workers and micro-batches, an
             unreadable file list, a proxy without pre-training or with two definitions, a method that the backbone does
-            not support, a probe that would find nothing, fewer target images than entries in a neighbour list, or a
-            validation without query and gallery.
+            not support, checkpointed activations of a network that is not a ViT, a probe that would find nothing, fewer
+            target images than entries in a neighbour list, or a validation without query and gallery.
     """
     experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
@@ -33,6 +33,7 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
         _check_dealing(e, 1 if e.resources.workers == "auto" else e.resources.workers)
         if needs_source(e):
             check_proxies(e)
+        _check_checkpointing(e)
         for key, (backbone, config) in _pretrainings(e).items():
             _check_method(key, backbone, config)
             _check_local_size(key, backbone, config)
@@ -151,6 +152,20 @@ def _check_method(key: str, backbone: Backbone, config: Pretrain) -> None:
         raise UserError(f"{key.removesuffix('pretrain')}{error}") from None
     if queue and queue < config.batch_size:
         raise UserError(f"{key}.queue={queue} does not hold {key}.batch_size={config.batch_size} keys; raise it")
+
+
+def _check_checkpointing(e: Experiment) -> None:
+    """Activations to be checkpointed of a network that is no ViT."""
+    trained: dict[str, tuple[Backbone, Pretrain | Finetune | Adapt]] = dict(_pretrainings(e))
+    for key, finetuning in _finetunings(e).items():
+        trained[key] = (e.proxy.backbone if key.startswith("proxy") else e.backbone, finetuning)
+    if e.adapt.method != "none":
+        trained["adapt"] = (e.backbone, e.adapt)
+    for key, (backbone, config) in trained.items():
+        if config.checkpoint_activations and not backbone.name.startswith("vit"):
+            raise UserError(
+                f"{key}.checkpoint_activations=true is for vit_* only, not {backbone.name}; set it to false"
+            )
 
 
 def _check_local_size(key: str, backbone: Backbone, config: Pretrain) -> None:

@@ -117,7 +117,7 @@ class _Build:
 
     def __call__(self, device: torch.device) -> tuple[ClusterContrast, Callable[..., Any]]:
         c, b = self.config, self.backbone
-        backbone = network(b, c.drop_path, self.weights)
+        backbone = network(b, c.drop_path, self.weights, c.checkpoint_activations)
         method = ClusterContrast(
             backbone,
             steps_per_epoch=c.iterations,

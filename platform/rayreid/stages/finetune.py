@@ -136,7 +136,7 @@ class _Build:
 
     def __call__(self, device: torch.device) -> tuple[SupervisedReID, Callable[..., Any]]:
         c, b = self.config, self.backbone
-        backbone = network(b, c.drop_path, self.weights)
+        backbone = network(b, c.drop_path, self.weights, c.checkpoint_activations)
         method = SupervisedReID(
             backbone,
             self.classes,

@@ -122,7 +122,9 @@ class _Build:
 
     def __call__(self, device: torch.device) -> tuple[Pretraining, Callable[..., Any]]:
         recipe = self.config.recipe(self.backbone)
-        trained, follower = network(self.backbone, recipe.drop_path, self.weights), network(self.backbone)
+        checkpointed = self.config.checkpoint_activations
+        trained = network(self.backbone, recipe.drop_path, self.weights, checkpointed)
+        follower = network(self.backbone)
         setup = MethodSetup(self.config, recipe, self.steps_per_epoch, fresh=self.weights is None)
         method = METHODS[self.config.method].build(trained, follower, setup)
         crops = crops_of(self.config, recipe, self.backbone.img_size)

@@ -72,6 +72,21 @@ def compiled(enabled: bool = True, backend: str = "inductor") -> Iterator[None]:
         _backend.reset(token)
 
 
+def as_here(function: Callable[P, R]) -> Callable[P, R]:
+    """Return the function so that, wherever it is called, it runs compiled if it would be in this place.
+
+    A backward pass that computes a forward pass again runs outside the context, and on a GPU on another thread.
+    """
+    backend = _backend.get()
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with compiled(backend is not None, backend or "inductor"):
+            return function(*args, **kwargs)
+
+    return run
+
+
 @overload
 def compilable(function: Callable[P, R]) -> Callable[P, R]: ...
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rayreid.training import parallel
+from rayreid.training.averaging import Averaging
 from rayreid.training.checkpoint import Checkpoints, restore
 from rayreid.training.compilation import compiled
 from rayreid.training.guard import Guard, Part
@@ -177,6 +178,7 @@ class LoopState:
         self.settings, self.device, self.checkpoints = settings, device, checkpoints
         self.log, self.after_epoch = log, after_epoch
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.averaging = Averaging(self.parameters)
         self.guard = Guard()
         self.meter = Meter(parallel.world_size() if device.type == "cuda" else 0)
         self.saved_at = self.epoch_began = time.monotonic()
@@ -206,22 +208,27 @@ class LoopState:
         loss_scale = self.scaler.get_scale()
         scalars: dict[str, Tensor] = {}
         parts: list[Part] = []
-        for _ in range(self.settings.accumulate):
+        for left in reversed(range(self.settings.accumulate)):
             batch = next(stream)
             self.meter.count(len(batch.keys) * parallel.world_size(), batch.wait)
-            losses = self._differentiate(batch)
+            losses = self._differentiate(batch, last=not left)
             parts.append(Part(batch.keys, losses["loss"]))
             scalars = {name: scalars.get(name, 0) + value for name, value in losses.items()}
         gradients = self._update(step)
         watched = () if self.scaler.is_enabled() else tuple(gradients.values())
         self.guard.settle()
         self.guard.watch(step, parts, watched, rates, loss_scale)
-        if self.device.type != "cuda" or self._ends_epoch(step):
+        if not self._deferred or self._ends_epoch(step):
             self.guard.settle()
         mean = {name: value / self.settings.accumulate for name, value in scalars.items()}
         if parallel.rank() == 0:
             self._log(step, {**mean, **gradients}, {**rates, **self._scale()})
             self._save(step + 1)
+
+    @property
+    def _deferred(self) -> bool:
+        """Whether the guard reads a step's flags while the next one runs."""
+        return self.device.type == "cuda"
 
     def _ends_epoch(self, step: int) -> bool:
         return (step + 1) % self.settings.steps_per_epoch == 0
@@ -238,14 +245,16 @@ class LoopState:
             self.meter.restart()
         self.epoch_began = time.monotonic()
 
-    def _differentiate(self, batch: Batch) -> dict[str, Tensor]:
+    def _differentiate(self, batch: Batch, last: bool) -> dict[str, Tensor]:
         with autocast(self.settings.precision, self.device), compiled(self.settings.compile):
             losses = self.method.losses(batch.data)
+        if last:
+            self.averaging.begin()
         self.scaler.scale(losses["loss"] / self.settings.accumulate).backward()
         return {name: value.detach() for name, value in losses.items()}
 
     def _update(self, step: int) -> dict[str, Tensor]:
-        parallel.average_gradients(self.parameters)
+        self.averaging.finish()
         self.scaler.unscale_(self.optimizer)
         gradients = self.method.before_update(step)
         self.scaler.step(self.optimizer)

@@ -1,11 +1,9 @@
 """Collective operations between workers. Each is a no-op without an initialised process group.
 
 Workers hold full copies of the model and draw their share of each global batch. Gradients are averaged once per
-optimizer step, after the last backward pass. The model needs no wrapper for that, so state names stay plain and
-gradient accumulation costs nothing.
+optimizer step (`averaging`). The model needs no wrapper for that, so state names stay plain and gradient accumulation
+costs nothing.
 """
-
-from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -14,9 +12,6 @@ import torch.distributed as dist
 # and the group would then outlive `destroy_process_group`, its threads abort at the interpreter's end. Import it here.
 import torch.distributed.nn.functional
 from torch import Tensor, nn
-
-BUCKET_BYTES = 64 * 2**20
-"""Approximate size of the flat buffers in which gradients are sent: few messages, and limited extra memory."""
 
 
 def initialised() -> bool:
@@ -96,38 +91,3 @@ def gather_rows(tensor: Tensor) -> Tensor:
     slots = torch.arange(world_size(), device=tensor.device) == rank()
     placed = slots.view(-1, *[1] * tensor.dim()) * tensor.unsqueeze(0)
     return differentiable_all_reduce(placed).flatten(0, 1)
-
-
-def _buckets(gradients: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Return groups of gradients with one dtype and device, in order, of at most `BUCKET_BYTES` (or of one tensor)."""
-    full: list[list[Tensor]] = []
-    filling: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    filled: dict[tuple[torch.dtype, torch.device], int] = {}
-    for gradient in gradients:
-        kind = (gradient.dtype, gradient.device)
-        size = gradient.numel() * gradient.element_size()
-        if kind in filling and filled[kind] + size > BUCKET_BYTES:
-            full.append(filling.pop(kind))
-        if kind not in filling:
-            filling[kind], filled[kind] = [], 0
-        filling[kind].append(gradient)
-        filled[kind] += size
-    return full + list(filling.values())
-
-
-@torch.no_grad()
-def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace every parameter's gradient by its mean over the workers, in place.
-
-    Call it once per optimizer step, after backward of the last micro-batch. The same parameters must have gradients on
-    every worker; parameters without a gradient are skipped.
-    """
-    world = world_size()
-    if world == 1:
-        return
-    for bucket in _buckets(p.grad for p in parameters if p.grad is not None):
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        all_reduce_sum(flat)
-        flat /= world
-        parts: Sequence[Tensor] = flat.split([gradient.numel() for gradient in bucket])
-        torch._foreach_copy_(bucket, [part.view(gradient.shape) for part, gradient in zip(parts, bucket, strict=True)])

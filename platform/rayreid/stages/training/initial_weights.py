@@ -39,14 +39,22 @@ class Start:
         load_weights(backbone, self.path, self.strict)
 
 
-def network(config: Backbone, drop_path: float = 0.0, start: Start | None = None) -> backbones.Backbone:
-    """Return the network that a configuration describes, with the weights to start from, or with fresh ones."""
+def network(
+    config: Backbone, drop_path: float = 0.0, start: Start | None = None, checkpointed: bool = False
+) -> backbones.Backbone:
+    """Return the network that a configuration describes, with the weights to start from, or with fresh ones.
+
+    Raises:
+        UserError: There is no such network, or its activations are to be checkpointed and it is not a ViT.
+    """
     options = {} if config.num_heads is None else {"num_heads": config.num_heads}
     built = backbones.build_backbone(
         config.name, config.stem, config.img_size, config.depth, drop_path=drop_path, **options
     )
     if start is not None:
         start.load(built)
+    if checkpointed:
+        built.checkpoint_activations()
     return built
 
 

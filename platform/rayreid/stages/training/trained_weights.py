@@ -81,6 +81,7 @@ def training_on(
         accumulate=accumulate,
         precision=config.precision,
         compile=config.compile,
+        deterministic=config.deterministic,
         seed=seed,
         checkpoint_minutes=config.checkpoint_minutes,
         keep_checkpoints=config.keep_checkpoints,

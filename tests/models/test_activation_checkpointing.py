@@ -1,0 +1,59 @@
+"""Blocks that are computed again in the backward pass give the same losses and gradients."""
+
+from functools import wraps
+
+import pytest
+import torch
+from torch import Tensor
+
+from rayreid.errors import UserError
+from rayreid.models import blocks
+from rayreid.models.backbones import build_backbone
+from rayreid.training.compilation import compiled
+from rayreid.training.loop import autocast
+
+CPU = torch.device("cpu")
+SIZES = {"depth": 3, "embed_dim": 24, "num_heads": 2}
+
+
+def _step(checkpointed: bool, stem: str, backend: str | None, precision: str) -> tuple[Tensor, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    backbone = build_backbone("vit_tiny", stem, (32, 16), drop_path=0.5, **SIZES).train()
+    if checkpointed:
+        backbone.checkpoint_activations()
+    crops = [torch.randn(4, 3, 32, 16), torch.randn(6, 3, 16, 16)]
+    torch.manual_seed(1)  # drop path
+    with autocast(precision, CPU), compiled(backend is not None, backend or "eager"):
+        loss = backbone.features(crops).square().mean(dim=0).log().sum()
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in backbone.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("stem", "backend", "precision"),
+    [("patchify", None, "fp32"), ("ics", None, "fp32"), ("patchify", None, "bf16"), ("patchify", "aot_eager", "fp32")],
+)
+def test_losses_and_gradients_are_the_same(stem, backend, precision):
+    loss, gradients = _step(False, stem, backend, precision)
+    again, others = _step(True, stem, backend, precision)
+    torch.testing.assert_close(again, loss, rtol=1e-6, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_the_blocks_are_computed_again(monkeypatch):
+    called = []
+    block = blocks._block
+    monkeypatch.setattr(blocks, "_block", wraps(block)(lambda *given: called.append(given) or block(*given)))
+    _step(False, "patchify", None, "fp32")
+    assert len(called) == SIZES["depth"] - 1
+    _step(True, "patchify", None, "fp32")
+    assert len(called) == 3 * (SIZES["depth"] - 1)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny", "resnet50"])
+def test_other_networks_refuse(name):
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+    with pytest.raises(UserError, match=rf"checkpoint_activations: true is for vit_\* only, not {name}"):
+        backbone.checkpoint_activations()
