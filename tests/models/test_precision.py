@@ -86,9 +86,11 @@ def test_channels_last_is_the_default_layout(kind, size):
 def test_bf16_autocast_is_near_float32(kind):
     eager = backbone_of(kind)
     network = copy.deepcopy(eager)
-    expected = step(eager, images_of((64, 32)))
+    # Of maps of 4 × 2 torch 2.12's bf16 convolution (stride 2, on CPUs with AMX) reads memory that nobody has written.
+    images = images_of((128, 64) if kind == "resnet50" else (64, 32))
+    expected = step(eager, images)
     with torch.autocast("cpu", torch.bfloat16):
-        found = step(network, images_of((64, 32)))
+        found = step(network, images)
     assert cosine(found["feature"], expected["feature"]) > BF16_COSINE
     if kind == "resnet50":
         return  # 53 batch norms over four images amplify rounding: its gradients are not a measure
