@@ -91,7 +91,7 @@ def check(results, pool) -> None:
 
 def head(pool, notes: Path | None = None, seconds: float = 0.0):
     _, (source, target), _ = pool
-    build = partial(score._Head, source, {"": target}, "fp32")
+    build = partial(score._Head, source, {"": target}, "fp32", "auto")
     return build if notes is None else partial(counting, build, notes, seconds)
 
 
