@@ -141,7 +141,9 @@ def test_help_lists_every_target():
     makefile = (ROOT / "Makefile").read_text()
     targets = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split()
     assert set(targets) == set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
-    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     rows = [re.match(r"  make ([a-z-]+) +\S", line) for line in listed.splitlines()]
     assert sorted(row[1] for row in rows) == sorted(targets)
 

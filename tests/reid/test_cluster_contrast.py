@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rayreid.models.backbones import Backbone
 from rayreid.reid.cluster_contrast import ClusterContrast
 from rayreid.reid.memory import ClusterMemory
 from rayreid.training.averaging import average_gradients
@@ -12,7 +13,7 @@ from rayreid.training.averaging import average_gradients
 CLUSTERS = 3
 
 
-class Tiny(nn.Module):
+class Tiny(Backbone):
     """A backbone of one layer."""
 
     num_features = 6

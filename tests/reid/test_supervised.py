@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from rayreid.models.backbones import build_backbone
+from rayreid.models.backbones import Backbone, build_backbone
 from rayreid.reid.losses import triplet_loss
 from rayreid.reid.supervised import SupervisedReID
 from rayreid.training.averaging import average_gradients
 
 
-class Tiny(nn.Module):
+class Tiny(Backbone):
     """A backbone of one layer."""
 
     num_features = 6

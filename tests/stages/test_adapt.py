@@ -231,10 +231,10 @@ def test_figures_and_facts_of_the_labels(store, tmp_path):
         "ari",
     }
     assert [name for name in run.figures if "clusters/" in name] == [f"figures/clusters/000{n}.png" for n in (1, 2)]
-    sheet = run.drawn["figures/clusters/0002.png"].axes
+    (sheet,) = run.drawn["figures/clusters/0002.png"].axes
     sizes = np.bincount(labels[labels >= 0])
-    captions = [axes.get_title() for axes in sheet]
-    assert len(sheet) == 4 * 8 and captions[0].startswith(f"{sizes.max()}: ")
+    captions = [text.get_text() for text in sheet.texts[::2]]  # the others stand below the pictures
+    assert len(sheet.images) == 4 * 8 and captions[0].startswith(f"{sizes.max()}: ")
     assert [caption != "" for caption in captions[-8:]] == [True] * 2 + [False] * 6
 
 
