@@ -85,7 +85,7 @@ class ShardResults(ABC):
         Args:
             rows: Index rows (n,).
             values: Their values (n, …).
-            broken: {row: reason} of the images that could not be decoded.
+            broken: Reasons {row: reason} for the images that could not be decoded.
         """
         bad = np.fromiter(broken, np.int64)
         if broken:
