@@ -1,4 +1,4 @@
-"""Folders and whole files on storage that several processes write to at once."""
+"""Folders and atomically written files on storage to which several processes write at once."""
 
 import contextlib
 import hashlib
@@ -9,21 +9,21 @@ from pathlib import Path
 
 from rayreid.errors import UserError
 
-_RACES = 1000  # lost in a row before it is believed
+_RACES = 1000  # number of consecutive failures before the error is taken as real
 
 TEMPORARY = ".tmp"
 """Suffix of a file that is still being written."""
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, while others may make and remove them, too.
+    """Create a folder and its parents, even while other processes create and remove them.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: The folder cannot be created.
     """
     try:
         for _ in range(_RACES):
-            # A folder that another process removes between two steps of `mkdir` looks like one that cannot be made.
+            # If another process removes a folder between two steps of `mkdir`, it seems that it cannot be created.
             with contextlib.suppress(FileNotFoundError, FileExistsError):
                 path.mkdir(parents=True, exist_ok=True)
                 return
@@ -40,20 +40,21 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path` for the block to write to; it replaces `path` when the block succeeds.
+    """Yield a temporary path in the folder of `path`; the file written there replaces `path` when the block succeeds.
 
-    When the block fails the temporary file is removed, and `path` stays as it was.
+    If the block fails, the temporary file is removed, and `path` stays unchanged.
 
     Args:
         path: The file to write.
-        sync: Force the bytes to disk before the file gets its name. Needed wherever the name vouches for the bytes.
+        sync: Whether to force the bytes to disk before the file gets its name. This is necessary whenever readers take
+            the name as proof that the content is complete.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
         yield temporary
         if sync:
             with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())  # or a power cut could leave a name that vouches for empty bytes
+                os.fsync(stream.fileno())  # otherwise a power failure could leave an empty file under the final name
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

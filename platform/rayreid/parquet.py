@@ -1,4 +1,4 @@
-"""Writing Parquet files: whole or not at all."""
+"""Atomic writing of Parquet files."""
 
 from pathlib import Path
 

@@ -29,8 +29,8 @@ def decode_images(encoded: Sequence[bytes | memoryview]) -> list[np.ndarray | Ba
 
     torchvision decodes JPEGs with the same library as Pillow. All of them are decoded in one call that does not hold
     the interpreter lock. When threads take the lock anew for every image, sixteen of them together reach 4,000
-    images/s, because each waits to be woken. Images that are no plain JPEG, or that torchvision refuses, are left to
-    Pillow, which also gives the error message.
+    images/s, because each waits to be woken. Pillow decodes the images that are not plain JPEGs or that torchvision
+    refuses, and also provides the error message.
     """
     raws = [np.frombuffer(data, np.uint8) for data in encoded]
     plain = [number for number, raw in enumerate(raws) if _is_plain(raw)]
@@ -50,7 +50,7 @@ def _by_pillow(data: bytes | memoryview) -> np.ndarray | BadImageError:
 
 @functools.cache
 def _decoder() -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
-    # Not imported with this module: processes that only read encoded images need neither.
+    # Imported here because processes that only read encoded images need neither.
     import torch
     import torchvision.io  # noqa: F401 (registers the operation)
 

@@ -1,1 +1,1 @@
-"""How work runs on Ray, and what a stage finds where it runs."""
+"""Execution of work on Ray, and the context in which a stage runs."""

@@ -1,9 +1,10 @@
 """Embarrassingly parallel forward passes over a store: Ray Data streams row ranges to a pool of actors.
 
-Where there are few rows, plain tasks take the place of the actors, and no execution of Ray Data is needed.
+If there are few rows, plain tasks replace the actors, and no execution of Ray Data is needed.
 
-Images never travel: an actor is sent row numbers, reads the bytes through the memory map, decodes them in threads and
-returns a few floats per image. So any number of actors on any node costs the network nothing but the result.
+Images are never sent over the network: an actor receives row numbers, reads the bytes through the memory map, decodes
+them in threads and returns a few floats per image. The network therefore carries only results, however many actors run
+on whichever nodes.
 """
 
 import logging
@@ -28,26 +29,26 @@ from rayreid.execution.resources import scoring_actors
 from rayreid.models.embedding import BatchFunction, Pass
 
 _CHUNK = {"cpu": (128, 1024), "cuda": (1024, 4096)}
-"""Rows per work item, at least and at most: enough to pay for its scheduling, few enough to keep all actors busy to the
-end. Within these bounds every actor is given `_ITEMS`, so that millions of images do not make a driver keep account of
-tens of thousands of items."""
+"""Minimum and maximum number of rows per work item: enough to outweigh the cost of scheduling it, and few enough to
+keep all actors busy to the end. Within these bounds every actor gets `_ITEMS` items, so that the driver does not have
+to track tens of thousands of items for millions of images."""
 _ITEMS = 64
 
 _FEW = 2048
-"""Up to so many rows plain tasks compute: the work of a second or two is not worth an execution of Ray Data, which
-costs 6 to 15 s. Their processes stay for the next such tasks."""
+"""Maximum number of rows that plain tasks compute. Work of a second or two does not justify an execution of Ray Data,
+which costs 6 to 15 s. The tasks' processes remain for later tasks of the same kind."""
 
 LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
-"""What Ray raises where a process or its node is gone."""
+"""The errors that Ray raises when a process or its node is lost."""
 _TRIES = 3
-"""Executions in a row that may end by a lost worker without a single result: then it is no accident."""
+"""Number of consecutive executions that may lose a worker without a single result; after that it is no accident."""
 
 
 class _Actor:
-    """Reads, decodes and computes ranges of rows.
+    """An actor that reads, decodes and computes ranges of rows.
 
-    What the user can mend comes back as a value, in the column `fault` ("": none): Ray Data would wrap an exception in
-    one of its own and leave nothing of it but the text of a traceback.
+    It returns an error that the user can fix as a value, in the column `fault` ("" for no error). Ray Data would wrap
+    an exception in one of its own and keep only the text of its traceback.
     """
 
     def __init__(
@@ -90,19 +91,19 @@ def stream(
     """Compute a head over images, on all GPUs or CPUs of the cluster.
 
     Args:
-        store: the image store's folder, or images where they lie; on storage that all nodes see.
-        rows: index rows in pieces that belong together (a shard's, say); larger pieces are cut.
-        build: (device) → head; pickled to the actors.
-        batch_size: images per forward pass; "auto": see `rayreid.models.embedding`.
+        store: The image store's folder, or images in their original files; on storage that all nodes see.
+        rows: Index rows, in pieces that belong together (for example, one per shard); larger pieces are split.
+        build: Function (device) → head; it is pickled and sent to the actors.
+        batch_size: Images per forward pass; see `rayreid.models.embedding` for "auto".
 
     Yields:
-        In no particular order: (rows int64 (n,), values (n, …), {row: reason} of the images that could not be decoded).
+        (rows int64 (n,), values (n, …), {row: reason} of the images that could not be decoded), in no particular order.
 
     Raises:
-        UserError: what the store or the head raised on an actor.
-        RayActorError: actors are lost again and again before they give anything (or another of `LOST`).
+        UserError: The store or the head raised it on an actor.
+        RayActorError: Actors are lost repeatedly before they return any result (or another error of `LOST`).
     """
-    if not any(map(len, rows)):  # Ray Data makes no dataset of nothing
+    if not any(map(len, rows)):  # Ray Data cannot build a dataset without items
         return
     share = scoring_actors()
     least, most = _CHUNK["cuda" if share.gpu else "cpu"]
@@ -130,19 +131,19 @@ def _execute(
     build: Callable[[torch.device], BatchFunction],
     batch_size: int | Auto,
 ) -> Iterator[dict[str, Any]]:
-    """One execution of Ray Data over numbered pieces of rows.
+    """Yield the results of one execution of Ray Data over numbered pieces of rows.
 
-    Lost actors are not restarted by Ray: it would have their items wait for them, for ever where a lost node's place
-    is not taken by another. The execution ends instead, and the next one uses what the cluster then has.
+    Ray does not restart lost actors here: their items would wait for them, and would wait forever if no other node
+    replaces a lost one. Instead the execution ends, and the next one uses the nodes that the cluster then has.
     """
-    # Ray Data's own account of an execution is for its developers; the stages show their own progress.
+    # Ray Data's own log of an execution is meant for its developers; the stages show their own progress.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     ray.data.DataContext.get_current().enable_progress_bars = False
     share = scoring_actors()
     items = [{"number": number, "rows": piece} for number, piece in left.items()]
     items_in_blocks = ray.data.from_items(items, override_num_blocks=len(items))
     with warnings.catch_warnings():
-        # Ray Data is to take these two by another way from 2.64 on, which 2.60 does not offer yet.
+        # From 2.64 on, Ray Data is to accept these two options in another way, which 2.60 does not offer yet.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         dataset = items_in_blocks.map_batches(
             _Actor,
@@ -163,15 +164,16 @@ def _execute_few(
     build: Callable[[torch.device], BatchFunction],
     batch_size: int | Auto,
 ) -> Iterator[dict[str, Any]]:
-    """Compute numbered pieces of rows in plain tasks, one for each actor that Ray Data would have.
+    """Compute numbered pieces of rows in plain tasks, one for each actor that Ray Data would use.
 
-    As in `_execute`, Ray tries nothing again: a lost task raises, and the next execution uses what is left.
+    As in `_execute`, Ray retries nothing: a lost task raises an error, and the next execution computes the pieces that
+    are left.
     """
     share = scoring_actors()
     tasks = min(share.workers, len(left))
     task = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.gpu else 0, max_retries=0)(_compute)
     numbers, shared = list(left), ray.put((store, build))
-    # Of a generator Ray's own annotations say that it is one reference.
+    # Ray's annotations declare the result of a generator task as a single reference, hence `Any`.
     running: list[Any] = [
         task.remote(shared, {number: left[number] for number in numbers[first::tasks]}, batch_size, share.cpus)
         for first in range(tasks)
@@ -186,7 +188,7 @@ def _execute_few(
             else:
                 yield result
     finally:
-        for results in running:  # an error, or nobody wants the rest: what still runs would keep its CPUs
+        for results in running:  # after an error, or if the caller stops early: running tasks would keep their CPUs
             ray.cancel(results, force=True)
 
 
@@ -196,7 +198,7 @@ def _compute(
     batch_size: int | Auto,
     cpus: int,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the results of pieces of rows one by one, as an actor would compute them."""
+    """Yield the results of pieces of rows one by one, as an actor would return them."""
     actor = _Actor(*shared, batch_size, cpus)
     for number, rows in pieces.items():
         columns = actor({"number": np.array([number]), "rows": rows[None]})
@@ -204,7 +206,11 @@ def _compute(
 
 
 def _unpack(result: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """What an actor gave back of one item."""
+    """Return (rows, values, {row: reason}) from an actor's result of one item.
+
+    Raises:
+        UserError: The result reports a fault.
+    """
     if result["fault"]:
         raise UserError(result["fault"])
     reasons = result["reason"].split("\n") if len(result["bad"]) else []

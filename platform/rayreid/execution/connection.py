@@ -1,4 +1,4 @@
-"""Connecting to Ray: to a submitted job's cluster, to a named one, or to one started here."""
+"""Connection to Ray: to the cluster of a submitted job, to a named cluster, or to one that is started here."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ from rayreid.tracking.store import tracking_uri
 _PACKAGE = Path(__file__).parents[1]
 
 _QUIET = {
-    "RAY_AUTH_MODE": "disabled",  # for clusters started here; otherwise it depends on what ran before on this machine
+    "RAY_AUTH_MODE": "disabled",  # for clusters started here; otherwise it depends on earlier runs on this machine
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
@@ -26,14 +26,17 @@ _QUIET = {
 
 @contextlib.contextmanager
 def connect() -> Iterator[None]:
-    """Be connected to Ray: to the job's own cluster, to `RAY_ADDRESS`, or to one started here and stopped after.
+    """Connect to Ray within a `with` block.
 
-    The package reaches the workers of a submitted job through the job's runtime environment
-    (`jobs/runtime_env.yaml`), those of `RAY_ADDRESS` through `py_modules`. Ray gives workers other current folders
-    than this process's; so the places of outputs, data and runs are told to them, as absolute paths.
+    In a submitted job this is the job's own cluster, otherwise the one at `RAY_ADDRESS`, otherwise a cluster that is
+    started here and stopped afterwards.
+
+    The workers of a submitted job receive the package through the job's runtime environment (`jobs/runtime_env.yaml`),
+    those of `RAY_ADDRESS` through `py_modules`. Ray gives workers a different current folder from this process's, so
+    environment variables pass the locations of outputs, data and runs to them as absolute paths.
 
     Raises:
-        UserError: there is no such cluster, or it refuses this process; or none can be started here.
+        UserError: The cluster does not exist or refuses this process, or none can be started here.
     """
     import ray
 
@@ -86,7 +89,7 @@ def _attach(address: str) -> None:
         )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        if port.isdigit():  # Ray itself tries for minutes
+        if port.isdigit():  # Ray itself keeps trying for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
         raise UserError(f"Ray at RAY_ADDRESS={address} does not answer ({error}); unset it to start Ray here") from None

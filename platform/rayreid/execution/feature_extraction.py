@@ -1,4 +1,4 @@
-"""A model's features of images, gathered from the actors that compute them."""
+"""Extraction of a model's features of images, collected from the actors that compute them."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,10 +18,10 @@ from rayreid.models.embedding import Embedder
 
 
 class _Head:
-    """Global features, as numbers."""
+    """A head that returns global features as arrays."""
 
     def __init__(self, path: Path, device: torch.device):
-        # bf16 rounds enough to swap close ranks; published numbers are of float32.
+        # bf16 rounds coarsely enough to swap close ranks; published numbers use float32.
         self.embed = Embedder(path, device, "fp32")
 
     def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
@@ -31,21 +31,21 @@ class _Head:
 def extract(
     images: ImageStore | ListedImages, rows: np.ndarray, weights: Path, batch_size: int | Auto, screen: Screen
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Features of some images, on all GPUs or CPUs of the cluster.
+    """Return features of the given images, computed on all GPUs or CPUs of the cluster.
 
     Args:
-        images: a store, or images where they lie.
-        rows: int64 (n,), distinct, in any order.
-        weights: a weights file of ours.
-        batch_size: of a forward pass.
-        screen: shows the progress.
+        images: A store, or images in their original files.
+        rows: Index rows int64 (n,), distinct, in any order.
+        weights: Weights file in this package's format.
+        batch_size: Images per forward pass.
+        screen: Screen that shows the progress.
 
     Returns:
-        Features float32 (n, D) in the order of `rows`, and {row: reason} of images that could not be decoded, whose
-        features are NaN.
+        Features float32 (n, D) in the order of `rows`, and {row: reason} of the images that could not be decoded; the
+        features of these images are NaN.
 
     Raises:
-        UserError: not one of them could be decoded, or features are not finite.
+        UserError: None of the images could be decoded, or features are not finite.
     """
     order = np.argsort(rows)
     ascending = rows[order]

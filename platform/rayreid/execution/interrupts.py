@@ -1,4 +1,4 @@
-"""Ctrl-C belongs to the command: Ray Tune puts a handler in its place, and leaves it there afterwards."""
+"""Restoration of the Ctrl-C handler, which Ray Tune replaces by its own and does not restore."""
 
 import contextlib
 import signal
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def handler_kept() -> Iterator[None]:
-    """What Ctrl-C does is afterwards what it was before."""
+    """Restore the handler of Ctrl-C (SIGINT) at the end of the `with` block."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The nodes of the cluster: asking each of them a question."""
+"""Questions to the nodes of the cluster: a function that runs on each of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from rayreid.execution.ray_internals import HEAD_RESOURCE
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of asking one node.
+    """One node's answer to a question.
 
     Attributes:
-        node: its name: the address, and whether it is the head.
-        resources: what Ray counts there.
-        value: what the question returned; None where it did not.
-        error: why it did not, in one line; "" where it did.
+        node: Name of the node: its address, followed by " (head)" for the head node.
+        resources: Resources that Ray counts on the node.
+        value: Value that the question returned; None if it failed.
+        error: Reason of the failure, in one line; "" if the question returned.
     """
 
     node: str
@@ -26,13 +26,13 @@ class Answer:
 
 
 def ask_every_node(question: Callable[[], Any], seconds: float = 120.0) -> list[Answer]:
-    """Run a function in a process of its own on every living node, whatever else runs there; none is waited for long.
+    """Run a function in a separate process on every living node, whatever else runs there, and return the answers.
 
-    It asks for no CPU and no GPU, and sees all GPUs of its node.
+    The process reserves no CPU and no GPU, and sees all GPUs of its node.
 
     Args:
-        question: what to run; it and its result can be pickled.
-        seconds: after which a node that has not answered is given up.
+        question: Function to run; the function and its result must be picklable.
+        seconds: Time limit; a node that has not answered by then counts as failed.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -55,14 +55,14 @@ def ask_every_node(question: Callable[[], Any], seconds: float = 120.0) -> list[
         if ref in done:
             try:
                 value, error = ray.get(ref), ""
-            except Exception as caught:  # whatever it is, it is that node's answer
+            except Exception as caught:  # any error is that node's answer
                 error = one_line(cause_of(caught), "last", limit=300)
         answers.append(Answer(_name(node), node["Resources"], value, error))
     return answers
 
 
 def alone() -> bool:
-    """Whether the only node is the one on which this process runs."""
+    """Return whether the cluster's only living node is the one on which this process runs."""
     import ray
 
     here = ray.get_runtime_context().get_node_id()

@@ -1,6 +1,6 @@
-"""What is seen of a model in training, by the probe or on query and gallery: when, and what is told of it.
+"""Periodic evaluation of a model in training, by the probe or on query and gallery: its schedule and its report.
 
-Its figures stand in rows of the journal at the end of an epoch: `<kind>_mAP` and `<kind>_rank1`.
+The journal's row at the end of an epoch holds the metrics `<kind>_mAP` and `<kind>_rank1`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,22 @@ from rayreid.evaluation.figures import loss_curves
 from rayreid.execution.production import StageContext
 
 KINDS = ("probe", "eval")
-"""On the target's split train, and on its query and gallery."""
+"""Kinds of evaluation: on the target's split train, and on its query and gallery."""
 
 
 def due(epochs: int, every: int, total: int) -> bool:
-    """Whether a look is due after so many epochs: after every `every`-th of them and the last; 0: never."""
+    """Return whether an evaluation is due after `epochs` epochs.
+
+    Args:
+        epochs: Number of completed epochs.
+        every: Interval between evaluations in epochs; the last epoch also has one. 0 disables them.
+        total: Number of epochs of the whole training.
+    """
     return bool(every) and (epochs % every == 0 or epochs == total)
 
 
 def outcome(context: StageContext, history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The last and the best figures of a training's rows, as facts; draws their curves."""
+    """Return the final and the best metrics of a training's rows as facts, and log a figure of their curves."""
     facts: dict[str, float] = {}
     for kind in KINDS:
         rows = [row for row in history if f"{kind}_mAP" in row]
@@ -26,7 +32,7 @@ def outcome(context: StageContext, history: Sequence[Mapping[str, float]]) -> di
             names = [f"{kind}_mAP", f"{kind}_rank1"]
             context.run.figure(loss_curves(rows, names, x="epoch"), f"figures/{kind}.png")
             best = max(rows, key=lambda row: row[f"{kind}_mAP"])
-            # Not under the same names: facts are metrics of the run, too, and would add a point to the curves.
+            # The names must differ from the rows': facts are also metrics of the run, and would add a point to curves.
             facts |= {f"final_{name}": rows[-1][name] for name in names}
             facts |= {f"best_{name}": best[name] for name in names}
             facts[f"best_{kind}_epoch"] = round(best["epoch"])
@@ -34,7 +40,7 @@ def outcome(context: StageContext, history: Sequence[Mapping[str, float]]) -> di
 
 
 def note(row: Mapping[str, float]) -> str:
-    """The newest figures, for the bar; empty where there are none."""
+    """Return the newest metrics as text for the progress bar; empty if the row has none."""
     return "".join(
         f"  {kind} mAP {100 * row[f'{kind}_mAP']:.1f}  Rank-1 {100 * row[f'{kind}_rank1']:.1f}"
         for kind in KINDS

@@ -1,4 +1,4 @@
-"""Making artifacts: what is complete is kept, what is missing is made once, under a lease and an MLflow run."""
+"""Production of artifacts: complete ones are kept, missing ones are made once, under a lease and an MLflow run."""
 
 import json
 import shutil
@@ -20,21 +20,21 @@ from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.run import Run
 
 _NOTE = "run.json"
-"""Names the MLflow run, for the process that goes on after an interruption."""
+"""File that names the MLflow run, for the process that resumes after an interruption."""
 
 SCRATCH = ("checkpoints", "ray", "start")
-"""Folders of an artifact that are needed only until it is complete."""
+"""Folders of an artifact that are deleted when it is complete."""
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage is given to make one artifact with.
+    """The context in which a stage makes one artifact.
 
     Attributes:
-        artifact: the artifact to make; its inputs, and what stands beside it, are complete.
-        folder: where its files go.
-        run: the stage's MLflow run.
-        screen: where progress is shown.
+        artifact: The artifact to make; its inputs and auxiliary artifacts are complete.
+        folder: Folder for its files.
+        run: The stage's MLflow run.
+        screen: Screen that shows progress.
     """
 
     artifact: Artifact
@@ -43,15 +43,16 @@ class StageContext:
     screen: Screen
 
     def input(self, role: str) -> Path:
-        """The folder of an input artifact, or of one that stands beside it."""
+        """Return the folder of an input artifact or of an auxiliary one."""
         return {**self.artifact.auxiliary, **self.artifact.inputs}[role].path
 
     def resolved(self, fixed: Mapping[str, Any], passing: Mapping[str, Any] | None = None) -> None:
-        """Show what `auto` came to in one line, and log it as `resolved.*`.
+        """Show the resolved values of `auto` in one line, and log them as `resolved.*`.
 
         Args:
-            fixed: what follows from the artifact's identity, logged as parameters.
-            passing: what may be another when an interrupted stage goes on, logged as tags: those can be set again.
+            fixed: Values that follow from the artifact's identity; they are logged as parameters.
+            passing: Values that may change when an interrupted stage resumes; they are logged as tags, which can be
+                set again.
         """
         passing = passing or {}
         shown = ", ".join(f"{name} {_short(value)}" for name, value in {**fixed, **passing}.items())
@@ -61,21 +62,21 @@ class StageContext:
 
 
 def identity(**sections: Section | Any) -> dict[str, Any]:
-    """The result-changing fields of several sections or plain values, by name."""
+    """Return the fields of several sections that change results, and plain values as they are, by name."""
     return {name: value.identity() if isinstance(value, Section) else value for name, value in sections.items()}
 
 
 def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, Any]) -> Artifact:
-    """Make an artifact and all that it stands on, where they are not complete.
+    """Make an artifact and everything that it depends on, except for artifacts that are complete; return the artifact.
 
     Args:
-        artifact: what is wanted.
-        parent: the MLflow run under which new stage runs are nested.
-        screen: shows progress.
+        artifact: The artifact to make.
+        parent: The MLflow run in which new stage runs are nested.
+        screen: Screen that shows progress.
         tags: MLflow tags for new stage runs.
 
     Raises:
-        UserError: something the user can mend; nothing half-made is taken for complete afterwards.
+        UserError: An error that the user can fix; no incomplete artifact counts as complete afterwards.
     """
     for needed in artifact.inputs.values():
         produce(needed, parent, screen, tags)
@@ -106,13 +107,13 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
             seconds = time.monotonic() - began
             run.metrics({name: value for name, value in facts.items() if isinstance(value, int | float)})
             run.metrics({"seconds": seconds})
-            # What an interrupted process had spent is not known: `resumed` says that `seconds` leaves it out.
+            # The time that an interrupted process spent is unknown: `resumed` says that `seconds` does not include it.
             artifact.finish({**facts, "seconds": round(seconds, 1), "resumed": resumed, "run": run.id})
             for name in SCRATCH:
                 shutil.rmtree(folder / name, ignore_errors=True)
     except UserError:
         if {path.name for path in folder.iterdir()} <= {_NOTE, "lease.json"}:
-            (folder / _NOTE).unlink(missing_ok=True)  # nothing was begun that a later call could continue
+            (folder / _NOTE).unlink(missing_ok=True)  # there is nothing that a later call could resume
         raise
     shown = ", ".join(
         f"{name} {_short(value)}" for name, value in facts.items() if isinstance(value, int | float | str)
@@ -121,7 +122,7 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
 
 
 def _stage_run(artifact: Artifact, folder: Path, parent: Run, tags: Mapping[str, Any]) -> Run:
-    """The stage's run: the one that an interrupted process began, or a new one."""
+    """Return the stage's run: the one that an interrupted process began, or a new one."""
     note = folder / _NOTE
     if note.exists():
         continued = parent.tracker.resume(json.loads(note.read_text())["run"])

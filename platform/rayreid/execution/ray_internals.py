@@ -1,9 +1,9 @@
 """The parts of Ray that this package uses although Ray does not promise to keep them.
 
-They are the reason for Ray's upper bound in `pyproject.toml`. Before raising it, check each of them against the new
-version. Two more are names in the environment, which no type checker sees: `RAY_JOB_CONFIG_JSON_ENV_VAR`, by which
-`rayreid.paths` knows a submitted job, and the settings that keep Ray quiet, in `rayreid.execution.connection` and
-`rayreid.sweeps.ray_tune`.
+They are the reason for Ray's upper bound in `pyproject.toml`. Before you raise it, check each of them against the new
+version. Two more are names of environment variables, which no type checker sees: `RAY_JOB_CONFIG_JSON_ENV_VAR`, by
+which `rayreid.paths` recognises a submitted job, and the settings that keep Ray quiet, in
+`rayreid.execution.connection` and `rayreid.sweeps.ray_tune`.
 """
 
 import json
@@ -11,24 +11,24 @@ from collections.abc import Mapping
 from typing import Any
 
 HEAD_RESOURCE = "node:__internal_head__"
-"""The resource that Ray gives to the head node alone. Ray's public list of nodes does not say which one is the head."""
+"""The resource that only the head node has. Ray's public list of nodes does not say which node is the head."""
 
 START_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
-"""The environment variable that names a function which a worker process calls as it starts. Ray's public setting for it
-is one of a whole job; here only some of a job's processes have one."""
+"""The environment variable that names a function which a worker process calls as it starts. Ray's public setting
+applies to a whole job; here only some of a job's processes call a function."""
 _CALL_SECONDS = 10.0
 
 
 class KnownController:
-    """The part of a Ray trainer that leaves Ctrl-C alone and remembers the actor that controls the workers.
+    """The part of a Ray trainer that keeps Python's Ctrl-C handler and remembers the actor that controls the workers.
 
-    It precedes `TorchTrainer` among a class's bases, and replaces a private method of it. With that method Ray puts a
-    handler of its own in place of Python's, and has no setting against it. The handler ends the process with a status
-    that says nothing and, once the training is over, swallows Ctrl-C. The method is also the only one that is told the
-    controller, which must be killed for the workers to end.
+    It precedes `TorchTrainer` among a class's bases, and replaces a private method of it. In that method Ray replaces
+    Python's handler by its own, and no setting prevents this. Ray's handler ends the process with an uninformative
+    status and, when the training is over, swallows Ctrl-C. The method is also the only one that receives the
+    controller, which must be killed to end the workers.
 
     Attributes:
-        controller: Handle of the controlling actor; None before the training begins.
+        controller: Handle of the controlling actor; None before the training starts.
     """
 
     controller: Any = None
@@ -38,9 +38,9 @@ class KnownController:
 
 
 class WithoutRayData:
-    """The part of a Ray trainer that starts no process for Ray Data, which no training here reads from.
+    """The part of a Ray trainer that starts no process for Ray Data, because no training here reads from Ray Data.
 
-    It precedes `TorchTrainer` among a class's bases, and replaces a private method of it. Ray has no setting against
+    It precedes `TorchTrainer` among a class's bases, and replaces a private method of it. No setting of Ray prevents
     that process, even for a trainer without datasets.
     """
 
@@ -54,7 +54,7 @@ class WithoutRayData:
 def controller_environment() -> dict[str, str]:
     """Return the environment variables that Ray Train gives to the controller of a training.
 
-    A training's workers are given them, too, beside those of the run's configuration.
+    The workers of the training get them, too, in addition to those of the run's configuration.
     """
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
@@ -62,23 +62,23 @@ def controller_environment() -> dict[str, str]:
 
 
 def start_processes(environment: Mapping[str, str], count: int, keep_seconds: int) -> None:
-    """Ask this node's manager for worker processes that wait for actors or tasks of an environment.
+    """Ask this node's manager for worker processes that wait for actors or tasks with a given environment.
 
-    Ray starts processes ahead by itself only for jobs without an environment of their own.
+    By itself, Ray starts processes early only for jobs without a runtime environment.
 
     Args:
-        environment: The environment variables, beside those of this process's own runtime environment.
-        count: How many processes.
-        keep_seconds: How long they are kept waiting, at least.
+        environment: Environment variables, in addition to those of this process's own runtime environment.
+        count: Number of processes.
+        keep_seconds: Minimum time for which they are kept waiting, in seconds.
 
     Raises:
-        Exception: Whatever the call raises; nothing was started then.
+        Exception: Any error of the call; no process was started then.
     """
     import grpc
     import ray
     from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
 
-    common: Any = common_pb2  # what is generated makes its names at run time
+    common: Any = common_pb2  # generated modules create their names at run time
     messages: Any = node_manager_pb2
     context = ray.get_runtime_context()
     own = context.runtime_env
@@ -90,7 +90,7 @@ def start_processes(environment: Mapping[str, str], count: int, keep_seconds: in
         keep_alive_duration_secs=keep_seconds,
         num_workers=count,
     )
-    # Ray compares environments as text: this is how its core writes one that is merged from a parent's and a child's.
+    # Ray compares environments as text: its core writes one that is merged from a parent's and a child's like this.
     text = json.dumps(merged, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     request.runtime_env_info.serialized_runtime_env = text
     with grpc.insecure_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:

@@ -1,4 +1,4 @@
-"""Ray Train's trainer as this package uses it: interruptible, and started with few processes and little waiting."""
+"""Ray Train's trainer as this package uses it: it can be interrupted, and starts with few processes and short waits."""
 
 import os
 from typing import Any
@@ -11,23 +11,23 @@ from rayreid.execution.nodes import alone
 from rayreid.execution.ray_internals import KnownController, WithoutRayData, controller_environment
 
 _POLLING = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-"""Ray Train sees the end of a training, or its failure, when it next asks the workers: by default every two seconds."""
+"""Ray Train notices the end or the failure of a training when it polls the workers, by default every two seconds."""
 _NO_DRAINING = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""The watcher is a process that waits for nodes to be drained; the only node of a cluster never is."""
+"""The preemption watcher is a process that waits for nodes to be drained; the only node of a cluster never is."""
 _HELPERS = 3
-"""Processes of a training beside its workers: the controller, its barrier, and the cleaner of its placement group."""
+"""Processes of a training besides its workers: the controller, its barrier, and the cleaner of its placement group."""
 
 
 class Trainer(KnownController, WithoutRayData, ray.train.torch.TorchTrainer):
-    """Ray's trainer, interrupted like any other call and started faster.
+    """Ray's trainer, which can be interrupted like any other call and starts faster.
 
-    - `fit` raises KeyboardInterrupt on Ctrl-C, and the workers are gone.
-    - On a cluster that `connect` started, the processes of a training start side by side, each worker importing what
-      it will need. By itself Ray starts a process when the one before it asks for it.
+    - On Ctrl-C, `fit` raises KeyboardInterrupt and ends the workers.
+    - On a cluster that `connect` started, the processes of a training start in parallel, and each worker imports the
+      modules that it will need. By itself, Ray starts each process only when the previous one requests it.
     """
 
     def fit(self) -> ray.train.Result:
-        """Train.
+        """Run the training and return its result.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed.

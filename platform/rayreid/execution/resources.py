@@ -1,4 +1,4 @@
-"""What training and scoring may use of the cluster that Ray sees."""
+"""The shares of the cluster that training and scoring may use."""
 
 import time
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _POLL_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Share:
-    """What one training stage takes: `workers` processes of `cpus` CPUs, each with a GPU or not."""
+    """Resources of one stage: `workers` processes with `cpus` CPUs each, and with one GPU each if `gpu` is true."""
 
     workers: int
     cpus: int
@@ -19,14 +19,15 @@ class Share:
 
 
 def training_share(resources: Resources) -> Share:
-    """Resolve `auto`: one worker per GPU that Ray sees; without one, a single worker with all CPUs of a node.
+    """Return the share of a training, with `auto` resolved.
 
-    One CPU worker with n threads computes what n workers would, without their traffic. CPUs are those of the nodes
-    that workers can run on: of GPU nodes where there are GPUs. With `gpu: true` and a number of workers these may be
-    more than there are GPUs: a cluster that adds nodes is asked for them.
+    `auto` means one worker per GPU that Ray sees or, without GPUs, a single worker with all CPUs of a node. One CPU
+    worker with n threads computes as much as n workers would, without their communication. Only the CPUs of nodes on
+    which workers can run count: those of GPU nodes if there are GPUs. With `gpu: true` and an explicit number of
+    workers, there may be more workers than GPUs: a cluster that adds nodes is asked for the missing ones.
 
     Raises:
-        UserError: the cluster cannot hold the workers that the configuration asks for.
+        UserError: The cluster cannot hold the workers that the configuration asks for.
     """
     import ray
 
@@ -57,10 +58,14 @@ def training_share(resources: Resources) -> Share:
 
 
 def awaited_share(resources: Resources, seconds: float = 600.0) -> Share:
-    """`training_share` in the middle of a command: a node that was there when it began, and is lost, is waited for.
+    """Return `training_share`, after waiting for nodes that were lost since the command began.
+
+    Args:
+        resources: The resources that the configuration asks for.
+        seconds: Maximum time to wait.
 
     Raises:
-        UserError: the cluster stayed too small for `seconds`.
+        UserError: The cluster is still too small after `seconds`.
     """
     until = time.monotonic() + seconds
     while True:
@@ -73,9 +78,10 @@ def awaited_share(resources: Resources, seconds: float = 600.0) -> Share:
 
 
 def scoring_actors() -> Share:
-    """Actors for inference: one per GPU, with its share of the node's CPUs to decode with; else one per CPU.
+    """Return the share of inference: one actor per GPU or, without GPUs, one per CPU.
 
-    A CPU actor computes with one thread, so that actors do not fight.
+    A GPU actor gets its share of the node's CPUs for decoding. A CPU actor computes with one thread, so that actors do
+    not compete for CPUs.
     """
     import ray
 

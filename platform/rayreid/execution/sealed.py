@@ -1,16 +1,16 @@
-"""Values that travel through processes which have no use for them."""
+"""Values that pass through processes which do not use them."""
 
 from typing import Any
 
 
 class Sealed:
-    """A value that another process unpickles only where it is opened.
+    """A value that another process unpickles only when the value is opened.
 
-    Ray Train unpickles a training's configuration in its controller, too, which would import torch, timm and whatever
-    else the configuration refers to: seconds, before any worker starts.
+    Ray Train unpickles a training's configuration in its controller, too. This would import torch, timm and everything
+    else to which the configuration refers, which takes seconds before any worker starts.
 
     Args:
-        value: The value, as it is before it travels.
+        value: The value to send.
     """
 
     def __init__(self, value: Any):

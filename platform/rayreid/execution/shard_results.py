@@ -1,4 +1,4 @@
-"""Results per image of a pool, one file per shard of its store, each written once it is whole: what restarts go by."""
+"""Results per image of a pool, in one file per shard, which is written when the shard is complete; restarts use it."""
 
 import time
 from abc import ABC, abstractmethod
@@ -18,23 +18,23 @@ from rayreid.files import write_atomically
 from rayreid.models.embedding import BatchFunction
 
 UNDECODABLE = "undecodable.tsv"
-"""Lists the images that could not be decoded, with the reason."""
+"""File that lists the images that could not be decoded, with the reason."""
 
 
 class ShardResults(ABC):
-    """Files of float values per image, one per shard; NaN where an image could not be decoded.
+    """Files of float values per image, one per shard, with NaN for images that could not be decoded.
+
+    Rows that arrive again, as they may when a worker is lost, change nothing.
 
     Args:
-        folder: where the files go; made if it is not there.
-        store: the images.
-        rows: index rows of those that are wanted; all by default.
-
-    Rows that come again, as they may when a worker is lost, change nothing.
+        folder: Folder for the files; it is created if it does not exist.
+        store: The images.
+        rows: Index rows of the requested images; all by default.
 
     Attributes:
-        images: how many are wanted.
-        bad: images of which it is known that they cannot be decoded, those in an earlier process's files included.
-        done: images that are through, likewise.
+        images: Number of requested images.
+        bad: Number of images that are known to be undecodable, including those in an earlier process's files.
+        done: Number of processed images, including those in an earlier process's files.
     """
 
     suffix: str
@@ -56,30 +56,41 @@ class ShardResults(ABC):
 
     @abstractmethod
     def shape(self) -> tuple[int, ...] | None:
-        """That of one image's values; None where only the first ones will say."""
+        """Return the shape of one image's values; None if only the first values reveal it."""
 
     @abstractmethod
     def encode(self, rows: np.ndarray, values: np.ndarray) -> bytes:
-        """A shard's file: of index rows (n,) the values (n, …); all of them NaN where no image could be decoded."""
+        """Return the content of a shard's file.
+
+        Args:
+            rows: Index rows (n,).
+            values: Their values (n, …); all of them are NaN if no image could be decoded.
+        """
 
     @abstractmethod
     def usable(self, path: Path) -> np.ndarray:
-        """Which images of a finished file could be decoded, bool (n,)."""
+        """Return which images of a finished file could be decoded, bool (n,)."""
 
     def path(self, shard: int) -> Path:
-        """The file of a shard."""
+        """Return the path of a shard's file."""
         return self.folder / f"{shard:05d}{self.suffix}"
 
     def missing(self) -> dict[int, np.ndarray]:
-        """Index rows of the shards that have no file yet."""
+        """Return the index rows of the shards that have no file yet, by shard."""
         return {shard: rows for shard, rows in self.shards.items() if not self.path(shard).exists()}
 
     def add(self, rows: np.ndarray, values: np.ndarray, broken: Mapping[int, str]) -> None:
-        """Take in a result: rows (n,), values (n, …), and {row: reason} of those that could not be decoded."""
+        """Add a result, and write the files of the shards that it completes.
+
+        Args:
+            rows: Index rows (n,).
+            values: Their values (n, …).
+            broken: Reasons {row: reason} for the images that could not be decoded.
+        """
         bad = np.fromiter(broken, np.int64)
         if broken:
             self._tell(dict(zip(self.store.keys_of(bad).to_pylist(), broken.values(), strict=True)))
-        if len(rows):  # of none, `values` does not know what shape theirs would have
+        if len(rows):  # without rows, the shape of `values` says nothing
             self._shape = values.shape[1:]
         shards, bad_shards = self.store.shards[rows], self.store.shards[bad]
         for shard in np.union1d(shards, bad_shards):
@@ -87,10 +98,10 @@ class ShardResults(ABC):
         self._write_whole()
 
     def check(self, most: float) -> None:
-        """Stop when too many images are broken.
+        """Raise an error if too many images cannot be decoded.
 
         Raises:
-            UserError: more than the fraction `most` of them is.
+            UserError: More than the fraction `most` of the images cannot be decoded.
         """
         if self.bad > most * self.images:
             raise UserError(
@@ -99,16 +110,16 @@ class ShardResults(ABC):
             )
 
     def finish(self) -> None:
-        """There are no more results.
+        """Check, after the last result, that every shard has its file.
 
         Raises:
-            UserError: none of the images could be decoded, so that no file could be written.
+            UserError: None of the images could be decoded, so no file could be written.
         """
         if self._left:
             raise UserError(f"{self.store.directory}: no image could be decoded; see {self._list}")
 
     def _tell(self, broken: Mapping[str, str]) -> None:
-        """List images that cannot be decoded, each once: those of an unfinished shard come again after a restart."""
+        """List undecodable images, each once: those of an unfinished shard are reported again after a restart."""
         new = {key: reason for key, reason in broken.items() if key not in self._listed}
         if new:
             with self._list.open("a", encoding="utf-8") as stream:
@@ -130,7 +141,7 @@ class ShardResults(ABC):
         left[good_places] = left[bad_places] = False
 
     def _write_whole(self) -> None:
-        """Write the shards of which nothing is missing."""
+        """Write the files of the shards that are complete."""
         if self._shape is None:
             return
         for shard in [shard for shard, left in self._left.items() if not left.any()]:
@@ -151,10 +162,17 @@ def fill(
     context: StageContext,
     title: str,
 ) -> None:
-    """Have the missing results computed, by all GPUs or CPUs of the cluster.
+    """Compute the missing results on all GPUs or CPUs of the cluster.
+
+    Args:
+        results: The results to complete.
+        build: Function (device) → head; it is pickled and sent to the actors.
+        config: The batch size and the permitted fraction of undecodable images.
+        context: The stage's context, for progress and metrics.
+        title: Title of the progress bar.
 
     Raises:
-        UserError: more than `config.max_bad_fraction` of the images cannot be decoded, or what the head raises.
+        UserError: More than `config.max_bad_fraction` of the images cannot be decoded, or the head raises it.
     """
     store = results.store
     with context.screen.bar(title, results.images) as bar:
@@ -171,7 +189,7 @@ def fill(
 
 
 def rows_by_shard(store: ImageStore, rows: np.ndarray | None = None) -> dict[int, np.ndarray]:
-    """Index rows of each shard, int64 ascending; of some rows only, if given."""
+    """Return the index rows of each shard, int64 ascending; only those among `rows`, if given."""
     rows = np.arange(len(store)) if rows is None else np.sort(rows)
     order = rows[np.argsort(store.shards[rows], kind="stable")]
     shards, starts = np.unique(store.shards[order], return_index=True)
@@ -179,7 +197,7 @@ def rows_by_shard(store: ImageStore, rows: np.ndarray | None = None) -> dict[int
 
 
 def _listed(path: Path) -> set[str]:
-    """Keys in an interrupted process's list of images; a last line that it did not finish is taken off."""
+    """Return the keys in an interrupted process's list of images, and remove an unfinished last line from the file."""
     if not path.exists():
         return set()
     whole, end, torn = path.read_text(encoding="utf-8").rpartition("\n")

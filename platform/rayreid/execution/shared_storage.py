@@ -1,4 +1,4 @@
-"""Whether every node sees the storage that all share: asked at the start, before work is given to them."""
+"""A check, before any work starts, that every node sees the shared storage."""
 
 import contextlib
 import os
@@ -18,12 +18,12 @@ _PATIENCE_SECONDS = 5.0  # a network file system may show a new file late
 
 @dataclass(frozen=True)
 class Token:
-    """A file in the output root that this process has just written; travels to the nodes.
+    """A file in the output root that this process has just written; its description is sent to the nodes.
 
     Attributes:
-        root: the outputs' root.
-        data: `RAYREID_DATA`, where that is set to a folder that this process sees.
-        secret: name and content of the file.
+        root: The output root.
+        data: `RAYREID_DATA`, if it is set to a folder that this process sees; otherwise None.
+        secret: Text that forms the file's name and is its content.
     """
 
     root: Path
@@ -32,11 +32,11 @@ class Token:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Return the path of the file."""
         return self.root / f".seen-{self.secret}"
 
     def complaints(self) -> list[str]:
-        """What is wrong with the storage as seen from the machine that calls this; nothing where all is well."""
+        """Return the problems of the storage as seen from the calling machine; empty if there are none."""
         found = [] if self.data is None or self.data.is_dir() else [f"does not see RAYREID_DATA={self.data}"]
         try:
             seen = self._seen()
@@ -67,10 +67,10 @@ class Token:
 
 @contextlib.contextmanager
 def token() -> Iterator[Token]:
-    """Write one, and remove it in the end.
+    """Write a token, yield it, and remove its file at the end.
 
     Raises:
-        UserError: the output root cannot be made.
+        UserError: The output root cannot be created.
     """
     root = output_root()
     make_folder(root)
@@ -84,12 +84,12 @@ def token() -> Iterator[Token]:
 
 
 def check_storage() -> None:
-    """Refuse a cluster of which a node does not see the outputs and the data, or may not write the outputs.
+    """Check that every node sees the outputs and the data, and may write the outputs.
 
-    Nodes that join later are not asked.
+    Nodes that join later are not checked.
 
     Raises:
-        UserError: such nodes, by name.
+        UserError: Some nodes fail the check; the message names them.
     """
     if alone():
         return

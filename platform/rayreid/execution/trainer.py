@@ -1,4 +1,4 @@
-"""Binding the training loop to Ray Train: workers, restarts, failures, and the delivery of their metrics."""
+"""Connection of the training loop to Ray Train: workers, restarts, failures, and the delivery of their metrics."""
 
 import json
 import os
@@ -36,7 +36,7 @@ from rayreid.training.guard import NonFiniteLossError
 from rayreid.training.loop import Batch, LoopSettings, Method, WantedPrecision, resolve_precision, train
 
 METRICS = "metrics.jsonl"
-"""A training's journal, in its artifact's folder."""
+"""File of a training's journal, in its artifact's folder."""
 _FAILURE = "failure-{}.json"
 _RESOLVED = "resolved.json"
 _NO_CURVE = ("step", "epoch", "time", "wait", "gpu_hours")
@@ -44,27 +44,34 @@ _NO_CURVE_PREFIXES = (*(f"{kind}_" for kind in periodic_metrics.KINDS), "seconds
 _POLL_SECONDS = 2.0
 
 Watch = Callable[[Mapping[str, float]], str | None]
-"""Is shown every logged row in order, and answers with a warning for the user where there is one."""
+"""A function that gets every logged row, in order, and returns a warning for the user, or None."""
 
 Log = Callable[[dict[str, float]], None]
 
 
 @dataclass(frozen=True)
 class Training:
-    """What every worker runs; travels to the workers pickled.
+    """The training that every worker runs; it is pickled and sent to the workers.
 
     Attributes:
-        folder: the artifact's folder, on storage that all workers see.
-        store: the images.
-        plan: which images each step takes.
-        build: (device) → (method on that device, prepare for the feed).
-        save: called on worker 0 with the trained method.
-        epochs, accumulate, precision, seed, checkpoint_minutes, compile: see `LoopSettings`.
-        keep_checkpoints: how many of the newest stay while it runs.
-        keep_every_epochs: the checkpoint of every so many epochs stays for good in `epochs/`; None: none does.
-        probe: (method, device, threads) → what `train` asks after each epoch.
-        feed: (method, prepare, device, threads, log) → what `train` draws from; None: the store's images by the plan.
-        deterministic: see `require_determinism`.
+        folder: The artifact's folder, on storage that all workers see.
+        store: The image store's folder.
+        plan: The images of each step.
+        build: Function (device) → (method on that device, prepare function for the feed).
+        save: Function that is called on worker 0 with the trained method.
+        epochs: See `LoopSettings`.
+        accumulate: See `LoopSettings`.
+        precision: See `LoopSettings`; "auto" is resolved on the worker.
+        seed: See `LoopSettings`.
+        checkpoint_minutes: Minutes between checkpoints; see `LoopSettings`.
+        keep_checkpoints: Number of the newest checkpoints that are kept while it runs.
+        keep_every_epochs: Interval, in epochs, of the checkpoints that are kept permanently in `epochs/`; None keeps
+            none.
+        probe: Function (method, device, threads) → the function that `train` calls after each epoch.
+        feed: Function (method, prepare, device, threads, log) → the feed from which `train` reads; None reads the
+            store's images in the order of the plan.
+        compile: See `LoopSettings`; "auto" is resolved on the worker.
+        deterministic: See `require_determinism`.
     """
 
     folder: Path
@@ -85,7 +92,7 @@ class Training:
     deterministic: bool = False
 
     def settings(self, device: torch.device) -> LoopSettings:
-        """The loop's settings on a worker."""
+        """Return the loop's settings on a worker with the given device."""
         return LoopSettings(
             steps_per_epoch=self.plan.steps_per_epoch,
             epochs=self.epochs,
@@ -97,7 +104,7 @@ class Training:
         )
 
     def checkpoints(self) -> Checkpoints:
-        """Where its state is kept."""
+        """Return the checkpoints that hold the training's state."""
         every = self.keep_every_epochs
         milestones = Milestones(self.folder / "epochs", every, self.plan.steps_per_epoch) if every else None
         return Checkpoints(self.folder / "checkpoints", self.keep_checkpoints, milestones)
@@ -106,15 +113,22 @@ class Training:
 def fit(
     context: StageContext, training: Training, resources: Resources, watch: Watch = lambda row: None
 ) -> dict[str, Any]:
-    """Run a training on Ray Train until its result is saved; returns facts for the artifact.
+    """Run a training on Ray Train until its result is saved, and return facts for the artifact.
 
-    A lost worker is replaced and goes on from the newest checkpoint, `resources.max_failures` times. What the user
-    can mend, and a loss that is not finite, end the stage: they would only come again. What `watch` warns of is shown,
-    and set as the run's tag `warning`.
+    A lost worker is replaced, and training resumes from the newest checkpoint, up to `resources.max_failures` times. An
+    error that the user can fix, or a loss that is not finite, ends the stage, because it would only recur. Warnings of
+    `watch` are shown, and set as the run's tag `warning`.
+
+    Args:
+        context: The stage's context.
+        training: The training to run.
+        resources: The workers to use, and the number of failures to tolerate.
+        watch: Function that gets every logged row and may return a warning.
 
     Raises:
-        UserError: a worker came upon such a fault; the message is that worker's.
-        RuntimeError: workers were lost or failed otherwise, more often than `resources.max_failures`.
+        UserError: A worker raised an error that the user can fix, or met a loss that is not finite; the message is
+            that worker's.
+        RuntimeError: Workers were lost or failed otherwise, more often than `resources.max_failures`.
     """
     share = awaited_share(resources)
     context.resolved({}, {"workers": share.workers, "cpus_per_worker": share.cpus, "gpu": share.gpu})
@@ -131,7 +145,7 @@ def fit(
             resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if share.gpu else {})},
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # the checker sees V1's, which V2 replaces on import
-            # A name that was used before would silently resume Ray's own record of it: it is this artifact's own.
+            # With a name that was used before, Ray would silently resume its own record; the artifact's id is unique.
             name=context.artifact.id,
             storage_path=str(context.folder / "ray"),
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
@@ -160,17 +174,17 @@ def fit(
 
 
 def _environment(training: Training, cpus: int) -> dict[str, str]:
-    """Return the environment variables of a worker, which may start, and import, before it is given its CPUs."""
+    """Return the environment variables of a worker, which may start and import modules before it gets its CPUs."""
     modules = prestart.importing([__name__, type(training.build).__module__])
-    # Where the user has not set the number of threads Ray does; too late for libraries that are imported by then.
+    # If the user has not set the number of threads, Ray sets it, but too late for libraries that are already imported.
     return {**modules, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cpus))} if modules else {}
 
 
 def _worker(config: dict[str, Any]) -> None:
     training: Training = config["training"].open()
     if _failures(training.folder):
-        # Ray starts all workers again after an error on any, and knows no error that is not worth it. That they do
-        # nothing ends the training, and the driver says why.
+        # After an error on any worker Ray restarts all workers, and no kind of error prevents this. The workers return
+        # at once, which ends the training, and the driver reports the reason.
         return
     try:
         _train(training, config["cpus"])
@@ -186,10 +200,10 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def _note_failure(folder: Path, error: UserError | NonFiniteLossError) -> None:
-    """Leave the driver the message.
+    """Write the error's message to a file for the driver.
 
-    The error is often on this worker alone, which has the bad image, while the others wait for its gradients: what is
-    raised makes Ray stop them, and the message must be on the disk by then.
+    Often the error occurs only on this worker, which has the bad image, while the others wait for its gradients. When
+    the error is raised, Ray stops the others, so the message must be on disk before that.
     """
     path = folder / _FAILURE.format(parallel.rank())
     where = f"; all {len(error.keys)} keys: {path}" if isinstance(error, NonFiniteLossError) else ""
@@ -222,7 +236,7 @@ def _train(training: Training, cpus: int) -> None:
 
 
 def _failures(folder: Path) -> list[Path]:
-    """What workers of this training left to say why it cannot go on."""
+    """Return the files in which workers of this training reported why it cannot continue."""
     return sorted(folder.glob(_FAILURE.format("*")))
 
 
@@ -233,16 +247,16 @@ def _raise_failure(folder: Path) -> None:
 
 
 class _Delivery:
-    """While workers train: their rows go to MLflow, onto the bar and past the watch, from a thread of the driver."""
+    """A thread of the driver that delivers the workers' rows to MLflow, the progress bar and the watch function."""
 
     def __init__(self, context: StageContext, bar: Bar, watch: Watch):
         self._feed = MetricsFeed(context.folder / METRICS, context.run)
-        # Read beside the feed: a tracking server that is away hides nothing from the user.
+        # The journal is read independently of the feed, so an unreachable tracking server hides nothing from the user.
         self._journal, self._offset = Journal(context.folder / METRICS), 0
         self._work, self._bar, self._watch = context, bar, watch
         self._last: dict[str, float] = {}
         self._warning: str | None = None
-        self._read()  # an earlier process's rows: they are for the watch alone, and say nothing of this one's pace
+        self._read()  # rows of an earlier process are only for the watch: they say nothing about this process's pace
         self._complained = self._announced = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
@@ -262,7 +276,7 @@ class _Delivery:
             self._try()
 
     def _try(self) -> bool:
-        """Whether all that was written so far is delivered."""
+        """Deliver new rows, and return whether all rows that were written so far are delivered."""
         try:
             self._announce()
             self._show()
@@ -271,7 +285,7 @@ class _Delivery:
                 self._work.run.tags({"warning": self._warning})
                 self._warning = None
         except Exception as error:
-            # A tracking server that is away costs no training: what it missed is delivered with the next rows.
+            # An unreachable tracking server does not stop training: the rows it missed are delivered with the next.
             if not self._complained:
                 reason = escape(f"{type(error).__name__}: {error}")
                 self._work.screen.say(f"  metrics cannot be logged for now ({reason})")
@@ -280,7 +294,7 @@ class _Delivery:
         return True
 
     def _announce(self) -> None:
-        """Say once what the workers' `auto` came to: it depends on their device."""
+        """Show once how the workers resolved `auto`, which depends on their device."""
         path = self._work.folder / _RESOLVED
         if not self._announced and path.exists():
             self._announced = True
@@ -291,7 +305,7 @@ class _Delivery:
             self._bar.to(int(self._last["step"]) + 1, _note(self._last))
 
     def _read(self) -> list[dict[str, float]]:
-        """The journal's rows since the last call; the watch has seen them, and the last of each figure is kept."""
+        """Return the journal's rows since the last call, after passing them to the watch and keeping their values."""
         written, self._offset = self._journal.read(self._offset)
         for warning in filter(None, map(self._watch, written)):
             self._warning = warning

@@ -1,4 +1,4 @@
-"""A ViT's blocks over crops of several sizes, in one pass without padding or tokens that are never read."""
+"""One pass of a ViT's blocks over crops of several sizes, without padding and without outputs that are never read."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ FEW_TOKENS = 64
 SMALL_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 Shape = tuple[int, int]
-"""Crops of one size: (number of crops n, tokens of each N)."""
+"""Shape of the crops of one size: (number of crops n, number of tokens per crop N)."""
 
 
 def class_tokens(blocks: nn.Sequential, tokens: Sequence[Tensor], checkpointed: bool = False) -> Tensor:

@@ -1,4 +1,4 @@
-"""The strategy `cluster`: even sampling over clusters, so every kind of image in equal number, whatever the target."""
+"""The strategy `cluster`: even sampling over clusters, so that every kind of image is equally frequent."""
 
 import math
 
@@ -12,25 +12,25 @@ from rayreid.selection.similarity import Features, nearest_in_parts
 from rayreid.selection.strategies import Priority, random_priority
 
 SAMPLE = 256
-"""Images per cluster that the centres are found on, at most; more change them little (faiss's own rule)."""
+"""Maximum number of images per cluster from which centres are computed; more change them little (faiss's own rule)."""
 _ROUNDS = 20
 _SALT = 0xC1057E25
-"""Sets the order within clusters apart from that of the strategy `random` with the same seed."""
+"""Salt that makes the order within clusters differ from that of the strategy `random` with the same seed."""
 
 
 def cluster_priority(
     pool: Features, device: torch.device, seed: int, clusters: int | str
 ) -> tuple[Priority, dict[str, int]]:
-    """Return priorities that deal every cut evenly to clusters of the pool, and how many clusters there are.
+    """Return priorities that distribute every cut evenly over clusters of the pool, and the number of clusters.
 
     Args:
         pool: Features of all images of the pool, N of them.
-        device: Where to find each image's cluster.
-        seed: Of the clusters and of the order within them.
-        clusters: See `cluster_count`.
+        device: Device on which to find each image's cluster.
+        seed: Seed of the clusters and of the order within them.
+        clusters: Wanted number of clusters; see `cluster_count`.
 
     Returns:
-        float64 (N,), NaN where an image could not be decoded; and facts.
+        Priorities float64 (N,), NaN for images that could not be decoded; and facts.
     """
     centres = _centres(pool, clusters, seed)
     _, places = nearest_in_parts(pool, centres, device)
@@ -38,7 +38,7 @@ def cluster_priority(
 
 
 def _centres(pool: Features, clusters: int | str, seed: int) -> npt.NDArray[np.float32]:
-    """Return cluster centres found on a sample of the pool; the same however the pool is dealt to shards."""
+    """Return cluster centres computed from a sample of the pool; they do not depend on the division into shards."""
     every = list(pool.parts())
     usable = np.sort(np.concatenate([rows[~np.isnan(found[:, 0])] for rows, found in every]))
     count = cluster_count(len(usable), clusters)
@@ -51,23 +51,26 @@ def _centres(pool: Features, clusters: int | str, seed: int) -> npt.NDArray[np.f
 
 
 def cluster_count(images: int, wanted: int | str) -> int:
-    """`auto`: the square root of the number of images; never more than there are."""
+    """Return the number of clusters: the wanted number or, for `auto`, the square root of the number of images.
+
+    There are never more clusters than images.
+    """
     return min(images, round(math.sqrt(images)) if wanted == "auto" else int(wanted))
 
 
 def find_centres(features: npt.NDArray[np.float32], count: int, seed: int) -> npt.NDArray[np.float32]:
-    """Spherical k-means.
+    """Return cluster centres by spherical k-means.
 
     Args:
-        features: float32 (N, D), of length 1; a sample of `SAMPLE` images per cluster is enough.
-        count: clusters, at most N.
-        seed: of the first centres.
+        features: Features float32 (N, D), of length 1; a sample of `SAMPLE` images per cluster is enough.
+        count: Number of clusters, at most N.
+        seed: Seed of the initial centres.
 
     Returns:
-        float32 (count, D), of length 1.
+        Centres float32 (count, D), of length 1.
 
     Raises:
-        UserError: faiss cannot be loaded.
+        UserError: The faiss library cannot be loaded.
     """
     faiss = require_faiss()
     kmeans = faiss.Kmeans(
@@ -85,19 +88,19 @@ def find_centres(features: npt.NDArray[np.float32], count: int, seed: int) -> np
 
 
 def even_priority(keys: Keys, clusters: npt.NDArray[np.integer], seed: int) -> Priority:
-    """Priorities by which every cut takes from all clusters evenly, as far as they reach.
+    """Return priorities by which every cut takes evenly from all clusters that still have images.
 
-    Clusters deal their images in turn, in the order of a seeded hash of the key: an image's priority is the hash less
-    the number of its cluster's images dealt before it. So cuts are nested, and any one takes from two clusters numbers
-    that differ by 1 at most, unless the smaller one is used up.
+    Clusters give one image each in turn, in the order of a seeded hash of the key: an image's priority is the hash
+    minus the number of images that its cluster gave before it. Cuts are therefore nested, and the numbers that a cut
+    takes from two clusters differ by at most 1, unless the smaller cluster is exhausted.
 
     Args:
-        keys: N of them, unique.
-        clusters: (N,), −1: belongs to none.
-        seed: of the hash.
+        keys: Keys of the images, N of them, unique.
+        clusters: Cluster of each image (N,), −1 for none.
+        seed: Seed of the hash.
 
     Returns:
-        float64 (N,), NaN for images without a cluster.
+        Priorities float64 (N,), NaN for images without a cluster.
     """
     shuffled = random_priority(keys, seed ^ _SALT)
     order = np.lexsort((-shuffled, clusters))

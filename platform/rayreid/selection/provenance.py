@@ -1,4 +1,4 @@
-"""Where pool images come from, where that is known: for judging a selection, never for making one."""
+"""Known origins of pool images, which serve to evaluate a selection and are never used to make one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,28 +19,36 @@ from rayreid.paths import data_path
 
 @dataclass(frozen=True)
 class Provenance:
-    """The origin of pool images.
+    """The origins of pool images.
 
     Attributes:
-        read: gives a table with the string columns `key` and `origin`.
-        relevant: the origin that is the target's own domain.
+        read: Function that returns a table with the string columns `key` and `origin`.
+        relevant: The origin that is the target's own domain.
     """
 
     read: Callable[[], pa.Table]
     relevant: str
 
     def origins(self, keys: np.ndarray) -> np.ndarray:
-        """The origin of each key (N,), `unknown` where the table does not say."""
+        """Return the origin of each key, (N,); `unknown` for keys that the table does not hold."""
         return np.array(pc.fill_null(self._known(keys), "unknown").to_pylist())
 
     def judge(self, keys: np.ndarray, priority: np.ndarray) -> dict[str, float]:
-        """How well a priority separates the target's own domain from the rest: AUC, over images that have both."""
+        """Return the AUC with which a priority separates the target's own domain from the other origins.
+
+        It is computed over the images that have both a priority and an origin. The result is empty unless these include
+        the target's own domain and another origin.
+        """
         known = self.separation(keys, priority)
         return {"auc": known[self.relevant]} if self.relevant in known else {}
 
     def separation(self, keys: np.ndarray, priority: np.ndarray) -> dict[str, float]:
-        """For each origin, the AUC of a priority for it against all others, over images that have both."""
-        # Here, not above: workers import this module without ever judging, and scikit-learn takes seconds.
+        """Return, for each origin, the AUC of a priority for this origin against all others.
+
+        It is computed over the images that have both a priority and an origin. The result is empty if these have fewer
+        than two origins.
+        """
+        # Imported here because workers import this module without calling `separation`, and scikit-learn takes seconds.
         from sklearn.metrics import roc_auc_score
 
         usable = np.isfinite(priority) & self._known(keys).is_valid().to_numpy()
@@ -51,42 +59,42 @@ class Provenance:
         return {str(name): float(roc_auc_score(origins == name, priority[usable])) for name in names}
 
     def shares(self, keys: np.ndarray) -> dict[str, float]:
-        """The share of each origin among some images."""
+        """Return the fraction of each origin among the given images."""
         names, counts = np.unique(self.origins(keys), return_counts=True)
         return {f"share.{name}": count / len(keys) for name, count in zip(names, counts, strict=True)}
 
     def groups(self, keys: np.ndarray) -> dict[str, np.ndarray]:
-        """Which of some images are of each origin: name → mask (N,)."""
+        """Return, for each origin's name, the mask (N,) of the given images that come from it."""
         origins = self.origins(keys)
         return {str(name): origins == name for name in np.unique(origins)}
 
     def _known(self, keys: np.ndarray) -> pa.ChunkedArray:
-        """The origin of each key, null where the table does not say."""
+        """Return the origin of each key; null for keys that the table does not hold."""
         table = self.read()
         places = pc.index_in(pa.array(keys.tolist(), pa.string()), value_set=table["key"].combine_chunks())
         return table["origin"].take(places)
 
 
 class Pool(NamedDataset, Protocol):
-    """A pool as an experiment file names it, with what it says of its images' origins."""
+    """A pool as an experiment file names it, with what the file says about its images' origins."""
 
     @property
     def provenance(self) -> str | None:
-        """CSV file `key,origin`; None: there is none."""
+        """Return the path of the CSV file `key,origin`; None if there is none."""
 
     @property
     def relevant(self) -> str | None:
-        """The origin that is the target's own domain."""
+        """Return the origin that is the target's own domain."""
 
 
 def provenance_of(source: Pool) -> Provenance | None:
-    """What is known of a pool: the file that the configuration names, or what a synthetic pool knows of itself.
+    """Return a pool's provenance, from the file that the configuration names or from a synthetic pool; None if unknown.
 
-    The file is read here, ahead of everything, so that what is wrong with it does not come up after hours of scoring.
+    The file is read here, before any stage runs, so that an error in it does not surface after hours of scoring.
 
     Raises:
-        UserError: the file is missing or no CSV with the columns `key` and `origin`, or `relevant` is not said or no
-            origin that occurs.
+        UserError: The file is missing or is not a CSV file with the columns `key` and `origin`, or `relevant` is unset
+            or names no origin that occurs.
     """
     if source.provenance is not None:
         if source.relevant is None:
@@ -106,8 +114,12 @@ def provenance_of(source: Pool) -> Provenance | None:
 
 @lru_cache(maxsize=1)
 def _read(path: Path, changed: int) -> pa.Table:
-    """The file's two columns; read once for all rows of an experiment. `changed` tells a new edition of the file."""
-    types = {name: pa.string() for name in ("key", "origin")}  # a key such as 0001 is no number
+    """Return the file's two columns.
+
+    The file is read once for all rows of an experiment; `changed`, its time of modification in nanoseconds,
+    distinguishes versions of it.
+    """
+    types = {name: pa.string() for name in ("key", "origin")}  # a key such as 0001 is not a number
     try:
         options = pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(types))
         table = pyarrow.csv.read_csv(path, convert_options=options)
@@ -127,5 +139,5 @@ def _check_relevant(relevant: str, origins: Sequence[str], source: str) -> None:
 
 
 def _drawn(source: NamedDataset) -> pa.Table:
-    origins = open_source(source).origins()  # type: ignore[attr-defined]  # the drawn dataset's alone
+    origins = open_source(source).origins()  # type: ignore[attr-defined]  # only the synthetic dataset has it
     return pa.table({"key": list(origins), "origin": list(origins.values())})

@@ -1,4 +1,4 @@
-"""The selection strategies by name: what each one needs, and the function that ranks a pool's images by it.
+"""The selection strategies by name: the inputs of each one, and the function that ranks a pool's images by it.
 
 To add a strategy, write its function in a module of this package and add one line to `STRATEGIES`. The name and the
 options also go into `rayreid.config.selection.Select`, which cannot import this module; a test holds both together.
@@ -19,7 +19,7 @@ from rayreid.selection.strategies import Priority, list_priority, random_priorit
 
 
 class Basis(Enum):
-    """What a strategy ranks a pool's images by, and how its function is called."""
+    """The data by which a strategy ranks a pool's images, and the arguments of its function."""
 
     KEYS = "keys"
     """The images' keys alone: rank(keys, seed) → priority (N,)."""
@@ -36,10 +36,10 @@ class Strategy:
     """A way of ranking a pool's images.
 
     Attributes:
-        basis: What it ranks by.
+        basis: The data by which it ranks.
         rank: Its function; see `Basis` for the arguments.
-        label: Its priorities' name in figures; empty: they are not worth drawing.
-        targets: Whether `rank` takes the features of each target's training images, too, as `targets`.
+        label: Name of its priorities in figures; empty if they are not worth drawing.
+        targets: Whether `rank` also takes the features of each target's training images, as `targets`.
         seeded: Whether the result depends on the experiment's seed.
         options: Fields of the section `select` that `rank` takes, under the same names.
     """
@@ -53,12 +53,12 @@ class Strategy:
 
     @property
     def ranking(self) -> str | None:
-        """Return the role of the artifact that holds its priorities; None where they are computed with the subset."""
+        """Return the role of the artifact that holds its priorities; None if they are computed with the subset."""
         return {Basis.SCORES: "scores", Basis.FEATURES: "priority"}.get(self.basis)
 
     @property
     def column(self) -> str:
-        """Return the column of that artifact's table."""
+        """Return the name of the column of priorities in that artifact's table."""
         return "cfs" if self.basis is Basis.SCORES else "priority"
 
     @property
@@ -68,7 +68,7 @@ class Strategy:
 
     @property
     def needs_target_proxies(self) -> bool:
-        """Return whether it needs a θt of each target."""
+        """Return whether it needs a θt for each target."""
         return self.basis is Basis.SCORES
 
 
@@ -103,7 +103,7 @@ def priority(
         match: For strategies that follow a file list; see `list_priority`.
 
     Returns:
-        float64 (N,).
+        Priorities float64 (N,).
 
     Raises:
         UserError: The strategy is unknown, or the strategy itself raises it.

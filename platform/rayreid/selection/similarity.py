@@ -1,4 +1,4 @@
-"""The strategy `target_similarity`, and nearest neighbours by cosine: of a target's images, and of cluster centres."""
+"""The strategy `target_similarity`, and the nearest neighbours by cosine among a target's images or cluster centres."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from rayreid.selection.filelist import Keys
 from rayreid.selection.strategies import Priority
 
 _BLOCK = 8192
-"""Rows of either side multiplied at once: 256 MiB of similarities."""
+"""Number of rows of either side that are multiplied at once: 256 MiB of similarities."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Features:
 
     Attributes:
         keys: The keys of all images of the store, N of them.
-        parts: Yields index rows (n,) and features float16 (n, D) of length 1, NaN where an image could not be decoded;
-            begins anew at every call.
+        parts: Function that yields index rows (n,) and features float16 (n, D) of length 1, with NaN for images that
+            could not be decoded; every call starts from the beginning.
     """
 
     keys: Keys
@@ -33,15 +33,15 @@ class Features:
 def target_similarity(
     pool: Features, device: torch.device, targets: Sequence[Features]
 ) -> tuple[Priority, dict[str, int]]:
-    """Return the cosine of each pool image to the nearest image of any target, and how many images that were.
+    """Return the cosine of each pool image to the nearest image of any target, and the number of target images.
 
     Args:
         pool: Features of all images of the pool, N of them.
-        device: Where to compute.
+        device: Device on which to compute.
         targets: Features of each target's training images.
 
     Returns:
-        float64 (N,), NaN where an image could not be decoded; and facts.
+        Cosines float64 (N,), NaN for images that could not be decoded; and facts.
     """
     references = [theirs[~np.isnan(theirs[:, 0])] for target in targets for _, theirs in target.parts()]
     cosines, _ = nearest_in_parts(pool, np.concatenate(references), device)
@@ -55,11 +55,11 @@ def nearest_in_parts(
 
     Args:
         pool: Features of all images of the pool, N of them.
-        references: (M, D), M ≥ 1.
-        device: Where to compute.
+        references: Features of the references (M, D), M ≥ 1.
+        device: Device on which to compute.
 
     Returns:
-        Cosines float64 (N,), NaN for images that could not be decoded, and rows of `references` (N,), −1 for those.
+        Cosines float64 (N,) and rows of `references` int64 (N,); NaN and −1 for images that could not be decoded.
     """
     cosines = np.full(len(pool.keys), np.nan)
     places = np.full(len(pool.keys), -1, np.int64)
@@ -73,11 +73,11 @@ def nearest_in_parts(
 
 
 def nearest(features: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """The reference of greatest cosine for each feature; ties go to the first.
+    """Return the reference of greatest cosine for each feature; ties go to the first reference.
 
     Args:
-        features: (N, D), of any float type and length; normalised and multiplied in float32.
-        references: (M, D), M ≥ 1, on the same device.
+        features: Features (N, D), of any float type and length; they are normalised and multiplied in float32.
+        references: Features of the references (M, D), M ≥ 1, on the same device.
 
     Returns:
         Cosines float32 (N,) and rows of `references` int64 (N,). A feature that is not finite has the cosine NaN.

@@ -1,7 +1,7 @@
-"""Priorities of a store's images by hash, score or list; and the cut that turns priorities into a subset.
+"""Priorities of a store's images by hash, score or list, and the cut that turns priorities into a subset.
 
-A priority is a float64, higher is better, NaN where the strategy knows nothing of the image. Cuts at rising
-fractions are nested, and sweeping the fraction computes no priority anew.
+A priority is a float64; higher is better, and NaN means that the strategy knows nothing about the image. Cuts at
+increasing fractions are nested, and a sweep over the fraction does not recompute priorities.
 """
 
 import hashlib
@@ -19,22 +19,22 @@ Priority = npt.NDArray[np.float64]
 
 
 def random_priority(keys: Keys, seed: int) -> Priority:
-    """A seeded hash of each key, uniform in [0, 1): the same for an image whatever store it stands in."""
+    """Return a seeded hash of each key, uniform in [0, 1), which is the same for an image in every store."""
     salt = (seed % 2**64).to_bytes(8, "little")
     digests = b"".join(hashlib.blake2b(str(key).encode(), digest_size=8, salt=salt).digest() for key in keys)
     return (np.frombuffer(digests, dtype="<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def scored_priority(keys: Keys, scores: pa.Table, column: str = "cfs") -> Priority:
-    """The score of each image; NaN for images that the table does not hold.
+    """Return the score of each image; NaN for images that the table does not hold.
 
     Args:
-        keys: the store's keys, N of them.
-        scores: `key: string` (unique), in any order, and a column of floats.
-        column: its name.
+        keys: The store's keys, N of them.
+        scores: Table of `key: string` (unique), in any order, and a column of floats.
+        column: Name of the column of floats.
 
     Raises:
-        UserError: a key scored twice, or scores of which none belongs to the store.
+        UserError: A key is scored twice, or none of the scores belongs to the store.
     """
     scored = scores.column("key").combine_chunks().cast(pa.string())
     if pc.count_distinct(scored).as_py() != len(scored):
@@ -47,11 +47,11 @@ def scored_priority(keys: Keys, scores: pa.Table, column: str = "cfs") -> Priori
 
 
 def list_priority(count: int, match: ListMatch) -> Priority:
-    """Images in the order of a list: 0 for its first, −1 for the next, …; NaN for images it does not name.
+    """Return priorities in the order of a list: 0 for its first image, −1 for the next, …; NaN for unlisted images.
 
     Args:
-        count: number of images in the store, N.
-        match: the list's rows in this store.
+        count: Number of images in the store, N.
+        match: The list's rows in this store.
     """
     ranks = np.full(count, np.nan)
     ranks[match.rows] = -np.arange(len(match.rows), dtype=np.float64)
@@ -63,12 +63,12 @@ def cut(keys: Keys, priority: Priority, size: int) -> npt.NDArray[np.int64]:
 
     Args:
         keys: The store's keys, N of them, unique.
-        priority: float (N,), NaN: never selected.
+        priority: Priorities float64 (N,); images with NaN are never selected.
         size: Number of images to select, at most N.
 
     Returns:
-        Store rows, ascending, int64 (n,). Fewer than `size` only where fewer images have a priority. A smaller cut is
-        a subset of a larger one.
+        Store rows, ascending, int64 (n,). There are fewer than `size` only if fewer images have a priority. A smaller
+        cut is a subset of a larger one.
 
     Raises:
         UserError: `size` is larger than the store, or there is nothing to select.
@@ -79,7 +79,7 @@ def cut(keys: Keys, priority: Priority, size: int) -> npt.NDArray[np.int64]:
     wanted = min(size, int(ranked.sum()))
     if wanted < 1:
         raise UserError("select chose no image: raise select.fraction or select.count, or check the priorities")
-    # Only those who share the last admitted priority need to be put in order: no sort of millions of strings
+    # Only images with the last admitted priority need to be sorted, which avoids sorting millions of strings.
     threshold = np.partition(priority[ranked], -wanted)[-wanted]
     above = np.flatnonzero(priority > threshold)
     tied = sorted(np.flatnonzero(priority == threshold).tolist(), key=lambda row: str(keys[row]))

@@ -1,4 +1,4 @@
-"""The file of a subset: written by *select*, read by who trains on it."""
+"""The file of a subset: *select* writes it, and the trainings on the subset read it."""
 
 from pathlib import Path
 
@@ -19,5 +19,5 @@ def write_subset(folder: Path, keys: np.ndarray, priority: np.ndarray) -> None:
 
 
 def subset_rows(store: ImageStore, folder: Path) -> np.ndarray:
-    """Index rows of a subset's images, int64 ascending."""
+    """Return the index rows of a subset's images, int64 ascending."""
     return np.sort(store.rows_of_keys(pq.read_table(folder / SUBSET)["key"].to_pylist()))

@@ -1,8 +1,8 @@
-"""Where outputs live: `<root>/<stage>/<id>/`, named by what they are made from, never half-read.
+"""Artifacts: outputs in `<root>/<stage>/<id>/`, identified by a hash of their recipe, and readable only when complete.
 
 An artifact's id is a hash of the fields that change its result, of its inputs' ids and of the stage's version. It is
-complete when its `artifact.json` exists, which is written last and atomically. Who writes an artifact holds its lease,
-so that two runs never write the same one.
+complete when its `artifact.json` exists, which is written last and atomically. A run that writes an artifact holds its
+lease, so that two runs never write the same one.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ _LEASE = "lease.json"
 
 
 class Job(Protocol):
-    """What makes an artifact: a stage's function with its configuration and resources already filled in.
+    """The function that makes an artifact: a stage's function with its configuration and resources already bound.
 
-    Artifacts travel to Ray tasks with their jobs, so a job must be picklable.
+    Artifacts are sent to Ray tasks together with their jobs, so a job must be picklable.
     """
 
     def __call__(self, context: Any, /) -> Mapping[str, Any]:
         """Make the artifact.
 
         Args:
-            context: The artifact, its folder and what the stage may use (`rayreid.execution.production.StageContext`).
+            context: The context of the stage, a `rayreid.execution.production.StageContext`.
 
         Returns:
             Facts for `artifact.json`: counts, metrics, seconds.
@@ -45,15 +45,15 @@ class Artifact:
     """One output of one stage, whether it exists yet or not.
 
     Attributes:
-        root: the outputs' root folder.
-        stage: the stage that makes it.
-        version: that stage's version, raised when its code changes what it computes.
-        fields: what of the configuration changes the result, as plain JSON values.
-        inputs: the artifacts it is made from, by role.
-        auxiliary: artifacts, by role, that are needed while it is made but do not change it (images to watch a training
-            with). They are no part of the identity, and are made only where this one is not complete.
-        job: Makes the artifact; None where it can only be read. It carries what the stage needs besides the fields
-            (resources, paths) and is not part of the identity.
+        root: The output root.
+        stage: The stage that makes it.
+        version: That stage's version, which is raised when its code changes the result.
+        fields: The part of the configuration that changes the result, as plain JSON values.
+        inputs: The artifacts from which it is made, by role.
+        auxiliary: Artifacts, by role, that are needed while it is made but do not change it (such as images on which a
+            training is evaluated). They are not part of the identity, and are made only if this one is not complete.
+        job: Function that makes the artifact; None if the artifact can only be read. It holds everything that the stage
+            needs besides the fields (resources, paths) and is not part of the identity.
     """
 
     root: Path
@@ -66,32 +66,32 @@ class Artifact:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that the id is a hash of."""
+        """Return the values of which the id is a hash."""
         inputs = {role: artifact.id for role, artifact in self.inputs.items()}
         return {"stage": self.stage, "version": self.version, "fields": dict(self.fields), "inputs": inputs}
 
     @cached_property
     def id(self) -> str:
-        """12 hexadecimal digits."""
+        """Return the id, 12 hexadecimal digits."""
         text = json.dumps(self.identity, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
     @property
     def path(self) -> Path:
-        """The folder that holds it."""
+        """Return the folder that holds it."""
         return self.root / self.stage / self.id
 
     @property
     def complete(self) -> bool:
-        """Whether it has been made, whole."""
+        """Return whether it has been made completely."""
         return (self.path / _FACTS).exists()
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What its stage had to say of it (counts, figures, seconds).
+        """Return the facts that its stage reported (counts, metrics, seconds).
 
         Raises:
-            UserError: it is not complete.
+            UserError: It is not complete.
         """
         try:
             return json.loads((self.path / _FACTS).read_text())["facts"]
@@ -100,24 +100,26 @@ class Artifact:
 
     @contextmanager
     def writing(self, waiting: Callable[[], None] = lambda: None) -> Iterator[Path]:
-        """Hold the lease on the folder; yields the folder.
+        """Yield the folder, and hold its lease meanwhile.
 
         Args:
-            waiting: called once where another live run writes it, which is waited for.
+            waiting: Function that is called once if another live run is writing it, before waiting for that run.
         """
         make_folder(self.path)
         try:
             with Lease(self.path / _LEASE, waiting=waiting):
                 yield self.path
         finally:
-            with contextlib.suppress(OSError):  # one that was refused before it wrote anything leaves no folder
+            with contextlib.suppress(
+                OSError
+            ):  # only an empty folder is removed: a stage that wrote nothing leaves none
                 self.path.rmdir()
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        """Declare it complete.
+        """Mark it as complete, with the given facts.
 
         Raises:
-            UserError: another run has taken the lease over, as it does when this one was silent for long.
+            UserError: Another run has taken over the lease, which happens if this run did not renew it for long.
         """
         if held_by_another(self.path / _LEASE):
             raise UserError(f"{self.path}: another run took this artifact over while this one stood still; run again")
@@ -129,7 +131,7 @@ class Artifact:
 
 
 def lineage(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
-    """All artifacts that the given ones stand on, themselves included, by id, inputs before what they go into."""
+    """Return the given artifacts and all those on which they depend, by id; each comes after its inputs."""
     order: dict[str, Artifact] = {}
     for artifact in artifacts.values():
         order.update(lineage(artifact.inputs))

@@ -1,11 +1,11 @@
-"""Roles: which part an artifact plays in an experiment's graph, or among the inputs of another artifact."""
+"""Roles of artifacts in an experiment's graph, or among the inputs of another artifact."""
 
 
 class Role(str):
-    """A kind of artifact, and the target it belongs to where an experiment has several: `weights`, `target.market`.
+    """A kind of artifact and, if an experiment has several targets, its target: `weights`, `target.market`.
 
-    A role equals its text, which is a key in `artifact.json` and the end of a tag's name in MLflow: `Role(text)` reads
-    it, `Role.of` composes it.
+    A role equals its text, which is a key in `artifact.json` and the end of a tag's name in MLflow. `Role(text)` parses
+    the text, and `Role.of` composes it.
     """
 
     @classmethod
@@ -13,8 +13,8 @@ class Role(str):
         """Return the role of an artifact of this kind.
 
         Args:
-            kind: What the artifact is for; it has no dot.
-            target: Name of the target it belongs to; empty: the only one, or of no target.
+            kind: Kind of the artifact, without a dot.
+            target: Name of its target; empty if there is only one target, or if it belongs to none.
         """
         return cls(f"{kind}.{target}" if target else kind)
 
@@ -25,5 +25,5 @@ class Role(str):
 
     @property
     def target(self) -> str:
-        """Return the target's name; empty: the only one, or of no target."""
+        """Return the target's name; empty if there is only one target, or if the artifact belongs to none."""
         return self.partition(".")[2]

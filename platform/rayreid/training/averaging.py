@@ -1,4 +1,4 @@
-"""Averaging gradients over the workers, bucket by bucket, while the backward pass that makes them goes on."""
+"""Averaging of gradients over the workers, bucket by bucket, while the backward pass is still computing others."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -11,21 +11,23 @@ from torch.utils.hooks import RemovableHandle
 from rayreid.training import parallel
 
 BUCKET_BYTES = 25 * 2**20
-"""Gradients travel in flat buffers of about this size: few messages, and the first ones leave early."""
+"""Approximate size of the flat buffers in which gradients are sent: messages are few, and the first are sent early."""
 
 
 class Averaging:
-    """Replaces every parameter's gradient by its mean over the workers, in place.
+    """Replacement of every parameter's gradient by its mean over the workers, in place.
 
-    Buckets hold parameters in reverse order, about that in which a backward pass completes them. A bucket is sent when
-    all its gradients are there and all buckets before it have been sent, hence in the same order on every worker. What
-    a bucket holds never depends on which gradients came: a parameter without one counts as zeros, and stays without.
+    Buckets hold parameters in reverse order, approximately the order in which a backward pass completes them. A bucket
+    is sent when all its gradients are available and all earlier buckets have been sent, and therefore in the same order
+    on every worker. The layout of a bucket never depends on which gradients exist: a parameter without one counts as
+    zeros, and stays without one.
 
-    A parameter that got no gradient in the last step (a frozen one) holds no bucket back in the next. All flat buffers
-    together take the memory of the gradients once more.
+    A parameter that got no gradient in the last step (a frozen one) does not delay its bucket in the next. All flat
+    buffers together take as much memory as the gradients.
 
     Args:
-        parameters: in the same order on every worker, which must also agree in which of them get gradients.
+        parameters: The parameters, in the same order on every worker; the workers must also agree on which of them get
+            gradients.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
@@ -38,7 +40,7 @@ class Averaging:
         self._hooks: list[RemovableHandle] = []
 
     def begin(self) -> None:
-        """Send buckets from now on as they become complete: call it before a step's last backward pass."""
+        """Start to send each bucket as soon as it is complete; call it before a step's last backward pass."""
         awaited = [[p for p in bucket if id(p) in self._expected and p.requires_grad] for bucket in self._buckets]
         self._missing = list(map(len, awaited))
         for number, bucket in enumerate(awaited):
@@ -46,7 +48,11 @@ class Averaging:
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(self._arrived, number)))
 
     def finish(self) -> None:
-        """Send what is left and wait for all: call it after a step's last backward pass, in place of `begin` too."""
+        """Send the remaining buckets and wait for all means.
+
+        Call it after a step's last backward pass, whether or not `begin` was called; without `begin` it sends all
+        buckets.
+        """
         while self._hooks:
             self._hooks.pop().remove()
         while len(self._sent) < len(self._buckets):
@@ -97,7 +103,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def _buckets(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Groups of one dtype and device, in order, of at most `BUCKET_BYTES` (or of one tensor)."""
+    """Return the parameters in groups of one dtype and device, in order, of at most `BUCKET_BYTES` (or one tensor)."""
     full: list[list[Tensor]] = []
     filling: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     filled: dict[tuple[torch.dtype, torch.device], int] = {}

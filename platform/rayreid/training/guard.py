@@ -38,8 +38,12 @@ class _Watched:
     """An optimizer step whose numbers the device may still be computing.
 
     Attributes:
-        flags: (workers + 1,), on the host: the number of non-finite losses of each worker, and that of non-finite
-            gradients.
+        step: The optimizer step.
+        parts: This worker's micro-batches of the step.
+        rates: The rates in force.
+        loss_scale: The loss scale in force.
+        flags: Number of non-finite losses of each worker, then the number of non-finite gradients, (workers + 1,); on
+            the host.
         copied: Event recorded after the copy of the flags; None if the copy was synchronous.
     """
 
@@ -133,7 +137,7 @@ def _report(step: str, parts: Sequence[Part], where: Sequence[int], at: str) -> 
             f"the loss is {bad[0].loss.item()} at {step}{f' on {len(where)} of {world} workers' if world > 1 else ''}"
         )
     else:
-        # The mean does not reveal whose gradient it was.
+        # The mean of the gradients does not reveal which worker's gradient was not finite.
         mean = sum(part.loss.item() for part in parts) / len(parts)
         what = f"a gradient is not finite at {step}, though the loss is {mean:.4g}"
     keys = [key for part in bad or parts for key in part.keys]

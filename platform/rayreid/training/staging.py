@@ -18,7 +18,7 @@ class Lane(Protocol):
 
 
 class AtOnce:
-    """The lane of a device without queues: work is done when it is started."""
+    """The lane of a device without queues, which does work as soon as it is started."""
 
     def start(self, work: Callable[[], T]) -> Callable[[], T]:
         """Do `work`, and return a function that returns its result."""
@@ -27,13 +27,13 @@ class AtOnce:
 
 
 class SideStream:
-    """A separate CUDA stream."""
+    """The lane of a GPU: a separate CUDA stream."""
 
     def __init__(self, device: torch.device):
         self.device, self.stream = device, torch.cuda.Stream(device)
 
     def start(self, work: Callable[[], T]) -> Callable[[], T]:
-        """Queue the kernels of `work` on the side stream."""
+        """Queue the kernels of `work` on the side stream, and return a function that returns its result."""
         with torch.cuda.stream(self.stream):
             result = work()
             done = self.stream.record_event()
@@ -41,7 +41,7 @@ class SideStream:
         def take() -> T:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(done)
-            # Their memory belongs to the side stream's pool: it must not be reused before the step has read it.
+            # The tensors' memory belongs to the side stream's pool, and must not be reused before the step has read it.
             for tensor in _tensors(result):
                 tensor.record_stream(current)
             return result

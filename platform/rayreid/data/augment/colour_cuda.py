@@ -1,4 +1,4 @@
-"""Colour operations on a GPU, all of an image in one Triton program; the formulas are those of `colour`.
+"""Colour operations on a GPU: one Triton program applies all of them to an image, with the formulas of `colour`.
 
 Images are (N, 3, H, W) float32 in [0, 1].
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rayreid.data.augment.upload import upload
 
-_BLOCK = 1024  # pixels at a time
+_BLOCK = 1024  # number of pixels that are processed at a time
 
 
 @triton.jit
@@ -127,10 +127,10 @@ def jitter_(images: Tensor, factors: np.ndarray, order: np.ndarray, grey: np.nda
     """Apply colour jitter and grayscale in place.
 
     Args:
-        images: (N, 3, H, W).
-        factors: (N, 4), of brightness, contrast, saturation and hue.
-        order: (N, 4), the operations as indices into these factors, first to last; -1 for none.
-        grey: bool (N,).
+        images: Images (N, 3, H, W), float32 in [0, 1].
+        factors: Factors of brightness, contrast, saturation and hue, (N, 4).
+        order: Operations as indices into these factors, first to last, (N, 4); -1 for none.
+        grey: Whether each image becomes grey, bool (N,).
     """
     there = upload([factors.astype(np.float32), order.astype(np.int32), grey.astype(np.int32)], images.device)
     pixels = images.shape[2] * images.shape[3]

@@ -121,13 +121,13 @@ def resized(
 
     Args:
         batch: The batch of images, on a GPU.
-        image: (N,), the image that each crop is taken from.
+        image: Index of the image from which each crop is taken, (N,).
         boxes: Tops, lefts, heights and widths, (N,) each, in source pixels.
-        size: Height and width of the crops.
-        interpolation: "bicubic" or "bilinear", anti-aliased.
-        flip: (N,), see `resample_cpu.resized_crops`.
-        down: (N,), see `resample_cpu.resized_crops`.
-        right: (N,), see `resample_cpu.resized_crops`.
+        size: Height and width of the crops, in pixels.
+        interpolation: Anti-aliased filter, "bicubic" or "bilinear".
+        flip: See `resample_cpu.resized_crops`; (N,).
+        down: See `resample_cpu.resized_crops`; (N,).
+        right: See `resample_cpu.resized_crops`; (N,).
     """
     device, N = batch.pixels.device, len(image)
     tops, lefts, heights, widths = (values.astype(np.int64) for values in boxes)

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_ALIGNED = 16  # bytes
+_ALIGNED = 16  # alignment of each array in the buffer, in bytes
 
 
 def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Return the arrays on `device`, copied together; to a GPU from page-locked memory and without waiting."""
+    """Return the arrays on `device`, copied together; the copy to a GPU uses page-locked memory and does not block."""
     sizes = [-(-array.nbytes // _ALIGNED) * _ALIGNED for array in arrays]
     host = torch.empty(max(1, sum(sizes)), dtype=torch.uint8, pin_memory=device.type == "cuda")
     buffer, start = host.numpy(), 0
