@@ -25,7 +25,7 @@ from rayreid.config import Auto
 from rayreid.data.store.listed import Images
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError, one_line
-from rayreid.execution.resources import scoring_actors
+from rayreid.execution.resources import ANYWHERE, scoring_actors
 from rayreid.models.embedding import BatchFunction, Pass
 
 _CHUNK = {"cpu": (128, 1024), "cuda": (1024, 4096)}
@@ -171,7 +171,8 @@ def _execute_few(
     """
     share = scoring_actors()
     tasks = min(share.workers, len(left))
-    task = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.gpu else 0, max_retries=0)(_compute)
+    gpus = 1 if share.gpu else 0
+    task = ray.remote(num_cpus=share.cpus, num_gpus=gpus, max_retries=0, scheduling_strategy=ANYWHERE)(_compute)
     numbers, shared = list(left), ray.put((store, build))
     # Ray's annotations declare the result of a generator task as a single reference, hence `Any`.
     running: list[Any] = [

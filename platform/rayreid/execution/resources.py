@@ -2,11 +2,16 @@
 
 import time
 from dataclasses import dataclass
+from typing import Final
 
 from rayreid.config import Resources
 from rayreid.errors import UserError
 
 _POLL_SECONDS = 5.0
+
+ANYWHERE: Final = "DEFAULT"
+"""The scheduling strategy of tasks that a stage starts. Without it, a stage in a trial of Tune would start them within
+the trial's placement group, which has no CPU for them."""
 
 
 @dataclass(frozen=True)

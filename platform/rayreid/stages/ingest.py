@@ -23,6 +23,7 @@ from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet
 from rayreid.execution.production import StageContext, identity
+from rayreid.execution.resources import ANYWHERE
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 2  # raise it also when the synthetic dataset draws other images
@@ -41,7 +42,7 @@ def _ingest(source: Source, context: StageContext) -> dict[str, Any]:
         shards, listed = _write(dataset, context.folder, source.verify, bar)
     if not shards:
         raise UserError(f"{source.root or source.dataset}: no image found for dataset {source.dataset!r}")
-    join = ray.remote(num_cpus=1)(_join)
+    join = ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(_join)
     manifest, examples = ray.get(
         join.remote(context.folder, shards, dataset.name, dataset.version, dataset.ignored, listed)
     )
@@ -57,7 +58,7 @@ def _ingest(source: Source, context: StageContext) -> dict[str, Any]:
 def _write(dataset: Dataset, folder: Path, verify: Literal["decode", "header"], bar: Bar) -> tuple[int, int]:
     """Write all shards, some at a time, and return the number of shards and of listed images."""
     clear_strays(folder)
-    task = ray.remote(num_cpus=1)(write_part)
+    task = ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(write_part)
     read: ray.ObjectRef[Callable[[Record], bytes]] = ray.put(dataset.read)
     images: dict[ray.ObjectRef[None], int] = {}
     listed = done = shards = 0

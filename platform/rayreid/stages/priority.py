@@ -17,7 +17,7 @@ import torch
 from rayreid.config import Resources, Select
 from rayreid.data.store.store import ImageStore
 from rayreid.execution.production import StageContext, identity
-from rayreid.execution.resources import training_share
+from rayreid.execution.resources import ANYWHERE, training_share
 from rayreid.parquet import write_table
 from rayreid.selection.provenance import Provenance
 from rayreid.selection.registry import STRATEGIES
@@ -68,7 +68,7 @@ def read_priority(folder: Path) -> pa.Table:
 def _rank(config: Select, seed: int, provenance: Provenance | None, context: StageContext) -> dict[str, Any]:
     store = ImageStore(context.input("pool"))
     share = training_share(Resources())  # a GPU, or all CPUs of a node
-    task = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.gpu else 0)(_compute)
+    task = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.gpu else 0, scheduling_strategy=ANYWHERE)(_compute)
     folders = {role: context.input(role) for role in context.artifact.inputs}
     priority, facts = ray.get(task.remote(config, seed, folders, share.cpus))
     columns = {"key": store.keys_of(np.arange(len(store))), "priority": pa.array(priority)}
