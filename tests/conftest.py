@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from gloo_workers import GlooWorkers
 from shared_ray import SharedRay
@@ -18,8 +19,14 @@ GOLDEN = Path(os.environ.get("RAYREID_GOLDEN", Path(__file__).parent / "golden")
 
 
 def pytest_collection_modifyitems(items):
-    """Run tests that need Ray last: the Ray that they share must not run beside tests that expect none."""
+    """Run tests that need Ray last, and skip those that need a GPU where there is none.
+
+    The Ray that tests share must not run beside tests that expect none.
+    """
     items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 class Golden(dict):

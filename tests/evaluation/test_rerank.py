@@ -85,7 +85,6 @@ def test_numbers_out_of_range_are_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_device_as_on_the_cpu():
     features = unit(naive.clustered(0, 300))
     here = np.concatenate([part.copy() for _, part in Reranking()(features[:50], features[50:])])

@@ -242,7 +242,6 @@ def test_top_k_takes_all_labels_or_none():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("queries", [1, 256, 300, 700])
 def test_a_gpu_gives_the_same_report(queries):
     rng = np.random.default_rng(0)

@@ -137,7 +137,6 @@ def test_compiled_features_are_the_eager_ones_at_any_batch_size(weights, monkeyp
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_gpu_gives_the_cpu_s_features(weights, precision, compile):
@@ -151,7 +150,6 @@ def test_a_gpu_gives_the_cpu_s_features(weights, precision, compile):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_batch_that_does_not_fit_a_gpu_is_halved(store):
     class Large:
         """A head that asks for more memory than any GPU has where a batch is of more than 12 images."""

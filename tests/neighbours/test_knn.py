@@ -172,7 +172,6 @@ def test_refusals_say_what_is_wrong(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("case", [naive.clustered, naive.tied])
 def test_exact_on_a_device(case):
     features = case(0, 350)

@@ -71,7 +71,6 @@ def test_inductor_gives_the_eager_numbers_on_a_cpu(stem):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("stem", ["patchify", "conv", "ics"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gpu_gives_the_cpu_s_numbers(stem, precision):

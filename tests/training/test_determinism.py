@@ -68,7 +68,6 @@ print(digest.hexdigest())
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("how", ["eager", "compiled"])
 def test_on_a_gpu_two_processes_have_the_same_gradients_of_two_crop_sizes(how):
     runs = [

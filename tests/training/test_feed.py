@@ -163,7 +163,6 @@ def test_it_ends_where_it_is_told_and_asks_the_plan_for_nothing_beyond(store, st
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_gpu_gets_the_images_of_a_cpu(store, accumulate):
     def content(device: torch.device) -> list[tuple[list[str], int, list[int], list[int]]]:

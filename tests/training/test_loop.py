@@ -463,8 +463,6 @@ def test_parameters_stay_float32_in_bf16():
 
 # On a GPU
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
 
 def on_gpu(source: Callable[[int], Iterator[Batch]]) -> Callable[[int], Iterator[Batch]]:
     def start_at(start: int) -> Iterator[Batch]:
@@ -474,7 +472,6 @@ def on_gpu(source: Callable[[int], Iterator[Batch]]) -> Callable[[int], Iterator
 
 
 @pytest.mark.gpu
-@gpu
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.2), ("fp16", 0.05)])
 def test_a_gpu_trains_as_a_cpu_does(precision, tolerance):
     expected = run(Tiny(dropout=0), precision=precision)
@@ -488,7 +485,6 @@ def test_a_gpu_trains_as_a_cpu_does(precision, tolerance):
 
 
 @pytest.mark.gpu
-@gpu
 def test_on_a_gpu_fp16_passes_over_a_gradient_that_overflows():
     rows: list[dict[str, float]] = []
     ends = settings(precision="fp16")
@@ -497,7 +493,6 @@ def test_on_a_gpu_fp16_passes_over_a_gradient_that_overflows():
 
 
 @pytest.mark.gpu
-@gpu
 @pytest.mark.parametrize("poison", [0, 1, 4, STEPS - 1])
 def test_on_a_gpu_a_loss_that_is_not_finite_ends_the_run_and_is_not_kept(tmp_path, poison):
     rows: list[dict[str, float]] = []

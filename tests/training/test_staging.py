@@ -57,7 +57,6 @@ def test_a_cpu_has_no_queue():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_side_stream_s_work_is_done_before_it_is_used():
     device = torch.device("cuda")
     lane = lane_for(device)

@@ -224,7 +224,6 @@ def test_reid_train_depends_on_the_key_alone():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_gives_the_cpus_crops():
     batch = ImageBatch.collate(pictures(6, ((128, 64), (90, 50))))
     transform = MultiCrop(**SMALL)

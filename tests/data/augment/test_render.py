@@ -84,7 +84,6 @@ def test_some_of_the_crops_are_the_same_crops():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("size", [(32, 16), (45, 27), (256, 128)])
 def test_a_cuda_device_makes_the_same_crops(size):
     images = batch()
