@@ -84,7 +84,7 @@ def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, 
         return artifact
     for needed in artifact.auxiliary.values():
         produce(needed, parent, screen, tags)
-    waiting = partial(screen.say, f"[dim]{artifact}: another run makes it, and is waited for[/]")
+    waiting = partial(screen.say, f"[dim]{artifact}: waiting for another run that is producing it[/]")
     with artifact.writing(waiting) as folder:
         if not artifact.complete:
             _make(artifact, folder, parent, screen, tags)
@@ -96,9 +96,9 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
         raise ValueError(f"{artifact} has no job that could make it")
     began = time.monotonic()
     resumed = (folder / _NOTE).exists()
-    screen.say(f"[bold]▸ {artifact}[/]")
     try:
         with _stage_run(artifact, folder, parent, tags) as run:
+            screen.say(f"[bold]▸ {artifact}[/]")  # not before: what is announced has a run, whatever interrupts it
             try:
                 facts = artifact.job(StageContext(artifact, folder, run, screen))
             except StoppedEarly as ended:
