@@ -48,7 +48,7 @@ def test_who_waits_for_another_run_is_told(tmp_path):
         second = threading.Thread(target=produce, args=(artifact, RecordedRun(), Screen(Console(file=said)), {}))
         second.start()
         assert told.wait(10)
-        assert f"{artifact}: another run makes it" in said.getvalue() and not artifact.complete
+        assert f"{artifact}: waiting for another run that is producing it" in said.getvalue() and not artifact.complete
     second.join(20)
     assert artifact.complete
 
