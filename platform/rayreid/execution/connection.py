@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rayreid.errors import UserError, one_line
 from rayreid.execution.prestart import ALLOWED
+from rayreid.execution.ray_internals import KEPT_PROCESSES
 from rayreid.paths import data_path, inside_job, output_root
 from rayreid.tracking.store import tracking_uri
 
@@ -70,6 +71,7 @@ def _start() -> None:
             log_to_driver=False,
             configure_logging=True,
             logging_level=logging.WARNING,
+            _system_config=KEPT_PROCESSES,
             runtime_env={"env_vars": {"PYTHONPATH": path, ALLOWED: "1", **_places()}},
         )
     except (OSError, RuntimeError) as error:

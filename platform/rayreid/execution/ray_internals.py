@@ -16,6 +16,9 @@ HEAD_RESOURCE = "node:__internal_head__"
 START_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """The environment variable that names a function which a worker process calls as it starts. Ray's public setting
 applies to a whole job; here only some of a job's processes call a function."""
+KEPT_PROCESSES = {"idle_worker_killing_time_threshold_ms": 600_000}
+"""Settings of a cluster whose idle worker processes stay for ten minutes. Ray's own second is shorter than a training,
+after which the next small pass would start a process and import torch and timm again, for six seconds."""
 _CALL_SECONDS = 10.0
 
 
