@@ -99,3 +99,17 @@ def test_the_domain_can_be_imported_without_ray_mlflow_faiss_and_pydantic():
         "print(sorted({'ray', 'mlflow', 'faiss', 'pydantic'} & set(sys.modules)))"
     )
     assert run_python("-c", program, PYTHONPATH=str(REPO / "platform")) == "[]"
+
+
+def test_tasks_that_ask_for_cpus_run_outside_the_placement_group_of_a_trial():
+    found = 0
+    for name, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "ray.remote"):
+                continue
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if options.get("num_cpus") == "0":  # needs no room in a placement group
+                continue
+            found += 1
+            assert options.get("scheduling_strategy") == "ANYWHERE", f"{name}: {ast.unparse(node)}"
+    assert found
