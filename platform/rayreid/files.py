@@ -6,10 +6,13 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from rayreid.errors import UserError
 
 _RACES = 1000  # number of consecutive failures before the error is taken as real
+
+_CHUNK = 2**20
 
 TEMPORARY = ".tmp"
 """Suffix of a file that is still being written."""
@@ -69,4 +72,12 @@ def remove_temporaries(folder: Path) -> None:
 def checksum(path: Path) -> str:
     """Return the blake2b checksum of a file's bytes (32 hex digits)."""
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return digest_of(stream)
+
+
+def digest_of(stream: IO[bytes]) -> str:
+    """Return the blake2b checksum of the bytes that are left in a stream (32 hex digits)."""
+    digest = hashlib.blake2b(digest_size=16)
+    while chunk := stream.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()

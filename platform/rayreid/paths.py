@@ -1,4 +1,4 @@
-"""Absolute paths of the output and dataset folders, which environment variables can set."""
+"""Absolute paths of the folders for outputs, datasets and copies of shards, which environment variables can set."""
 
 import os
 from pathlib import Path
@@ -27,6 +27,12 @@ def data_path(root: str) -> Path:
         UserError: Inside a submitted job, the resulting path is relative.
     """
     return _place("RAYREID_DATA", str(Path(os.environ.get("RAYREID_DATA", "")) / Path(root).expanduser()))
+
+
+def cache_folder() -> Path | None:
+    """Return the folder for copies of shards on a node's own disk, `RAYREID_CACHE`; None if the variable is not set."""
+    named = os.environ.get("RAYREID_CACHE")
+    return Path(named).expanduser().absolute() if named else None
 
 
 def _place(variable: str, value: str) -> Path:

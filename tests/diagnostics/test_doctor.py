@@ -105,6 +105,15 @@ def test_wrong_neighbours_and_a_full_disk_are_faults(monkeypatch):
     assert any("wrong neighbours" in fault for fault in faults) and any("95 % full" in fault for fault in faults)
 
 
+def test_a_folder_for_copies_of_shards_must_be_writable(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYREID_CACHE", str(tmp_path / "cache"))
+    assert not any("RAYREID_CACHE" in fault for fault in Examination([], None)().faults)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RAYREID_CACHE", str(tmp_path / "file" / "cache"))
+    (fault,) = (fault for fault in Examination([], None)().faults if "RAYREID_CACHE" in fault)
+    assert fault.startswith(f"RAYREID_CACHE={tmp_path}/file/cache: Not a directory")
+
+
 def test_mlflow_is_written_to_and_left_without_a_run(tmp_path, new_database, monkeypatch):
     from mlflow import MlflowClient
 

@@ -14,6 +14,7 @@ import torch
 from rayreid.errors import UserError, one_line
 from rayreid.execution.shared_storage import Token
 from rayreid.neighbours.knn import check_sample, nearest
+from rayreid.paths import cache_folder
 
 _POINTS, _WIDTH, _NEAREST = 2000, 64, 10
 _RAY_STOPS = 0.05  # Ray stores no more objects on a disk with a smaller fraction free
@@ -67,7 +68,7 @@ class Examination:
             gpus=gpus,
             faiss=faiss,
             free=scratch.free,
-            faults=[*seen, *failing, *wrong, *_full(scratch.free, scratch.total)],
+            faults=[*seen, *failing, *wrong, *_full(scratch.free, scratch.total), *_cache()],
         )
 
 
@@ -121,3 +122,19 @@ def _full(free: int, total: int) -> list[str]:
 
 def _scratch() -> Path:
     return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+
+
+def _cache() -> list[str]:
+    """Return the fault of the folder for copies of shards, if it is set and cannot be written."""
+    folder = cache_folder()
+    if folder is None:
+        return []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return []
+    except OSError as error:
+        return [
+            f"RAYREID_CACHE={folder}: {error.strerror}, so shards are read from shared storage; name a folder on a disk "
+            "of this node"
+        ]

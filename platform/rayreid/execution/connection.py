@@ -10,7 +10,7 @@ from pathlib import Path
 from rayreid.errors import UserError, one_line
 from rayreid.execution.prestart import ALLOWED
 from rayreid.execution.ray_internals import KEPT_PROCESSES
-from rayreid.paths import data_path, inside_job, output_root
+from rayreid.paths import cache_folder, data_path, inside_job, output_root
 from rayreid.tracking.store import tracking_uri
 
 _PACKAGE = Path(__file__).parents[1]
@@ -106,8 +106,9 @@ def _attach(address: str) -> None:
 
 
 def _places() -> dict[str, str]:
-    root = output_root()
+    root, cache = output_root(), cache_folder()
     return {
+        **({"RAYREID_CACHE": str(cache)} if cache else {}),
         "RAYREID_ROOT": str(root),
         "RAYREID_DATA": str(data_path("")),
         "MLFLOW_TRACKING_URI": tracking_uri(root),

@@ -15,6 +15,7 @@ import ray
 from rayreid.config import Source
 from rayreid.console import Bar
 from rayreid.data.datasets import Dataset, open_source
+from rayreid.data.datasets.existing_store import ExistingStore
 from rayreid.data.store.index import clear_strays, finish_store
 from rayreid.data.store.inspection import sample_images
 from rayreid.data.store.listing import deal, write_part
@@ -38,14 +39,11 @@ def plan(root: Path, source: Source) -> Artifact:
 
 def _ingest(source: Source, context: StageContext) -> dict[str, Any]:
     dataset = open_source(source)
-    with context.screen.bar("reading images", None) as bar:
-        shards, listed = _write(dataset, context.folder, source.verify, bar)
-    if not shards:
-        raise UserError(f"{source.root or source.dataset}: no image found for dataset {source.dataset!r}")
-    join = ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(_join)
-    manifest, examples = ray.get(
-        join.remote(context.folder, shards, dataset.name, dataset.version, dataset.ignored, listed)
-    )
+    if isinstance(dataset, ExistingStore):
+        manifest = dataset.adopt(context.folder)
+        examples = sample_images(ImageStore(context.folder), _SHEET, shard=0)[1]  # each shard may be fetched from afar
+    else:
+        manifest, examples = _stored(dataset, source, context)
     _record(context, source, manifest, examples)
     return {
         "images": manifest["stored"],
@@ -53,6 +51,16 @@ def _ingest(source: Source, context: StageContext) -> dict[str, Any]:
         "dataset": f"{dataset.name} {dataset.version}".strip(),
         "fingerprint": manifest["fingerprint"],
     }
+
+
+def _stored(dataset: Dataset, source: Source, context: StageContext) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Read all images into the artifact's store, and return its manifest and examples."""
+    with context.screen.bar("reading images", None) as bar:
+        shards, listed = _write(dataset, context.folder, source.verify, bar)
+    if not shards:
+        raise UserError(f"{source.root or source.dataset}: no image found for dataset {source.dataset!r}")
+    join = ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(_join)
+    return ray.get(join.remote(context.folder, shards, dataset.name, dataset.version, dataset.ignored, listed))
 
 
 def _write(dataset: Dataset, folder: Path, verify: Literal["decode", "header"], bar: Bar) -> tuple[int, int]:

@@ -56,7 +56,7 @@ def test_shards_on_disk_and_those_that_are_not_there(directory):
     assert summary.shard_bytes == len(first.read_bytes()) + len(second.read_bytes())
     first.unlink()
     summary = summarise(ImageStore(directory))
-    assert (summary.shards, summary.missing) == (2, (first,))
+    assert (summary.shards, summary.missing) == (2, (str(first),))
     assert summary.shard_bytes == len(second.read_bytes())
 
 

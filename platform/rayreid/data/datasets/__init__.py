@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from rayreid.data.datasets.place import is_uri
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
 from rayreid.paths import data_path
 
@@ -72,6 +72,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "lmdb": _lazy("datasets.lmdb_store", "LmdbStore"),
     "market1501": _lazy("datasets.market1501", "Market1501"),
     "msmt17": _lazy("datasets.msmt17", "MSMT17"),
+    "store": _lazy("datasets.existing_store", "ExistingStore"),
     "synthetic": _lazy("synthetic.synthetic", "Synthetic"),
     "table": _lazy("datasets.table", "Table"),
     "webdataset": _lazy("datasets.tar_shards", "TarShards"),

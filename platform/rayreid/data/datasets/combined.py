@@ -8,8 +8,7 @@ from typing import Any
 from rayreid.data.datasets import Dataset, open_dataset
 from rayreid.data.datasets.layout import Layout
 from rayreid.data.datasets.place import is_uri
-from rayreid.data.store.shards import MissingImageError
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import MissingImageError, Record
 from rayreid.errors import UserError
 from rayreid.paths import data_path
 

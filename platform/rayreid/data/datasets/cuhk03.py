@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from rayreid.data.datasets.layout import FolderLayout, refusal
 from rayreid.data.images import SUFFIXES
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
 
 SPLITS = ("train", "query", "gallery")

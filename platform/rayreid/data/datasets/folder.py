@@ -8,7 +8,7 @@ from rayreid.data.datasets.layout import FolderLayout
 from rayreid.data.datasets.place import is_uri, local_path
 from rayreid.data.datasets.remote import RemoteFolder
 from rayreid.data.images import SUFFIXES
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rayreid.data.datasets.place import is_uri, local_path
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from rayreid.data.datasets.keylist import check_key_list, read_keys
 from rayreid.data.datasets.layout import LocalLayout
-from rayreid.data.store.shards import MissingImageError
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import MissingImageError, Record
 from rayreid.errors import UserError
 
 KEY_LISTS = ("keys.txt", "keys.json", "keys.pkl")

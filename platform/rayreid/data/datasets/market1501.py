@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rayreid.data.datasets.layout import FolderLayout
 from rayreid.data.images import SUFFIXES
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import Record
 
 FOLDERS = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
 NAME = re.compile(r"(-1|\d{1,9})_c(\d{1,4})(?:s\d+)?_[\w.-]+")

@@ -14,7 +14,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from rayreid.data.datasets.layout import FolderLayout, refusal
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
 
 FOLDERS = {"V1": ("train", "test"), "V2": ("mask_train_v2", "mask_test_v2")}

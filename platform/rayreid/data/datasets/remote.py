@@ -9,7 +9,7 @@ from pyarrow.fs import FileInfo, FileSystem, FileType
 from rayreid.data.datasets.layout import Layout
 from rayreid.data.datasets.place import Place
 from rayreid.data.images import SUFFIXES
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
 
 

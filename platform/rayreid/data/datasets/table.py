@@ -19,7 +19,7 @@ from pyarrow.fs import FileType
 
 from rayreid.data.datasets.layout import Layout, refusal
 from rayreid.data.datasets.place import Place, is_uri
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import Record
 from rayreid.errors import UserError, one_line
 
 COLUMNS = {"path": pa.string(), "pid": pa.int32(), "camid": pa.int16(), "split": pa.string(), "key": pa.string()}

@@ -11,8 +11,7 @@ from typing import BinaryIO, Self
 
 from rayreid.data.datasets.layout import LocalLayout, refusal
 from rayreid.data.images import SUFFIXES
-from rayreid.data.store.shards import MAX_IMAGE_BYTES, MissingImageError
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import MAX_IMAGE_BYTES, MissingImageError, Record
 from rayreid.errors import UserError
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -59,7 +58,7 @@ class Summary:
     cameras: int
     shards: int
     shard_bytes: int
-    missing: tuple[Path, ...]
+    missing: tuple[str, ...]
     heights: Spread
     widths: Spread
 
@@ -67,8 +66,7 @@ class Summary:
 def summarise(store: ImageStore) -> Summary:
     """Return a store's statistics, from its manifest, its index and the sizes of its shard files."""
     manifest = store.manifest
-    files = [store.directory / shard["file"] for shard in manifest["shards"]]
-    missing = tuple(path for path in files if not path.is_file())
+    sizes = {str(shard): shard.size() for shard in store.files}
     return Summary(
         dataset=manifest["dataset"],
         version=manifest["version"],
@@ -79,9 +77,9 @@ def summarise(store: ImageStore) -> Summary:
         counts=manifest["counts"],
         identities=manifest["identities"],
         cameras=manifest["cameras"],
-        shards=len(files),
-        shard_bytes=sum(path.stat().st_size for path in files if path not in missing),
-        missing=missing,
+        shards=len(sizes),
+        shard_bytes=sum(size or 0 for size in sizes.values()),
+        missing=tuple(name for name, size in sizes.items() if size is None),
         heights=Spread.of(store.heights),
         widths=Spread.of(store.widths),
     )
@@ -89,23 +87,32 @@ def summarise(store: ImageStore) -> Summary:
 
 def sample_rows(store: ImageStore, count: int) -> np.ndarray:
     """Return `count` index rows spread evenly over the store, int64 ascending, or all rows if there are fewer."""
-    return np.linspace(0, len(store) - 1, min(count, len(store))).astype(np.int64)
+    return _spread(np.arange(len(store)), count)
 
 
-def sample_images(store: ImageStore, count: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Decode the images of `sample_rows`, except those that cannot be decoded (`verify: header` lets them in).
+def sample_images(store: ImageStore, count: int, shard: int | None = None) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Decode some images, except those that cannot be decoded (`verify: header` lets them in).
+
+    Args:
+        store: The store.
+        count: Number of images, spread evenly over the index.
+        shard: The only shard to read; None reads all.
 
     Returns:
         Their index rows, int64, and the images, uint8 (H, W, 3) each.
     """
     rows, images = [], []
-    for row in sample_rows(store, count):
+    for row in sample_rows(store, count) if shard is None else _spread(np.flatnonzero(store.shards == shard), count):
         try:
             images.append(decode(store.encoded(row)))
         except BadImageError:
             continue
         rows.append(row)
     return np.array(rows, np.int64), images
+
+
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
 
 
 def captions(store: ImageStore, rows: np.ndarray) -> list[str]:

@@ -24,40 +24,11 @@ import pyarrow.parquet as pq
 from rayreid.data.images import BadImageError
 from rayreid.data.jpeg import decode_images
 from rayreid.data.store.index import FORMAT, finish_store
-from rayreid.data.store.shards import Record, checksum, shard_file, write_shard
+from rayreid.data.store.shard_files import MappedShard, ShardFiles
+from rayreid.data.store.shards import Record, write_shard
 from rayreid.errors import UserError
 
 __all__ = ["ImageStore", "Record", "finish_store", "write_shard"]
-
-
-class _Shard:
-    """A memory-mapped shard with the start and end of each image's bytes in the file.
-
-    Arrow builds several Python objects for each value that it returns. Two integers per image and one memoryview of the
-    whole file make random access some twenty times cheaper.
-    """
-
-    def __init__(self, path: Path):
-        try:
-            source = pa.memory_map(str(path))
-            whole = source.read_buffer()
-            self.file = pa.ipc.open_file(source)
-            offsets: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
-            ends: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
-            for number in range(self.file.num_record_batches):
-                images = self.file.get_batch(number).column("image")
-                _, positions, data = images.buffers()
-                bounds = np.frombuffer(positions, dtype=np.int32, count=len(images) + 1).astype(np.int64)
-                bounds += data.address - whole.address
-                offsets.append(bounds[:-1])
-                ends.append(bounds[1:])
-        except FileNotFoundError as error:
-            raise UserError(f"{path}: the shard is missing; copy it again or run the ingest again") from error
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path}: the shard cannot be read ({error}); run the ingest again") from error
-        self.view = memoryview(whole)
-        self.starts = np.concatenate(offsets)
-        self.ends = np.concatenate(ends)
 
 
 class ImageStore:
@@ -80,6 +51,7 @@ class ImageStore:
         rows: int32 (N,), the row of each image within its shard.
         manifest: The manifest that `finish_store` returned.
         fingerprint: Hash of all images and labels.
+        files: The files of its shards.
 
     Raises:
         UserError: There is no store, or it is incomplete or has another format.
@@ -98,7 +70,8 @@ class ImageStore:
         self.pids, self.camids, self.heights, self.widths, self.shards, self.rows = (
             index[name].to_numpy() for name in ("pid", "camid", "height", "width", "shard", "row")
         )
-        self._opened: dict[int, _Shard] = {}
+        self.files = ShardFiles(self.directory, self.manifest)
+        self._opened: dict[int, MappedShard] = {}
 
     # As Python objects, the keys of millions of images take a second and hundreds of bytes each: only those who ask for
     # them pay.
@@ -156,10 +129,10 @@ class ImageStore:
         place = self.rows[row]
         return shard.view[shard.starts[place] : shard.ends[place]]
 
-    def _shard(self, number: int) -> _Shard:
+    def _shard(self, number: int) -> MappedShard:
         shard = self._opened.get(number)
         if shard is None:
-            shard = self._opened[number] = _Shard(shard_file(self.directory, number))
+            shard = self._opened[number] = self.files.map(number)
         return shard
 
     def batches(self, shard: int) -> Iterator[pa.RecordBatch]:
@@ -207,12 +180,8 @@ class ImageStore:
         Raises:
             UserError: A shard is missing or its bytes changed; the message names it.
         """
-        for number, shard in enumerate(self.manifest["shards"], 1):
-            path = self.directory / shard["file"]
-            if not path.is_file():
-                raise UserError(f"{path}: the shard is missing; copy it again or run the ingest again")
-            if checksum(path) != shard["checksum"]:
-                raise UserError(f"{path}: its bytes changed since the ingest; copy it again or ingest again")
+        for number, shard in enumerate(self.files, 1):
+            shard.verify()
             if compared is not None:
                 compared(number)
 

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import Record
 from rayreid.data.synthetic.pedestrians import Posture, draw_from_above, draw_pedestrian
 from rayreid.data.synthetic.scenes import Camera, draw_object, draw_scene
 from rayreid.data.synthetic.wardrobe import CARTOON, SKETCH, STREET, Appearance

@@ -1,0 +1,175 @@
+"""The shard files of a store: where they are, and reading them through a memory map."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+
+from rayreid.data.datasets.place import Place, is_uri
+from rayreid.data.store.shard_cache import CacheUnusableError, Copy, ShardCache, warn_once
+from rayreid.errors import UserError, one_line
+from rayreid.files import digest_of
+from rayreid.paths import cache_folder
+
+ORIGIN = "origin"
+"""Key of a manifest: the path or URI of the store whose shards this one reads; absent if it has its own."""
+
+
+class MappedShard:
+    """A memory-mapped shard with the start and end of each image's bytes in the file.
+
+    Arrow builds several Python objects for each value that it returns. Two integers per image and one memoryview of the
+    whole file make random access some twenty times cheaper.
+
+    Args:
+        path: The Arrow file.
+        copy: What keeps the file on the disk, if it may be removed otherwise.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+
+    def __init__(self, path: Path, copy: Copy | None = None):
+        try:
+            source = pa.memory_map(str(path))
+            whole = source.read_buffer()
+            self.file = pa.ipc.open_file(source)
+            offsets: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+            ends: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+            for number in range(self.file.num_record_batches):
+                images = self.file.get_batch(number).column("image")
+                _, positions, data = images.buffers()
+                bounds = np.frombuffer(positions, dtype=np.int32, count=len(images) + 1).astype(np.int64)
+                bounds += data.address - whole.address
+                offsets.append(bounds[:-1])
+                ends.append(bounds[1:])
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: the shard is missing; copy it again or run the ingest again") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{path}: the shard cannot be read ({error}); run the ingest again") from error
+        self.view = memoryview(whole)
+        self.starts = np.concatenate(offsets)
+        self.ends = np.concatenate(ends)
+        self._copy = copy
+
+
+class ShardFile:
+    """One shard where it was written: on this machine, on storage that all nodes see, or in an object store.
+
+    Args:
+        store: The folder or URI of the store.
+        entry: The shard's entry in the manifest: `file`, `rows`, `checksum`.
+    """
+
+    def __init__(self, store: str, entry: Mapping[str, Any]):
+        self.checksum: str = entry["checksum"]
+        self._place = place_in(store, entry["file"])
+
+    def __str__(self) -> str:
+        return str(self._place)
+
+    @property
+    def path(self) -> Path | None:
+        """Return its path; None if it is in an object store."""
+        return Path(self._place.path) if self._place.is_local else None
+
+    def size(self) -> int | None:
+        """Return the number of its bytes; None if it is missing.
+
+        Raises:
+            OSError: It cannot be reached.
+        """
+        return self._place.filesystem.get_file_info(self._place.path).size
+
+    def open(self) -> IO[bytes]:
+        """Open it for reading from start to end.
+
+        Raises:
+            OSError: It is missing or cannot be read.
+        """
+        return self._place.filesystem.open_input_stream(self._place.path)
+
+    def verify(self) -> None:
+        """Read it and compare its checksum with the manifest.
+
+        Raises:
+            UserError: It is missing, or its bytes changed.
+        """
+        try:
+            with self.open() as stream:
+                found = digest_of(stream)
+        except FileNotFoundError:
+            raise UserError(f"{self}: the shard is missing; copy it again or run the ingest again") from None
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self}: the shard cannot be read ({one_line(error)})") from error
+        if found != self.checksum:
+            raise UserError(f"{self}: its bytes changed since the ingest; copy it again or ingest again")
+
+
+class ShardFiles:
+    """All shards of a store, by number.
+
+    With `RAYREID_CACHE`, shards are read from copies on a disk of this node; see `rayreid.data.store.shard_cache`.
+    Shards of an object store are always read so, by default below the folder for temporary files.
+
+    Args:
+        directory: The store's folder.
+        manifest: Its manifest.
+    """
+
+    def __init__(self, directory: Path, manifest: Mapping[str, Any]):
+        self._store: str = manifest.get(ORIGIN, str(directory))
+        self._entries: list[Mapping[str, Any]] = manifest["shards"]
+
+    @property
+    def origin(self) -> str:
+        """Return the path or URI of the store that holds them."""
+        return self._store
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, number: int) -> ShardFile:
+        return ShardFile(self._store, self._entries[number])
+
+    def __iter__(self) -> Iterator[ShardFile]:
+        return (ShardFile(self._store, entry) for entry in self._entries)
+
+    def map(self, number: int) -> MappedShard:
+        """Return a shard, memory-mapped from the nearest place.
+
+        Where the cache cannot take a shard, it is read from where it was written, with a warning in the log, once per
+        process. This is impossible for a shard of an object store.
+
+        Raises:
+            UserError: The shard is missing or damaged, or is in an object store and the cache cannot take it.
+        """
+        shard, folder = self[number], cache_folder()
+        if folder is None:
+            if shard.path is not None:
+                return MappedShard(shard.path)
+            folder = Path(tempfile.gettempdir()) / f"rayreid-cache-{os.getuid()}"
+        try:
+            copy = ShardCache(folder).copy_of(shard)
+        except CacheUnusableError as error:
+            if shard.path is None:
+                raise UserError(f"{error}; make room there, or set RAYREID_CACHE to a folder on another disk") from None
+            warn_once(f"RAYREID_CACHE={error}; shards are read from where they were written")
+            return MappedShard(shard.path)
+        except FileNotFoundError:
+            raise UserError(f"{shard}: the shard is missing; copy it again or run the ingest again") from None
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{shard}: the shard cannot be read ({one_line(error)})") from error
+        return MappedShard(copy.path, copy)
+
+
+def place_in(store: str, file: str) -> Place:
+    """Return the place of a file of a store; the query of a URI (`?region=…`) stays at its end."""
+    if not is_uri(store):
+        return Place(str(Path(store) / file))
+    address, mark, query = store.partition("?")
+    return Place(f"{address.rstrip('/')}/{file}{mark}{query}")
