@@ -135,6 +135,6 @@ def _cache() -> list[str]:
             return []
     except OSError as error:
         return [
-            f"RAYREID_CACHE={folder}: {error.strerror}, so shards are read from shared storage; name a folder on a disk "
-            "of this node"
+            f"RAYREID_CACHE={folder}: {error.strerror}, so shards are read from shared storage; name a folder on a "
+            "disk of this node"
         ]
