@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -174,12 +174,12 @@ def run_stage(root: Path, notes: Path, args: argparse.Namespace) -> dict[str, fl
 CHILDREN = {"pipeline": run_pipeline, "loop": run_loop, "stage": run_stage}
 
 
-def measured(kind: str, root: Path) -> dict[str, float]:
-    """One of `CHILDREN` in a fresh process, with this one's arguments."""
+def measured(kind: str, root: Path, arguments: Sequence[str]) -> dict[str, float]:
+    """One of `CHILDREN` in a fresh process, with these arguments of the script."""
     with tempfile.TemporaryDirectory(prefix=f"{kind}-", dir=root) as notes:
         env = {**os.environ, "RAYREID_ROOT": str(root), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
         env.pop("MLFLOW_TRACKING_URI", None)
-        command = [sys.executable, __file__, *sys.argv[1:], "--child", kind, str(root), notes]
+        command = [sys.executable, __file__, *arguments, "--child", kind, str(root), notes]
         done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{kind}: its process ended with status {done.returncode}")
@@ -191,7 +191,7 @@ def compare_rates(root: Path, args: argparse.Namespace) -> None:
     results: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for repeat in range(args.repeats):
         for which in in_turns(repeat):
-            results[kinds[which]].append(measured(kinds[which], root))
+            results[kinds[which]].append(measured(kinds[which], root, sys.argv[1:]))
     per_image = Paired(*([1 / result["rate"] for result in results[kind]] for kind in kinds))
     starts = [number(median(result["start"] for result in results[kind])) for kind in kinds]
     show_table(
@@ -238,7 +238,7 @@ def compare_memory(root: Path, args: argparse.Namespace, jpegs: list[bytes]) -> 
             for role in PROXIES:
                 Artifact(here, role, 1, {}).path.mkdir(parents=True)
                 (Artifact(here, role, 1, {}).path / NAMES[role]).touch()
-            facts = measured("stage", here)
+            facts = measured("stage", here, sys.argv[1:])
         print(
             f"{facts['images']:>9,.0f} images: {facts['before']:.0f} MiB, {facts['peak']:.0f} MiB; "
             f"{facts['seconds']:.1f} s, {facts['images'] / facts['seconds']:,.0f} images/s"
