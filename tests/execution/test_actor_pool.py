@@ -50,12 +50,12 @@ def own_threads():
 
 @pytest.mark.parametrize("cpus", [1, 2])
 def test_an_actor_computes_and_decodes_with_as_many_threads_as_it_has_cpus(tmp_path, cpus):
-    actor = _Actor(write_store(tmp_path / "store"), brightness, 3, cpus)
+    actor = _Actor(write_store(tmp_path / "store"), brightness, 3, Share(1, cpus, False))
     assert torch.get_num_threads() == actor.run._decoders._max_workers == cpus
 
 
 def test_an_actor_computes_rows_in_batches(tmp_path):
-    actor = _Actor(write_store(tmp_path / "store"), brightness, 3, 2)
+    actor = _Actor(write_store(tmp_path / "store"), brightness, 3, Share(1, 2, False))
     rows, values, broken = _unpack({name: column[0] for name, column in actor(item([1, 2, 4, 5, 9])).items()})
     assert rows.tolist() == [1, 2, 4, 5, 9]
     assert values.tolist() == [10, 20, 40, 50, 90]
@@ -63,7 +63,7 @@ def test_an_actor_computes_rows_in_batches(tmp_path):
 
 
 def test_an_image_that_cannot_be_decoded_is_told_apart(tmp_path):
-    actor = _Actor(write_store(tmp_path / "store", broken=4), brightness, 3, 2)
+    actor = _Actor(write_store(tmp_path / "store", broken=4), brightness, 3, Share(1, 2, False))
     rows, values, broken = _unpack({name: column[0] for name, column in actor(item(range(10))).items()})
     assert rows.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9] and values.tolist() == [10 * row for row in rows]
     assert list(broken) == [4] and broken[4]
@@ -82,7 +82,7 @@ def unbuildable(device):
 
 @pytest.mark.parametrize(("build", "message"), [(refusing, "no feature for 7.png"), (unbuildable, "another arch")])
 def test_what_the_user_can_mend_arrives_as_such(tmp_path, build, message):
-    actor = _Actor(write_store(tmp_path / "store"), build, 3, 2)
+    actor = _Actor(write_store(tmp_path / "store"), build, 3, Share(1, 2, False))
     result = actor(item([7, 8]))
     assert {len(column) for column in result.values()} == {1}  # Ray Data wants columns of one length
     with pytest.raises(UserError, match=message):
@@ -92,7 +92,7 @@ def test_what_the_user_can_mend_arrives_as_such(tmp_path, build, message):
 def test_a_shard_that_is_not_there_is_the_users_to_mend(tmp_path):
     store = write_store(tmp_path / "store")
     next(store.glob("shards/*.arrow")).unlink()
-    result = _Actor(store, brightness, 3, 2)(item([7]))
+    result = _Actor(store, brightness, 3, Share(1, 2, False))(item([7]))
     with pytest.raises(UserError, match="the shard is missing"):
         _unpack({name: column[0] for name, column in result.items()})
 
@@ -102,7 +102,7 @@ def test_a_fault_of_the_program_stays_one(tmp_path):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        _Actor(write_store(tmp_path / "store"), faulty, 3, 2)
+        _Actor(write_store(tmp_path / "store"), faulty, 3, Share(1, 2, False))
 
 
 @pytest.mark.parametrize("rows", [[], [np.zeros(0, np.int64)]])

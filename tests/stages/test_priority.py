@@ -80,7 +80,9 @@ def known(tmp_path, monkeypatch):
 
 def compute(known, config, seed=0):
     one = priority.plan(known.pool, known.found, {"": (known.target, known.theirs)}, config, seed, None)
-    return priority._compute(config, seed, {role: artifact.path for role, artifact in one.inputs.items()}, 1)
+    return priority._compute(
+        config, seed, {role: artifact.path for role, artifact in one.inputs.items()}, Share(1, 1, False)
+    )
 
 
 def test_features_are_kept_by_image(known):

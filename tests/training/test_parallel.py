@@ -50,6 +50,7 @@ def _worker(rank: int) -> dict[str, object]:
     results["rows"], results["rows_grad"] = gathered.detach(), weight.grad
 
     results["text"] = parallel.broadcast_text(f"worker {rank}" * (1 + 99 * rank), 1, torch.device("cpu"))
+    results["texts"] = parallel.gather_texts(f"worker {rank}" * (1 + 99 * rank), torch.device("cpu"))
 
     return results
 
@@ -77,6 +78,12 @@ def test_running_statistics_become_those_of_the_source(workers):
     (own, found, _), (other, also, counted) = (worker["buffers"] for worker in workers)
     assert torch.equal(found, own) and torch.equal(also, own) and not torch.equal(other, own)
     assert counted == 1
+
+
+def test_gather_texts_takes_all_in_the_order_of_rank(workers):
+    for result in workers:
+        assert result["texts"] == ["worker 0", "worker 1" * 100]
+    assert parallel.gather_texts("alone", torch.device("cpu")) == ["alone"]
 
 
 def test_broadcast_text_takes_the_source_of_any_length(workers):

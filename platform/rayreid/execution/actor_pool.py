@@ -25,7 +25,8 @@ from rayreid.config import Auto
 from rayreid.data.store.listed import Images
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError, one_line
-from rayreid.execution.resources import ANYWHERE, scoring_actors
+from rayreid.execution.gpus import assigned_device
+from rayreid.execution.resources import ANYWHERE, Share, scoring_actors
 from rayreid.models.embedding import BatchFunction, Pass
 
 _CHUNK = {"cpu": (128, 1024), "cuda": (1024, 4096)}
@@ -52,14 +53,14 @@ class _Actor:
     """
 
     def __init__(
-        self, store: Path | Images, build: Callable[[torch.device], BatchFunction], batch_size: int | Auto, cpus: int
+        self, store: Path | Images, build: Callable[[torch.device], BatchFunction], batch_size: int | Auto, share: Share
     ):
-        torch.set_num_threads(cpus)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.set_num_threads(share.cpus)
         self.fault = ""
         try:
+            device = assigned_device(share.gpu)
             images = ImageStore(store) if isinstance(store, Path) else store
-            self.run = Pass(images, build(device), batch_size, device, cpus)
+            self.run = Pass(images, build(device), batch_size, device, share.cpus)
         except UserError as error:
             self.fault = str(error)
 
@@ -151,7 +152,7 @@ def _execute(
             compute=ActorPoolStrategy(size=min(share.workers, len(items))),
             num_cpus=share.cpus,
             num_gpus=1 if share.gpu else 0,
-            fn_constructor_args=(store, build, batch_size, share.cpus),
+            fn_constructor_args=(store, build, batch_size, share),
             max_restarts=0,
             max_task_retries=0,
         )
@@ -176,7 +177,7 @@ def _execute_few(
     numbers, shared = list(left), ray.put((store, build))
     # Ray's annotations declare the result of a generator task as a single reference, hence `Any`.
     running: list[Any] = [
-        task.remote(shared, {number: left[number] for number in numbers[first::tasks]}, batch_size, share.cpus)
+        task.remote(shared, {number: left[number] for number in numbers[first::tasks]}, batch_size, share)
         for first in range(tasks)
     ]
     try:
@@ -197,10 +198,10 @@ def _compute(
     shared: tuple[Path | Images, Callable[[torch.device], BatchFunction]],
     pieces: Mapping[int, np.ndarray],
     batch_size: int | Auto,
-    cpus: int,
+    share: Share,
 ) -> Iterator[dict[str, Any]]:
     """Yield the results of pieces of rows one by one, as an actor would return them."""
-    actor = _Actor(*shared, batch_size, cpus)
+    actor = _Actor(*shared, batch_size, share)
     for number, rows in pieces.items():
         columns = actor({"number": np.array([number]), "rows": rows[None]})
         yield {name: column[0] for name, column in columns.items()}

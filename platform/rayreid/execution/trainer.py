@@ -21,6 +21,7 @@ from rayreid.data.store.store import ImageStore
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.evaluation.figures import loss_curves
 from rayreid.execution import periodic_metrics, prestart
+from rayreid.execution.gpus import assigned_device, check_alike, out_of_memory
 from rayreid.execution.production import StageContext
 from rayreid.execution.ray_trainer import Trainer
 from rayreid.execution.resources import awaited_share
@@ -138,7 +139,7 @@ def fit(
     (context.folder / _RESOLVED).unlink(missing_ok=True)
     trainer = Trainer(
         _worker,
-        train_loop_config={"training": Sealed(training), "cpus": share.cpus},
+        train_loop_config={"training": Sealed(training), "cpus": share.cpus, "gpu": share.gpu},
         scaling_config=ray.train.ScalingConfig(
             num_workers=share.workers,
             use_gpu=share.gpu,
@@ -187,10 +188,14 @@ def _worker(config: dict[str, Any]) -> None:
         # at once, which ends the training, and the driver reports the reason.
         return
     try:
-        _train(training, config["cpus"])
+        _train(training, config["cpus"], config["gpu"])
     except (UserError, NonFiniteLossError) as error:
         _note_failure(training.folder, error)
         raise
+    except torch.OutOfMemoryError as error:
+        fault = out_of_memory(error)
+        _note_failure(training.folder, fault)
+        raise fault from error
     except RuntimeError as error:
         refused = refusal(error)
         if refused is None:
@@ -212,8 +217,9 @@ def _note_failure(folder: Path, error: UserError | NonFiniteLossError) -> None:
     write_atomically(path, json.dumps(content))
 
 
-def _train(training: Training, cpus: int) -> None:
+def _train(training: Training, cpus: int, gpu: bool) -> None:
     torch.set_num_threads(cpus)
+    assigned_device(gpu)
     if training.deterministic:
         require_determinism()
     device = ray.train.torch.get_device()
@@ -226,13 +232,22 @@ def _train(training: Training, cpus: int) -> None:
         else Prefetcher(ImageStore(training.store), training.plan, prepare, device, training.accumulate, threads=cpus)
     )
     settings = training.settings(device)
+    warning = _compared(device, settings.precision) if gpu else None
     if parallel.rank() == 0:
         resolved = {"precision": settings.precision, "compile": settings.compile, "device": device.type}
+        if warning:
+            resolved["warning"] = warning
         write_atomically(training.folder / _RESOLVED, json.dumps(resolved))
     after_epoch = training.probe(method, device, cpus) if training.probe else None
     train(method, feed, settings, device, training.checkpoints(), journal.append, after_epoch)
     if parallel.rank() == 0:
         training.save(method)
+
+
+def _compared(device: torch.device, precision: str) -> str | None:
+    """Return a warning if the workers have different GPUs; see `check_alike`."""
+    names = parallel.gather_texts(torch.cuda.get_device_name(device), device)
+    return check_alike(names, parallel.gather_texts(precision, device))
 
 
 def _failures(folder: Path) -> list[Path]:

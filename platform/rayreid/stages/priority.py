@@ -16,8 +16,9 @@ import torch
 
 from rayreid.config import Resources, Select
 from rayreid.data.store.store import ImageStore
+from rayreid.execution.gpus import assigned_device
 from rayreid.execution.production import StageContext, identity
-from rayreid.execution.resources import ANYWHERE, training_share
+from rayreid.execution.resources import ANYWHERE, Share, training_share
 from rayreid.parquet import write_table
 from rayreid.selection.provenance import Provenance
 from rayreid.selection.registry import STRATEGIES
@@ -70,7 +71,7 @@ def _rank(config: Select, seed: int, provenance: Provenance | None, context: Sta
     share = training_share(Resources())  # a GPU, or all CPUs of a node
     task = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.gpu else 0, scheduling_strategy=ANYWHERE)(_compute)
     folders = {role: context.input(role) for role in context.artifact.inputs}
-    priority, facts = ray.get(task.remote(config, seed, folders, share.cpus))
+    priority, facts = ray.get(task.remote(config, seed, folders, share))
     columns = {"key": store.keys_of(np.arange(len(store))), "priority": pa.array(priority)}
     write_table(context.folder / "priority.parquet", pa.table(columns))
     context.run.file(context.folder / "priority.parquet")
@@ -79,10 +80,10 @@ def _rank(config: Select, seed: int, provenance: Provenance | None, context: Sta
     return {"images": len(priority), "bad": int(np.isnan(priority).sum()), **facts, **judged}
 
 
-def _compute(config: Select, seed: int, folders: Mapping[str, Path], threads: int) -> tuple[np.ndarray, dict[str, int]]:
+def _compute(config: Select, seed: int, folders: Mapping[str, Path], share: Share) -> tuple[np.ndarray, dict[str, int]]:
     """Return, on a worker, the priority by index row (float64, NaN if an image cannot be decoded), and facts."""
-    torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(share.cpus)
+    device = assigned_device(share.gpu)
     strategy = STRATEGIES[config.strategy]
     options: dict[str, Any] = {name: getattr(config, name) for name in strategy.options}
     if strategy.seeded:

@@ -60,6 +60,13 @@ def broadcast_text(text: str, source: int, device: torch.device) -> str:
     return boxed[0]
 
 
+def gather_texts(text: str, device: torch.device) -> list[str]:
+    """Return the texts of all workers in order of rank; `device` is one that the process group supports."""
+    if world_size() == 1:
+        return [text]
+    return [broadcast_text(text, source, device) for source in range(world_size())]
+
+
 class _AllReduceSum(torch.autograd.Function):
     """y = Σ_r x_r on every worker; each x_r receives the sum of the workers' gradients to y."""
 
