@@ -64,6 +64,8 @@ def test_identity_holds_everything_else(section):
     }
     runtime |= {"num_heads", "queue", "freeze_patch"}  # added later: see below
     runtime |= {"sampler", "margin", "rerank"}
+    runtime |= {"teacher_temp_start", "teacher_temp_warmup_epochs", "label_smoothing", "layer_decay", "freeze_epochs"}
+    runtime |= {"triplet_weight", "triplet_start_epoch", "triplet_normalise"}
     runtime |= {"temperature"} if section is Pretrain else set()
     runtime |= {"clusters"} if section is Select else set()
     runtime |= {"batch_size", "targets"} if section in (Score, Evaluate) else set()

@@ -167,3 +167,67 @@ def test_two_workers(gloo):
         for part in parts:
             (method.losses((images[part].double(), labels[part]))["loss"] / len(parts)).backward()
         torch.testing.assert_close(gradients[mining], method.base.layer.weight.grad, rtol=1e-9, atol=1e-12)
+
+
+def small_vit(depth=3):
+    return build_backbone("vit_tiny", "patchify", (32, 16), depth, embed_dim=12, num_heads=2)
+
+
+def test_a_rate_falls_from_layer_to_layer():
+    method = SupervisedReID(small_vit(), 4, warmup_epochs=0, lr=0.1, layer_decay=0.5)
+    optimizer = method.build_optimizer()
+    method.set_schedules(optimizer, 0)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: rates[id(p)] for name, p in method.named_parameters() if p.requires_grad}
+    assert found["classifier.weight"] == found["bottleneck.weight"] == pytest.approx(0.1)
+    assert found["base.blocks.2.mlp.fc1.weight"] == found["base.norm.weight"] == pytest.approx(0.1 / 2)
+    assert found["base.blocks.0.mlp.fc1.weight"] == pytest.approx(0.1 / 8)
+    assert found["base.blocks.0.mlp.fc1.bias"] == pytest.approx(0.2 / 8)
+    assert found["base.patch_embed.proj.weight"] == found["base.cls_token"] == pytest.approx(0.1 / 16)
+    assert set(found) == {name for name, p in method.named_parameters() if p.requires_grad}
+
+
+def test_a_frozen_backbone_keeps_its_weights_and_the_classifier_learns():
+    method = SupervisedReID(Tiny(), 4, epochs=4, steps_per_epoch=2, warmup_epochs=0, lr=0.1, freeze_epochs=1).train()
+    optimizer = method.build_optimizer()
+    before = {name: value.clone() for name, value in method.named_parameters()}
+    for number in range(2):
+        step(method, optimizer, number, tiny_batch(number))
+    after = dict(method.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("base."))
+    assert not torch.equal(before["classifier.weight"], after["classifier.weight"])
+    step(method, optimizer, 2, tiny_batch(2))
+    assert not torch.equal(before["base.layer.weight"], method.base.layer.weight)
+
+
+def test_the_triplet_loss_counts_from_an_epoch_on_with_its_weight():
+    method = SupervisedReID(Tiny(), 4, steps_per_epoch=3, triplet_weight=0.5, triplet_start_epoch=2)
+    optimizer = method.build_optimizer()
+    for number, weight in ((0, 0), (5, 0), (6, 0.5), (30, 0.5)):
+        method.set_schedules(optimizer, number)
+        out = method.losses(tiny_batch())
+        torch.testing.assert_close(out["loss"].detach(), out["id_loss"] + weight * out["triplet_loss"])
+
+
+def test_a_normalised_triplet_loss_does_not_depend_on_the_length_of_the_features():
+    features, labels = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), torch.arange(8) // 2
+    plain, scaled = (triplet_loss(factor * features, labels, normalise=True) for factor in (1, 1e-3))
+    torch.testing.assert_close(plain, scaled)
+    torch.testing.assert_close(plain, triplet_loss(torch.nn.functional.normalize(features), labels))
+    assert not torch.isclose(triplet_loss(features, labels), triplet_loss(1e-3 * features, labels))
+
+
+def test_labels_are_smoothed_as_torch_does_it():
+    torch.manual_seed(0)
+    smooth = SupervisedReID(Tiny(), 4, label_smoothing=0.1).eval()
+    images, labels = tiny_batch()
+    logits = smooth.classifier(smooth.bottleneck(smooth(images)))
+    expected = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(smooth.losses((images, labels))["id_loss"], expected.detach())
+
+
+def test_equal_features_have_a_mean_of_length_one():
+    method = SupervisedReID(Tiny(), 4).eval()
+    images, labels = tiny_batch()
+    assert method.losses((images[:1].expand(8, -1, -1, -1), labels))["mean_length"] == pytest.approx(1)
+    assert method.losses((images, labels))["mean_length"] < 0.95

@@ -294,7 +294,7 @@ def test_after_each_epoch_and_its_checkpoint_the_caller_is_asked_and_its_figures
 
     rows: list[dict[str, float]] = []
     train(Tiny(), batches(), settings(), CPU, checkpoints, rows.append, probe)
-    assert asked == [(1, STEPS_PER_EPOCH), (2, 2 * STEPS_PER_EPOCH)]
+    assert asked == [(0, 0), (1, STEPS_PER_EPOCH), (2, 2 * STEPS_PER_EPOCH)]
     assert rows[-1] == {"step": STEPS - 1, "epoch": 2.0, "probe": 0.2}
     assert [row["step"] for row in rows if "loss" in row] == list(range(STEPS))
 

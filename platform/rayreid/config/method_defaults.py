@@ -178,6 +178,7 @@ BY_METHOD = (
 
 USED_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("weight_decay_end", "teacher_temp", "student_temp", "centre_momentum"), ("dino",)),
+    **dict.fromkeys(("teacher_temp_start", "teacher_temp_warmup_epochs"), ("dino",)),
     **dict.fromkeys(("freeze_last_layer_epochs", "bottleneck_dim", "local_size", "local_scale"), ("dino",)),
     "local_crops": ("dino",),
     "clip": ("dino", "moby"),

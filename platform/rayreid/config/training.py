@@ -50,6 +50,10 @@ class Pretrain(Section):
     teacher_momentum: Annotated[float, Field(ge=0, le=1)] | Auto = "auto"
     """Momentum of the network that follows the trained one. It rises to 1, except for MoCo v2."""
     teacher_temp: Annotated[float, Field(gt=0)] = 0.04
+    teacher_temp_start: Annotated[Annotated[float, Field(gt=0)] | None, ADDED] = None
+    """The teacher's temperature in the first epoch; null: `teacher_temp` throughout."""
+    teacher_temp_warmup_epochs: Annotated[int, Field(ge=0), ADDED] = 0
+    """Epochs over which the teacher's temperature then changes linearly to `teacher_temp`."""
     student_temp: Annotated[float, Field(gt=0)] = 0.1
     centre_momentum: Annotated[float, Field(ge=0, le=1)] = 0.9
     clip: Annotated[float, Field(gt=0)] | Auto = "auto"
@@ -169,6 +173,16 @@ class Finetune(Section):
     margin: Annotated[NotNegative | None, ADDED] = None
     """Margin of the triplet loss, in the feature's unit; null: the soft margin."""
     global_mining: bool = False
+    label_smoothing: Annotated[float, Field(ge=0, lt=1), ADDED] = 0.0
+    triplet_weight: Annotated[NotNegative, ADDED] = 1.0
+    triplet_start_epoch: Annotated[int, Field(ge=0), ADDED] = 0
+    """First epoch, from 0, in which the triplet loss counts."""
+    triplet_normalise: Annotated[bool, ADDED] = False
+    """Whether the triplet loss compares features of length 1."""
+    layer_decay: Annotated[float, Field(gt=0, le=1), ADDED] = 1.0
+    """Factor of the learning rate from each layer to the one below it."""
+    freeze_epochs: Annotated[int, Field(ge=0), ADDED] = 0
+    """Epochs from the start in which the backbone's weights stay as they are."""
     precision: Precision = "auto"
     compile: Annotated[bool | Auto, RUNTIME] = "auto"
     checkpoint_activations: Annotated[bool, RUNTIME] = False

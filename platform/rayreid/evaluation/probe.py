@@ -21,6 +21,7 @@ from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.ranking import UNKNOWN_CAMERA
 from rayreid.evaluation.retrieval import evaluate_retrieval
+from rayreid.evaluation.spread import effective_rank
 from rayreid.training import parallel
 from rayreid.training.loop import Precision, autocast
 
@@ -53,7 +54,10 @@ class Probe:
     queries: int
 
     def score(self, features: torch.Tensor) -> dict[str, float]:
-        """Return `probe_mAP` and `probe_rank1`, in [0, 1], of features (N, D) in the order of `rows`.
+        """Return the scores of features (N, D) in the order of `rows`.
+
+        Returns:
+            `probe_mAP` and `probe_rank1`, in [0, 1], and `probe_effective_rank`, the effective rank (see `spread`).
 
         Raises:
             UserError: The features are not finite.
@@ -62,7 +66,11 @@ class Probe:
         report = evaluate_retrieval(
             features[:n], features[n:], self.pids[:n], self.pids[n:], self.camids[:n], self.camids[n:], max_rank=1
         )
-        return {"probe_mAP": report.mAP, "probe_rank1": report.rank(1)}
+        return {
+            "probe_mAP": report.mAP,
+            "probe_rank1": report.rank(1),
+            "probe_effective_rank": effective_rank(features),
+        }
 
 
 def choose_probe(pids: np.ndarray, camids: np.ndarray, rows: np.ndarray, images: int) -> Probe:

@@ -78,16 +78,27 @@ def ranked_lists(
         hspace=0.18 + 0.1 * (scores is not None),
     )
     pictures = Pictures(figure)
+    texts = [] if scores is None else [told_apart(row) for row in scores]
     for i, query in enumerate(queries):
         caption = "query" if names is None else _shortened(names[i])
         pictures.add(grid[i, 0], query, QUERY, above=caption, gap=3)
         marks = [None] * len(results[i]) if right is None else right[i]
         for j, (image, hit) in enumerate(zip(results[i], marks, strict=True)):
             colour, mark = {None: (INK, ""), True: (RIGHT, " ✓"), False: (WRONG, " ✗")}[hit]
-            score = "" if scores is None else f"{scores[i][j]:.2f}"
+            score = "" if scores is None else texts[i][j]
             frame = None if hit is None else colour
             pictures.add(grid[i, j + 2], image, frame, f"{j + 1}{mark}", score, colour, gap=3)
     return figure
+
+
+def told_apart(scores: Sequence[float]) -> list[str]:
+    """Return scores as text, with as many digits as it takes to tell different ones apart; two to six."""
+    different = len(set(scores))
+    for digits in range(2, 7):
+        texts = [f"{score:.{digits}f}" for score in scores]
+        if len(set(texts)) == different:
+            break
+    return texts
 
 
 def score_matrix(

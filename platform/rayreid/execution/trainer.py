@@ -153,7 +153,7 @@ def fit(
             worker_runtime_env={"env_vars": _environment(training, share.cpus)},
         ),
     )
-    with context.screen.bar(context.artifact.stage, total) as bar, _Delivery(context, bar, watch):
+    with context.screen.bar(context.artifact.stage, total) as bar, _Delivery(context, bar, watch) as delivery:
         try:
             trainer.fit()
         except TrainingFailedError as error:
@@ -167,6 +167,7 @@ def fit(
         "steps": total,
         "images_seen": total * training.plan.size,
         "final_loss": history[-1]["loss"],
+        **({"warnings": delivery.warnings} if delivery.warnings else {}),
         **periodic_metrics.outcome(context, history),
         "workers": share.workers,
         "gpu_hours": history[-1]["gpu_hours"],
@@ -262,7 +263,11 @@ def _raise_failure(folder: Path) -> None:
 
 
 class _Delivery:
-    """A thread of the driver that delivers the workers' rows to MLflow, the progress bar and the watch function."""
+    """A thread of the driver that delivers the workers' rows to MLflow, the progress bar and the watch function.
+
+    Attributes:
+        warnings: What the watch function has returned so far.
+    """
 
     def __init__(self, context: StageContext, bar: Bar, watch: Watch):
         self._feed = MetricsFeed(context.folder / METRICS, context.run)
@@ -270,7 +275,8 @@ class _Delivery:
         self._journal, self._offset = Journal(context.folder / METRICS), 0
         self._work, self._bar, self._watch = context, bar, watch
         self._last: dict[str, float] = {}
-        self._warning: str | None = None
+        self.warnings: list[str] = []
+        self._tagged = 0
         self._read()  # rows of an earlier process are only for the watch: they say nothing about this process's pace
         self._complained = self._announced = False
         self._done = threading.Event()
@@ -296,9 +302,9 @@ class _Delivery:
             self._announce()
             self._show()
             self._feed.deliver()
-            if self._warning is not None:
-                self._work.run.tags({"warning": self._warning})
-                self._warning = None
+            if len(self.warnings) > self._tagged:
+                self._work.run.tags({"warning": "; ".join(self.warnings)})
+                self._tagged = len(self.warnings)
         except Exception as error:
             # An unreachable tracking server does not stop training: the rows it missed are delivered with the next.
             if not self._complained:
@@ -323,7 +329,7 @@ class _Delivery:
         """Return the journal's rows since the last call, after passing them to the watch and keeping their values."""
         written, self._offset = self._journal.read(self._offset)
         for warning in filter(None, map(self._watch, written)):
-            self._warning = warning
+            self.warnings.append(warning)
             self._work.screen.say(f"  [yellow]warning:[/] {escape(warning)}")
         for row in written:
             self._last.update(row)

@@ -30,6 +30,7 @@ class Row:
         gpu_hours: GPU-hours of the same stages.
         scores: Scores found by `scores_in`.
         auc: AUC of the CFS against the origin of the pool's images; None if the origin is not known.
+        warnings: Warnings of the same stages, for example that a pre-training learned little.
     """
 
     label: str
@@ -40,6 +41,7 @@ class Row:
     gpu_hours: float
     scores: Mapping[str, float]
     auc: float | None
+    warnings: tuple[str, ...] = ()
 
     def metrics(self) -> dict[str, float]:
         """Return the outcome as metrics, under the names that are the same in every run."""
@@ -61,6 +63,7 @@ def row_of(label: str, graph: Mapping[str, Artifact], provenance: Provenance | N
         gpu_hours=sum(facts.get("gpu_hours", 0.0) for facts in own),
         scores=scores_in(graph["metrics"].facts),
         auc=auc_of(graph["scores"], provenance) if "scores" in graph else None,
+        warnings=tuple(warning for facts in own for warning in facts.get("warnings", ())),
     )
 
 
@@ -79,6 +82,9 @@ def show_table(screen: Screen, rows: list[Row]) -> None:
     screen.console.print(table)
     if rows:
         screen.say(f"evaluated on {', '.join(dict.fromkeys(row.target for row in rows))}")
+    for row in rows:
+        for warning in row.warnings:
+            screen.say(f"[yellow]warning:[/] {escape(row.label or 'this run')}: {escape(warning)}")
     known = next((row.auc for row in rows if row.auc is not None), None)
     if known is not None:
         screen.say(f"CFS against the pool's known origins: AUC {known:.3f} (0.5 is chance)")

@@ -44,17 +44,21 @@ def hardest_distances(features: torch.Tensor, labels: torch.Tensor) -> tuple[tor
     return positive, negative
 
 
-def triplet_loss(features: torch.Tensor, labels: torch.Tensor, margin: float | None = None) -> torch.Tensor:
+def triplet_loss(
+    features: torch.Tensor, labels: torch.Tensor, margin: float | None = None, normalise: bool = False
+) -> torch.Tensor:
     """Return the batch-hard triplet loss, averaged over the batch.
 
     With d⁺ and d⁻ the distances of the hardest positive and negative, it is log(1 + exp(d⁺ − d⁻)) for the soft margin
     (`margin=None`), and max(0, d⁺ − d⁻ + margin) otherwise.
 
     Args:
-        features: (B, D) raw features (not normalised); float32 or float64. Half precision is converted to float32,
-            because the expanded squares cancel.
+        features: (B, D) raw features; float32 or float64. Half precision is converted to float32, because the expanded
+            squares cancel.
         labels: (B,) integer identities.
-        margin: Margin in the features' unit; None for the soft margin.
+        margin: Margin in the unit of the distances; None for the soft margin.
+        normalise: Whether to scale the features to length 1 before, as they are compared in retrieval. Distances of raw
+            features shrink without limit if all features become alike.
 
     Returns:
         Scalar.
@@ -62,6 +66,8 @@ def triplet_loss(features: torch.Tensor, labels: torch.Tensor, margin: float | N
     with torch.autocast(features.device.type, enabled=False):
         if features.dtype in (torch.float16, torch.bfloat16):
             features = features.float()
+        if normalise:
+            features = F.normalize(features)
         positive, negative = hardest_distances(features, labels)
         if margin is None:
             return -F.logsigmoid(negative - positive).mean()  # = log(1 + exp(d⁺ − d⁻)), and never overflows

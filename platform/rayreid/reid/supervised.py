@@ -1,13 +1,14 @@
 """Supervised ReID: identity and triplet loss over a BNNeck, the recipe for fine-tuning on a labelled target.
 
 It is TransReID's baseline (He et al., arXiv 2102.04378, §3.1) as used for fine-tuning in TransReID-SSL (arXiv
-2111.12084): no camera embedding, no jigsaw branch, no label smoothing.
+2111.12084): no camera embedding, no jigsaw branch, and by default no label smoothing.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from rayreid.models.backbones import Backbone
@@ -43,6 +44,14 @@ class SupervisedReID(nn.Module):
         margin: Margin of the triplet loss; None for the soft margin.
         global_mining: Whether to mine triplets and take batch statistics over the batches of all workers, which must
             then have equal sizes. By default both are per worker, as published.
+        label_smoothing: Share of the target distribution that is spread evenly over all classes (Szegedy et al., arXiv
+            1512.00567).
+        triplet_weight: Factor of the triplet loss.
+        triplet_start_epoch: First epoch, from 0, in which the triplet loss counts.
+        triplet_normalise: See `losses.triplet_loss`.
+        layer_decay: Factor by which the rate falls from each layer to the one below it (Bao et al., BEiT, arXiv
+            2106.08254). The neck and the classifier have the full rate, the last block has `layer_decay` times it.
+        freeze_epochs: Number of epochs from the start in which the weights of the backbone stay as they are.
     """
 
     def __init__(
@@ -60,6 +69,12 @@ class SupervisedReID(nn.Module):
         optimizer: Literal["sgd", "adamw"] = "sgd",
         margin: float | None = None,
         global_mining: bool = False,
+        label_smoothing: float = 0.0,
+        triplet_weight: float = 1.0,
+        triplet_start_epoch: int = 0,
+        triplet_normalise: bool = False,
+        layer_decay: float = 1.0,
+        freeze_epochs: int = 0,
     ):
         super().__init__()
         self.base = base
@@ -67,7 +82,11 @@ class SupervisedReID(nn.Module):
         self.bottleneck = BNNeck(base.num_features)
         self.classifier = identity_classifier(base.num_features, identities)
         self.optimizer, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
-        self.margin, self.global_mining = margin, global_mining
+        self.margin, self.global_mining, self.label_smoothing = margin, global_mining, label_smoothing
+        self.triplet_weight, self.triplet_start_epoch = triplet_weight, triplet_start_epoch
+        self.triplet_normalise = triplet_normalise
+        self.layer_decay, self.freeze_epochs = layer_decay, freeze_epochs
+        self.steps_per_epoch, self._epoch = steps_per_epoch, 0
         set_synchronised(self, global_mining)
         self.schedules = {
             kind: EpochCosine(peak, WARMUP_START * lr, FLOOR * lr, epochs, warmup_epochs, steps_per_epoch)
@@ -85,50 +104,72 @@ class SupervisedReID(nn.Module):
         effect.
 
         Returns:
-            Scalars `loss` = `id_loss` + `triplet_loss`, and `accuracy` of the classifier on this batch, in [0, 1].
+            Scalars `loss` = `id_loss` + `triplet_weight` · `triplet_loss`; `accuracy` of the classifier on this batch,
+            in [0, 1]; `mean_length`, the length of the mean of the features scaled to length 1, which is 1 if all are
+            alike.
         """
         images, labels = batch
         features = self(images)
         logits = self.classifier(self.bottleneck(features))
-        id_loss = F.cross_entropy(logits, labels)
-        if self.global_mining:
-            triplet = triplet_loss(gather_rows(features), gather_rows(labels), self.margin)
-        else:
-            triplet = triplet_loss(features, labels, self.margin)
+        id_loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        mined, theirs = (gather_rows(features), gather_rows(labels)) if self.global_mining else (features, labels)
+        triplet = triplet_loss(mined, theirs, self.margin, self.triplet_normalise)
+        weight = self.triplet_weight if self._epoch >= self.triplet_start_epoch else 0.0
         return {
-            "loss": id_loss + triplet,
+            "loss": id_loss + weight * triplet,
             "id_loss": id_loss.detach(),
             "triplet_loss": triplet.detach(),
             "accuracy": (logits.argmax(dim=1) == labels).to(logits.dtype).mean(),
+            "mean_length": torch.linalg.vector_norm(F.normalize(features.detach().float()).mean(dim=0)),
         }
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Return a new optimizer with two parameter groups, named `weights` and `biases`.
 
         As published, a parameter counts as a bias if its name contains "bias" (including Swin's relative position
-        tables).
+        tables). With `layer_decay`, there are two such groups for each layer; the key `share` is their share of the
+        rate.
         """
-        trained = [(name, value) for name, value in self.named_parameters() if value.requires_grad]
-        groups = [
-            {"name": kind, "params": [value for name, value in trained if ("bias" in name) == (kind == "biases")]}
-            for kind in self.schedules
-        ]
+        shares = self._shares_of_rate()
+        grouped: dict[tuple[str, float], list[nn.Parameter]] = {}
+        for kind in self.schedules:
+            for name, value in self.named_parameters():
+                if value.requires_grad and ("bias" in name) == (kind == "biases"):
+                    grouped.setdefault((kind, shares.get(name, 1.0)), []).append(value)
+        groups = [{"name": kind, "share": share, "params": values} for (kind, share), values in grouped.items()]
         lr = self.schedules["weights"](0)
         if self.optimizer == "adamw":
             return torch.optim.AdamW(groups, lr=lr, weight_decay=self.weight_decay)
         return torch.optim.SGD(groups, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def _shares_of_rate(self) -> dict[str, float]:
+        """Return {name of a parameter of the backbone: its share of the rate}; empty without `layer_decay`."""
+        if self.layer_decay == 1:
+            return {}
+        matcher: Any = self.base.group_matcher
+        layers = group_parameters(self.base, matcher(coarse=False), reverse=True)
+        above = max(layers.values()) + 1
+        return {f"base.{name}": self.layer_decay ** (above - layer) for name, layer in layers.items()}
 
     def set_schedules(self, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
         """Set the rates of optimizer step `step` (from 0), and return them for logging.
 
         They change only between epochs.
         """
+        self._epoch = step // self.steps_per_epoch
         for group in optimizer.param_groups:
-            group["lr"] = self.schedules[group["name"]](step)
+            share = group.get("share", 1.0)  # checkpoints of earlier versions do not have it
+            group["lr"] = self.schedules[group["name"]](step) * share
         return {"lr": self.schedules["weights"](step), "lr_bias": self.schedules["biases"](step)}
 
     def before_update(self, step: int) -> dict[str, Tensor]:
-        """Return the norms of the gradients, see `norm_scalars`; there is nothing to clip or freeze."""
+        """Drop the backbone's gradients while it is frozen, and return the norms of the others (`norm_scalars`).
+
+        Without a gradient, an optimizer changes a parameter neither by its momentum nor by weight decay.
+        """
+        if self._epoch < self.freeze_epochs:
+            for parameter in self.base.parameters():
+                parameter.grad = None
         return norm_scalars(gradient_norms(self.parameters()))
 
     def after_update(self, step: int) -> None:

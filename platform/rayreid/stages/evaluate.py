@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from rayreid.config import Evaluate, Rerank
 from rayreid.data.store.store import ImageStore
@@ -16,6 +17,7 @@ from rayreid.evaluation.metrics import RERANKED
 from rayreid.evaluation.protocol import check_findable
 from rayreid.evaluation.rerank import Reranking
 from rayreid.evaluation.retrieval import RetrievalReport, evaluate_retrieval
+from rayreid.evaluation.spread import ALIKE, effective_rank, mean_length
 from rayreid.execution.feature_extraction import extract
 from rayreid.execution.production import StageContext, identity
 from rayreid.models.weights import weights_of
@@ -51,6 +53,9 @@ def _evaluate(config: Evaluate, context: StageContext) -> dict[str, Any]:
     if broken:
         row, reason = next(iter(broken.items()))
         raise UserError(f"{store.directory}: image {store.keys[row]!r} cannot be decoded ({reason})")
+    found = torch.from_numpy(features)
+    spread = {"mean_length": mean_length(found), "effective_rank": effective_rank(found)}
+    warnings = _warned(spread["mean_length"], context)
     sides = (features[: len(query)], features[len(query) :])
     report = evaluate_retrieval(*sides, *labels, max_rank=config.max_rank)
     reranked = _reranked(config.rerank, sides, labels, config.max_rank, context) if config.rerank else None
@@ -69,7 +74,22 @@ def _evaluate(config: Evaluate, context: StageContext) -> dict[str, Any]:
         "gallery": report.gallery,
         "junk_gallery": report.junk_gallery,
         "copies_in_gallery": copies,
+        **spread,
+        **({"warnings": warnings} if warnings else {}),
     }
+
+
+def _warned(length: float, context: StageContext) -> list[str]:
+    """Warn of features that are all alike, and return the warnings."""
+    if length < ALIKE:
+        return []
+    warning = (
+        f"the features of all images are alike (the mean of the unit features has length {length:.4f}), so that little "
+        "more than rounding decides the ranking: the training of this model has collapsed"
+    )
+    context.screen.say(f"    [yellow]warning:[/] {warning}")
+    context.run.tags({"warning": warning})
+    return [warning]
 
 
 def _reranked(

@@ -20,6 +20,7 @@ from rayreid.errors import UserError
 from rayreid.execution.production import StageContext
 from rayreid.execution.trainer import fit
 from rayreid.models.weights import BEST, save_backbone
+from rayreid.reid.collapse import AlikeWatch
 from rayreid.reid.supervised import SupervisedReID
 from rayreid.stages import pretrain
 from rayreid.stages.training import initial_weights
@@ -28,6 +29,7 @@ from rayreid.stages.training.trained_weights import header_of, plan_training, tr
 from rayreid.stages.training.validation import Best, Look
 from rayreid.storage.artifacts import Artifact
 
+_LEAST_PATIENCE = 20  # steps for which features must be alike before a warning; a tenth of a longer training
 VERSION = 2
 WEIGHTS = "model.safetensors"
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -73,7 +75,8 @@ def _finetune(
     context.resolved(
         {"warmup_epochs": config.warmup, "steps_per_epoch": steps.steps_per_epoch, "images_per_step": steps.size}
     )
-    facts = fit(context, training, resources)
+    patience = max(_LEAST_PATIENCE, steps.steps_per_epoch * config.epochs // 10)
+    facts = fit(context, training, resources, AlikeWatch(patience))
     context.run.file(context.folder / WEIGHTS, "weights")
     return {**profile, **facts, **started}
 
@@ -149,6 +152,12 @@ class _Build:
             optimizer=c.optimizer,
             margin=c.margin,
             global_mining=c.global_mining,
+            label_smoothing=c.label_smoothing,
+            triplet_weight=c.triplet_weight,
+            triplet_start_epoch=c.triplet_start_epoch,
+            triplet_normalise=c.triplet_normalise,
+            layer_decay=c.layer_decay,
+            freeze_epochs=c.freeze_epochs,
         )
         transform = ReIDTrain(b.img_size, MEAN, STD, erasing=c.erasing, padding=c.padding)
         return method.to(device), partial(_prepare, transform, self.seed, self.labels, device)

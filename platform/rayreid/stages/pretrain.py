@@ -1,6 +1,6 @@
 """Stage *pretrain*: pool or subset → backbone weights, by a self-supervised method on Ray Train."""
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,9 @@ from rayreid.data.sampling.batch_plans import ShufflePlan
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.execution.production import StageContext
-from rayreid.execution.trainer import METRICS, fit
+from rayreid.execution.trainer import METRICS, Watch, fit
 from rayreid.models.weights import save_backbone
+from rayreid.pretraining.learning import LearningWatch
 from rayreid.selection.subset_file import subset_rows
 from rayreid.stages.training import initial_weights
 from rayreid.stages.training.early_stopping import Judged, MedianStopping
@@ -105,9 +106,21 @@ def _pretrain(
         resolved(config, backbone),
         {"probe_every": config.probe_epochs, "probe_images": len(probe.probe.rows)} if probe else {},
     )
-    facts = fit(context, training, resources, METHODS[config.method].watch(config, config.recipe(backbone)))
+    facts = fit(context, training, resources, _watch(config, backbone, steps.steps_per_epoch, probe is not None))
     context.run.file(context.folder / WEIGHTS, "weights")
     return {"images": len(chosen), **facts, **started}
+
+
+def _watch(config: Pretrain, backbone: Backbone, steps_per_epoch: int, probed: bool) -> Watch:
+    """Return the watch over a run's rows: for a collapse at any time, and at the end for what was not learned."""
+    entry, recipe = METHODS[config.method], config.recipe(backbone)
+    collapse = entry.watch(config, recipe)
+    learning = LearningWatch(config.epochs * steps_per_epoch, config.epochs, probed, entry.chance(recipe))
+
+    def watch(row: Mapping[str, float]) -> str | None:
+        return "; ".join(filter(None, (collapse(row), learning(row)))) or None
+
+    return watch
 
 
 @dataclass(frozen=True)

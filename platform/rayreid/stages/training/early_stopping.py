@@ -78,7 +78,7 @@ class Judged:
 
         def judge(epochs: int) -> dict[str, float]:
             found = look(epochs)
-            if found and parallel.rank() == 0:
+            if found and epochs and parallel.rank() == 0:
                 best = max(found[_MEASURE], _best(self.journal, epochs, whole=False) or 0.0)
                 reason = self.stopping.verdict(epochs, best, self.journal)
                 if reason is not None:
@@ -90,7 +90,7 @@ class Judged:
 
 def _best(path: Path, epochs: int, whole: bool = True) -> float | None:
     """Return a journal's best probe up to an epoch; None without one or, if `whole`, if no probe has come that far."""
-    probes = [(row["epoch"], row[_MEASURE]) for row in Journal(path).history() if _MEASURE in row]
+    probes = [(row["epoch"], row[_MEASURE]) for row in Journal(path).history() if _MEASURE in row and row["epoch"] > 0]
     if whole and not any(epoch >= epochs for epoch, _ in probes):
         return None
     return max((value for epoch, value in probes if epoch <= epochs), default=None)

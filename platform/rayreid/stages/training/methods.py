@@ -1,5 +1,6 @@
 """Registry of the pre-training methods, each built from its section of the experiment file."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -63,10 +64,17 @@ Builder = Callable[[backbones.Backbone, backbones.Backbone, MethodSetup], Pretra
 
 @dataclass(frozen=True)
 class Entry:
-    """A method: its builder from two networks, the second without drop path, and the watch over its metric rows."""
+    """A method.
+
+    Attributes:
+        build: Its builder from two networks, the second without drop path.
+        watch: The watch over its metric rows that reports a collapse.
+        chance: Function from a recipe to the loss of a method that has learned nothing; None if that is not known.
+    """
 
     build: Builder
     watch: Callable[[Pretrain, Recipe], Watch] = lambda config, recipe: SpreadWatch()
+    chance: Callable[[Recipe], float | None] = lambda recipe: None
 
 
 def _dino(student: backbones.Backbone, teacher: backbones.Backbone, setup: MethodSetup) -> Pretraining:
@@ -84,6 +92,8 @@ def _dino(student: backbones.Backbone, teacher: backbones.Backbone, setup: Metho
             weight_decay_end=c.weight_decay_end,
             teacher_momentum=r.teacher_momentum,
             teacher_temp=c.teacher_temp,
+            warmup_teacher_temp=c.teacher_temp_start,
+            warmup_teacher_temp_epochs=c.teacher_temp_warmup_epochs,
         ),
         out_dim=r.out_dim,
         hidden_dim=r.hidden_dim,
@@ -137,7 +147,11 @@ def _moby(base: backbones.Backbone, momentum: backbones.Backbone, setup: MethodS
 
 
 METHODS: Mapping[str, Entry] = {
-    "dino": Entry(_dino, lambda config, recipe: CollapseWatch(recipe.out_dim, config.freeze_last_layer_epochs)),
+    "dino": Entry(
+        _dino,
+        lambda config, recipe: CollapseWatch(recipe.out_dim, config.freeze_last_layer_epochs),
+        lambda recipe: math.log(recipe.out_dim),
+    ),
     "mocov3": Entry(_mocov3),
     "mocov2": Entry(_mocov2),
     "moby": Entry(_moby),

@@ -68,7 +68,7 @@ class Look:
         precision = resolve_precision(self.precision, device)
 
         def look(epochs: int) -> dict[str, float]:
-            if not periodic_metrics.due(epochs, self.every, self.epochs):
+            if not epochs or not periodic_metrics.due(epochs, self.every, self.epochs):
                 return {}
             # If batch norm uses each worker's own statistics, those of worker 0 are kept.
             parallel.broadcast_buffers(method)

@@ -1,0 +1,27 @@
+"""How far the features of a model spread: whether they differ at all, and in how many directions."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ALIKE = 0.99
+"""Length of the mean of unit features above which a ranking by them is decided by little more than rounding: the mean
+cosine of two images is then above 0.98."""
+
+
+def mean_length(features: Tensor) -> float:
+    """Return the length of the mean of features (N, D) scaled to length 1: 0 if they cancel out, 1 if all are alike."""
+    return float(torch.linalg.vector_norm(F.normalize(features.float()).mean(dim=0)))
+
+
+def effective_rank(features: Tensor) -> float:
+    """Return the effective rank of features (N, D), between 1 and min(N, D).
+
+    It is RankMe (Garrido et al., arXiv 2210.02885, eq. 1–2): the exponential of the entropy of the singular values,
+    divided by their sum. The features are neither centred nor normalised.
+    """
+    rows = features if len(features) <= features.shape[1] else features.t()
+    products = (rows.float() @ rows.float().t()).double().cpu()
+    singular = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()
+    shares = singular / singular.sum().clamp(min=torch.finfo(torch.float64).tiny)
+    return float(torch.special.entr(shares).sum().exp())

@@ -1,0 +1,62 @@
+import math
+
+import pytest
+
+from rayreid.pretraining.learning import LearningWatch
+
+CHANCE = math.log(64)
+STEPS, EPOCHS = 40, 4
+
+
+def rows(losses, probes, ranks=(10.0, 10.0)):
+    """Rows of a run: its probe before the first step, losses of every step, its probe at the end."""
+    yield {"step": 0, "epoch": 0.0, "probe_mAP": probes[0], "probe_effective_rank": ranks[0]}
+    for step in range(STEPS):
+        yield {"step": step, "epoch": (step + 1) * EPOCHS / STEPS, "loss": losses[step]}
+    yield {"step": STEPS - 1, "epoch": float(EPOCHS), "probe_mAP": probes[1], "probe_effective_rank": ranks[1]}
+
+
+def told(chance, *arguments, probed=True, **options):
+    watch = LearningWatch(STEPS, EPOCHS, probed, chance)
+    found = [watch(row) for row in rows(*arguments, **options) if probed or "probe_mAP" not in row]
+    said = [text for text in found if text]
+    assert not said or (found[-1] == said[0] and len(said) == 1)  # once, at the end
+    return said[0] if said else ""
+
+
+FALLING = [CHANCE * (1 - step / 100) for step in range(STEPS)]
+FLAT = [CHANCE] * STEPS
+
+
+def test_a_run_that_learns_is_nothing_to_tell():
+    assert told(CHANCE, FALLING, (0.05, 0.2)) == ""
+    assert told(None, FLAT, (0.05, 0.2)) == ""
+
+
+def test_a_probe_that_does_not_rise_is_told():
+    assert "its probe went from 20.0 to 19.0 mAP" in told(None, FALLING, (0.2, 0.19))
+    assert "its probe went from 20.0 to 20.0 mAP" in told(None, FALLING, (0.2, 0.2))
+
+
+def test_a_loss_at_chance_in_the_last_quarter_is_told():
+    assert "within 1 % of chance (4.159)" in told(CHANCE, FLAT, (0.05, 0.2))
+    late = [*FLAT[:-1], 0.9 * CHANCE]
+    assert told(CHANCE, late, (0.05, 0.2)) == ""
+    early = [0.5 * CHANCE] * 30 + [1.005 * CHANCE] * 10
+    assert "within 1 % of chance" in told(CHANCE, early, (0.05, 0.2))
+
+
+def test_without_a_probe_the_loss_decides_at_the_last_step():
+    assert "within 1 % of chance" in told(CHANCE, FLAT, (0, 0), probed=False)
+    assert told(CHANCE, FALLING, (0, 0), probed=False) == ""
+
+
+@pytest.mark.parametrize(("ranks", "falls"), [((10.0, 8.9), True), ((10.0, 9.1), False), ((10.0, 30.0), False)])
+def test_a_falling_effective_rank_is_told(ranks, falls):
+    said = told(None, FALLING, (0.05, 0.2), ranks=ranks)
+    assert ("effective rank of its features fell from 10.0 to 8.9" in said) == falls
+
+
+def test_all_signs_stand_in_one_sentence():
+    said = told(CHANCE, FLAT, (0.2, 0.1), ranks=(10.0, 2.0))
+    assert said.count(";") == 2 and "\n" not in said
