@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from rayreid.console import Screen
-from rayreid.pipeline.summary import show_hint
+from rayreid.pipeline.summary import Row, show_hint, show_table
 
 PAGE = "/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=results"
 
@@ -28,3 +28,15 @@ def test_a_database_is_opened_by_a_command_and_then_the_page_of_the_results():
 @pytest.mark.parametrize("server", ["http://head:5000", "https://mlflow.example.org/"])
 def test_a_server_s_page_is_named_as_it_is(server):
     assert hint(server).split() == ["Compare", "the", "runs:", server.rstrip("/") + PAGE]
+
+
+def test_warnings_stand_below_the_table_with_the_row_s_name():
+    printed = io.StringIO()
+    scores = {"mAP": 0.1, "rank1": 0.2, "mINP": 0.05}
+    rows = [
+        Row("sound", "mine", 1, 1, 1.0, 0.0, scores, None),
+        Row("flat [half]", "mine", 1, 1, 1.0, 0.0, scores, None, ("it seems to have learned little",)),
+    ]
+    show_table(Screen(Console(file=printed, width=200)), rows)
+    assert "warning: flat [half]: it seems to have learned little\n" in printed.getvalue()
+    assert printed.getvalue().count("warning") == 1

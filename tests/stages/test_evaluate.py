@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from rayreid.stages.evaluate import _copies
+from in_process import work_on
+from rayreid.stages.evaluate import _copies, _warned
+from rayreid.storage.artifacts import Artifact
 
 
 class Store:
@@ -36,3 +38,11 @@ def test_a_copy_counts_where_the_protocol_counts_it(gallery, counted):
 def test_without_cameras_every_copy_counts_and_a_junk_query_does_not():
     store = Store(("same", 7, -1), ("same", -1, 0), ("same", 7, -1), ("same", 7, 2))
     assert _copies(store, np.array([0, 1]), np.array([2, 3])) == 1
+
+
+def test_features_that_rounding_cannot_tell_apart_are_warned_of(tmp_path):
+    work = work_on(Artifact(tmp_path, "evaluate", 1, {}))
+    assert _warned(0.9999, work) == [] and not work.run.tagged
+    (warning,) = _warned(0.999999, work)
+    assert "length 0.999999" in warning and work.run.tagged == {"warning": warning}
+    assert warning in work.screen.console.file.getvalue().replace("\n", " ")

@@ -84,8 +84,8 @@ def _warned(length: float, context: StageContext) -> list[str]:
     if length < ALIKE:
         return []
     warning = (
-        f"the features of all images are alike (the mean of the unit features has length {length:.4f}), so that little "
-        "more than rounding decides the ranking: the training of this model has collapsed"
+        f"the features of all images are nearly equal (the mean of the unit features has length {length:.6f}), so that "
+        "rounding decides much of the ranking: the training of this model has collapsed"
     )
     context.screen.say(f"    [yellow]warning:[/] {warning}")
     context.run.tags({"warning": warning})
