@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rayreid.config import Experiment, method_defaults
 from rayreid.config.loading import dump, flatten, rows
 from rayreid.console import Screen
+from rayreid.disk_faults import explained
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval_figures import cmc_curve
 from rayreid.execution.connection import connect
@@ -56,10 +58,13 @@ def open_session(experiment: Experiment, screen: Screen | None = None, patience:
             repeated; `PATIENCE_SECONDS` for work that begins in the middle of a command.
 
     Raises:
-        UserError: The root cannot be created, or the tracking server does not answer.
+        UserError: The root cannot be created or written, or the tracking server does not answer.
     """
     root = output_root()
     make_folder(root)
+    with explained(root), tempfile.TemporaryFile(dir=root) as probe:
+        probe.write(b"written")
+        probe.flush()
     screen = screen or Screen()
     return Session(root, Tracker(root, experiment.name, lambda line: screen.say(escape(line)), patience), screen)
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from rayreid.disk_faults import as_storage_error
 from rayreid.errors import UserError
 from rayreid.storage.lease import Lease
 from rayreid.tracking.outage import Outage, reason
@@ -89,6 +90,9 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
             if found and found.lifecycle_stage == "active":
                 _complete_tags(client, found)
     except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: the database's driver is missing
+        refused = as_storage_error(error, root) if uri.startswith(_SQLITE) else None
+        if refused is not None:
+            raise refused from None
         raise UserError(f"MLflow at {uri} cannot be used ({reason(error)}); see MLFLOW_TRACKING_URI") from None
     if found and found.lifecycle_stage != "active":
         raise UserError(

@@ -61,7 +61,8 @@ class Checkpoints:
         remove_temporaries(self.folder)  # states are large
         path = self._path(step)
         with replacing(path, sync=False) as temporary:  # the seal tells whether the bytes reached the disk
-            torch.save(state, temporary)
+            with temporary.open("wb") as stream:  # given a path, torch loses the reason for which it cannot write
+                torch.save(state, stream)
             content = checksum(temporary)
         with replacing(_seal(path), sync=False) as temporary:
             temporary.write_text(json.dumps({"blake2b": content}))
