@@ -17,8 +17,9 @@ from rayreid.errors import UserError, one_line
 from rayreid.execution.connection import connect
 from rayreid.execution.nodes import Answer, ask_every_node
 from rayreid.execution.shared_storage import Token, token
-from rayreid.paths import inside_job
+from rayreid.paths import inside_job, output_root
 from rayreid.storage.lease import Lease
+from rayreid.tracking import database
 from rayreid.tracking.run import Tracker
 
 _OLDEST = (3, 11)
@@ -50,6 +51,21 @@ def doctor(screen: Screen | None = None) -> bool:
         bad += finding.mark == "bad"
     screen.say("all is well" if not bad else f"{bad} to fix: see the lines marked ✗")
     return not bad
+
+
+def fix_locations(screen: Screen | None = None) -> None:
+    """Let the MLflow database of an output root that was moved record its present place, and print what changed."""
+    screen = screen or Screen()
+    root = output_root()
+    changed = database.fix_locations(root)
+    for old, count in changed.items():
+        screen.say(f"{count} locations of artifacts changed from {escape(str(old))} to {escape(str(root))}")
+        if old.exists():
+            screen.say(
+                f"{escape(str(old))} still exists: copy what it holds to {escape(str(root / database.ARTIFACTS))}"
+            )
+    if not changed:
+        screen.say(f"{escape(str(root))}: its MLflow database records no other place")
 
 
 def _findings() -> Iterator[Finding]:
