@@ -11,6 +11,7 @@ import typer
 from rayreid.cli import about, experiments, retrieval, stores, weights
 from rayreid.cli.interrupts import answering_interrupts
 from rayreid.cli.options import GROUP, ErrorDisplay
+from rayreid.console import any_encoding
 from rayreid.disk_faults import as_storage_error
 from rayreid.errors import UserError, cause_of
 from rayreid.paths import output_root
@@ -40,6 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: Arguments of the command line (default: `sys.argv[1:]`).
     """
     display = ErrorDisplay()
+    for stream in (sys.stdout, sys.stderr):
+        any_encoding(stream)
     try:
         with answering_interrupts():
             app(arguments, standalone_mode=True, obj=display)

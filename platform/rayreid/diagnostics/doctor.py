@@ -95,7 +95,7 @@ def pins(path: Path) -> dict[str, str]:
     """Return the pins of a constraints file; none if the file does not exist, as without a checkout."""
     if not path.exists():
         return {}
-    lines = [line.partition(";")[0].strip() for line in path.read_text().splitlines()]
+    lines = [line.partition(";")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
     return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
 
 
