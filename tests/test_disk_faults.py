@@ -81,6 +81,14 @@ def test_the_error_behind_another_one_is_found(tmp_path):
             raise RuntimeError("the file's end cannot be written") from None
 
 
+def test_the_error_that_has_a_path_says_most(tmp_path):
+    with pytest.raises(StorageError, match=f"{tmp_path}/checkpoints: "), explained(tmp_path):
+        try:
+            raise refused(errno.ENOSPC, tmp_path / "checkpoints" / "file")
+        except OSError:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 598") from None
+
+
 def test_a_folder_that_vanishes_is_named(tmp_path):
     gone = tmp_path / "stage" / "id"
     with pytest.raises(StorageError, match=f"{gone}: this folder has vanished while it was in use"), explained(gone):

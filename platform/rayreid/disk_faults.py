@@ -76,7 +76,7 @@ def as_storage_error(error: BaseException, place: Path) -> StorageError | None:
         place: The folder in use. It is named if the error has no path, and a missing file counts as a refusal only if
             this folder is gone.
     """
-    for link in _chain(error):
+    for link in sorted(_chain(error), key=lambda link: _path(link) is None):  # one that has a path says most
         if isinstance(link, StorageError):
             return link
         code = _code(link)

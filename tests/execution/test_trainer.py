@@ -241,9 +241,7 @@ def test_a_full_disk_is_not_a_lost_worker(work, training, workers):
         tries.append(device)
         full(device)
 
-    with pytest.raises(
-        StorageError, match=r"no room is left on this disk .*: make room, and run the same command again"
-    ):
+    with pytest.raises(UserError, match=r"no room is left on this disk .*: make room, and run the same command again"):
         fit(work, replace(training, build=build), Resources(max_failures=3))
     assert len(tries) == 1
     assert fit(work, training, Resources())["steps"] == STEPS
