@@ -59,7 +59,7 @@ def fix_locations(screen: Screen | None = None) -> None:
     root = output_root()
     changed = database.fix_locations(root)
     for old, count in changed.items():
-        screen.say(f"{count} locations of artifacts changed from {escape(str(old))} to {escape(str(root))}")
+        screen.say(f"locations of artifacts changed from {escape(str(old))} to {escape(str(root))}: {count}")
         if old.exists():
             screen.say(
                 f"{escape(str(old))} still exists: copy what it holds to {escape(str(root / database.ARTIFACTS))}"

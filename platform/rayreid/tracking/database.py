@@ -6,6 +6,7 @@ MLflow stores absolute places. After the output root was moved, it would write t
 import contextlib
 import json
 import os
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,7 +93,7 @@ def check_moved(root: Path, experiment: str) -> None:
         if other is not None and (name == experiment or not other.exists()):
             raise UserError(
                 f"{root}: MLflow would write artifacts to {other}, where these outputs were before they were moved; "
-                f"run RAYREID_ROOT={root} rayreid doctor --fix-locations, or move them back"
+                f"run RAYREID_ROOT={shlex.quote(str(root))} rayreid doctor --fix-locations, or move them back"
             )
 
 
