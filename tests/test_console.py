@@ -60,9 +60,9 @@ def test_symbols_that_an_encoding_does_not_have_are_replaced(encoding, shown):
 
 def test_a_file_name_that_is_not_utf8_is_shown():
     stream = any_encoding(io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
-    stream.write("caf\udce9.jpg")
+    stream.write("caffe\udce9.jpg")
     stream.flush()
-    assert stream.buffer.getvalue() == b"caf?.jpg"
+    assert stream.buffer.getvalue() == b"caffe?.jpg"
 
 
 def test_a_screen_prints_to_a_terminal_of_any_encoding(monkeypatch):

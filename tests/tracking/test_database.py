@@ -35,7 +35,7 @@ def test_the_root_may_have_any_name(tmp_path, new_database, name):
 
 def test_a_name_that_no_uri_can_hold_is_refused(tmp_path):
     with pytest.raises(UserError, match="RAYREID_ROOT"):
-        default_uri(tmp_path / "caf\udce9")  # a file name that is not UTF-8
+        default_uri(tmp_path / "caffe\udce9")  # a file name that is not UTF-8
 
 
 def test_a_store_that_is_no_database_has_no_file():
