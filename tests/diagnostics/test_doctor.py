@@ -162,6 +162,16 @@ def test_the_places_of_moved_outputs_are_mended_and_told(tmp_path, new_database,
     assert "no other place" in CliRunner().invoke(app, ["doctor", "--fix-locations"]).output
 
 
+def test_a_root_that_cannot_be_written_is_told_in_words(tmp_path, monkeypatch):
+    def refuse(path, content):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path))
+    monkeypatch.setattr("rayreid.execution.shared_storage.write_atomically", refuse)
+    well, said = look(monkeypatch)
+    assert not well and f"✗ outputs    {tmp_path}: access is refused (Permission denied)" in said
+
+
 @pytest.mark.parametrize(("well", "status"), [(True, 0), (False, 1)])
 def test_the_exit_status_says_whether_all_is_well(monkeypatch, well, status):
     monkeypatch.setattr(module, "doctor", lambda: well)

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from rayreid.console import Screen
 from rayreid.diagnostics.node_health import Examination, Host, versions
+from rayreid.disk_faults import as_storage_error
 from rayreid.errors import UserError, one_line
 from rayreid.execution.connection import connect
 from rayreid.execution.nodes import Answer, ask_every_node
@@ -79,7 +80,7 @@ def _findings() -> Iterator[Finding]:
             yield _guarded("MLflow", lambda: mlflow(written.root))
             yield from _cluster(here, written)
     except (UserError, OSError) as error:
-        yield Finding("bad", "outputs", f"{error}; see RAYREID_ROOT")
+        yield Finding("bad", "outputs", f"{_explained(error)}; see RAYREID_ROOT")
         yield from _cluster(here, None)
 
 
@@ -164,7 +165,11 @@ def _guarded(subject: str, look: Callable[[], Finding]) -> Finding:
     try:
         return look()
     except Exception as error:
-        return Finding("bad", subject, one_line(error))
+        return Finding("bad", subject, one_line(_explained(error)))
+
+
+def _explained(error: Exception) -> Exception:
+    return error if isinstance(error, UserError) else as_storage_error(error, output_root()) or error
 
 
 def _cluster(here: dict[str, str], written: Token | None) -> Iterator[Finding]:

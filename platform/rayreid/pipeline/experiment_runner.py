@@ -35,6 +35,8 @@ from rayreid.tracking.system_metrics import watched
 COLUMNS = ("strategy", "fraction", "stem", "backbone", "method", "adapt", "seed")
 """Names of the tags and parameters by which runs are compared; every experiment's run has all of them."""
 
+_LEAST_ROOM = 4 * 2**20  # bytes; a new MLflow database takes 1 MiB, and as much again while it is made
+
 INPUTS = {"pool": "pretrain", "source": "finetune", "target": "evaluate"}
 """The datasets of an experiment by role, and the context under which MLflow logs them."""
 
@@ -63,7 +65,7 @@ def open_session(experiment: Experiment, screen: Screen | None = None, patience:
     root = output_root()
     make_folder(root)
     with explained(root), tempfile.TemporaryFile(dir=root) as probe:
-        probe.write(b"written")
+        probe.write(bytes(_LEAST_ROOM))
         probe.flush()
     screen = screen or Screen()
     return Session(root, Tracker(root, experiment.name, lambda line: screen.say(escape(line)), patience), screen)
