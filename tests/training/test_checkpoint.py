@@ -134,8 +134,8 @@ def test_a_checkpoint_without_its_checksum_is_passed_over(checkpoints, seal):
 def test_an_interrupted_save_leaves_the_one_before(checkpoints, monkeypatch):
     checkpoints.save(3, state(3))
 
-    def interrupt(content, path):
-        path.write_bytes(b"half")
+    def interrupt(content, stream):
+        stream.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", interrupt)
