@@ -39,15 +39,14 @@ def default_uri(root: Path) -> str:
         UserError: The root has a name with which no URI can name the database.
     """
     path = str(root / _DATABASE)
-    if not set(path) & set("%?") and path.isprintable():
+    if not set(path) & set("%?"):
         return f"{SQLITE}{path}"
     from sqlalchemy.engine import make_url
 
     # SQLAlchemy decodes the path of a database from version 2.1 on.
     for escaped in (path.replace("%", "%25").replace("?", "%3F"), path):
-        with contextlib.suppress(UnicodeError):
-            if path.encode() and make_url(f"{SQLITE}{escaped}").database == path:
-                return f"{SQLITE}{escaped}"
+        if make_url(f"{SQLITE}{escaped}").database == path:
+            return f"{SQLITE}{escaped}"
     raise UserError(
         f"{root}: MLflow cannot open a database in a folder of this name; set RAYREID_ROOT to one of letters and "
         "digits, or MLFLOW_TRACKING_URI to a server"
