@@ -89,6 +89,14 @@ def test_the_error_that_has_a_path_says_most(tmp_path):
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 598") from None
 
 
+def test_what_was_explained_stays_so_whatever_fails_after_it(tmp_path):
+    with pytest.raises(StorageError, match=r"^first$"), explained(tmp_path):
+        try:
+            raise StorageError("first")
+        except StorageError:
+            raise sqlite3.OperationalError("attempt to write a readonly database") from None
+
+
 def test_a_folder_that_vanishes_is_named(tmp_path):
     gone = tmp_path / "stage" / "id"
     with pytest.raises(StorageError, match=f"{gone}: this folder has vanished while it was in use"), explained(gone):

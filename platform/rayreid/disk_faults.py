@@ -76,9 +76,11 @@ def as_storage_error(error: BaseException, place: Path) -> StorageError | None:
         place: The folder in use. It is named if the error has no path, and a missing file counts as a refusal only if
             this folder is gone.
     """
-    for link in sorted(_chain(error), key=lambda link: _path(link) is None):  # one that has a path says most
-        if isinstance(link, StorageError):
-            return link
+    links = list(_chain(error))
+    told = next((link for link in links if isinstance(link, StorageError)), None)
+    if told is not None:  # what came after it, as when MLflow's database was to record it, says less
+        return told
+    for link in sorted(links, key=lambda link: _path(link) is None):  # one that has a path says most
         code = _code(link)
         path = _path(link)
         if code is None or (code in _AMBIGUOUS and path is None):

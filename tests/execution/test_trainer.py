@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import time
 from dataclasses import replace
 from functools import partial
@@ -283,6 +284,17 @@ def test_a_disk_that_is_too_full_for_ray_s_own_records_is_named(work, training, 
     monkeypatch.setattr(trainer.Trainer, "fit", fail)
     with pytest.raises(StorageError, match=f"{work.folder}/ray: no room is left"):
         fit(work, training, Resources(max_failures=3))
+
+
+def test_a_folder_that_vanishes_during_a_training_is_named(work, training, workers, monkeypatch):
+    def save(state, stream):
+        stream.write(b"half")
+        shutil.rmtree(work.folder)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(StorageError, match=f"{work.folder}: this folder has vanished while it was in use"):
+        fit(work, training, Resources(max_failures=0))
+    assert not work.folder.exists()
 
 
 # Going on
