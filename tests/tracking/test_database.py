@@ -1,7 +1,9 @@
 """The database of the default store: opened in a folder of any name, and right after the folder was moved."""
 
+import contextlib
 import json
 import shutil
+import sqlite3
 from types import SimpleNamespace
 
 import pytest
@@ -117,6 +119,17 @@ def test_entries_that_wait_for_delivery_follow(outputs, tmp_path):
     assert str(outputs) not in json.dumps(json.loads(entry.read_text()))
     again = Tracker(new, "trials")
     assert again.client.get_metric_history(run.id, "loss")[0].value == 1.0
+
+
+def test_an_error_of_the_database_is_told_in_one_line(outputs, caplog, capfd):
+    told = []
+    run = Tracker(outputs, "trials", told.append).run("a run")
+    caplog.clear()
+    with contextlib.closing(sqlite3.connect(outputs / "mlflow.db")) as connection, connection:
+        connection.execute("DROP TABLE runs")
+    run.metrics({"mAP": 1.0})
+    assert len(told) == 1 and "no such table" in told[0] and "\n" not in told[0]
+    assert caplog.records == [] and "Traceback" not in capfd.readouterr().err
 
 
 def test_without_a_database_nothing_is_checked(tmp_path):

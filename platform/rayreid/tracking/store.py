@@ -84,6 +84,8 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
     # Set after the import, because importing MLflow sets log levels of its own.
     for chatter in ("alembic", "mlflow", "mlflow.store.db.utils"):
         logging.getLogger(chatter).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").addFilter(_without_traceback)
+    logging.getLogger("mlflow.system_metrics.system_metrics_monitor").setLevel(logging.CRITICAL)  # they are no results
     try:
         with _alone(root, uri):
             if uri.startswith(SQLITE) and uri == default_uri(root):
@@ -137,6 +139,11 @@ def send(client: "MlflowClient", run_id: str, kind: str, what: Mapping[str, Any]
             client.log_artifact(run_id, what["path"], what["folder"])
         case "end":
             client.set_terminated(run_id, what["status"], int(what["time"] * 1000))
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Drop what MLflow logs of an error of the database before it raises it: a hundred lines that say the same."""
+    return not record.exc_info
 
 
 def _alone(root: Path, uri: str) -> AbstractContextManager[object]:
