@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from rayreid.console import Screen
+from rayreid.console import Screen, any_encoding
 
 
 @pytest.fixture
@@ -40,3 +40,36 @@ def test_it_is_known_though_reports_are_a_minute_apart(clock, terminal):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_before_a_second_report_nothing_is_guessed(clock, terminal):
     assert "left" not in shown(clock, terminal, (60.0, 500))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("latin-1", "> + x 2 × 3 -> \xfc ? ..."),
+        ("ascii", "> + x 2 x 3 -> ? ? ..."),
+        ("utf-8", "▸ ✓ ✗ 2 × 3 → ü 人 …"),
+    ],
+)
+def test_symbols_that_an_encoding_does_not_have_are_replaced(encoding, shown):
+    raw = io.BytesIO()
+    stream = any_encoding(io.TextIOWrapper(raw, encoding=encoding))
+    Screen(Console(file=stream)).say("▸ ✓ ✗ 2 × 3 → ü 人 …")
+    stream.flush()
+    assert raw.getvalue().decode(encoding) == shown + "\n"
+
+
+def test_a_file_name_that_is_not_utf8_is_shown():
+    stream = any_encoding(io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    stream.write("caffe\udce9.jpg")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"caffe?.jpg"
+
+
+def test_a_screen_prints_to_a_terminal_of_any_encoding(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", stream)
+    with Screen().bar("▸", 3) as bar:
+        bar.to(3)
+    Screen().say("✓")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"+\n"

@@ -1,9 +1,12 @@
 """Console output while stages run: a live progress bar on a terminal, or an occasional line in a log."""
 
+import codecs
+import io
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +20,38 @@ from rich.progress import (
 )
 
 _LINE_SECONDS = 15.0
+
+_PLAIN = {
+    "▸": ">",
+    "✓": "+",
+    "✗": "x",
+    "×": "x",
+    "·": "*",
+    "→": "->",
+    "…": "...",
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "≥": ">=",
+}
+"""What stands for a symbol where the terminal's or log's encoding does not have it; anything else becomes `?`."""
+_ERRORS = "rayreid.plain"
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(symbol, "?") for symbol in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_ERRORS, _plain)
+
+
+def any_encoding(stream: TextIO) -> TextIO:
+    """Let a stream replace characters that its encoding does not have, instead of raising an error; return it."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=_ERRORS)
+    return stream
 
 
 def clock(seconds: float) -> str:
@@ -67,7 +102,7 @@ class Screen:
     """Prints lines, progress bars and tables; bars are live only on a terminal."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(file=sys.stdout, soft_wrap=True, highlight=False)
+        self.console = console or Console(file=any_encoding(sys.stdout), soft_wrap=True, highlight=False)
 
     def __reduce__(self) -> tuple[type["Screen"], tuple[()]]:
         """Unpickle as a new screen, because another process has its own output (Tune pickles its callbacks)."""

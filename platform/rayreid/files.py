@@ -45,7 +45,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; the file written there replaces `path` when the block succeeds.
 
-    If the block fails, the temporary file is removed, and `path` stays unchanged.
+    If the block fails, the temporary file is removed, and `path` stays unchanged. An OSError without a path gets this
+    one.
 
     Args:
         path: The file to write.
@@ -54,18 +55,34 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
-        yield temporary
-        if sync:
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())  # otherwise a power failure could leave an empty file under the final name
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            if sync:
+                with temporary.open("rb") as stream:
+                    os.fsync(stream.fileno())  # else a power failure could leave an empty file under that name
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError within a `with` block the path that was written.
+
+    The error of a full disk has no path, and that of a copy has the source's.
+    """
+    try:
+        yield
+    except Exception as error:
+        for link in (error, error.__context__):
+            if isinstance(link, OSError) and (link.filename is None or link.filename2 is not None):
+                link.filename, link.filename2 = str(path), None
+        raise
+
+
 def remove_temporaries(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed. Call it only when no other process writes here."""
-    for left_over in folder.glob(f"*{TEMPORARY}"):
+    """Remove the temporary files of killed writers, also below the folder. No other process may be writing here."""
+    for left_over in folder.rglob(f"*{TEMPORARY}"):
         left_over.unlink(missing_ok=True)
 
 

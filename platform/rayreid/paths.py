@@ -15,9 +15,16 @@ def output_root() -> Path:
     """Return the output root: `RAYREID_ROOT`, or else `outputs` in the current folder.
 
     Raises:
-        UserError: Inside a submitted job, `RAYREID_ROOT` is unset or relative.
+        UserError: Inside a submitted job, `RAYREID_ROOT` is unset or relative; or its name is not UTF-8.
     """
-    return _place("RAYREID_ROOT", os.environ.get("RAYREID_ROOT") or "outputs")
+    root = _place("RAYREID_ROOT", os.environ.get("RAYREID_ROOT") or "outputs")
+    # SQLite and Arrow take names for UTF-8, whatever the locale says, and would write to another folder.
+    if os.fsencode(root) != str(root).encode(errors="surrogatepass"):
+        raise UserError(
+            f"{root}: the name of this folder is not UTF-8 as this locale reads it; set PYTHONUTF8=1, or RAYREID_ROOT "
+            "to a folder of another name"
+        )
+    return root
 
 
 def data_path(root: str) -> Path:

@@ -1,5 +1,6 @@
 """Bad input at the command line: one line, exit status 2, nothing begun."""
 
+import errno
 import io
 import json
 import os
@@ -564,6 +565,24 @@ def test_an_output_root_that_cannot_be_made(refused, home, monkeypatch):
     assert str(home / "file" / "outputs") in message and "RAYREID_ROOT" in message
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(errno.EACCES, "access is refused"), (errno.EROFS, "access is"), (errno.ENOSPC, "no room")],
+)
+def test_an_output_root_that_cannot_be_written(home, monkeypatch, capfd, code, words):
+    def refuse(dir):
+        raise OSError(code, os.strerror(code), f"{dir}/tmp0123")
+
+    path = home / "experiment.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(path)])
+    assert ended.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"rayreid: {home / 'outputs'}: {words}")
+
+
 def test_good_input_is_not_refused(home):
     path = home / "experiment.yaml"
     path.write_text(yaml.safe_dump(GOOD))
@@ -633,6 +652,32 @@ def test_a_users_error_that_comes_from_a_ray_task_is_unwrapped(home, monkeypatch
         main(["config", "x.yaml"])
     assert ended.value.code == 2
     assert capfd.readouterr().err == "rayreid: a.jpg: look here\n"
+
+
+def test_a_full_disk_is_told_in_one_line(home, monkeypatch, capfd):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "No space left on device", str(home / "page" / "index.html"))
+
+    monkeypatch.setattr("rayreid.config.loading.load_experiment", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["config", "x.yaml"])
+    assert ended.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"rayreid: {home / 'page'}: no room is left on this disk")
+    with pytest.raises(OSError):
+        main(["config", "x.yaml", "--debug"])
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_log_of_another_encoding_gets_replaced_symbols(home, encoding):
+    tree = {**GOOD, "name": "ü人"}
+    (home / "ü.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+    program = "import sys; from rayreid.cli import main; main(sys.argv[1:])"
+    environment = {**os.environ, "PYTHONPATH": str(PLATFORM), "PYTHONIOENCODING": encoding}
+    for arguments in (["config", str(home / "ü.yaml")], ["run", str(home / "人.yaml")]):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, env=environment)
+        assert b"Traceback" not in done.stderr and done.returncode == (0 if arguments[0] == "config" else 2)
+    assert done.stderr.splitlines()[-1].endswith(b"?.yaml: no such experiment file")
 
 
 def test_config_prints_the_resolved_experiment(home, capfd):

@@ -13,6 +13,7 @@ from rayreid.diagnostics.doctor import compared, doctor, node, pins, python, roo
 from rayreid.diagnostics.node_health import Examination, Host
 from rayreid.execution.nodes import Answer
 from rayreid.execution.shared_storage import token
+from rayreid.tracking.run import Tracker
 
 module = importlib.import_module("rayreid.diagnostics.doctor")
 machine = importlib.import_module("rayreid.diagnostics.node_health")
@@ -152,6 +153,32 @@ def test_a_root_that_cannot_be_made_is_told_and_the_nodes_are_asked_all_the_same
     monkeypatch.setenv("RAYREID_ROOT", str(tmp_path / "file" / "outputs"))
     well, said = look(monkeypatch, said_of(host()))
     assert not well and "✗ outputs" in said and "RAYREID_ROOT" in said and "✓ node 10.0.0.2" in said
+
+
+def test_the_places_of_moved_outputs_are_mended_and_told(tmp_path, new_database, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    old, new = tmp_path / "old", tmp_path / "new"
+    new_database(old)
+    Tracker(old, "trials")
+    old.rename(new)
+    monkeypatch.setenv("RAYREID_ROOT", str(new))
+    well, said = look(monkeypatch)
+    assert not well and "doctor --fix-locations" in said
+    monkeypatch.setattr(module, "doctor", lambda: True)
+    told = CliRunner().invoke(app, ["doctor", "--fix-locations"])
+    assert told.exit_code == 0
+    assert told.output.replace("\n", "") == f"locations of artifacts changed from {old}/mlartifacts to {new}: 1"
+    assert "no other place" in CliRunner().invoke(app, ["doctor", "--fix-locations"]).output
+
+
+def test_a_root_that_cannot_be_written_is_told_in_words(tmp_path, monkeypatch):
+    def refuse(path, content):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path))
+    monkeypatch.setattr("rayreid.execution.shared_storage.write_atomically", refuse)
+    well, said = look(monkeypatch)
+    assert not well and f"✗ outputs    {tmp_path}: access is refused (Permission denied)" in said
 
 
 @pytest.mark.parametrize(("well", "status"), [(True, 0), (False, 1)])

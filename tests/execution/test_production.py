@@ -1,5 +1,6 @@
 """Making artifacts: once, whole, and continued after an interruption; without Ray or MLflow."""
 
+import errno
 import io
 import shutil
 import threading
@@ -10,6 +11,7 @@ from rich.console import Console
 from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.execution.production import StageContext, produce
+from rayreid.files import TEMPORARY
 from rayreid.storage.artifacts import Artifact
 from recorded_run import RecordedRun
 
@@ -67,6 +69,42 @@ def test_an_interrupted_one_goes_on_and_says_so(make):
     artifact = make(second)
     assert artifact.facts["found"] == "done" and artifact.facts["resumed"] is True
     assert not (artifact.path / "checkpoints").exists()
+
+
+def test_a_full_disk_is_named_and_leaves_no_temporary(make, tmp_path):
+    def fill(work):
+        (work.folder / "shards").mkdir()
+        (work.folder / "shards" / "done").write_text("kept")
+        (work.folder / "shards" / f".half.0123{TEMPORARY}").write_text("of a worker that was stopped")
+        raise OSError(errno.ENOSPC, "No space left on device", str(work.folder / "shards" / "next"))
+
+    with pytest.raises(UserError, match=r"/shards: no room is left on this disk .*run the same command again"):
+        make(fill)
+    [folder] = tmp_path.glob("stage/*")
+    assert sorted(path.name for path in folder.rglob("*")) == ["done", "run.json", "shards"]
+    assert make(lambda work: {}).facts["resumed"] is True
+
+
+def test_what_a_killed_run_left_unfinished_is_removed_first(make, tmp_path):
+    def kill(work):
+        (work.folder / f".half.0123{TEMPORARY}").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(kill)
+    assert list(tmp_path.rglob(f"*{TEMPORARY}"))
+    make(lambda work: {"left": [str(path) for path in work.folder.rglob(f"*{TEMPORARY}")]})
+    assert not list(tmp_path.rglob(f"*{TEMPORARY}"))
+
+
+def test_a_folder_that_vanishes_meanwhile_is_named(make, tmp_path):
+    def vanish(work):
+        shutil.rmtree(work.folder)
+        (work.folder / "result").write_text("")
+
+    with pytest.raises(UserError, match=f"{tmp_path}/stage/.*: this folder has vanished while it was in use"):
+        make(vanish)
+    assert make(lambda work: {}).complete
 
 
 def test_one_that_was_refused_before_it_began_leaves_nothing(make, tmp_path):

@@ -1,7 +1,10 @@
 """How a training starts, fails and goes on: the part of a worker and of the driver, mostly without Ray."""
 
+import errno
 import io
 import json
+import os
+import shutil
 import time
 from dataclasses import replace
 from functools import partial
@@ -12,7 +15,7 @@ import pytest
 import ray.train.torch
 import torch
 from PIL import Image
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from rich.console import Console
 from torch import nn
 
@@ -20,6 +23,7 @@ from rayreid.config import Backbone, Pretrain, Resources
 from rayreid.console import Screen
 from rayreid.data.sampling.batch_plans import ShufflePlan
 from rayreid.data.store.store import Record, finish_store, write_shard
+from rayreid.disk_faults import StorageError
 from rayreid.errors import UserError
 from rayreid.execution import trainer
 from rayreid.execution.production import SCRATCH, StageContext
@@ -234,6 +238,72 @@ def test_any_other_fault_is_tried_again(work, training, workers):
     with pytest.raises(RuntimeError, match="no room"):
         fit(work, replace(training, build=broken), Resources(max_failures=2))
     assert len(tries) == 3 and not messages(work.folder)
+
+
+def full(device):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_not_a_lost_worker(work, training, workers):
+    tries = []
+
+    def build(device):
+        tries.append(device)
+        full(device)
+
+    with pytest.raises(UserError, match=r"no room is left on this disk .*: make room, and run the same command again"):
+        fit(work, replace(training, build=build), Resources(max_failures=3))
+    assert len(tries) == 1
+    assert fit(work, training, Resources())["steps"] == STEPS
+
+
+def test_a_checkpoint_that_does_not_fit_names_its_folder_and_leaves_nothing(work, training, workers, monkeypatch):
+    def save(state, stream):
+        stream.write(b"half")
+        full(None)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(UserError, match=f"{work.folder}/checkpoints: no room is left"):
+        fit(work, training, Resources(max_failures=3))
+    assert list((work.folder / "checkpoints").iterdir()) == []
+
+
+def test_a_disk_too_full_for_the_reason_prevents_a_restart_all_the_same(work, training, workers, monkeypatch):
+    write, tries = trainer.write_atomically, []
+
+    def build(device):
+        tries.append(device)
+        full(device)
+
+    def refuse(path, content):
+        if path.name.startswith("failure"):
+            full(None)
+        write(path, content)
+
+    monkeypatch.setattr(trainer, "write_atomically", refuse)
+    with pytest.raises(StorageError, match=f"{work.folder}: no room is left"):
+        fit(work, replace(training, build=build), Resources(max_failures=3))
+    assert len(tries) == 1
+
+
+def test_a_disk_that_is_too_full_for_ray_s_own_records_is_named(work, training, workers, monkeypatch):
+    def fail(self):
+        raise ControllerError(OSError(errno.ENOSPC, "No space left on device", str(work.folder / "ray" / "marker")))
+
+    monkeypatch.setattr(trainer.Trainer, "fit", fail)
+    with pytest.raises(StorageError, match=f"{work.folder}/ray: no room is left"):
+        fit(work, training, Resources(max_failures=3))
+
+
+def test_a_folder_that_vanishes_during_a_training_is_named(work, training, workers, monkeypatch):
+    def save(state, stream):
+        stream.write(b"half")
+        shutil.rmtree(work.folder)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(StorageError, match=f"{work.folder}: this folder has vanished while it was in use"):
+        fit(work, training, Resources(max_failures=0))
+    assert not work.folder.exists()
 
 
 # Going on

@@ -1,4 +1,5 @@
 import io
+import shlex
 import sys
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def test_a_database_is_opened_by_a_command_and_then_the_page_of_the_results():
     assert command.endswith("mlflow ui --backend-store-uri sqlite:////outputs/mlflow.db")
     assert Path(command.split()[3]).name == "mlflow" and Path(sys.executable).with_name("mlflow").exists()
     assert page.split()[-1] == f"http://127.0.0.1:5000{PAGE}"
+
+
+def test_the_command_can_be_pasted_whatever_the_folder_is_called():
+    command, _ = hint("sqlite:////my outputs/it's/a%3Fb/mlflow.db").splitlines()
+    assert shlex.split(command)[-1] == "sqlite:////my outputs/it's/a%3Fb/mlflow.db"
 
 
 @pytest.mark.parametrize("server", ["http://head:5000", "https://mlflow.example.org/"])

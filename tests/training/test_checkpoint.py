@@ -10,6 +10,7 @@ from rayreid.training.checkpoint import Checkpoints, Milestones, restore
 
 @pytest.fixture
 def checkpoints(tmp_path) -> Checkpoints:
+    (tmp_path / "run").mkdir()
     return Checkpoints(tmp_path / "run" / "checkpoints")
 
 
@@ -134,14 +135,21 @@ def test_a_checkpoint_without_its_checksum_is_passed_over(checkpoints, seal):
 def test_an_interrupted_save_leaves_the_one_before(checkpoints, monkeypatch):
     checkpoints.save(3, state(3))
 
-    def interrupt(content, path):
-        path.write_bytes(b"half")
+    def interrupt(content, stream):
+        stream.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", interrupt)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(4, state(4))
     assert checkpoints.newest() == checkpoints.load(3)["step"] == 3
+
+
+def test_a_run_whose_folder_has_vanished_does_not_make_it_again(checkpoints):
+    checkpoints.folder.parent.rmdir()
+    with pytest.raises(FileNotFoundError):
+        checkpoints.save(1, state(1))
+    assert not checkpoints.folder.parent.exists()
 
 
 def test_a_checkpoint_runs_no_code(checkpoints):

@@ -11,7 +11,10 @@ import typer
 from rayreid.cli import about, experiments, retrieval, stores, weights
 from rayreid.cli.interrupts import answering_interrupts
 from rayreid.cli.options import GROUP, ErrorDisplay
+from rayreid.console import any_encoding
+from rayreid.disk_faults import as_storage_error
 from rayreid.errors import UserError, cause_of
+from rayreid.paths import output_root
 
 app = typer.Typer(
     help="Find out which person crops are worth pre-training on, with which stem, and what that gains on your target.",
@@ -32,12 +35,14 @@ _INTERRUPTED = 130  # Typer's exit status for Ctrl-C
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; entry point of `rayreid` and of the jobs.
 
-    An error that the user can fix is printed in one line, with exit status 2.
+    An error that the user can fix, or that the storage caused, is printed in one line, with exit status 2.
 
     Args:
         arguments: Arguments of the command line (default: `sys.argv[1:]`).
     """
     display = ErrorDisplay()
+    for stream in (sys.stdout, sys.stderr):
+        any_encoding(stream)
     try:
         with answering_interrupts():
             app(arguments, standalone_mode=True, obj=display)
@@ -47,7 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise
     except Exception as error:
         cause = cause_of(error)
-        if display.traceback or not isinstance(cause, UserError):
+        told = cause if isinstance(cause, UserError) else as_storage_error(error, output_root())
+        if display.traceback or told is None:
             raise
-        print(f"rayreid: {cause}", file=sys.stderr)
+        print(f"rayreid: {told}", file=sys.stderr)
         sys.exit(2)

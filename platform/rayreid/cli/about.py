@@ -1,5 +1,7 @@
 """Commands for the installation: `doctor`, `version`."""
 
+from typing import Annotated
+
 import typer
 
 from rayreid import __version__
@@ -9,10 +11,21 @@ app = typer.Typer()
 
 
 @app.command()
-def doctor(debug: Debug = False) -> None:
+def doctor(
+    fix_locations: Annotated[
+        bool,
+        typer.Option(
+            "--fix-locations", help="First let the MLflow database of moved outputs (RAYREID_ROOT) record their place."
+        ),
+    ] = False,
+    debug: Debug = False,
+) -> None:
     """Check versions, storage, MLflow, Ray and its nodes, and say how to fix problems; exit status 0 or 1."""
     from rayreid.diagnostics.doctor import doctor as look
+    from rayreid.diagnostics.doctor import fix_locations as fix
 
+    if fix_locations:
+        fix()
     raise typer.Exit(0 if look() else 1)
 
 

@@ -13,12 +13,14 @@ from rich.markup import escape
 
 from rayreid.console import Screen
 from rayreid.diagnostics.node_health import Examination, Host, versions
+from rayreid.disk_faults import as_storage_error
 from rayreid.errors import UserError, one_line
 from rayreid.execution.connection import connect
 from rayreid.execution.nodes import Answer, ask_every_node
 from rayreid.execution.shared_storage import Token, token
-from rayreid.paths import inside_job
+from rayreid.paths import inside_job, output_root
 from rayreid.storage.lease import Lease
+from rayreid.tracking import database
 from rayreid.tracking.run import Tracker
 
 _OLDEST = (3, 11)
@@ -52,6 +54,21 @@ def doctor(screen: Screen | None = None) -> bool:
     return not bad
 
 
+def fix_locations(screen: Screen | None = None) -> None:
+    """Let the MLflow database of an output root that was moved record its present place, and print what changed."""
+    screen = screen or Screen()
+    root = output_root()
+    changed = database.fix_locations(root)
+    for old, count in changed.items():
+        screen.say(f"locations of artifacts changed from {escape(str(old))} to {escape(str(root))}: {count}")
+        if old.exists():
+            screen.say(
+                f"{escape(str(old))} still exists: copy what it holds to {escape(str(root / database.ARTIFACTS))}"
+            )
+    if not changed:
+        screen.say(f"{escape(str(root))}: its MLflow database records no other place")
+
+
 def _findings() -> Iterator[Finding]:
     yield python(sys.version_info[:3])
     tested = pins(_TESTED)
@@ -63,7 +80,7 @@ def _findings() -> Iterator[Finding]:
             yield _guarded("MLflow", lambda: mlflow(written.root))
             yield from _cluster(here, written)
     except (UserError, OSError) as error:
-        yield Finding("bad", "outputs", f"{error}; see RAYREID_ROOT")
+        yield Finding("bad", "outputs", f"{_explained(error)}; see RAYREID_ROOT")
         yield from _cluster(here, None)
 
 
@@ -79,7 +96,7 @@ def pins(path: Path) -> dict[str, str]:
     """Return the pins of a constraints file; none if the file does not exist, as without a checkout."""
     if not path.exists():
         return {}
-    lines = [line.partition(";")[0].strip() for line in path.read_text().splitlines()]
+    lines = [line.partition(";")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
     return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
 
 
@@ -148,7 +165,11 @@ def _guarded(subject: str, look: Callable[[], Finding]) -> Finding:
     try:
         return look()
     except Exception as error:
-        return Finding("bad", subject, one_line(error))
+        return Finding("bad", subject, one_line(_explained(error)))
+
+
+def _explained(error: Exception) -> Exception:
+    return error if isinstance(error, UserError) else as_storage_error(error, output_root()) or error
 
 
 def _cluster(here: dict[str, str], written: Token | None) -> Iterator[Finding]:

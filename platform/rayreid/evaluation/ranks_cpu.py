@@ -5,18 +5,15 @@ cached on disk. Numba's cache does not see changes of functions in other files, 
 file.
 """
 
-from typing import Any
-
 import numpy as np
-from numba import njit
+
+from rayreid.compiled_loops import compiled
 
 CHUNK = 4096  # number of scores compared with all matches while the core's cache has them
 MANY = 1024  # number of matches from which scores are placed among them by bisection
 
-compiled: Any = njit(nogil=True, cache=True)
 
-
-@compiled
+@compiled()
 def _above(part: np.ndarray, limit: float) -> int:
     """Return the number of scores greater than `limit`."""
     count = np.int32(0)  # 32 bits like the scores, so that an instruction processes equally many
@@ -25,7 +22,7 @@ def _above(part: np.ndarray, limit: float) -> int:
     return int(count)
 
 
-@compiled
+@compiled()
 def _from(part: np.ndarray, limit: float) -> int:
     """Return the number of scores equal to or greater than `limit`."""
     count = np.int32(0)
@@ -34,7 +31,7 @@ def _from(part: np.ndarray, limit: float) -> int:
     return int(count)
 
 
-@compiled
+@compiled()
 def by_counting(row: np.ndarray, matches: np.ndarray, passed: np.ndarray) -> np.ndarray:
     """Return `true_ranks`, computed by comparing every score with every match."""
     own = row[matches]
@@ -52,7 +49,7 @@ def by_counting(row: np.ndarray, matches: np.ndarray, passed: np.ndarray) -> np.
     return ranks
 
 
-@compiled
+@compiled()
 def _first_beaten(score: float, place: int, scores: np.ndarray, places: np.ndarray) -> int:
     """Return the first of the ranked `scores` (at gallery rows `places`) that the image at `place` beats."""
     low, high = 0, len(scores)
@@ -65,7 +62,7 @@ def _first_beaten(score: float, place: int, scores: np.ndarray, places: np.ndarr
     return low
 
 
-@compiled
+@compiled()
 def by_bisection(row: np.ndarray, matches: np.ndarray, passed: np.ndarray) -> np.ndarray:
     """Return `true_ranks`, computed by counting the images between one match and the next."""
     order = np.argsort(-row[matches], kind="mergesort")
@@ -80,7 +77,7 @@ def by_bisection(row: np.ndarray, matches: np.ndarray, passed: np.ndarray) -> np
     return 1 + np.cumsum(between[:-1])
 
 
-@compiled
+@compiled()
 def true_ranks(row: np.ndarray, matches: np.ndarray, passed: np.ndarray) -> np.ndarray:
     """Return the ranks of a query's true matches among the gallery images that are not skipped, from 1, ascending.
 
@@ -94,7 +91,7 @@ def true_ranks(row: np.ndarray, matches: np.ndarray, passed: np.ndarray) -> np.n
     return by_bisection(row, matches, passed)
 
 
-@compiled
+@compiled()
 def judge(
     scores: np.ndarray,
     first: int,

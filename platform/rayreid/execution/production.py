@@ -1,5 +1,6 @@
 """Production of artifacts: complete ones are kept, missing ones are made once, under a lease and an MLflow run."""
 
+import contextlib
 import json
 import shutil
 import time
@@ -14,8 +15,9 @@ from rich.markup import escape
 from rayreid.config import Section
 from rayreid.config.loading import flatten
 from rayreid.console import Screen, clock
+from rayreid.disk_faults import explained
 from rayreid.errors import StoppedEarly, UserError
-from rayreid.files import write_atomically
+from rayreid.files import remove_temporaries, write_atomically
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.run import Run
 
@@ -94,10 +96,12 @@ def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, 
 def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: Mapping[str, Any]) -> None:
     if artifact.job is None:
         raise ValueError(f"{artifact} has no job that could make it")
+    remove_temporaries(folder)  # of a run that was killed; they may be what fills the disk
     began = time.monotonic()
     resumed = (folder / _NOTE).exists()
     try:
-        with _stage_run(artifact, folder, parent, tags) as run:
+        # Explained twice: the run records why its stage failed, and may fail itself, as its store shares the disk.
+        with explained(folder), _stage_run(artifact, folder, parent, tags) as run, explained(folder):
             screen.say(f"[bold]▸ {artifact}[/]")  # not before: what is announced has a run, whatever interrupts it
             try:
                 facts = artifact.job(StageContext(artifact, folder, run, screen))
@@ -111,14 +115,21 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
             artifact.finish({**facts, "seconds": round(seconds, 1), "resumed": resumed, "run": run.id})
             for name in SCRATCH:
                 shutil.rmtree(folder / name, ignore_errors=True)
-    except UserError:
-        if {path.name for path in folder.iterdir()} <= {_NOTE, "lease.json"}:
-            (folder / _NOTE).unlink(missing_ok=True)  # there is nothing that a later call could resume
+    except Exception as error:
+        with contextlib.suppress(OSError):  # the storage may be what fails
+            _clear_up(folder, begun=not isinstance(error, UserError))
         raise
     shown = ", ".join(
         f"{name} {_short(value)}" for name, value in facts.items() if isinstance(value, int | float | str)
     )
     screen.say(f"  [green]✓[/] {clock(seconds)}{' since resumed' if resumed else ''}  {shown}")
+
+
+def _clear_up(folder: Path, begun: bool) -> None:
+    """Remove what a failed stage leaves that no later call could use."""
+    remove_temporaries(folder)  # of workers that were stopped while they wrote
+    if not begun and {path.name for path in folder.iterdir()} <= {_NOTE, "lease.json"}:
+        (folder / _NOTE).unlink(missing_ok=True)  # there is nothing that a later call could resume
 
 
 def _stage_run(artifact: Artifact, folder: Path, parent: Run, tags: Mapping[str, Any]) -> Run:

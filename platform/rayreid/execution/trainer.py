@@ -1,5 +1,6 @@
 """Connection of the training loop to Ray Train: workers, restarts, failures, and the delivery of their metrics."""
 
+import contextlib
 import json
 import os
 import threading
@@ -18,6 +19,7 @@ from rayreid.config import Auto, Resources
 from rayreid.console import Bar
 from rayreid.data.sampling.batch_plans import BatchPlan
 from rayreid.data.store.store import ImageStore
+from rayreid.disk_faults import FULL, StorageError, as_storage_error, explained
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.evaluation.figures import loss_curves
 from rayreid.execution import periodic_metrics, prestart
@@ -158,6 +160,7 @@ def fit(
             trainer.fit()
         except TrainingFailedError as error:
             _raise_failure(context.folder)
+            _raise_refusal(context.folder, error)
             raise RuntimeError(f"{context.artifact}: training failed on its workers\n{error}") from error
     _raise_failure(context.folder)
     history = Journal(context.folder / METRICS).history()
@@ -189,7 +192,8 @@ def _worker(config: dict[str, Any]) -> None:
         # at once, which ends the training, and the driver reports the reason.
         return
     try:
-        _train(training, config["cpus"], config["gpu"])
+        with explained(training.folder):  # a full disk is not a lost worker: another one would find it as full
+            _train(training, config["cpus"], config["gpu"])
     except (UserError, NonFiniteLossError) as error:
         _note_failure(training.folder, error)
         raise
@@ -215,7 +219,11 @@ def _note_failure(folder: Path, error: UserError | NonFiniteLossError) -> None:
     where = f"; all {len(error.keys)} keys: {path}" if isinstance(error, NonFiniteLossError) else ""
     content = {"message": f"{error}{where}", "keys": getattr(error, "keys", [])}
     content["hopeless"] = isinstance(error, StoppedEarly)
-    write_atomically(path, json.dumps(content))
+    try:
+        write_atomically(path, json.dumps(content))
+    except OSError:  # not even this fits on the disk; an empty file, which takes no room, still prevents a restart
+        with contextlib.suppress(OSError):
+            path.touch()
 
 
 def _train(training: Training, cpus: int, gpu: bool) -> None:
@@ -258,8 +266,20 @@ def _failures(folder: Path) -> list[Path]:
 
 def _raise_failure(folder: Path) -> None:
     for path in _failures(folder):
-        content = json.loads(path.read_text())
+        text = path.read_text(encoding="utf-8")
+        if not text:
+            raise StorageError(f"{folder}: {FULL.format(reason='a worker could not even write why it stopped')}")
+        content = json.loads(text)
         raise (StoppedEarly if content["hopeless"] else UserError)(content["message"])
+
+
+def _raise_refusal(folder: Path, error: TrainingFailedError) -> None:
+    """Explain a failure of Ray Train's own that the storage caused: it keeps records in the artifact's folder."""
+    failures = [getattr(error, "controller_failure", None), *getattr(error, "worker_failures", {}).values()]
+    for failure in filter(None, failures):
+        refused = as_storage_error(failure, folder)
+        if refused is not None:
+            raise refused from error
 
 
 class _Delivery:

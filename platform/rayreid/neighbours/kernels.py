@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import numba
 import numpy as np
 import torch
+
+from rayreid.compiled_loops import compiled
 
 CHUNK = 64  # number of similarities that are checked at once for any that is near enough
 REORDERED = {"reassoc", "contract", "nsz", "nnan"}  # allows vectorised sums and minima; features are finite
 
-compiled: Any = numba.njit(nogil=True, cache=True)
-compiled_sums: Any = numba.njit(nogil=True, cache=True, fastmath=REORDERED)
+compiled_sums: Any = compiled(fastmath=REORDERED)
 
 
 def in_blocks(kernel: Callable[[int, int], Any], rows: int, block: int) -> list[Callable[[], Any]]:
@@ -35,7 +35,7 @@ def thread_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(torch.get_num_threads())
 
 
-@compiled
+@compiled()
 def _insert(values: np.ndarray, names: np.ndarray, value: float, name: int) -> float:
     """Insert into a descending list, after equal values, and return the new last value; place 0 is not changed."""
     place = len(values) - 1
@@ -116,7 +116,7 @@ def take_columns(
                     last[point] = _insert(values[point], names[point], tile[r, c], row + r)
 
 
-@compiled
+@compiled()
 def reciprocal(
     lists: np.ndarray,
     k: int,

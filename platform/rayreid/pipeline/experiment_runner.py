@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rayreid.config import Experiment, method_defaults
 from rayreid.config.loading import dump, flatten, rows
 from rayreid.console import Screen
+from rayreid.disk_faults import explained
 from rayreid.errors import UserError
 from rayreid.evaluation.retrieval_figures import cmc_curve
 from rayreid.execution.connection import connect
@@ -32,6 +34,8 @@ from rayreid.tracking.system_metrics import watched
 
 COLUMNS = ("strategy", "fraction", "stem", "backbone", "method", "adapt", "seed")
 """Names of the tags and parameters by which runs are compared; every experiment's run has all of them."""
+
+_LEAST_ROOM = 4 * 2**20  # bytes; a new MLflow database takes 1 MiB, and as much again while it is made
 
 INPUTS = {"pool": "pretrain", "source": "finetune", "target": "evaluate"}
 """The datasets of an experiment by role, and the context under which MLflow logs them."""
@@ -56,10 +60,13 @@ def open_session(experiment: Experiment, screen: Screen | None = None, patience:
             repeated; `PATIENCE_SECONDS` for work that begins in the middle of a command.
 
     Raises:
-        UserError: The root cannot be created, or the tracking server does not answer.
+        UserError: The root cannot be created or written, or the tracking server does not answer.
     """
     root = output_root()
     make_folder(root)
+    with explained(root), tempfile.TemporaryFile(dir=root) as probe:
+        probe.write(bytes(_LEAST_ROOM))
+        probe.flush()
     screen = screen or Screen()
     return Session(root, Tracker(root, experiment.name, lambda line: screen.say(escape(line)), patience), screen)
 

@@ -1,6 +1,7 @@
 """The table at the end of a run: training images, scores and cost of each row."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -103,7 +104,8 @@ def show_hint(screen: Screen, uri: str, experiment_id: str) -> None:
         return
     beside = Path(sys.executable).with_name("mlflow")
     command = os.path.relpath(beside) if beside.exists() else "mlflow"
-    screen.say(escape(f"Compare the runs:  {command} ui --backend-store-uri {uri}"))
+    line = shlex.join([command, "ui", "--backend-store-uri", uri])
+    screen.say(escape(f"Compare the runs:  {line}"))
     screen.say(escape(f"       and open:   {results_page('http://127.0.0.1:5000', experiment_id)}"))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rayreid.files import write_atomically
+from rayreid.files import naming, write_atomically
 
 
 class Journal:
@@ -22,7 +22,7 @@ class Journal:
 
     def append(self, row: dict[str, Any]) -> None:
         """Append a row with the time (seconds since the epoch), and flush it to disk."""
-        with self.path.open("ab") as stream:
+        with naming(self.path), self.path.open("ab") as stream:
             # A line that an earlier writer left unfinished must not run into this one.
             if stream.tell() and not self._ends_whole():
                 stream.write(b"\n")

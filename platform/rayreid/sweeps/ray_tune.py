@@ -1,5 +1,6 @@
 """Trials of a sweep run by Ray Tune: each in its own process, restarted if that is lost with its node."""
 
+import contextlib
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from rich.markup import escape
 
 from rayreid.config import Experiment
 from rayreid.console import Screen
+from rayreid.disk_faults import as_storage_error
 from rayreid.errors import StoppedEarly, UserError, one_line
 from rayreid.execution.actor_pool import LOST
 from rayreid.execution.interrupts import handler_kept
@@ -144,7 +146,9 @@ def _trial(
     except LOST:
         raise
     except Exception as error:
-        write_atomically(failure, traceback.format_exc())
+        with contextlib.suppress(OSError):  # the disk may be full
+            write_atomically(failure, traceback.format_exc())
+        error = as_storage_error(error, output_root()) or error
         reached = {_FAILED: one_line(error, "last")}
     tune.report(reached)
 

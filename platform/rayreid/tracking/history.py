@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rayreid.errors import UserError
+from rayreid.tracking.database import file_of
 from rayreid.tracking.outage import reason
 from rayreid.tracking.run import PARENT
 
@@ -53,8 +53,8 @@ class History:
     def __init__(self, uri: str):
         from mlflow import MlflowClient
 
-        database = uri.removeprefix("sqlite:///")
-        if database != uri and not Path(database).is_file():  # the client would create it
+        database = file_of(uri)
+        if database is not None and not database.is_file():  # the client would create it
             raise UserError(f"{database}: no MLflow database; set RAYREID_ROOT or MLFLOW_TRACKING_URI")
         self.uri = uri
         self.client = MlflowClient(uri)

@@ -8,15 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from rayreid.disk_faults import as_storage_error
 from rayreid.errors import UserError
 from rayreid.storage.lease import Lease
+from rayreid.tracking.database import LOCK, SQLITE, artifact_location, check_moved, default_uri, remove_stray_folder
 from rayreid.tracking.outage import Outage, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-_SQLITE = "sqlite:///"
-_LEASE = ".mlflow-lease.json"
 
 _VIEW = "results"
 _RESULT_COLUMNS = (
@@ -40,10 +39,14 @@ _EXPERIMENT_TAGS = {_KIND: "custom_model_development", f"mlflow.sharedViewState.
 
 
 def tracking_uri(root: Path) -> str:
-    """Return the URI of the tracking store: `MLFLOW_TRACKING_URI`, or else a database in the output root."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{root / 'mlflow.db'}"
+    """Return the URI of the tracking store: `MLFLOW_TRACKING_URI`, or else a database in the output root.
+
+    Raises:
+        UserError: The root has a name with which no URI can name the database.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or default_uri(root)
     # Absolute, because a trial's current folder differs from its sweep's.
-    return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}" if uri.startswith(_SQLITE) else uri
+    return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}" if uri.startswith(SQLITE) else uri
 
 
 def results_page(server: str, experiment_id: str) -> str:
@@ -71,7 +74,7 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
         patience: Seconds to wait for an unreachable store.
 
     Raises:
-        UserError: The store cannot be used, or the experiment was deleted there.
+        UserError: The store cannot be used, the experiment was deleted there, or the output root was moved.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow import MlflowClient
@@ -81,14 +84,22 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
     # Set after the import, because importing MLflow sets log levels of its own.
     for chatter in ("alembic", "mlflow", "mlflow.store.db.utils"):
         logging.getLogger(chatter).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").addFilter(_without_traceback)
+    logging.getLogger("mlflow.system_metrics.system_metrics_monitor").setLevel(logging.CRITICAL)  # they are no results
     try:
         with _alone(root, uri):
+            if uri.startswith(SQLITE) and uri == default_uri(root):
+                check_moved(root, experiment)
             client = MlflowClient(uri)
             found = outage.wait(lambda: client.get_experiment_by_name(experiment), patience)
             identifier = found.experiment_id if found else _create(client, experiment, root, uri)
             if found and found.lifecycle_stage == "active":
                 _complete_tags(client, found)
+            remove_stray_folder(uri)
     except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: the database's driver is missing
+        refused = as_storage_error(error, root) if uri.startswith(SQLITE) else None
+        if refused is not None:
+            raise refused from None
         raise UserError(f"MLflow at {uri} cannot be used ({reason(error)}); see MLFLOW_TRACKING_URI") from None
     if found and found.lifecycle_stage != "active":
         raise UserError(
@@ -130,16 +141,21 @@ def send(client: "MlflowClient", run_id: str, kind: str, what: Mapping[str, Any]
             client.set_terminated(run_id, what["status"], int(what["time"] * 1000))
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Drop what MLflow logs of an error of the database before it raises it: a hundred lines that say the same."""
+    return not record.exc_info
+
+
 def _alone(root: Path, uri: str) -> AbstractContextManager[object]:
     """Return a lock to hold while opening the store: two processes that fill a new SQLite database would break it."""
-    return Lease(root / _LEASE, poll=0.1) if uri.startswith(_SQLITE) else nullcontext()
+    return Lease(root / LOCK, poll=0.1) if uri.startswith(SQLITE) else nullcontext()
 
 
 def _create(client: "MlflowClient", experiment: str, root: Path, uri: str) -> str:
     """Create an experiment and return its id, or the id of one that another process created meanwhile."""
     from mlflow.exceptions import MlflowException
 
-    location = (root / "mlartifacts").as_uri() if uri.startswith(_SQLITE) else None
+    location = artifact_location(root) if uri.startswith(SQLITE) else None
     try:
         return str(client.create_experiment(experiment, artifact_location=location, tags=_EXPERIMENT_TAGS))
     except MlflowException:

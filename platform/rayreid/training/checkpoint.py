@@ -42,7 +42,7 @@ class Checkpoints:
     checkpoint without a matching checksum is skipped in favour of the one before it.
 
     Args:
-        folder: Folder of the checkpoints; made when the first is written.
+        folder: Folder of the checkpoints; made when the first is written, in a folder that exists.
         keep: Number of newest checkpoints that are kept.
         milestones: Checkpoints that are also kept, for good. They need no extra writing, because they are hard links.
     """
@@ -57,11 +57,12 @@ class Checkpoints:
 
         Later checkpoints are removed too: they were damaged, or this run would have resumed from them.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)  # no parents: a run whose folder has vanished must not go on unnoticed
         remove_temporaries(self.folder)  # states are large
         path = self._path(step)
         with replacing(path, sync=False) as temporary:  # the seal tells whether the bytes reached the disk
-            torch.save(state, temporary)
+            with temporary.open("wb") as stream:  # given a path, torch loses the reason for which it cannot write
+                torch.save(state, stream)
             content = checksum(temporary)
         with replacing(_seal(path), sync=False) as temporary:
             temporary.write_text(json.dumps({"blake2b": content}))
@@ -104,7 +105,7 @@ class Checkpoints:
 
 def _link(path: Path, other: Path) -> None:
     """Give a checkpoint a second name; its checksum is linked last."""
-    other.parent.mkdir(parents=True, exist_ok=True)
+    other.parent.mkdir(exist_ok=True)
     for source, target in ((path, other), (_seal(path), _seal(other))):
         target.unlink(missing_ok=True)
         target.hardlink_to(source)

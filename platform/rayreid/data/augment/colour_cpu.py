@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from rayreid.compiled_loops import compiled
 
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
 
 # Numba's cache does not see changes of functions in other files, so compiled code only calls functions of its own file.
-compiled: Any = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+fast: Any = compiled(fastmath=True, error_model="numpy")
 
 # Single precision: one double-precision number would make everything that it meets twice as wide.
 _ZERO, _ONE, _TWO, _THREE, _FOUR, _SIX = (np.float32(number) for number in (0, 1, 2, 3, 4, 6))
@@ -24,7 +25,7 @@ _THRESHOLD = np.float32(128 / 255)
 _BLOCK = 1024  # number of pixels whose luma is summed in single precision
 
 
-@compiled
+@fast
 def jitter_(images: Floats, factors: Floats, order: npt.NDArray[np.int64]) -> None:
     """Apply colour jitter, with separate factors and a separate order for each image.
 
@@ -45,7 +46,7 @@ def jitter_(images: Floats, factors: Floats, order: npt.NDArray[np.int64]) -> No
                 _hue(images[n], factors[n, 3])
 
 
-@compiled
+@fast
 def grayscale_(images: Floats, grey: Flags) -> None:
     """Set the first channel of the grey images to the luma; `finish` also uses it for the other two channels."""
     for n in np.flatnonzero(grey):
@@ -54,7 +55,7 @@ def grayscale_(images: Floats, grey: Flags) -> None:
             red[i] = _luma(red[i], green[i], blue[i])
 
 
-@compiled
+@fast
 def finish(
     images: Floats,
     grey: Flags,
@@ -88,17 +89,17 @@ def finish(
                     target[i] = (values[i] - shift) * factor
 
 
-@compiled
+@fast
 def _clamp(value: np.float32) -> np.float32:
     return min(max(value, _ZERO), _ONE)
 
 
-@compiled
+@fast
 def _luma(red: np.float32, green: np.float32, blue: np.float32) -> np.float32:
     return _RED * red + _GREEN * green + _BLUE * blue
 
 
-@compiled
+@fast
 def _brightness(image: Floats, factor: np.float32) -> None:
     for c in range(3):
         values = image[c]
@@ -106,7 +107,7 @@ def _brightness(image: Floats, factor: np.float32) -> None:
             values[i] = _clamp(values[i] * factor)
 
 
-@compiled
+@fast
 def _contrast(image: Floats, factor: np.float32) -> None:
     shift = np.float32(_mean_luma(image) * (1 - factor))
     for c in range(3):
@@ -115,7 +116,7 @@ def _contrast(image: Floats, factor: np.float32) -> None:
             values[i] = _clamp(values[i] * factor + shift)
 
 
-@compiled
+@fast
 def _mean_luma(image: Floats) -> float:
     total = 0.0
     for low in range(0, image.shape[1], _BLOCK):
@@ -127,7 +128,7 @@ def _mean_luma(image: Floats) -> float:
     return total / image.shape[1]
 
 
-@compiled
+@fast
 def _saturation(image: Floats, factor: np.float32) -> None:
     red, green, blue = image[0], image[1], image[2]
     for i in range(red.size):
@@ -137,7 +138,7 @@ def _saturation(image: Floats, factor: np.float32) -> None:
         blue[i] = _clamp(blue[i] * factor + shift)
 
 
-@compiled
+@fast
 def _hue(image: Floats, factor: np.float32) -> None:
     red, green, blue = image[0], image[1], image[2]
     for i in range(red.size):
@@ -153,7 +154,7 @@ def _hue(image: Floats, factor: np.float32) -> None:
         blue[i] = _channel(hue + _TWO, low, chroma)
 
 
-@compiled
+@fast
 def _channel(hue: np.float32, low: np.float32, chroma: np.float32) -> np.float32:
     turned = hue - _SIX * np.floor(hue / _SIX)
     return low + chroma * _clamp(abs(turned - _THREE) - _ONE)

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit
 
+from rayreid.compiled_loops import compiled
 from rayreid.data.batch import ImageBatch
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
 # Numba's cache does not see changes of functions in other files, so compiled code only calls functions of its own file.
-compiled: Any = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+fast: Any = compiled(fastmath=True, error_model="numpy")
 
 _BLOCK = 2048  # number of floats of a blur that are processed together, so that they stay in the innermost cache
 _STRIP = 16  # number of columns that are turned into rows together: one cache line of floats
@@ -52,7 +52,7 @@ def pixel_columns(batch: ImageBatch) -> Columns:
     return Columns(pixels, starts, lines, strides)
 
 
-@compiled
+@fast
 def resized_crops(
     columns: Columns,
     image: Integers,
@@ -114,7 +114,7 @@ def resized_crops(
                     row[x] = min(max(values[x], np.float32(0)), np.float32(1))
 
 
-@compiled
+@fast
 def _cubic(x: float) -> float:
     x = abs(x)
     if x < 1:
@@ -124,7 +124,7 @@ def _cubic(x: float) -> float:
     return 0.0
 
 
-@compiled
+@fast
 def _resize_weights(
     length: int,
     size: int,
@@ -160,7 +160,7 @@ def _resize_weights(
             weights[place, k] = 0
 
 
-@compiled
+@fast
 def _weigh(lines: Any, first: int, count: int, weights: Floats, start: int, out: Floats) -> None:
     """Write the weighted sum of `count` lines from `first` on, each read from `start` on.
 
@@ -179,7 +179,7 @@ def _weigh(lines: Any, first: int, count: int, weights: Floats, start: int, out:
             out[i] += weight * line[i]
 
 
-@compiled
+@fast
 def blur_(images: Floats, radius: npt.NDArray[np.float64], grey: npt.NDArray[np.bool_]) -> None:
     """Apply Pillow's GaussianBlur in place, as `resample.blur` does: three extended box blurs along each axis.
 
@@ -213,13 +213,13 @@ def blur_(images: Floats, radius: npt.NDArray[np.float64], grey: npt.NDArray[np.
                 _copy(one[border + y, border : border + W], images[n, c, y])
 
 
-@compiled
+@fast
 def _copy(values: Floats, out: Floats) -> None:
     for i in range(out.size):
         out[i] = values[i]
 
 
-@compiled
+@fast
 def _box(radius: float) -> tuple[int, float]:
     """Return the whole and fractional part of `resample.gaussian_box_radius`."""
     variance = radius * radius / 3
@@ -228,7 +228,7 @@ def _box(radius: float) -> tuple[int, float]:
     return int(whole), part / (6 * (variance - (whole + 1) ** 2))
 
 
-@compiled
+@fast
 def _box_blur(values: Floats, out: Floats, inside: slice, step: int, whole: int, part: float) -> None:
     """Apply an extended box blur to neighbours `step` apart: `whole` full ones and one of weight `part` per side."""
     weight = np.float32(1 / (2 * (whole + part) + 1))
