@@ -67,14 +67,19 @@ def _nearest(name: str, valid: list[str]) -> str:
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "combined": _lazy("datasets.combined", "Combined"),
+    "cuhk01": _lazy("datasets.pattern", "CUHK01"),
     "cuhk03": _lazy("datasets.cuhk03", "CUHK03"),
+    "dukemtmc": _lazy("datasets.market1501", "DukeMTMC"),
     "folder": _lazy("datasets.folder", "open_folder"),
     "lmdb": _lazy("datasets.lmdb_store", "LmdbStore"),
     "market1501": _lazy("datasets.market1501", "Market1501"),
     "msmt17": _lazy("datasets.msmt17", "MSMT17"),
+    "occluded": _lazy("datasets.pattern", "Occluded"),
+    "pattern": _lazy("datasets.pattern", "Pattern"),
     "store": _lazy("datasets.existing_store", "ExistingStore"),
     "synthetic": _lazy("synthetic.synthetic", "Synthetic"),
     "table": _lazy("datasets.table", "Table"),
+    "veri776": _lazy("datasets.pattern", "VeRi776"),
     "webdataset": _lazy("datasets.tar_shards", "TarShards"),
 }
 

@@ -57,7 +57,7 @@ class Combined(Layout):
         Raises:
             UserError: A part raises it.
         """
-        self.ignored = []
+        self.begin()
         first_pid = first_camid = 0
         for number, part in enumerate(self._parts):
             prefix = f"{number}-{part.name}/"

@@ -1,9 +1,10 @@
 """The common base of datasets: their location, the files that they ignore, and the files that they need."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rayreid.data.datasets.misplaced import remedy
 from rayreid.data.datasets.place import is_uri, local_path
 from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
@@ -16,6 +17,15 @@ def refusal(path: str) -> str | None:
     return "outside its root" if path.startswith("/") or ".." in path.split("/") else None
 
 
+def passed_over(files: Sequence[tuple[str, str]]) -> str:
+    """Return, for the end of a message, how many files gave no record, the first of them, and why.
+
+    Args:
+        files: (path, reason) of each.
+    """
+    return f" ({len(files)} ignored, first {': '.join(files[0])})" if files else ""
+
+
 class Layout:
     """A dataset, wherever it is stored.
 
@@ -25,6 +35,7 @@ class Layout:
         name: The dataset's name in the registry.
         version: The edition, if there are several; else "".
         ignored: (path, reason) of files that look like images of the dataset but give no record.
+        left_out: (path, reason) of other files in its folders, which are not expected to be images.
     """
 
     name: str
@@ -32,13 +43,22 @@ class Layout:
 
     def __init__(self) -> None:
         self.ignored: list[tuple[str, str]] = []
+        self.left_out: list[tuple[str, str]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "ignored": []}
+        return {**self.__dict__, "ignored": [], "left_out": []}
+
+    def begin(self) -> None:
+        """Forget what an earlier listing noted."""
+        self.ignored, self.left_out = [], []
 
     def ignore(self, path: str, reason: str) -> None:
         """Record a file that gives no record, with its name made printable."""
-        self.ignored.append((path.encode("utf-8", "backslashreplace").decode(), reason))
+        self.ignored.append((_printable(path), reason))
+
+    def leave_out(self, path: str, reason: str) -> None:
+        """Record a file that is no image of the dataset, with its name made printable."""
+        self.left_out.append((_printable(path), reason))
 
     def can_name(self, key: str) -> bool:
         """Return whether an index can contain this key; if not, record the file as ignored."""
@@ -56,8 +76,7 @@ class Layout:
             empty = False
             yield record
         if empty:
-            why = f" ({len(self.ignored)} ignored, first {': '.join(self.ignored[0])})" if self.ignored else ""
-            raise UserError(f"dataset {self.name}: {place} has no image{why}")
+            raise UserError(f"dataset {self.name}: {place} has no image{passed_over(self.ignored + self.left_out)}")
 
 
 class LocalLayout(Layout):
@@ -98,11 +117,9 @@ class LocalLayout(Layout):
     def require(self, *parts: str) -> None:
         """Raise a UserError that names the first of these sub-folders or files that the root does not have."""
         for part in parts:
-            if (self.root / part).exists():
-                continue
-            inside = sorted(child for child in self.root.iterdir() if (child / part).exists())
-            hint = f"did you mean root {inside[0]}?" if inside else f"it needs {', '.join(self.needs)}"
-            raise UserError(f"dataset {self.name}: {self.root} has no {part}; {hint}")
+            if not (self.root / part).exists():
+                hint = remedy(self.root, parts, self.name) or f"it needs {', '.join(self.needs)}"
+                raise UserError(f"dataset {self.name}: {self.root} has no {part}; {hint}")
 
 
 class FolderLayout(LocalLayout):
@@ -120,9 +137,20 @@ class FolderLayout(LocalLayout):
         if not self.root.is_dir():
             raise UserError(f"dataset {self.name}: {self.root} is a file; give the folder that holds the images")
 
-    def require_images(self, records: Sequence[Record], *splits: str) -> None:
-        """Raise a UserError that names the first of these splits without a record."""
+    def require_images(self, records: Sequence[Record], places: Mapping[str, tuple[str, ...]]) -> None:
+        """Raise a UserError that names the first split without a record, and what its files were passed over for.
+
+        Args:
+            records: All records.
+            places: The folders or lists of each split, with which the paths of files that are noted begin.
+        """
         present = {record.split for record in records}
-        for split in splits:
+        for split, starts in places.items():
             if split not in present:
-                raise UserError(f"dataset {self.name}: {self.root} has no image of split {split!r}")
+                own = [file for file in self.ignored + self.left_out if file[0].startswith(starts)]
+                why = passed_over(own) or f" (there is nothing in {', '.join(starts)})"
+                raise UserError(f"dataset {self.name}: {self.root} has no image of split {split!r}{why}")
+
+
+def _printable(path: str) -> str:
+    return path.encode("utf-8", "backslashreplace").decode()

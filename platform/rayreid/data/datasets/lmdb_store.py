@@ -48,7 +48,7 @@ class LmdbStore(LocalLayout):
         Raises:
             UserError: The list cannot be read, or, at the end, there was no key.
         """
-        self.ignored = []
+        self.begin()
         keys = self._own_keys() if self._keys is None else read_keys(self._keys)
         named = (Record(key, -1, -1, "pool", key) for key in keys if self.can_name(key))
         return self.at_least_one(named, self._keys or self.root)
