@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayreid.data.datasets import NamedDataset, open_source
+from rayreid.data.datasets import NamedDataset, open_dataset
 from rayreid.data.datasets.place import Place, is_uri
 from rayreid.data.datasets.table_file import TableFile, as_text
 from rayreid.data.synthetic.synthetic import ORIGINS
@@ -145,5 +145,6 @@ def _check_relevant(relevant: str, origins: Sequence[str], source: str) -> None:
 
 
 def _drawn(source: NamedDataset) -> pa.Table:
-    origins = open_source(source).origins()  # type: ignore[attr-defined]  # only the synthetic dataset has it
+    drawn = open_dataset(source.dataset, source.root, **source.options)
+    origins = drawn.origins()  # type: ignore[attr-defined]  # only the synthetic dataset has it
     return pa.table({"key": list(origins), "origin": list(origins.values())})

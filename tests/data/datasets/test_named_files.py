@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rayreid.data.datasets import open_dataset
+from rayreid.config import Source
+from rayreid.data.datasets import open_dataset, open_source
 from rayreid.data.datasets.pattern import compile_pattern
 from rayreid.errors import UserError
 
@@ -156,6 +157,19 @@ def test_cuhk01_divides_by_identity_and_camera(tmp_path):
 def test_occluded_reid_has_query_and_gallery(tmp_path):
     touch(tmp_path, "occluded_body_images/001/001_01.tif", "whole_body_images/001/001_01.tif")
     assert [row[1:] for row in listed("occluded", tmp_path)] == [(1, -1, "query"), (1, -1, "gallery")]
+
+
+def test_cameras_may_be_ignored(tmp_path):
+    touch(tmp_path, *MARKET, "query/odd.jpg")
+    dataset = open_source(Source(dataset="market1501", root=str(tmp_path), cameras="ignore"))
+    records = list(dataset.records())
+    assert [(record.pid, record.camid) for record in records] == [(1, -1), (2, -1), (1, -1)]
+    read = pickle.loads(pickle.dumps(dataset.read))
+    assert [read(record).decode() for record in records] == [record.key for record in records]
+    assert dataset.ignored == [("query/odd.jpg", "name without identity and camera")]
+    used = Source(dataset="market1501", root="a", cameras="use")
+    assert used.identity() == Source(dataset="market1501", root="a").identity()
+    assert used.identity() != Source(dataset="market1501", root="a", cameras="ignore").identity()
 
 
 # Near-misses

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from rayreid.data.datasets.place import is_uri
+from rayreid.data.datasets.without_cameras import WithoutCameras
 from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
 from rayreid.paths import data_path
@@ -116,6 +117,10 @@ class NamedDataset(Protocol):
     def options(self) -> Mapping[str, Any]:
         """Return the dataset's own options."""
 
+    @property
+    def cameras(self) -> str:
+        """Return "use", or "ignore" if all cameras count as unknown."""
+
 
 def open_source(source: NamedDataset) -> Dataset:
     """Open the dataset that a configuration names.
@@ -126,4 +131,5 @@ def open_source(source: NamedDataset) -> Dataset:
     root = source.root
     if root and not is_uri(root):
         root = str(data_path(root))
-    return open_dataset(source.dataset, root, **source.options)
+    dataset = open_dataset(source.dataset, root, **source.options)
+    return WithoutCameras(dataset) if source.cameras == "ignore" else dataset
