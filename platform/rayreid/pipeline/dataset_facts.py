@@ -104,7 +104,7 @@ def _listed(role: str, dataset: Dataset, enough: int) -> Contents:
             labels[record.split].append((record.pid, record.camid))
     columns = {split: np.array(found, np.int64).reshape(-1, 2).T for split, found in labels.items()}
     labelled = _labelled(images, {split: (pids, camids) for split, (pids, camids) in columns.items()})
-    return replace(labelled, passed_over=passed_over(dataset.ignored))
+    return replace(labelled, passed_over=passed_over(dataset.ignored, dataset.left_out))
 
 
 def _labelled(images: Mapping[str, int], labels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Contents:

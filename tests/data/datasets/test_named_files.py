@@ -194,7 +194,10 @@ def test_identity_folders_are_counted_and_lead_to_pattern(tmp_path):
 def test_files_that_are_no_images_are_counted_too(tmp_path):
     touch(tmp_path, *MARKET[1:], "bounding_box_train/.DS_Store", "bounding_box_train/a.txt")
     message = refused("market1501", tmp_path)
-    assert "(2 ignored, first bounding_box_train/.DS_Store: hidden file)" in message
+    assert (
+        "(1 left out, first bounding_box_train/.DS_Store: hidden; "
+        "1 left out, first bounding_box_train/a.txt: file .txt)" in message
+    )
     shutil.rmtree(tmp_path / "bounding_box_train")
     (tmp_path / "bounding_box_train").mkdir()
     assert "split 'train' (there is nothing in bounding_box_train/)" in refused("market1501", tmp_path)

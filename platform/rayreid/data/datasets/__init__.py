@@ -21,11 +21,16 @@ class Dataset(Protocol):
         version: The edition, if results of different editions must not be compared; else "".
         ignored: (path, reason) of files that look like images of the dataset but give no record. `records` fills it,
             for `finish_store`.
+        left_out: Files that are no images of the dataset, by reason: their number and the first of them. `records`
+            fills it, too.
+        notes: Lines for the user on how the dataset was read. `records` fills it, too.
     """
 
     name: str
     version: str
     ignored: list[tuple[str, str]]
+    left_out: dict[str, tuple[int, str]]
+    notes: list[str]
 
     def records(self) -> Iterable[Record]:
         """List the images, in an order that is the same every time; a large dataset lists them one by one."""

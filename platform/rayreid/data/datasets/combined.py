@@ -59,7 +59,7 @@ class Combined(Layout):
         Raises:
             UserError: A part raises it.
         """
-        self.begin()
+        self.ignored, self.left_out, self.notes = [], {}, []
         first_pid = first_camid = 0
         for number, part in enumerate(self._parts):
             prefix = f"{number}-{part.name}/"
@@ -71,6 +71,7 @@ class Combined(Layout):
                 if self._test in (None, number) or record.split not in ("query", "gallery"):
                     yield replace(record, key=prefix + record.key, pid=pid, camid=camid)
             self.ignored += [(prefix + path, reason) for path, reason in part.ignored]
+            self.notes += [f"part {number}: {note}" for note in part.notes]
             first_pid, first_camid = highest_pid + 1, highest_camid + 1
 
     def read(self, record: Record) -> bytes:

@@ -57,7 +57,7 @@ class CUHK03(FolderLayout):
         Raises:
             UserError: The file cannot be read, or a split has no image.
         """
-        self.begin()
+        self.ignored, self.left_out = [], {}
         splits = self._read_splits()
         records = [record for split in SPLITS for row in splits[split] if (record := self._record(split, row))]
         self.require_images(records, dict.fromkeys(SPLITS, (f"{self._splits}: ",)))

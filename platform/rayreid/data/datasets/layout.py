@@ -17,13 +17,21 @@ def refusal(path: str) -> str | None:
     return "outside its root" if path.startswith("/") or ".." in path.split("/") else None
 
 
-def passed_over(files: Sequence[tuple[str, str]]) -> str:
+def printable(path: str) -> str:
+    """Return a path that may not be UTF-8 as a text that is."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def passed_over(ignored: Sequence[tuple[str, str]], left_out: Mapping[str, tuple[int, str]]) -> str:
     """Return, for the end of a message, how many files gave no record, the first of them, and why.
 
     Args:
-        files: (path, reason) of each.
+        ignored: (path, reason) of each file that looks like an image of the dataset.
+        left_out: Number and first of the other files, by reason.
     """
-    return f" ({len(files)} ignored, first {': '.join(files[0])})" if files else ""
+    found = [f"{len(ignored)} ignored, first {': '.join(ignored[0])}"] if ignored else []
+    found += [f"{count} left out, first {path}: {reason}" for reason, (count, path) in left_out.items()]
+    return f" ({'; '.join(found)})" if found else ""
 
 
 class Layout:
@@ -35,7 +43,8 @@ class Layout:
         name: The dataset's name in the registry.
         version: The edition, if there are several; else "".
         ignored: (path, reason) of files that look like images of the dataset but give no record.
-        left_out: (path, reason) of other files in its folders, which are not expected to be images.
+        left_out: Files that are no images of the dataset, by reason: their number and the first of them.
+        notes: Lines for the user on how the dataset was read.
     """
 
     name: str
@@ -43,22 +52,20 @@ class Layout:
 
     def __init__(self) -> None:
         self.ignored: list[tuple[str, str]] = []
-        self.left_out: list[tuple[str, str]] = []
+        self.left_out: dict[str, tuple[int, str]] = {}
+        self.notes: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "ignored": [], "left_out": []}
-
-    def begin(self) -> None:
-        """Forget what an earlier listing noted."""
-        self.ignored, self.left_out = [], []
+        return {**self.__dict__, "ignored": [], "left_out": {}, "notes": []}
 
     def ignore(self, path: str, reason: str) -> None:
         """Record a file that gives no record, with its name made printable."""
-        self.ignored.append((_printable(path), reason))
+        self.ignored.append((printable(path), reason))
 
     def leave_out(self, path: str, reason: str) -> None:
-        """Record a file that is no image of the dataset, with its name made printable."""
-        self.left_out.append((_printable(path), reason))
+        """Count a file that is no image of the dataset."""
+        count, first = self.left_out.get(reason, (0, printable(path)))
+        self.left_out[reason] = (count + 1, first)
 
     def can_name(self, key: str) -> bool:
         """Return whether an index can contain this key; if not, record the file as ignored."""
@@ -76,7 +83,7 @@ class Layout:
             empty = False
             yield record
         if empty:
-            raise UserError(f"dataset {self.name}: {place} has no image{passed_over(self.ignored + self.left_out)}")
+            raise UserError(f"dataset {self.name}: {place} has no image{passed_over(self.ignored, self.left_out)}")
 
 
 class LocalLayout(Layout):
@@ -147,10 +154,7 @@ class FolderLayout(LocalLayout):
         present = {record.split for record in records}
         for split, starts in places.items():
             if split not in present:
-                own = [file for file in self.ignored + self.left_out if file[0].startswith(starts)]
-                why = passed_over(own) or f" (there is nothing in {', '.join(starts)})"
+                own = [file for file in self.ignored if file[0].startswith(starts)]
+                others = {reason: file for reason, file in self.left_out.items() if file[1].startswith(starts)}
+                why = passed_over(own, others) or f" (there is nothing in {', '.join(starts)})"
                 raise UserError(f"dataset {self.name}: {self.root} has no image of split {split!r}{why}")
-
-
-def _printable(path: str) -> str:
-    return path.encode("utf-8", "backslashreplace").decode()

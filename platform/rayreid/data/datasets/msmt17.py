@@ -69,7 +69,7 @@ class MSMT17(FolderLayout):
         Raises:
             UserError: A split has no image.
         """
-        self.begin()
+        self.ignored, self.left_out = [], {}
         records = []
         for name, position, split in LISTS:
             folder, file = FOLDERS[self.version][position], self._list(name)

@@ -58,7 +58,7 @@ class NamedFiles(FolderLayout):
         Raises:
             UserError: A split has no image, or a folder cannot be listed.
         """
-        self.begin()
+        self.ignored, self.left_out = [], {}
         found = [image for folder, split in self.folders.items() for image in self._images(folder, split)]
         pids, camids = _numbers(image.pid for image in found), _numbers(image.camid for image in found)
         records = []
@@ -78,7 +78,6 @@ class NamedFiles(FolderLayout):
 
     def _finish(self, records: list[Record]) -> None:
         self.ignored.sort()
-        self.left_out.sort()
         places: dict[str, tuple[str, ...]] = {}
         for folder, split in self.folders.items():
             places[split] = (*places.get(split, ()), "" if folder == "." else f"{folder}/")
@@ -91,9 +90,9 @@ class NamedFiles(FolderLayout):
             if not self.can_name(key):
                 continue
             if path.name.startswith("."):
-                self.leave_out(key, "hidden file")
+                self.leave_out(key, "AppleDouble file" if path.name.startswith("._") else "hidden")
             elif path.suffix.lower() not in SUFFIXES:
-                self.leave_out(key, "no suffix of an image")
+                self.leave_out(key, f"file {path.suffix.lower()}".strip())
             elif "/" in below and not self.deep:
                 self.ignore(key, "in a sub-folder, which dataset pattern reads")
             elif match := self._match(below):

@@ -76,7 +76,7 @@ class Table(Layout):
             UserError: A cell has an invalid value (the message names its row and column), the table is damaged, or, at
                 the end, there was no image.
         """
-        self.begin()
+        self.ignored, self.left_out = [], {}
         return self.at_least_one(self._rows(), self._table)
 
     def read(self, record: Record) -> bytes:

@@ -19,19 +19,21 @@ class WithoutCameras:
         dataset: The dataset, with its cameras.
 
     Attributes:
-        name, version, ignored: Those of the dataset.
+        name, version, ignored, left_out, notes: Those of the dataset.
     """
 
     def __init__(self, dataset: "Dataset"):
         self._dataset = dataset
         self.name, self.version = dataset.name, dataset.version
         self.ignored: list[tuple[str, str]] = []
+        self.left_out: dict[str, tuple[int, str]] = {}
+        self.notes: list[str] = []
 
     def records(self) -> Iterator[Record]:
         """List the images in the dataset's order."""
         for record in self._dataset.records():
             yield replace(record, camid=-1)
-        self.ignored = self._dataset.ignored
+        self.ignored, self.left_out, self.notes = self._dataset.ignored, self._dataset.left_out, self._dataset.notes
 
     def read(self, record: Record) -> bytes:
         """Return an image's encoded bytes; raise the dataset's OSError if it cannot read them."""
