@@ -37,7 +37,10 @@ def test_a_merged_mapping_may_be_overridden():
     assert parse_yaml("x: &x {a: 1}\ny: &y {b: 1}\nz: {<<: *x, <<: *y}", "a.yaml")["z"] == {"a": 1, "b": 1}
 
 
-@pytest.mark.parametrize("text", ["a: [1", "a: 1\n---\nb: 2", "a: !!python/name:os.system x", "[" * 3000, "? [a]\n: 1"])
+@pytest.mark.parametrize(
+    "text",
+    ["a: [1", "a: 1\n---\nb: 2", "a: !!python/name:os.system x", "[" * 3000, "? [a]\n: 1", "a: \x05", "2026-02-30: 1"],
+)
 def test_what_is_not_yaml_is_named_as_such(text):
     assert "not valid YAML" in refused(text)
 

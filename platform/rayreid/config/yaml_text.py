@@ -20,18 +20,19 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises:
         UserError: The text is not valid YAML, or a mapping has a key twice; the message names both lines.
     """
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        for mapping in _mappings(node):
-            _refuse_repetition(loader, mapping, source)
-        return loader.construct_document(node)
-    except (yaml.YAMLError, RecursionError) as error:
+        return _checked(yaml.SafeLoader(text), source)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-02-30
         raise UserError(f"{source}: not valid YAML ({one_line(error, 'all')})") from None
-    finally:
-        loader.dispose()
+
+
+def _checked(loader: yaml.SafeLoader, source: str) -> Any:
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    for mapping in _mappings(node):
+        _refuse_repetition(loader, mapping, source)
+    return loader.construct_document(node)
 
 
 def _mappings(root: yaml.Node) -> Iterator[yaml.MappingNode]:

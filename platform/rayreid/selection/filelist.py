@@ -16,7 +16,7 @@ import numpy.typing as npt
 from rayreid.data.datasets.place import Place
 from rayreid.data.datasets.table_file import MISSING, TableFile, as_text
 from rayreid.data.images import SUFFIXES
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 
 HEADINGS = ("key", "path", "file", "filename", "image", "name")
 """Column names that mark a CSV's first row as a heading; the column with such a name is the list."""
@@ -51,7 +51,7 @@ def read_list(path: Path) -> list[str]:
     try:
         entries = readers[path.suffix.lower()](path)
     except (OSError, UnicodeError, csv.Error) as error:
-        raise UserError(f"{path}: the file list cannot be read: {error}") from error
+        raise UserError(f"{path}: the file list cannot be read: {one_line(error, 'all')}") from error
     if not entries:
         raise UserError(f"{path}: the file list is empty")
     return entries
@@ -121,7 +121,8 @@ def _read_pickle(path: Path) -> list[str]:
         try:
             entries: Any = _ListUnpickler(file).load()
         except Exception as error:  # a corrupt pickle can raise almost anything
-            raise UserError(f"{path}: refused, not a plain pickled list of strings: {error}") from error
+            why = one_line(error, "all")
+            raise UserError(f"{path}: refused, not a plain pickled list of strings: {why}") from error
     if not isinstance(entries, list) or not all(type(entry) is str for entry in entries):
         raise UserError(f"{path}: refused, the pickle holds something else than a list of strings")
     return entries

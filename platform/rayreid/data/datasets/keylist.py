@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rayreid.data.datasets.pickled_keys import read_pickled_keys
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 
 
 def check_key_list(path: Path) -> None:
@@ -33,7 +33,7 @@ def read_keys(path: Path) -> Iterator[str]:
     try:
         yield from _READERS[path.suffix.lower()](path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: the list of keys cannot be read: {error}") from error
+        raise UserError(f"{path}: the list of keys cannot be read: {one_line(error, 'all')}") from error
 
 
 def _read_text(path: Path) -> Iterator[str]:

@@ -9,6 +9,8 @@ from rayreid.data.datasets.place import is_uri, local_path
 from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
 
+_REASONS = 4  # named in a message
+
 
 def refusal(path: str) -> str | None:
     """Return the reason to refuse a path relative to a root, judged by its text alone; None if it is acceptable."""
@@ -31,7 +33,10 @@ def passed_over(ignored: Sequence[tuple[str, str]], left_out: Mapping[str, tuple
     """
     found = [f"{len(ignored)} ignored, first {': '.join(ignored[0])}"] if ignored else []
     found += [f"{count} left out, first {path}: {reason}" for reason, (count, path) in left_out.items()]
-    return f" ({'; '.join(found)})" if found else ""
+    text = "; ".join([*found[:_REASONS], *(["…"] if len(found) > _REASONS else [])])
+    # a name may contain a line break, a message may not
+    line = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return f" ({line})" if line else ""
 
 
 class Layout:

@@ -13,6 +13,7 @@ from rayreid.errors import UserError
 
 MARKET_NAME = re.compile(r"(?P<pid>-1|\d{1,9})_c(?P<camid>\d{1,4})(?:s\d+)?_[\w.-]+")
 NO_LABELS = "name without identity and camera"
+_SUFFIX = re.compile(r"\.\w{1,8}")
 _WHOLE = re.compile(r"-?\d+")
 
 
@@ -92,7 +93,7 @@ class NamedFiles(FolderLayout):
             if path.name.startswith("."):
                 self.leave_out(key, "AppleDouble file" if path.name.startswith("._") else "hidden")
             elif path.suffix.lower() not in SUFFIXES:
-                self.leave_out(key, f"file {path.suffix.lower()}".strip())
+                self.leave_out(key, _kind(path.suffix.lower()))
             elif "/" in below and not self.deep:
                 self.ignore(key, "in a sub-folder, which dataset pattern reads")
             elif match := self._match(below):
@@ -138,6 +139,10 @@ class NamedFiles(FolderLayout):
                 "again"
             ) from error
         self.ignore(os.path.relpath(error.filename, self.root), "folder cannot be read")
+
+
+def _kind(suffix: str) -> str:
+    return f"file {suffix}" if _SUFFIX.fullmatch(suffix) else "file without a suffix of images"
 
 
 def _numbers(names: Iterable[str]) -> dict[str, int]:
