@@ -161,5 +161,5 @@ class FolderLayout(LocalLayout):
             if split not in present:
                 own = [file for file in self.ignored if file[0].startswith(starts)]
                 others = {reason: file for reason, file in self.left_out.items() if file[1].startswith(starts)}
-                why = passed_over(own, others) or f" (there is nothing in {', '.join(starts)})"
+                why = passed_over(own, others) or f" (there is nothing in {', '.join(filter(None, starts)) or 'it'})"
                 raise UserError(f"dataset {self.name}: {self.root} has no image of split {split!r}{why}")
