@@ -172,6 +172,12 @@ def test_cameras_may_be_ignored(tmp_path):
     assert used.identity() != Source(dataset="market1501", root="a", cameras="ignore").identity()
 
 
+def test_the_cameras_of_an_existing_store_stay(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"format": 1, "dataset": "market1501", "version": ""}')
+    with pytest.raises(UserError, match="set cameras: ignore where it is made"):
+        open_source(Source(dataset="store", root=str(tmp_path), cameras="ignore"))
+
+
 # Near-misses
 
 

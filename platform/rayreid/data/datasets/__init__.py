@@ -137,4 +137,8 @@ def open_source(source: NamedDataset) -> Dataset:
     if root and not is_uri(root):
         root = str(data_path(root))
     dataset = open_dataset(source.dataset, root, **source.options)
-    return WithoutCameras(dataset) if source.cameras == "ignore" else dataset
+    if source.cameras == "ignore":
+        if source.dataset == "store":
+            raise UserError("dataset store: the cameras are those of the store; set cameras: ignore where it is made")
+        return WithoutCameras(dataset)
+    return dataset

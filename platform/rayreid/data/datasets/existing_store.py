@@ -41,6 +41,8 @@ class ExistingStore:
         self.name: str = self.manifest["dataset"]
         self.version: str = self.manifest["version"]
         self.ignored: list[tuple[str, str]] = []
+        self.left_out: dict[str, tuple[int, str]] = {}
+        self.notes: list[str] = []
 
     def records(self) -> Iterator[Record]:
         """List the images in the order of the index.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rayreid.data.datasets.layout import FolderLayout
 from rayreid.data.images import SUFFIXES
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
 
 MARKET_NAME = re.compile(r"(?P<pid>-1|\d{1,9})_c(?P<camid>\d{1,4})(?:s\d+)?_[\w.-]+")

@@ -8,7 +8,7 @@ from rayreid.data.datasets.layout import FolderLayout, refusal
 from rayreid.data.datasets.market1501 import FOLDERS
 from rayreid.data.datasets.named_files import NamedFiles
 from rayreid.data.datasets.table import SPLITS
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
 
 GROUPS = ("pid", "camid")

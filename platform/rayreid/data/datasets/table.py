@@ -17,7 +17,7 @@ from rayreid.data.datasets.layout import Layout, refusal
 from rayreid.data.datasets.place import Place, is_uri
 from rayreid.data.datasets.table_file import TableFile, as_text, as_whole_numbers
 from rayreid.data.datasets.written_path import WrittenPaths
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
 
 COLUMNS = {"path": pa.string(), "pid": pa.int32(), "camid": pa.int16(), "split": pa.string(), "key": pa.string()}

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rayreid.data.store.store import Record
+from rayreid.data.store.shards import Record
 
 if TYPE_CHECKING:
     from rayreid.data.datasets import Dataset
