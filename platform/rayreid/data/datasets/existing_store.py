@@ -87,6 +87,8 @@ class ExistingStore:
         try:
             return place.read(place.path)
         except FileNotFoundError:
-            raise UserError(f"{self.root}: there is no {name}, so this is no complete image store") from None
+            raise UserError(
+                f"dataset store: there is no {name} in {self.root}; the store does not exist, or is not complete"
+            ) from None
         except OSError as error:
             raise UserError(f"{self.root}: {name} cannot be read ({one_line(error)})") from error
