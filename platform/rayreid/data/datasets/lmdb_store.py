@@ -25,7 +25,7 @@ class LmdbStore(LocalLayout):
     """The images of an LMDB: split pool, identity and camera unknown. The keys are those of the database.
 
     A key of the list that the database lacks is looked up without folders and image suffix, and with ".jpg": the
-    published CFS list has "images/00_00_0000_00000001.jpg" for the key "00_00_0000_00000001".
+    published CFS list has "00_00_0000_00000001.jpg" for the key "00_00_0000_00000001".
 
     Args:
         root: The database: a folder with `data.mdb`, or one file.
