@@ -1,5 +1,7 @@
 import pickle
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rayreid.errors import UserError
@@ -27,6 +29,47 @@ def test_reads_a_csv_with_and_without_heading(tmp_path, heading):
     body = [f"{i},{entry},0.5" for i, entry in enumerate(ENTRIES)] if heading else [f"{e},0.5" for e in ENTRIES]
     path.write_text("\n".join(heading + body), encoding="utf-8")
     assert read_list(path) == ENTRIES
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("semicolon.csv", "rank;path;score\n1;{}\n2;{}\n3;{}\n"),
+        ("headless.csv", "{};0.9\n{};0.8\n{};0.7\n"),
+        ("tabs.tsv", "Path\tscore\n{}\t1\n{}\t2\n{}\t3\n"),
+        ("spaces.CSV", "rank, path\n1, {}\n2, {}\n3, {}\n"),
+        ("quoted.csv", '"rank","path"\n1,"{}"\n2,"{}"\n3,"{}"\n'),
+        ("windows.TXT", "{}\r\n{}\r\n\r\n{}\r\n"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_reads_the_dialects_of_other_programs(tmp_path, name, text, encoding):
+    (tmp_path / name).write_bytes(text.format(*ENTRIES).encode(encoding))
+    assert read_list(tmp_path / name) == ENTRIES
+
+
+def test_a_bar_in_a_name_separates_nothing(tmp_path):
+    (tmp_path / "list.csv").write_text("a|b\nc|d\n")
+    assert read_list(tmp_path / "list.csv") == ["a|b", "c|d"]
+
+
+def test_reads_parquet(tmp_path):
+    path = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"score": [1, 2, 3], "Path": pa.array(ENTRIES).dictionary_encode()}), path)
+    assert read_list(path) == ENTRIES
+    pq.write_table(pa.table({"path": ["a.jpg", None]}), path)
+    with pytest.raises(UserError, match=r"row 2 .*names no file"):
+        read_list(path)
+    pq.write_table(pa.table({"score": [1]}), path)
+    with pytest.raises(UserError, match=r"no column key, path.*only score"):
+        read_list(path)
+
+
+@pytest.mark.parametrize("missing", ["", "nan", "NA", "None", "<NA>"])
+def test_a_missing_cell_names_no_file(tmp_path, missing):
+    (tmp_path / "list.csv").write_text(f"rank,path\n1,a.jpg\n2,{missing}\n")
+    with pytest.raises(UserError, match="row 3 names no file"):
+        read_list(tmp_path / "list.csv")
 
 
 def test_a_csv_row_without_a_file_is_named(tmp_path):
@@ -76,7 +119,7 @@ def test_a_truncated_pickle_is_refused(tmp_path):
 def test_missing_unknown_and_empty_files(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_list(tmp_path / "none.txt")
-    with pytest.raises(UserError, match=r"ends in \.txt, \.csv, \.pkl, not '\.json'"):
+    with pytest.raises(UserError, match=r"ends in \.txt, \.csv, \.tsv, \.parquet, \.pkl, not '\.json'"):
         read_list(tmp_path / "list.json")
     for name, data in (("a.txt", b""), ("a.csv", b"\n"), ("a.pkl", pickle.dumps([]))):
         (tmp_path / name).write_bytes(data)
@@ -124,3 +167,17 @@ def test_fewer_than_half_is_refused():
     assert match_entries(["a.jpg", "x.jpg"], ["a.jpg", "b.jpg"]).matched == 1
     with pytest.raises(UserError, match="would match several"):
         match_entries(["1.jpg"], ["a/1.jpg", "b/1.jpg"])
+
+
+def test_a_key_without_the_image_suffix_is_found_and_counted():
+    keys = ["00_00_0000_00000001", "00_00_0000_00000002", "00_01_0000_00000001"]
+    match = match_entries([f"images/{key}.jpg" for key in reversed(keys)] + [keys[0]], keys)
+    assert match.rows.tolist() == [2, 1, 0]
+    assert (match.matched, match.respelt) == (4, 3)
+    match = match_entries(["a.JPG", "b"], ["x/a.jpg", "x/b.png"])
+    assert (match.rows.tolist(), match.respelt) == ([0, 1], 2)
+
+
+def test_a_key_without_suffix_that_names_several_images_is_ambiguous():
+    match = match_entries(["a", "c.png", "b.png"], ["a.jpg", "a.png", "b.png", "c.jpg"])
+    assert (match.rows.tolist(), match.ambiguous, match.respelt) == ([3, 2], 1, 1)

@@ -3,6 +3,7 @@
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from rayreid.config import Source
@@ -43,6 +44,32 @@ def test_columns_may_stand_in_any_order_among_others(source):
         "share.far": 0.25,
         "share.unknown": 0.5,
     }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"Origin;Key\nnear;a/1.jpg\nfar;b/2.jpg\n",
+        b"key, origin\na\\1.jpg, near\nb\\2.jpg, far\nc/3.jpg, NaN\n",
+        "key\torigin\na/1.jpg\tnear\nb/2.jpg\tfar\n".encode("utf-16"),
+        b"key,origin\n/pools/mine/a/1.jpg,near\n/pools/mine/b/2.jpg,far\n",
+    ],
+)
+def test_keys_are_understood_as_other_programs_write_them(source, content):
+    pool = source(content).model_copy(update={"root": "/pools/mine"})
+    keys = np.array(["a/1.jpg", "b/2.jpg", "c/3.jpg"], dtype=object)
+    assert provenance_of(pool).origins(keys).tolist() == ["near", "far", "unknown"]
+
+
+def test_a_parquet_file_is_read_like_a_csv_file(tmp_path):
+    frame = pd.DataFrame({"key": ["1", "2", None], "origin": pd.Categorical(["near", "far", None])})
+    frame.to_parquet(tmp_path / "origins.parquet")
+    frame.to_csv(tmp_path / "origins.csv", index=False)
+    for name in ("origins.parquet", "origins.csv"):
+        known = provenance_of(
+            Source(dataset="folder", root="pool", provenance=str(tmp_path / name), relevant="near")
+        ).origins(np.array(["1", "2"], dtype=object))
+        assert known.tolist() == ["near", "far"]
 
 
 def test_the_relevant_origin_is_what_a_priority_is_judged_by(source):

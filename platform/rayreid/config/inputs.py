@@ -15,8 +15,12 @@ class Source(Section):
     """The dataset's folder. A relative path is resolved against `RAYREID_DATA`, or else the current folder."""
     options: dict[str, Any] = Field(default_factory=dict)
     verify: Literal["decode", "header"] = "decode"
+    cameras: Annotated[Literal["use", "ignore"], ADDED] = "use"
+    """`ignore`: all cameras count as unknown, so that a match by the query's own camera counts. For a set with one
+    camera, of which nothing else could be evaluated."""
     provenance: Annotated[str | None, RUNTIME] = None
-    """CSV file `key,origin` with the origin of each image. It is used to judge a selection, never to make one."""
+    """Table `key,origin`, CSV or Parquet, with the origin of each image. It is used to judge a selection, never to make
+    one."""
     relevant: Annotated[str | None, RUNTIME] = None
     """The origin in `provenance` that is the target's own domain."""
 

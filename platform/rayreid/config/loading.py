@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from rayreid.config import Experiment
 from rayreid.config.method_defaults import OWN_KEYS, PUBLISHED
-from rayreid.errors import UserError, one_line
+from rayreid.config.yaml_text import parse_yaml
+from rayreid.errors import UserError
 
 _PROXY_INHERITS = ("seed", "backbone", "pretrain", "finetune")
 _WAYS = ("usl", "uda")
@@ -40,7 +41,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         key, separator, value = override.partition("=")
         if not separator or not key:
             raise UserError(f"override {override!r}: write key.path=value, e.g. select.fraction=0.25")
-        over = _merge(over, _nest(key, _parse(value, f"override {override!r}")))
+        over = _merge(over, _nest(key, parse_yaml(value, f"override {override!r}")))
     tree = _merge(tree, over)
     proxy = tree.get("proxy") or {}
     if isinstance(proxy, Mapping):
@@ -109,18 +110,11 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: no such experiment file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from None
-    tree = _parse(text, str(path))
+    tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise UserError(f"{path}: an experiment file is a mapping of sections, this is a {type(tree).__name__}")
     base = tree.pop("extends", None)
     return tree if base is None else _merge(_read(path.parent / str(base), (*seen, path.resolve())), tree)
-
-
-def _parse(text: str, source: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not valid YAML ({one_line(error, 'all')})") from None
 
 
 def _merge(base: Any, over: Any) -> Any:

@@ -37,6 +37,7 @@ class ScoreTarget(Section):
     root: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     verify: Literal["decode", "header"] = "decode"
+    cameras: Literal["use", "ignore"] = "use"
     proxy: Checkpoint | None = None
 
     @model_validator(mode="after")
@@ -57,7 +58,9 @@ class ScoreTarget(Section):
         """Return the labelled dataset, or None if the target is given by a proxy."""
         if self.dataset is None:
             return None
-        return Source(dataset=self.dataset, root=self.root, options=self.options, verify=self.verify)
+        return Source(
+            dataset=self.dataset, root=self.root, options=self.options, verify=self.verify, cameras=self.cameras
+        )
 
 
 class Score(Section):

@@ -46,7 +46,7 @@ def check_findable(
     if len(cameras) == 1 and cameras[0] != UNKNOWN_CAMERA:
         raise UserError(
             f"none of the {total} queries can be found: all images of query and gallery are by camera {cameras[0]}, "
-            "and only a match by another camera counts; where cameras are not known, leave them out (-1)"
+            "and only a match by another camera counts; set cameras: ignore beside its root"
         )
     raise UserError(
         f"none of the {total} queries has a true match in the gallery (same pid seen by another camera): check that "

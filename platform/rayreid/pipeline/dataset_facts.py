@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from rayreid.config import Source
 from rayreid.data.datasets import Dataset, open_source
+from rayreid.data.datasets.layout import passed_over
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import findable_identities
@@ -32,12 +33,14 @@ class Contents:
         identities: Number of identities in the split train.
         findable: Whether a probe can find at least one of them.
         fault: Why an evaluation would find nobody; "" if it finds somebody.
+        passed_over: How many files gave no image, the first of them, and why, for the end of a message.
     """
 
     images: Mapping[str, int] | None = None
     identities: int = 0
     findable: bool = False
     fault: str = ""
+    passed_over: str = ""
 
 
 class Datasets:
@@ -100,7 +103,8 @@ def _listed(role: str, dataset: Dataset, enough: int) -> Contents:
         if record.split in labels:
             labels[record.split].append((record.pid, record.camid))
     columns = {split: np.array(found, np.int64).reshape(-1, 2).T for split, found in labels.items()}
-    return _labelled(images, {split: (pids, camids) for split, (pids, camids) in columns.items()})
+    labelled = _labelled(images, {split: (pids, camids) for split, (pids, camids) in columns.items()})
+    return replace(labelled, passed_over=passed_over(dataset.ignored, dataset.left_out))
 
 
 def _labelled(images: Mapping[str, int], labels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Contents:
@@ -121,7 +125,8 @@ def _check_splits(name: str, target: Contents) -> None:
     for split in SPLITS:
         if not (target.images or {}).get(split):
             raise UserError(
-                f"target: dataset {name} has no image of split {split!r}; it needs train, query and gallery"
+                f"target: dataset {name} has no image of split {split!r}{target.passed_over}; it needs train, query "
+                "and gallery"
             )
     check_answers("target", name, target)
 
@@ -134,6 +139,8 @@ def check_answers(role: str, name: str, target: Contents) -> None:
     """
     for split in SPLITS[1:]:
         if not (target.images or {}).get(split):
-            raise UserError(f"{role}: dataset {name} has no image of split {split!r}; evaluation needs it")
+            raise UserError(
+                f"{role}: dataset {name} has no image of split {split!r}{target.passed_over}; evaluation needs it"
+            )
     if target.fault:
         raise UserError(f"{role}: dataset {name}: {target.fault}")

@@ -1,16 +1,22 @@
 """Ordered file lists, such as the published CFS_list.pkl: reading them and finding their images in a store."""
 
+import codecs
 import csv
+import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from rayreid.errors import UserError
+from rayreid.data.datasets.place import Place
+from rayreid.data.datasets.table_file import MISSING, TableFile, as_text
+from rayreid.data.images import SUFFIXES
+from rayreid.errors import UserError, one_line
 
 HEADINGS = ("key", "path", "file", "filename", "image", "name")
 """Column names that mark a CSV's first row as a heading; the column with such a name is the list."""
@@ -26,39 +32,80 @@ def read_list(path: Path) -> list[str]:
     """Return the entries of a file list, best first.
 
     Args:
-        path: `.txt`: one entry per line. `.csv`: the column headed key, path, file, filename, image or name, or else
-            the first column. `.pkl`: a pickled list of strings; nothing else in the file is loaded, let alone executed.
+        path: `.txt`: one entry per line. `.csv`, `.tsv`, `.parquet`: the column headed key, path, file, filename, image
+            or name, or else (not of Parquet) the first column. `.pkl`: a pickled list of strings; nothing else in the
+            file is loaded, let alone executed.
 
     Raises:
         UserError: The file is missing, of another kind, unreadable or empty.
     """
-    readers = {".txt": _read_text, ".csv": _read_csv, ".pkl": _read_pickle}
-    if path.suffix not in readers:
+    readers = {
+        ".txt": _read_text,
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+        ".parquet": _read_parquet,
+        ".pkl": _read_pickle,
+    }
+    if path.suffix.lower() not in readers:
         raise UserError(f"{path}: a file list ends in {', '.join(readers)}, not {path.suffix!r}")
     try:
-        entries = readers[path.suffix](path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: the file list cannot be read: {error}") from error
+        entries = readers[path.suffix.lower()](path)
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise UserError(f"{path}: the file list cannot be read: {one_line(error, 'all')}") from error
     if not entries:
         raise UserError(f"{path}: the file list is empty")
     return entries
 
 
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a text in UTF-8, or in UTF-16 if it says so."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    encoding = "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    with path.open(newline="", encoding=encoding) as file:
+        return list(file)
+
+
 def _read_text(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return [line.strip() for line in "".join(_lines(path)).splitlines() if line.strip()]
 
 
 def _read_csv(path: Path) -> list[str]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    lines = _lines(path)
+    cells = csv.reader(lines, delimiter=_separator(lines[0] if lines else ""), skipinitialspace=True)
+    rows = [row for row in cells if any(cell.strip() for cell in row)]
     if not rows:
         return []
-    heading = [cell.strip().lower() for cell in rows[0]]
-    column = next((heading.index(name) for name in HEADINGS if name in heading), None)
+    column = _listed_column(rows[0])
     body = rows if column is None else rows[1:]
     entries = [row[column or 0].strip() if len(row) > (column or 0) else "" for row in body]
-    if "" in entries:
-        raise UserError(f"{path}: row {entries.index('') + len(rows) - len(body) + 1} names no file")
+    absent = next((number for number, entry in enumerate(entries) if entry.lower() in MISSING), None)
+    if absent is not None:
+        raise UserError(f"{path}: row {absent + len(rows) - len(body) + 1} names no file")
+    return entries
+
+
+def _separator(heading: str) -> str:
+    """Return the separator at which a first line has a name of `HEADINGS`, or else an image; by default a comma."""
+    separators = [separator for separator in ",;\t|" if separator in heading]
+    cut = {separator: [cell.strip().strip('"') for cell in heading.split(separator)] for separator in separators}
+    named = (separator for separator in separators if _listed_column(cut[separator]) is not None)
+    image = (separator for separator in separators if _without_suffix(cut[separator][0]) != cut[separator][0])
+    return next(named, next(image, ","))
+
+
+def _listed_column(heading: Sequence[str]) -> int | None:
+    names = [cell.strip().lower() for cell in heading]
+    return next((names.index(name) for name in HEADINGS if name in names), None)
+
+
+def _read_parquet(path: Path) -> list[str]:
+    file = TableFile(Place(str(path)), HEADINGS, "file list")
+    if not file.columns:
+        raise UserError(f"{path}: the file list has no column {', '.join(HEADINGS)}; only {', '.join(file.headings)}")
+    entries = [entry for batch in file.batches() for entry in as_text(batch.column(0)).to_pylist()]
+    if None in entries:
+        raise UserError(f"{path}: row {entries.index(None) + 1} (the heading not counted) names no file")
     return entries
 
 
@@ -74,7 +121,8 @@ def _read_pickle(path: Path) -> list[str]:
         try:
             entries: Any = _ListUnpickler(file).load()
         except Exception as error:  # a corrupt pickle can raise almost anything
-            raise UserError(f"{path}: refused, not a plain pickled list of strings: {error}") from error
+            why = one_line(error, "all")
+            raise UserError(f"{path}: refused, not a plain pickled list of strings: {why}") from error
     if not isinstance(entries, list) or not all(type(entry) is str for entry in entries):
         raise UserError(f"{path}: refused, the pickle holds something else than a list of strings")
     return entries
@@ -89,19 +137,23 @@ class ListMatch:
         entries: Number of entries in the list.
         matched: Number of entries that name an image of the store (M plus repeated entries).
         ambiguous: Number of entries that could name several images; these are not matched.
+        respelt: Number of matched entries that differ from the key in the image suffix: "a.jpg" for "a".
     """
 
     rows: npt.NDArray[np.int64]
     entries: int
     matched: int
     ambiguous: int
+    respelt: int = 0
 
 
 def match_entries(entries: Sequence[str], keys: Keys) -> ListMatch:
     """Match a list's entries to a store's keys by path suffix.
 
     An entry names an image if the entry's path ends with the key (a list with the author's folders in front), or if
-    the key, and no other key, ends with the entry (a list relative to a deeper folder). The longest match wins.
+    the key, and no other key, ends with the entry (a list relative to a deeper folder). The longest match wins. An
+    entry without a match is compared again without image suffixes: LUPerson's LMDB has the key "00_00_0000_00000001"
+    for "00_00_0000_00000001.jpg" in the published CFS list.
 
     Args:
         entries: Paths, best first.
@@ -110,8 +162,8 @@ def match_entries(entries: Sequence[str], keys: Keys) -> ListMatch:
     Raises:
         UserError: Fewer than half of the entries match.
     """
-    suffixes = _Suffixes([_components(str(key)) for key in keys])
-    found = [suffixes.find(_components(entry)) for entry in entries]
+    paths = _Paths([_components(str(key)) for key in keys])
+    found = [paths.find(_components(entry)) for entry in entries]
     matched = sum(row not in (None, AMBIGUOUS) for row in found)
     ambiguous = found.count(AMBIGUOUS)
     if 2 * matched < len(entries):
@@ -122,7 +174,7 @@ def match_entries(entries: Sequence[str], keys: Keys) -> ListMatch:
             "is it this store's list?"
         )
     rows = list(dict.fromkeys(row for row in found if row not in (None, AMBIGUOUS)))
-    return ListMatch(np.array(rows, dtype=np.int64), len(entries), matched, ambiguous)
+    return ListMatch(np.array(rows, dtype=np.int64), len(entries), matched, ambiguous, paths.respelt)
 
 
 def _components(path: str) -> str:
@@ -132,12 +184,45 @@ def _components(path: str) -> str:
     return "/".join(part for part in path.replace("\\", "/").split("/") if part not in ("", "."))
 
 
+def _without_suffix(path: str) -> str:
+    stem, suffix = os.path.splitext(path)  # noqa: PTH122  (Path is slow for millions)
+    return stem if suffix.lower() in SUFFIXES else path
+
+
+class _Paths:
+    """Index that finds a path as it is written, or else without its image suffix.
+
+    Attributes:
+        respelt: Number of paths that were found only without their suffix.
+    """
+
+    def __init__(self, paths: Sequence[str]):
+        self._paths = paths
+        self._written = _Suffixes(paths)
+        self.respelt = 0
+
+    def find(self, entry: str) -> int | None:
+        """Return the row of the entry's image, `AMBIGUOUS`, or None."""
+        row = self._written.find(entry)
+        if row is not None:
+            return row
+        row = self._stems.find(_without_suffix(entry))
+        self.respelt += row not in (None, AMBIGUOUS)
+        return row
+
+    @cached_property
+    def _stems(self) -> "_Suffixes":
+        return _Suffixes([_without_suffix(path) for path in self._paths])
+
+
 class _Suffixes:
     """Index that finds a path by its suffix, or by a suffix of the path asked for."""
 
     def __init__(self, paths: Sequence[str]):
         self.paths = paths
-        self.whole = {path: row for row, path in enumerate(paths)}
+        self.whole: dict[str, int] = {}
+        for row, path in enumerate(paths):
+            self.whole[path] = AMBIGUOUS if path in self.whole else row
         self.tails: dict[int, dict[str, int]] = {}
 
     def find(self, entry: str) -> int | None:

@@ -9,11 +9,12 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
-from rayreid.data.datasets import NamedDataset, open_source
+from rayreid.data.datasets import NamedDataset, open_dataset
+from rayreid.data.datasets.place import Place, is_uri
+from rayreid.data.datasets.table_file import TableFile, as_text
 from rayreid.data.synthetic.synthetic import ORIGINS
-from rayreid.errors import UserError, one_line
+from rayreid.errors import UserError
 from rayreid.paths import data_path
 
 
@@ -80,7 +81,7 @@ class Pool(NamedDataset, Protocol):
 
     @property
     def provenance(self) -> str | None:
-        """Return the path of the CSV file `key,origin`; None if there is none."""
+        """Return the path of the table `key,origin`, CSV or Parquet; None if there is none."""
 
     @property
     def relevant(self) -> str | None:
@@ -93,7 +94,7 @@ def provenance_of(source: Pool) -> Provenance | None:
     The file is read here, before any stage runs, so that an error in it does not surface after hours of scoring.
 
     Raises:
-        UserError: The file is missing or is not a CSV file with the columns `key` and `origin`, or `relevant` is unset
+        UserError: The file is missing or is no table with the columns `key` and `origin`, or `relevant` is unset
             or names no origin that occurs.
     """
     if source.provenance is not None:
@@ -102,7 +103,8 @@ def provenance_of(source: Pool) -> Provenance | None:
         path = data_path(source.provenance)
         if not path.is_file():
             raise UserError(f"{path}: no such file (pool.provenance)")
-        table = _read(path, path.stat().st_mtime_ns)
+        root = None if source.root is None or is_uri(source.root) else str(data_path(source.root))
+        table = _read(path, root, path.stat().st_mtime_ns)
         _check_relevant(source.relevant, pc.unique(table["origin"]).to_pylist(), str(path))
         return Provenance(lambda: table, source.relevant)
     if source.dataset == "synthetic":
@@ -113,23 +115,27 @@ def provenance_of(source: Pool) -> Provenance | None:
 
 
 @lru_cache(maxsize=1)
-def _read(path: Path, changed: int) -> pa.Table:
-    """Return the file's two columns.
+def _read(path: Path, root: str | None, changed: int) -> pa.Table:
+    """Return the file's two columns, with keys written as the pool writes them.
 
     The file is read once for all rows of an experiment; `changed`, its time of modification in nanoseconds,
     distinguishes versions of it.
     """
-    types = {name: pa.string() for name in ("key", "origin")}  # a key such as 0001 is not a number
-    try:
-        options = pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(types))
-        table = pyarrow.csv.read_csv(path, convert_options=options)
-    except KeyError:
-        raise UserError(f"{path}: the first line of a provenance file names the columns key and origin") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a CSV file of the columns key and origin ({one_line(error)})") from None
+    file = TableFile(Place(str(path)), ("key", "origin"), "provenance file")
+    if file.columns != ["key", "origin"]:
+        raise UserError(f"{path}: the first line of a provenance file names the columns key and origin")
+    columns = {name: [as_text(batch.column(name)) for batch in file.batches()] for name in file.columns}
+    table = pa.table({name: pa.chunked_array(chunks, pa.string()) for name, chunks in columns.items()}).drop_null()
     if not len(table):
         raise UserError(f"{path}: the provenance file names no image (pool.provenance)")
-    return table
+    keys = [_pool_key(key, root) for key in table["key"].to_pylist()]
+    return pa.table({"key": pa.array(keys, pa.string()), "origin": table["origin"]})
+
+
+def _pool_key(written: str, root: str | None) -> str:
+    """Return a key without backslashes, and relative to the pool's root if it is a path below it."""
+    key = written.replace("\\", "/")
+    return key.removeprefix(f"{root.rstrip('/')}/").lstrip("/") if root and key.startswith("/") else key
 
 
 def _check_relevant(relevant: str, origins: Sequence[str], source: str) -> None:
@@ -139,5 +145,6 @@ def _check_relevant(relevant: str, origins: Sequence[str], source: str) -> None:
 
 
 def _drawn(source: NamedDataset) -> pa.Table:
-    origins = open_source(source).origins()  # type: ignore[attr-defined]  # only the synthetic dataset has it
+    drawn = open_dataset(source.dataset, source.root, **source.options)
+    origins = drawn.origins()  # type: ignore[attr-defined]  # only the synthetic dataset has it
     return pa.table({"key": list(origins), "origin": list(origins.values())})

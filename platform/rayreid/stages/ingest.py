@@ -57,6 +57,8 @@ def _stored(dataset: Dataset, source: Source, context: StageContext) -> tuple[di
     """Read all images into the artifact's store, and return its manifest and examples."""
     with context.screen.bar("reading images", None) as bar:
         shards, listed = _write(dataset, context.folder, source.verify, bar)
+    for note in dataset.notes:
+        context.screen.say(f"    {note}")
     if not shards:
         raise UserError(f"{source.root or source.dataset}: no image found for dataset {source.dataset!r}")
     join = ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(_join)

@@ -87,7 +87,8 @@ def ranking(
         scores = score.read_scores(ranked) if basis is Basis.SCORES else read_priority(ranked)
     if basis is Basis.LIST:
         match = match_entries(read_list(list_file(config)), store.keys)
-        say(f"    {match.matched} of {match.entries} entries of the list are in the pool")
+        respelt = f", {match.respelt} of them under a key with another suffix" if match.respelt else ""
+        say(f"    {match.matched} of {match.entries} entries of the list are in the pool{respelt}")
     return priority(config.strategy, store.keys, seed=seed, scores=scores, match=match)
 
 

@@ -122,3 +122,12 @@ def test_workers_get_it_small(root):
 def test_wrong_descriptions(root, options, message):
     with pytest.raises(UserError, match=message):
         Combined(**options)
+
+
+def test_the_cameras_of_one_part_may_be_ignored(root):
+    first, second = parts(root)
+    found = list(Combined(parts=[{**first, "cameras": "ignore"}, second]).records())
+    assert {record.camid for record in found if record.key.startswith("0-")} == {-1}
+    assert -1 not in {record.camid for record in found if record.key.startswith("1-")}
+    with pytest.raises(UserError, match=r"part 1: cameras is 'none'; valid: use, ignore"):
+        Combined(parts=[first, {**second, "cameras": "none"}])

@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 import lmdb
+import numpy as np
 import pytest
 
 from rayreid.data.datasets import lmdb_store
@@ -131,7 +132,21 @@ class Bomb:
 
 
 @pytest.mark.parametrize(
-    "content", [{"keys": ["a"], "pids": [1]}, ["a", 1], [["a"]], ("a",), [b"a"], "a", ["a", Bomb()], {"a"}, [None]]
+    "content",
+    [
+        {"names": ["a"], "pids": [1]},
+        {"keys": ["a", 1]},
+        {"keys": "a"},
+        {"a": {"keys": ["b"]}},
+        ["a", 1],
+        [["a"]],
+        ("a",),
+        [b"a"],
+        "a",
+        ["a", Bomb()],
+        {"a"},
+        [None],
+    ],
 )
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_pickles_of_anything_else_are_refused_unopened(tmp_path, monkeypatch, content, protocol):
@@ -139,6 +154,30 @@ def test_pickles_of_anything_else_are_refused_unopened(tmp_path, monkeypatch, co
     with pytest.raises(UserError, match=r"keys.pkl.*something else than a list of strings"):
         list(read_keys(write_pickle(tmp_path / "keys.pkl", content, protocol)))
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("number", [0, 1, 2, 1000, 1001, 2500])  # pickle writes lists in batches of a thousand
+@pytest.mark.parametrize("labels", ["none", "before", "list", "array", "bomb"])
+def test_the_keys_of_a_pickled_dict_are_read_and_its_labels_are_not(tmp_path, monkeypatch, protocol, number, labels):
+    monkeypatch.chdir(tmp_path)
+    keys = [f"{index:05d}_ü" for index in range(number)]
+    pids = {
+        "none": {},
+        "before": {"vids": list(range(number)), "names": ["x", "keys"]},
+        "list": {"pids": list(range(number)), "more": (None, 2.5, True, b"x")},
+        "array": {"pids": np.arange(number), "vids": np.array(["a", "keys"], object)},
+        "bomb": {"pids": [Bomb()]},
+    }[labels]
+    content = {**pids, "keys": keys} if labels == "before" else {"keys": keys, **pids}
+    assert list(read_keys(write_pickle(tmp_path / "keys.pkl", content, protocol))) == keys
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_the_keys_of_a_json_object_are_read(tmp_path):
+    for content in ({"keys": ["a", "b"], "pids": [1, 2]}, {"a": "a man", "b": ["a woman"]}, ["a", "b"]):
+        (tmp_path / "keys.json").write_text(json.dumps(content))
+        assert list(read_keys(tmp_path / "keys.json")) == ["a", "b"]
 
 
 def test_lists_that_cannot_be_read(tmp_path):
@@ -184,3 +223,28 @@ def test_pickles_that_refer_to_no_string_are_refused(tmp_path, content):
     (tmp_path / "keys.pkl").write_bytes(content)
     with pytest.raises(UserError, match=r"keys.pkl.*refused"):
         list(read_keys(tmp_path / "keys.pkl"))
+
+
+@pytest.mark.parametrize(
+    "spell",
+    ["{}.jpg", "images/{}.jpg", "LUP\\images\\{}.JPG", "images/{}"],
+)
+def test_keys_that_the_list_spells_differently_are_found_and_counted(tmp_path, spell):
+    root = write_lmdb(tmp_path / "lmdb", IMAGES)
+    first, second, third, *_ = IMAGES
+    write_pickle(tmp_path / "CFS_list.pkl", [spell.format(third), first, spell.format(second), "absent.jpg"])
+    dataset = LmdbStore(str(root), keys="CFS_list.pkl")
+    assert [record.key for record in dataset.records()] == [third, first, second, "absent.jpg"]
+    assert dataset.notes == ["2 keys of CFS_list.pkl are spelt differently in the database"]
+    assert [dataset.read(record) for record in list(dataset.records())[:3]] == [
+        IMAGES[k] for k in (third, first, second)
+    ]
+    assert len(dataset.notes) == 1  # listing twice notes it once
+
+
+def test_keys_that_lack_the_suffix_of_the_database_are_found(tmp_path):
+    root = write_lmdb(tmp_path / "lmdb", {f"{key}.jpg": image for key, image in IMAGES.items()})
+    (tmp_path / "keys.txt").write_text("\n".join(IMAGES))
+    dataset = LmdbStore(str(root))
+    assert [record.key for record in dataset.records()] == [f"{key}.jpg" for key in IMAGES]
+    assert dataset.notes == ["5 keys of keys.txt are spelt differently in the database"]

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayreid.data.datasets import table
+from rayreid.data.datasets import table_file
 from rayreid.data.datasets.table import Table
 from rayreid.data.store.shards import MissingImageError
 from rayreid.data.store.store import Record
@@ -45,7 +45,7 @@ def listed(root: str, **options) -> list[Record]:
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_all_columns(images, suffix, monkeypatch):
-    monkeypatch.setattr(table, "_BATCH_ROWS", 3)  # several pieces
+    monkeypatch.setattr(table_file, "_BATCH_ROWS", 3)  # several pieces
     dataset = Table(write(images / f"list{suffix}", {"other": [1, 2, "x", 4] if suffix == ".csv" else [1] * 4, **ROWS}))
     records = list(dataset.records())
     assert [(record.key, record.pid, record.camid, record.split) for record in records] == [
@@ -144,7 +144,7 @@ def test_an_image_that_is_not_there_is_unreadable_not_fatal(images):
     ],
 )
 def test_impossible_values_are_named_by_row_and_column(images, monkeypatch, suffix, column, values, message):
-    monkeypatch.setattr(table, "_BATCH_ROWS", 2)
+    monkeypatch.setattr(table_file, "_BATCH_ROWS", 2)
     root = write(images / f"list{suffix}", {**ROWS, column: values})
     with pytest.raises(UserError, match=message) as error:
         listed(root)
@@ -168,7 +168,7 @@ def test_tables_that_are_none(images, tmp_path):
 
     refused("absent.csv", None, "does not exist")
     refused("a", None, "does not exist")  # a folder
-    refused("list.xlsx", b"x", "no .csv or .parquet")
+    refused("list.xlsx", b"x", "no .csv, .tsv or .parquet")
     refused("empty.csv", b"", "cannot be read")
     refused("heading.csv", b"path,pid\n", "has no image")
     refused("other.csv", b"file,pid\nx,1\n", "has no column path, only file, pid")
@@ -183,7 +183,7 @@ def test_tables_that_are_none(images, tmp_path):
 
 def test_a_long_table_is_read_piece_by_piece(images, monkeypatch):
     root = write(images / "list.parquet", {"path": ["a/1.jpg"] * 5 + ["x"], "pid": [1] * 5 + [-7]})
-    monkeypatch.setattr(table, "_BATCH_ROWS", 2)
+    monkeypatch.setattr(table_file, "_BATCH_ROWS", 2)
     records = iter(Table(root).records())
     assert [next(records).pid for _ in range(4)] == [1] * 4  # the wrong sixth row has not been looked at
     with pytest.raises(UserError, match=r"row 6"):
@@ -207,3 +207,97 @@ def test_keys_are_relative_and_posix(images):
     assert [record.key for record in records] == ["c.jpg", "a/2.jpg"]
     assert dataset.read(records[1]) == b"a/2.jpg"
     assert dataset.ignored == [("a/1.jpg", "key outside its root")] * 3 + [("a/1.jpg", "key not a path")]
+
+
+FRAMES = {
+    "floats": {"pid": [3.0, float("nan"), 4.0, -1.0], "camid": [1.0, 2.0, float("nan"), 1.0]},
+    "nullable": {"pid": pd.array([3, None, 4, -1], "Int64"), "camid": pd.array([1, 2, None, 1], "Int16")},
+    "texts": {"pid": ["3", None, "0004", "-1"], "camid": ["1", "2.0", "", " 1 "]},
+    "categories": {"pid": pd.Categorical([3, None, 4, -1]), "camid": pd.Categorical(["1", "2", None, "1"])},
+    "objects": {"pid": [3, None, "4.0", -1.0], "camid": [1, "2", float("nan"), 1]},
+    "words": {"pid": ["3", "nan", "4", "-1"], "camid": ["1", "2", "<NA>", "1"]},
+}
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_csv_and_parquet_of_one_data_frame_are_the_same(images, frame):
+    names = {
+        "split": pd.Categorical(["train", None, "gallery", "query"]),
+        "key": ["one", None, "none", "N/A"],
+        "note": ['two\nlines, "quoted"', None, "x", ";"],
+    }
+    table = pd.DataFrame({"path": ROWS["path"], **FRAMES[frame], **names})
+    table.to_csv(images / "list.csv", index=True)
+    table.to_csv(images / "missing.csv", index=False, na_rep="NaN")
+    table.to_csv(images / "list.tsv", index=False, sep="\t")
+    if frame != "objects":
+        table.to_parquet(images / "list.parquet")
+    found = [
+        [(record.key, record.pid, record.camid, record.split) for record in listed(str(images / file))]
+        for file in ("list.csv", "missing.csv", "list.tsv", "list.parquet")
+        if (images / file).exists()
+    ]
+    expected = [
+        ("one", 3, 1, "train"),
+        ("a/2.jpg", -1, 2, "pool"),
+        ("b, c/3.jpg", 4, -1, "gallery"),
+        ("ü.png", -1, 1, "query"),
+    ]
+    assert found == [expected] * len(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "encoding"),
+    [
+        ("bom.csv", "path,pid\r\n{},7\r\n{},8\r\n", "utf-8-sig"),
+        ("utf16.csv", "path\tpid\r\n{}\t7\r\n{}\t8\r\n", "utf-16"),
+        ("semicolon.csv", "path;pid\n{};7\n{};8\n", "utf-8"),
+        ("bars.csv", "pid|path\n7|{}\n8|{}\n", "utf-8"),
+        ("tabs.TSV", "path\tpid\n{}\t7\n{}\t8\n", "utf-8"),
+        ("spaces.CSV", "path, pid, split\n{}, 7, pool\n{} , 8 ,\n", "utf-8"),
+        ("quoted.csv", '"Path", "PID"\n"{}", 7\n"{}", "8"\n', "utf-8"),
+        ("case.csv", "PID,Path,Split\n7,{},Pool\n8,{},\n", "utf-8"),
+    ],
+)
+def test_csv_files_of_other_programs(images, name, text, encoding):
+    (images / name).write_bytes(text.format("a/1.jpg", "ü.png").encode(encoding))
+    assert [(record.key, record.pid, record.split) for record in listed(str(images / name))] == [
+        ("a/1.jpg", 7, "pool"),
+        ("ü.png", 8, "pool"),
+    ]
+
+
+def test_paths_of_windows_and_absolute_paths_below_the_root_are_read(images, tmp_path_factory):
+    (images / "back\\slash.jpg").write_bytes(b"slash")
+    link = tmp_path_factory.mktemp("links") / "data"
+    link.symlink_to(images)
+    paths = [r"a\1.jpg", r".\a\2.jpg", f"{images}/a/1.jpg", f"{link}//b, c/3.jpg", r"back\slash.jpg"]
+    keys = [None, None, r"x\1.jpg", None, None]
+    (images / "sub").mkdir()
+    (images / "sub/link").symlink_to(images)
+    for root in (images, link):
+        dataset = Table(write(images / "list.csv", {"path": paths, "key": keys}), images=str(root))
+        records = list(dataset.records())
+        assert [record.key for record in records] == [
+            "a/1.jpg",
+            "a/2.jpg",
+            "x/1.jpg",
+            "b, c/3.jpg",
+            r"back\slash.jpg",
+        ]
+        assert [dataset.read(record) for record in records] == [
+            b"a/1.jpg",
+            b"a/2.jpg",
+            b"a/1.jpg",
+            b"b, c/3.jpg",
+            b"slash",
+        ]
+    outside = Table(write(images / "list.csv", {"path": [r"C:\data\1.jpg", f"{images}/../x.jpg", "a/1.jpg"]}))
+    assert len(list(outside.records())) == 1
+    assert [reason for _, reason in outside.ignored] == ["outside its root"] * 2
+
+
+def test_uris_below_the_root_are_read(images):
+    dataset = Table(write(images / "list.csv", {"path": [f"{images.as_uri()}/a/1.jpg"]}), images=images.as_uri())
+    (record,) = dataset.records()
+    assert (record.key, dataset.read(record)) == ("a/1.jpg", b"a/1.jpg")

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from rayreid.data.datasets.place import is_uri
+from rayreid.data.datasets.without_cameras import WithoutCameras
 from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
 from rayreid.paths import data_path
@@ -20,11 +21,16 @@ class Dataset(Protocol):
         version: The edition, if results of different editions must not be compared; else "".
         ignored: (path, reason) of files that look like images of the dataset but give no record. `records` fills it,
             for `finish_store`.
+        left_out: Files that are no images of the dataset, by reason: their number and the first of them. `records`
+            fills it, too.
+        notes: Lines for the user on how the dataset was read. `records` fills it, too.
     """
 
     name: str
     version: str
     ignored: list[tuple[str, str]]
+    left_out: dict[str, tuple[int, str]]
+    notes: list[str]
 
     def records(self) -> Iterable[Record]:
         """List the images, in an order that is the same every time; a large dataset lists them one by one."""
@@ -67,14 +73,19 @@ def _nearest(name: str, valid: list[str]) -> str:
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "combined": _lazy("datasets.combined", "Combined"),
+    "cuhk01": _lazy("datasets.pattern", "CUHK01"),
     "cuhk03": _lazy("datasets.cuhk03", "CUHK03"),
+    "dukemtmc": _lazy("datasets.market1501", "DukeMTMC"),
     "folder": _lazy("datasets.folder", "open_folder"),
     "lmdb": _lazy("datasets.lmdb_store", "LmdbStore"),
     "market1501": _lazy("datasets.market1501", "Market1501"),
     "msmt17": _lazy("datasets.msmt17", "MSMT17"),
+    "occluded": _lazy("datasets.pattern", "Occluded"),
+    "pattern": _lazy("datasets.pattern", "Pattern"),
     "store": _lazy("datasets.existing_store", "ExistingStore"),
     "synthetic": _lazy("synthetic.synthetic", "Synthetic"),
     "table": _lazy("datasets.table", "Table"),
+    "veri776": _lazy("datasets.pattern", "VeRi776"),
     "webdataset": _lazy("datasets.tar_shards", "TarShards"),
 }
 
@@ -111,6 +122,10 @@ class NamedDataset(Protocol):
     def options(self) -> Mapping[str, Any]:
         """Return the dataset's own options."""
 
+    @property
+    def cameras(self) -> str:
+        """Return "use", or "ignore" if all cameras count as unknown."""
+
 
 def open_source(source: NamedDataset) -> Dataset:
     """Open the dataset that a configuration names.
@@ -121,4 +136,9 @@ def open_source(source: NamedDataset) -> Dataset:
     root = source.root
     if root and not is_uri(root):
         root = str(data_path(root))
-    return open_dataset(source.dataset, root, **source.options)
+    dataset = open_dataset(source.dataset, root, **source.options)
+    if source.cameras == "ignore":
+        if source.dataset == "store":
+            raise UserError("dataset store: the cameras are those of the store; set cameras: ignore where it is made")
+        return WithoutCameras(dataset)
+    return dataset

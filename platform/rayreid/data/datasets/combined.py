@@ -8,11 +8,12 @@ from typing import Any
 from rayreid.data.datasets import Dataset, open_dataset
 from rayreid.data.datasets.layout import Layout
 from rayreid.data.datasets.place import is_uri
+from rayreid.data.datasets.without_cameras import WithoutCameras
 from rayreid.data.store.shards import MissingImageError, Record
 from rayreid.errors import UserError
 from rayreid.paths import data_path
 
-FIELDS = ("dataset", "root", "options")
+FIELDS = ("dataset", "root", "options", "cameras")
 _KEY = re.compile(r"(\d+)-[^/]*/(.*)", re.DOTALL)
 
 
@@ -25,7 +26,8 @@ class Combined(Layout):
 
     Args:
         root: None, because each part has its own root.
-        parts: Two or more datasets, each `{dataset, root, options}`; a relative root is resolved as for any dataset.
+        parts: Two or more datasets, each `{dataset, root, options, cameras}`; a relative root is resolved as for any
+            dataset.
         test: Number of the part, from 0, whose query and gallery are kept; None keeps those of all parts.
 
     Attributes:
@@ -57,7 +59,7 @@ class Combined(Layout):
         Raises:
             UserError: A part raises it.
         """
-        self.ignored = []
+        self.ignored, self.left_out, self.notes = [], {}, []
         first_pid = first_camid = 0
         for number, part in enumerate(self._parts):
             prefix = f"{number}-{part.name}/"
@@ -69,6 +71,7 @@ class Combined(Layout):
                 if self._test in (None, number) or record.split not in ("query", "gallery"):
                     yield replace(record, key=prefix + record.key, pid=pid, camid=camid)
             self.ignored += [(prefix + path, reason) for path, reason in part.ignored]
+            self.notes += [f"part {number}: {note}" for note in part.notes]
             first_pid, first_camid = highest_pid + 1, highest_camid + 1
 
     def read(self, record: Record) -> bytes:
@@ -90,9 +93,12 @@ def _open(number: int, part: Any) -> Dataset:
     for field in part:
         if field not in FIELDS:
             raise UserError(f"{where} has no field {field!r}; valid: {', '.join(FIELDS)}")
-    root, options = part.get("root"), part.get("options") or {}
+    root, options, cameras = part.get("root"), part.get("options") or {}, part.get("cameras", "use")
     if not isinstance(options, Mapping):
         raise UserError(f"{where}: options are {options!r}; give names and values")
     if root is not None and not is_uri(root):
         root = str(data_path(str(root)))
-    return open_dataset(part["dataset"], root, **options)
+    if cameras not in ("use", "ignore"):
+        raise UserError(f"{where}: cameras is {cameras!r}; valid: use, ignore")
+    dataset = open_dataset(part["dataset"], root, **options)
+    return WithoutCameras(dataset) if cameras == "ignore" else dataset

@@ -44,6 +44,11 @@ class CUHK03(FolderLayout):
         self.version = kind
         self._folder, self._splits = f"images_{kind}", f"splits_new_{kind}.json"
         self.needs = (self._folder, self._splits)
+        if not (self.root / self._splits).exists() and (mat := sorted(self.root.glob("*.mat"))):
+            raise UserError(
+                f"dataset cuhk03: {self.root} has the MAT file {mat[0].name}, not yet the images; unpack it to "
+                f"{self._folder} and {self._splits}, as the field's converters do (torchreid's dataset cuhk03 is one)"
+            )
         self.require(*self.needs)
 
     def records(self) -> list[Record]:
@@ -52,10 +57,10 @@ class CUHK03(FolderLayout):
         Raises:
             UserError: The file cannot be read, or a split has no image.
         """
-        self.ignored = []
+        self.ignored, self.left_out = [], {}
         splits = self._read_splits()
         records = [record for split in SPLITS for row in splits[split] if (record := self._record(split, row))]
-        self.require_images(records, *SPLITS)
+        self.require_images(records, dict.fromkeys(SPLITS, (f"{self._splits}: ",)))
         return sorted(records, key=lambda record: record.key)
 
     def _read_splits(self) -> dict[str, list[Any]]:
@@ -76,5 +81,8 @@ class CUHK03(FolderLayout):
                 name = PureWindowsPath(path).name  # accepts both kinds of slashes
                 if PureWindowsPath(name).suffix.lower() in SUFFIXES and not refusal(name):
                     return Record(f"{self._folder}/{name}", pid, camid, split, str(self.root / self._folder / name))
+            case [str(), str(), _] | [str(), _, str()]:
+                self.ignore(f"{self._splits}: {row}", "identity or camera is text; write it as a number")
+                return None
         self.ignore(f"{self._splits}: {row}", "no row of image, identity and camera")
         return None

@@ -41,6 +41,8 @@ class ExistingStore:
         self.name: str = self.manifest["dataset"]
         self.version: str = self.manifest["version"]
         self.ignored: list[tuple[str, str]] = []
+        self.left_out: dict[str, tuple[int, str]] = {}
+        self.notes: list[str] = []
 
     def records(self) -> Iterator[Record]:
         """List the images in the order of the index.
@@ -85,6 +87,8 @@ class ExistingStore:
         try:
             return place.read(place.path)
         except FileNotFoundError:
-            raise UserError(f"{self.root}: there is no {name}, so this is no complete image store") from None
+            raise UserError(
+                f"dataset store: there is no {name} in {self.root}; the store does not exist, or is not complete"
+            ) from None
         except OSError as error:
             raise UserError(f"{self.root}: {name} cannot be read ({one_line(error)})") from error

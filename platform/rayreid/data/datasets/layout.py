@@ -1,12 +1,15 @@
 """The common base of datasets: their location, the files that they ignore, and the files that they need."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rayreid.data.datasets.misplaced import remedy
 from rayreid.data.datasets.place import is_uri, local_path
 from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
+
+_REASONS = 4  # named in a message
 
 
 def refusal(path: str) -> str | None:
@@ -14,6 +17,26 @@ def refusal(path: str) -> str | None:
     if not path or "\0" in path:
         return "not a path"
     return "outside its root" if path.startswith("/") or ".." in path.split("/") else None
+
+
+def printable(path: str) -> str:
+    """Return a path that may not be UTF-8 as a text that is."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def passed_over(ignored: Sequence[tuple[str, str]], left_out: Mapping[str, tuple[int, str]]) -> str:
+    """Return, for the end of a message, how many files gave no record, the first of them, and why.
+
+    Args:
+        ignored: (path, reason) of each file that looks like an image of the dataset.
+        left_out: Number and first of the other files, by reason.
+    """
+    found = [f"{len(ignored)} ignored, first {': '.join(ignored[0])}"] if ignored else []
+    found += [f"{count} left out, first {path}: {reason}" for reason, (count, path) in left_out.items()]
+    text = "; ".join([*found[:_REASONS], *(["…"] if len(found) > _REASONS else [])])
+    # a name may contain a line break, a message may not
+    line = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return f" ({line})" if line else ""
 
 
 class Layout:
@@ -25,6 +48,8 @@ class Layout:
         name: The dataset's name in the registry.
         version: The edition, if there are several; else "".
         ignored: (path, reason) of files that look like images of the dataset but give no record.
+        left_out: Files that are no images of the dataset, by reason: their number and the first of them.
+        notes: Lines for the user on how the dataset was read.
     """
 
     name: str
@@ -32,13 +57,20 @@ class Layout:
 
     def __init__(self) -> None:
         self.ignored: list[tuple[str, str]] = []
+        self.left_out: dict[str, tuple[int, str]] = {}
+        self.notes: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "ignored": []}
+        return {**self.__dict__, "ignored": [], "left_out": {}, "notes": []}
 
     def ignore(self, path: str, reason: str) -> None:
         """Record a file that gives no record, with its name made printable."""
-        self.ignored.append((path.encode("utf-8", "backslashreplace").decode(), reason))
+        self.ignored.append((printable(path), reason))
+
+    def leave_out(self, path: str, reason: str) -> None:
+        """Count a file that is no image of the dataset."""
+        count, first = self.left_out.get(reason, (0, printable(path)))
+        self.left_out[reason] = (count + 1, first)
 
     def can_name(self, key: str) -> bool:
         """Return whether an index can contain this key; if not, record the file as ignored."""
@@ -56,8 +88,7 @@ class Layout:
             empty = False
             yield record
         if empty:
-            why = f" ({len(self.ignored)} ignored, first {': '.join(self.ignored[0])})" if self.ignored else ""
-            raise UserError(f"dataset {self.name}: {place} has no image{why}")
+            raise UserError(f"dataset {self.name}: {place} has no image{passed_over(self.ignored, self.left_out)}")
 
 
 class LocalLayout(Layout):
@@ -98,11 +129,9 @@ class LocalLayout(Layout):
     def require(self, *parts: str) -> None:
         """Raise a UserError that names the first of these sub-folders or files that the root does not have."""
         for part in parts:
-            if (self.root / part).exists():
-                continue
-            inside = sorted(child for child in self.root.iterdir() if (child / part).exists())
-            hint = f"did you mean root {inside[0]}?" if inside else f"it needs {', '.join(self.needs)}"
-            raise UserError(f"dataset {self.name}: {self.root} has no {part}; {hint}")
+            if not (self.root / part).exists():
+                hint = remedy(self.root, parts, self.name) or f"it needs {', '.join(self.needs)}"
+                raise UserError(f"dataset {self.name}: {self.root} has no {part}; {hint}")
 
 
 class FolderLayout(LocalLayout):
@@ -120,9 +149,17 @@ class FolderLayout(LocalLayout):
         if not self.root.is_dir():
             raise UserError(f"dataset {self.name}: {self.root} is a file; give the folder that holds the images")
 
-    def require_images(self, records: Sequence[Record], *splits: str) -> None:
-        """Raise a UserError that names the first of these splits without a record."""
+    def require_images(self, records: Sequence[Record], places: Mapping[str, tuple[str, ...]]) -> None:
+        """Raise a UserError that names the first split without a record, and what its files were passed over for.
+
+        Args:
+            records: All records.
+            places: The folders or lists of each split, with which the paths of files that are noted begin.
+        """
         present = {record.split for record in records}
-        for split in splits:
+        for split, starts in places.items():
             if split not in present:
-                raise UserError(f"dataset {self.name}: {self.root} has no image of split {split!r}")
+                own = [file for file in self.ignored if file[0].startswith(starts)]
+                others = {reason: file for reason, file in self.left_out.items() if file[1].startswith(starts)}
+                why = passed_over(own, others) or f" (there is nothing in {', '.join(filter(None, starts)) or 'it'})"
+                raise UserError(f"dataset {self.name}: {self.root} has no image of split {split!r}{why}")

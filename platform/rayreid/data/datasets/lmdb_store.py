@@ -4,28 +4,34 @@ lmdb/data.mdb  lmdb/lock.mdb     or one file          key → an encoded image
 keys.pkl                         next to it or inside a pickled list of the keys
 """
 
+import os
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from rayreid.data.datasets.keylist import check_key_list, read_keys
 from rayreid.data.datasets.layout import LocalLayout
+from rayreid.data.images import SUFFIXES
 from rayreid.data.store.shards import MissingImageError, Record
 from rayreid.errors import UserError
 
 KEY_LISTS = ("keys.txt", "keys.json", "keys.pkl")
+_LONGEST_KEY = 511  # bytes, as LMDB is built
 METADATA = frozenset((b"__len__", b"__keys__"))
 
 
 class LmdbStore(LocalLayout):
     """The images of an LMDB: split pool, identity and camera unknown. The keys are those of the database.
 
+    A key of the list that the database lacks is looked up without folders and image suffix, and with ".jpg": the
+    published CFS list has "00_00_0000_00000001.jpg" for the key "00_00_0000_00000001".
+
     Args:
         root: The database: a folder with `data.mdb`, or one file.
-        keys: A list of the keys to take: text with one key a line (`.txt`), JSON or a pickled list. A relative path is
-            looked up inside the root and next to it. Without it, the first existing file of `KEY_LISTS` is used, or
-            else all keys of the database.
+        keys: A list of the keys to take: text with one key a line (`.txt`), JSON or a pickle (`keylist.read_keys`). A
+            relative path is looked up inside the root and next to it. Without it, the first existing file of
+            `KEY_LISTS` is used, or else all keys of the database.
 
     Raises:
         UserError: The database or the list is missing, damaged or of another kind.
@@ -48,8 +54,8 @@ class LmdbStore(LocalLayout):
         Raises:
             UserError: The list cannot be read, or, at the end, there was no key.
         """
-        self.ignored = []
-        keys = self._own_keys() if self._keys is None else read_keys(self._keys)
+        self.ignored, self.left_out, self.notes = [], {}, []
+        keys = self._own_keys() if self._keys is None else self._listed_keys(self._keys)
         named = (Record(key, -1, -1, "pool", key) for key in keys if self.can_name(key))
         return self.at_least_one(named, self._keys or self.root)
 
@@ -86,11 +92,42 @@ class LmdbStore(LocalLayout):
         check_key_list(found[0])
         return found[0]
 
+    def _listed_keys(self, path: Path) -> Iterator[str]:
+        """Yield the keys of a list as the database spells them; those that it lacks, as the list does."""
+        respelt = 0
+        with _environment(self._database).begin() as transaction:
+            cursor = transaction.cursor()
+            for key in read_keys(path):
+                spelling = next((one for one in _spellings(key) if _has(cursor, one)), key)
+                respelt += spelling != key
+                yield spelling
+        if respelt:
+            self.notes.append(f"{respelt} keys of {path.name} are spelt differently in the database")
+
     def _own_keys(self) -> Iterator[str]:
         with _environment(self._database).begin() as transaction:
             for key in transaction.cursor().iternext(keys=True, values=False):
                 if key not in METADATA:
                     yield key.decode("utf-8", "surrogateescape")
+
+
+def _spellings(key: str) -> Iterator[str]:
+    """Yield the key, and what else the database may call it."""
+    yield key
+    name = PureWindowsPath(key).name  # accepts both kinds of slashes
+    for one in (key, name):
+        stem, suffix = os.path.splitext(one)  # noqa: PTH122  (Path is slow for millions)
+        if suffix.lower() in SUFFIXES:
+            yield stem
+        else:
+            yield f"{one}.jpg"
+    yield name
+
+
+def _has(cursor: Any, key: str) -> bool:
+    """Return whether the database has a key; its value is not read."""
+    encoded = key.encode("utf-8", "surrogateescape")
+    return 0 < len(encoded) <= _LONGEST_KEY and cursor.set_key(encoded)
 
 
 @cache  # per process, not per dataset: LMDB forbids opening a database twice in one process

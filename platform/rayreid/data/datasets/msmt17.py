@@ -4,7 +4,8 @@
     list_train.txt  list_val.txt  list_query.txt  list_gallery.txt
         0000/0000_000_01_0303morning_0008_0.jpg 0
 
-A line has a file below the train or test folder and its identity; the third field of the file name is the camera.
+A line has a file below the train or test folder and its identity; the third field of the file name is the camera. Lists
+may lack the suffix, separate file and identity by a tab, begin a file with its folder, or write backslashes.
 Identities of train and test are numbered separately, both from 0. The train split is list_train + list_val (32,621
 images, 1,041 identities), as the field uses it. The results of the editions differ by several points of mAP: never
 compare them.
@@ -19,11 +20,12 @@ from rayreid.errors import UserError
 
 FOLDERS = {"V1": ("train", "test"), "V2": ("mask_train_v2", "mask_test_v2")}
 LISTS = (  # list, position of its folder in FOLDERS, split
-    ("list_train.txt", 0, "train"),
-    ("list_val.txt", 0, "train"),
-    ("list_query.txt", 1, "query"),
-    ("list_gallery.txt", 1, "gallery"),
+    ("list_train", 0, "train"),
+    ("list_val", 0, "train"),
+    ("list_query", 1, "query"),
+    ("list_gallery", 1, "gallery"),
 )
+PLACES = {"train": ("list_train", "list_val"), "query": ("list_query",), "gallery": ("list_gallery",)}
 NAME = re.compile(r"[^_]+_[^_]+_(\d{1,4})_.+")
 
 
@@ -42,14 +44,18 @@ class MSMT17(FolderLayout):
     """
 
     name = "msmt17"
-    needs = ("train + test or mask_train_v2 + mask_test_v2", *(name for name, _, _ in LISTS))
+    needs = ("train + test or mask_train_v2 + mask_test_v2", *(f"{name}.txt" for name, _, _ in LISTS))
 
     def __init__(self, root: str | Path | None, version: str | None = None):
         super().__init__(root)
         if version is not None and version not in FOLDERS:
             raise UserError(f"dataset msmt17: there is no version {version!r}; valid: V1, V2")
         self.version = version or self._detect()
-        self.require(*FOLDERS[self.version], *(name for name, _, _ in LISTS))
+        self.require(*FOLDERS[self.version], *(self._list(name) for name, _, _ in LISTS))
+
+    def _list(self, name: str) -> str:
+        """Return the file name of a list, which may lack its suffix."""
+        return next((file for file in (f"{name}.txt", name) if (self.root / file).is_file()), f"{name}.txt")
 
     def _detect(self) -> str:
         found = [version for version, (train, _) in FOLDERS.items() if (self.root / train).is_dir()]
@@ -63,21 +69,33 @@ class MSMT17(FolderLayout):
         Raises:
             UserError: A split has no image.
         """
-        self.ignored = []
+        self.ignored, self.left_out = [], {}
         records = []
-        for list_name, position, split in LISTS:
-            folder = FOLDERS[self.version][position]
-            for line in (self.root / list_name).read_text("utf-8", errors="replace").splitlines():
-                if not line.strip():
-                    continue
-                file, _, pid = line.strip().rpartition(" ")
-                camera = NAME.fullmatch(PurePosixPath(file).name)
-                if not camera or not re.fullmatch(r"\d{1,9}", pid):
-                    self.ignore(f"{list_name}: {line.strip()}", "no line of file and identity")
-                elif reason := refusal(file):
-                    self.ignore(f"{list_name}: {line.strip()}", reason)
+        for name, position, split in LISTS:
+            folder, file = FOLDERS[self.version][position], self._list(name)
+            for line in self._lines(file):
+                record = self._record(line, folder, split)
+                if isinstance(record, Record):
+                    records.append(record)
                 else:
-                    path = str(self.root / folder / file)
-                    records.append(Record(f"{folder}/{file}", int(pid), int(camera[1]), split, path))
-        self.require_images(records, "train", "query", "gallery")
+                    self.ignore(f"{file}: {line}", record)
+        self.require_images(records, PLACES)
         return sorted(records, key=lambda record: record.key)
+
+    def _lines(self, file: str) -> list[str]:
+        try:
+            text = (self.root / file).read_text("utf-8-sig", errors="replace")
+        except OSError as error:
+            raise UserError(f"dataset msmt17: {self.root / file} cannot be read: {error.strerror or error}") from error
+        return [line.strip() for line in text.splitlines() if line.strip()]
+
+    def _record(self, line: str, folder: str, split: str) -> Record | str:
+        """Return the image that a line names, or the reason why it names none."""
+        written, pid = [*line.rsplit(None, 1), ""][:2]
+        file = written.replace("\\", "/").removeprefix("./").removeprefix(f"{folder}/")
+        camera = NAME.fullmatch(PurePosixPath(file).name)
+        if not camera or not re.fullmatch(r"\d{1,9}", pid):
+            return "no line of file and identity"
+        if reason := refusal(file):
+            return reason
+        return Record(f"{folder}/{file}", int(pid), int(camera[1]), split, str(self.root / folder / file))

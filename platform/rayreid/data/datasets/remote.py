@@ -40,7 +40,7 @@ class RemoteFolder(Layout):
         Raises:
             UserError: A folder cannot be listed, or, at the end, there was no image.
         """
-        self.ignored = []
+        self.ignored, self.left_out = [], {}
         return self.at_least_one(self._walk(), self._place)
 
     def read(self, record: Record) -> bytes:

@@ -57,7 +57,7 @@ class TarShards(LocalLayout):
             UserError: An archive cannot be read for another reason than its permissions or damage, or, at the end,
                 there was no image.
         """
-        self.ignored = []
+        self.ignored, self.left_out = [], {}
         return self.at_least_one(self._members(), self.root)
 
     def read(self, record: Record) -> bytes:

@@ -74,7 +74,9 @@ class Synthetic:
             raise UserError(f"synthetic: size is {size!r}; give [height, width]")
         if not isinstance(relevant, float) or not 0 < relevant < 1:
             raise UserError(f"synthetic: relevant is {relevant!r}; give a share between 0 and 1, both excluded")
-        self.ignored: list[tuple[str, str]] = []  # nothing is ever left out
+        self.ignored: list[tuple[str, str]] = []  # nothing is ever ignored or left out
+        self.left_out: dict[str, tuple[int, str]] = {}
+        self.notes: list[str] = []
         self.part = part
         self.relevant = relevant
         self.seed = _whole("seed", seed, 0)

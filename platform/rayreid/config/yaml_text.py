@@ -1,0 +1,64 @@
+"""Reading YAML in which no key may be given twice: PyYAML would keep the last value and drop the others silently."""
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import yaml
+
+from rayreid.errors import UserError, one_line
+
+_MERGE = "tag:yaml.org,2002:merge"  # "<<", which may be repeated, because no value is lost
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Return the content of a YAML document.
+
+    Args:
+        text: The document.
+        source: The file or override that the text is from, for messages.
+
+    Raises:
+        UserError: The text is not valid YAML, or a mapping has a key twice; the message names both lines.
+    """
+    try:
+        return _checked(yaml.SafeLoader(text), source)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-02-30
+        raise UserError(f"{source}: not valid YAML ({one_line(error, 'all')})") from None
+
+
+def _checked(loader: yaml.SafeLoader, source: str) -> Any:
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    for mapping in _mappings(node):
+        _refuse_repetition(loader, mapping, source)
+    return loader.construct_document(node)
+
+
+def _mappings(root: yaml.Node) -> Iterator[yaml.MappingNode]:
+    """Yield every mapping of a document once, in the document's order; aliases may repeat it or form a circle."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            yield node
+            waiting += [value for _, value in reversed(node.value)]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += reversed(node.value)
+
+
+def _refuse_repetition(loader: yaml.SafeLoader, mapping: yaml.MappingNode, source: str) -> None:
+    first: dict[Hashable, yaml.Mark] = {}
+    for node, _ in mapping.value:
+        if not isinstance(node, yaml.ScalarNode) or node.tag == _MERGE:
+            continue
+        key, mark = loader.construct_object(node), node.start_mark
+        if key in first:
+            raise UserError(
+                f"{source}: key {node.value!r} is given twice, in line {first[key].line + 1} and in line "
+                f"{mark.line + 1}; keep one, or merge the two"
+            )
+        first[key] = mark
