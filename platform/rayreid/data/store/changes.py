@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayreid.data.datasets import Dataset
+from rayreid.data.datasets.existing_store import ExistingStore
 from rayreid.data.images import BadImageError, examine
 from rayreid.data.store.listing import listed_rows
 from rayreid.data.store.shards import UNREADABLE, Record, digest_of_image, read_or_reason
@@ -43,6 +44,9 @@ def changes_since_ingest(
     Raises:
         UserError: The dataset cannot be listed, or the storage does not answer.
     """
+    if isinstance(dataset, ExistingStore):
+        same = dataset.manifest["fingerprint"] == ImageStore(directory).fingerprint
+        return "" if same else f"{place} is another store"
     witness = Witness(directory)
     same_files = digest_of_files(dataset.sources()) == witness.digest
     rejected = pq.read_table(directory / "rejected.parquet")
