@@ -45,14 +45,14 @@ def test_plain_jpegs_decode_as_pillow_decodes_them(data):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_each_image_of_a_batch_is_turned_by_its_own_orientation(orientation):
-    datas = [*PLAIN.values(), png(), jpeg("CMYK")]
-    turned = decode_images(datas, [orientation] * len(datas))
-    for data, pixels in zip(datas, turned, strict=True):
+    files = [*PLAIN.values(), png(), jpeg("CMYK")]
+    turned = decode_images(files, [orientation] * len(files))
+    for data, pixels in zip(files, turned, strict=True):
         np.testing.assert_array_equal(pixels, decode(data, orientation))
         assert pixels.flags.c_contiguous
-    first, second = decode_images(datas[:2], [1, orientation])
-    np.testing.assert_array_equal(first, decode(datas[0]))
-    np.testing.assert_array_equal(second, decode(datas[1], orientation))
+    first, second = decode_images(files[:2], [1, orientation])
+    np.testing.assert_array_equal(first, decode(files[0]))
+    np.testing.assert_array_equal(second, decode(files[1], orientation))
 
 
 def png():

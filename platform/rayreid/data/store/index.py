@@ -138,7 +138,10 @@ def remove_shards(directory: Path, only_with_rejected: bool = False) -> None:
     """
     for rejected in (directory / "shards").glob("*.rejected.parquet"):
         if not only_with_rejected or pq.read_metadata(rejected).num_rows:
-            part_file(directory, int(rejected.name.partition(".")[0])).unlink(missing_ok=True)
+            shard = int(rejected.name.partition(".")[0])
+            part_file(directory, shard).unlink(missing_ok=True)  # first: it vouches for the others
+            shard_file(directory, shard).unlink(missing_ok=True)
+            rejected.unlink()
 
 
 def _first_of_each_key(rows: pa.Table) -> tuple[pa.Table, list[str]]:
