@@ -1,6 +1,7 @@
 """What happens to a dataset after it was ingested, and what the comparison says of it."""
 
 import io
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from rayreid.data.datasets.combined import Combined
+from rayreid.data.datasets.existing_store import ExistingStore
 from rayreid.data.datasets.folder import Folder
 from rayreid.data.datasets.lmdb_store import LmdbStore
 from rayreid.data.datasets.table import Table
@@ -186,6 +188,20 @@ def test_parts_of_a_combined_dataset_are_compared(pool, ingest, tmp_path):
 def test_drawn_images_have_no_files_and_do_not_change(ingest):
     compare = ingest(lambda: Synthetic(part="pool", images=8, size=[32, 16]))
     assert compare() == compare("full") == ""
+
+
+def test_an_adopted_store_is_compared_by_its_fingerprint(pool, ingest, tmp_path):
+    ingest(lambda: Folder(pool))
+    ExistingStore(str(tmp_path / "store")).adopt(tmp_path / "adopted")
+
+    def compare(root: Path) -> str:
+        return changes_since_ingest(tmp_path / "adopted", ExistingStore(str(root)), str(root), "full")
+
+    assert compare(tmp_path / "store") == ""
+    shutil.copytree(tmp_path / "store", tmp_path / "other")
+    manifest = tmp_path / "other/manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "fingerprint": "0"}))
+    assert compare(tmp_path / "other") == f"{tmp_path / 'other'} is another store"
 
 
 def test_a_store_without_a_witness_is_compared_as_a_whole(pool, ingest, tmp_path):
