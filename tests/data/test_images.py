@@ -113,10 +113,10 @@ def test_what_is_no_image_is_a_value_error_with_its_reason(data, reason):
     ("data", "reason"),
     [
         (b"<!DOCTYPE html><title>404</title>", "HTML page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer, not the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
         (b"\0\5\x16\7" + bytes(90), "AppleDouble file"),
         (b"PK\3\4" + bytes(60), "zip archive"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC image, which cannot be read"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC image (no reader)"),
     ],
 )
 def test_what_lies_in_the_place_of_an_image_is_named(data, reason):

@@ -20,8 +20,8 @@ _IMAGES = (
 )
 _PORTABLE = re.compile(rb"P[1-6][\s#]")
 _OTHERS = (
-    (b"version https://git-lfs.github.com/spec/", "Git LFS pointer, not the file itself"),
-    (b"/annex/objects/", "git-annex pointer, not the file itself"),
+    (b"version https://git-lfs.github.com/spec/", "Git LFS pointer"),
+    (b"/annex/objects/", "git-annex pointer"),
     (b"\0\x05\x16\x07", "AppleDouble file"),
     (b"\0\x05\x16\0", "AppleSingle file"),
     (b"PK\3\4", "zip archive"),
@@ -60,7 +60,7 @@ def other_kind(head: bytes) -> str | None:
         return "tar archive"
     brands = _brands(head)
     if brands and not brands & _AVIF:
-        return "HEIC image, which cannot be read" if brands & _HEIC else "video"
+        return "HEIC image (no reader)" if brands & _HEIC else "video"
     if _HTML.match(head):
         return "HTML page"
     return "XML document" if _XML.match(head) else None

@@ -39,7 +39,7 @@ FILES = {
 LISTED = ["a.jpg", "b.jfif", "c.jpg_large", "d", "e.jpg!d", "page.jpg", "phone.heic"]
 LEFT_OUT = {
     "no image": (1, "notes"),
-    "Git LFS pointer, not the file itself": (1, "lost"),
+    "Git LFS pointer": (1, "lost"),
     "file .txt": (1, "list.TXT"),
     "AppleDouble file": (1, "._a.jpg"),
     "hidden": (2, ".DS_Store"),

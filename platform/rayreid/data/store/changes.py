@@ -106,12 +106,10 @@ def _compare_bytes(store: ImageStore, listing: pa.Table, rows: pa.Array, dataset
     """Return whether touched files hold other bytes than the store, or images that were rejected; stop at the first."""
     digests = store.digests()
     touched = listing.append_column("stored", rows).filter(listing["touched"])
-    read = partial(_digest_if_image, dataset)
     with ThreadPoolExecutor(_THREADS) as pool:
         for batch in touched.to_batches(_CHUNK):
             expected = digests.take(batch["stored"]).to_pylist()
-            found = list(pool.map(read, _records(batch)))
-            changed = [now != then for now, then in zip(found, expected, strict=True)]
+            changed = list(pool.map(partial(_has_changed, dataset), _records(batch), expected))
             if any(changed):
                 return _told(batch["key"].filter(pa.array(changed)), "changed", "at least ")
     return ""
@@ -125,16 +123,18 @@ def _readable(rejected: pa.Table, dataset: Dataset) -> str:
     return _told(pa.array(readable, pa.string()), "readable now")
 
 
-def _digest_if_image(dataset: Dataset, record: Record) -> bytes | None:
-    """Return the hash of an image's bytes; None if it cannot be read or is none."""
+def _has_changed(dataset: Dataset, record: Record, stored: bytes | None) -> bool:
+    """Return whether an image has other bytes than those whose hash is `stored`; None: it was rejected, and is none."""
     data = read_or_reason(record, dataset.read)
     if isinstance(data, str):
-        return None
+        return stored is not None
+    if stored is not None:
+        return digest_of_image(data) != stored
     try:
         examine(data, decoding=True)
     except BadImageError:
-        return None
-    return digest_of_image(data)
+        return False
+    return True
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[Record]:

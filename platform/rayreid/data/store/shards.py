@@ -79,7 +79,7 @@ class MissingImageError(OSError):
         return MissingImageError, (str(self), self.reason)
 
 
-UNREADABLE = "unreadable"
+UNREADABLE = "unreadable: "
 """Beginning of the reasons of images whose bytes could not be read; they say nothing about the bytes."""
 
 _REASONS = {
@@ -105,9 +105,9 @@ def reason_of(error: OSError) -> str | None:
     None if the error concerns the storage as a whole and not this image alone.
     """
     if isinstance(error, MissingImageError):
-        return f"{UNREADABLE}: {error.reason}"
+        return f"{UNREADABLE}{error.reason}"
     reason = _REASONS.get(error.errno or 0) or _REASONS_OF_CLASSES.get(type(error))
-    return reason and f"{UNREADABLE}: {reason}"
+    return reason and f"{UNREADABLE}{reason}"
 
 
 def digest_of_image(data: bytes | memoryview) -> bytes:
