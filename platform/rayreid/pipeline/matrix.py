@@ -158,6 +158,8 @@ def _keep(cells: list[Cell], folder: Path, run: Run) -> None:
     for name in ("matrix.json", "matrix.csv"):
         run.file(folder / name)
     run.file(folder / "matrix.png", "figures")
+    if leaked := max(cell.test_images for cell in cells):
+        run.tags({TEST_IMAGES: leaked})
     for row in content:
         run.metrics({f"{name}.{slug(row['model'])}.{slug(row['target'])}": row[name] for name in ("mAP", "rank1")})
 
