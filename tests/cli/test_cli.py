@@ -283,7 +283,7 @@ def test_more_images_than_a_stored_pool_has(home, capfd, changes, named):
     path = home / "experiment.yaml"
     path.write_text(yaml.safe_dump(GOOD))
     with pytest.raises(SystemExit if named else AssertionError):
-        main(["run", str(path), *changes])
+        main(["run", str(path), "pool.verify_source=never", *changes])
     assert (named or "") in capfd.readouterr().err
 
 
@@ -342,7 +342,7 @@ def test_a_stored_pool_that_holds_test_images(home, capfd):
     path = home / "experiment.yaml"
     path.write_text(yaml.safe_dump(GOOD))
     with pytest.raises(SystemExit):
-        main(["run", str(path)])
+        main(["run", str(path), "pool.verify_source=never"])
     assert "leak" in capfd.readouterr().err
 
 
@@ -405,10 +405,10 @@ def test_a_stored_target_in_which_a_probe_finds_nobody(home, capfd):
     path = home / "experiment.yaml"
     path.write_text(yaml.safe_dump({**GOOD, "target": target}))
     with pytest.raises(SystemExit):
-        main(["run", str(path)])
+        main(["run", str(path), "target.verify_source=never"])
     assert "pretrain.probe_every=0" in capfd.readouterr().err
     with pytest.raises(AssertionError, match="before anything starts"):
-        main(["run", str(path), "pretrain.probe_every=0"])
+        main(["run", str(path), "target.verify_source=never", "pretrain.probe_every=0"])
 
 
 def test_a_target_without_its_splits(refused, home):

@@ -3,10 +3,11 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
+from rayreid.data import images
 from rayreid.data.batch import ImageBatch
-from rayreid.data.images import MAX_SIDE, BadImageError, decode, read_size
+from rayreid.data.images import MAX_SIDE, BadImageError, Header, decode, examine, orientation_of
 
 
 def encoded(pixels: np.ndarray, format: str = "PNG", **options) -> bytes:
@@ -25,7 +26,7 @@ def test_lossless_formats_give_the_pixels_back(pixels, format):
     data = encoded(pixels, format)
     np.testing.assert_array_equal(decode(data), pixels)
     np.testing.assert_array_equal(decode(memoryview(data)), pixels)
-    assert read_size(data) == (40, 24)
+    assert examine(data, decoding=False) == examine(data, decoding=True) == Header(40, 24, 1)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "WEBP", "GIF"])
@@ -44,10 +45,41 @@ def test_grey_palette_and_alpha_become_rgb(pixels):
     assert decode(buffer.getvalue()).shape == (40, 24, 3)
 
 
-def test_exif_orientation_is_ignored(pixels):
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_an_image_is_turned_as_its_exif_orientation_says(pixels, format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(pixels, format, exif=exif)
+    opened = Image.open(io.BytesIO(data))
+    opened.load()
+    upright = np.array(ImageOps.exif_transpose(opened))
+    header = examine(data, decoding=True)
+    np.testing.assert_array_equal(decode(data, header.orientation), upright)
+    assert header == examine(data, decoding=False)
+    assert (header.height, header.width) == upright.shape[:2] == ((40, 24) if orientation < 5 else (24, 40))
+    assert orientation_of(data) == header.orientation == (1 if format == "TIFF" else orientation)
+
+
+def test_pixels_are_left_as_they_are_stored_unless_the_orientation_is_given(pixels):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees
     assert decode(encoded(pixels, "JPEG", exif=exif)).shape == (40, 24, 3)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("value", [0, 9, 255])
+def test_an_invalid_orientation_and_damaged_metadata_count_as_none(pixels, value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    assert orientation_of(encoded(pixels, "JPEG", exif=exif)) == 1
+    damaged = encoded(pixels, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert examine(damaged, decoding=True) == Header(40, 24, 1)
+
+
+@pytest.mark.parametrize("data", [b"", b"no image"])
+def test_bytes_that_are_no_image_have_no_orientation(data):
+    assert orientation_of(data) == 1
 
 
 def test_decoded_pixels_can_be_written_to(pixels):
@@ -72,9 +104,25 @@ def test_truncated_jpeg_is_noticed(pixels, kept, progressive):
     ],
 )
 def test_what_is_no_image_is_a_value_error_with_its_reason(data, reason):
-    for function in (decode, read_size):
+    for function in (decode, lambda data: examine(data, decoding=False)):
         with pytest.raises(ValueError, match=reason):
             function(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"<!DOCTYPE html><title>404</title>", "HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (b"\0\5\x16\7" + bytes(90), "AppleDouble file"),
+        (b"PK\3\4" + bytes(60), "zip archive"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC image (no reader)"),
+    ],
+)
+def test_what_lies_in_the_place_of_an_image_is_named(data, reason):
+    with pytest.raises(BadImageError) as error:
+        decode(data)
+    assert error.value.reason == reason
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -83,15 +131,35 @@ def test_too_large_images_are_refused():
         buffer = io.BytesIO()
         Image.new("1", shape).save(buffer, "PNG")
         with pytest.raises(BadImageError, match="too many pixels"):
-            read_size(buffer.getvalue())
+            examine(buffer.getvalue(), decoding=False)
         with pytest.raises(BadImageError, match="too many pixels"):
             decode(buffer.getvalue())
 
 
-def test_more_than_eight_bits_are_refused_rather_than_clipped():
-    deep = np.full((4, 4), 3000, dtype=np.uint16)
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_of_sixteen_bits_the_upper_eight_are_kept(pixels, format):
+    grey = pixels[..., 0]
+    deep = grey.astype(np.uint16) * 257
+    np.testing.assert_array_equal(decode(encoded(deep, format)), np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_more_than_sixteen_bits_are_refused_rather_than_clipped():
     with pytest.raises(BadImageError, match="undecodable"):
-        decode(encoded(deep))
+        decode(encoded(np.full((4, 4), 70_000, dtype=np.int32), "TIFF"))
+
+
+@pytest.mark.parametrize(("format", "options"), [("AVIF", {"quality": 90}), ("JPEG2000", {})])
+def test_newer_formats_are_read(pixels, format, options):
+    smooth = np.array(Image.fromarray(pixels[:3, :2]).resize((24, 40), Image.Resampling.BICUBIC))
+    image = decode(encoded(smooth, format, **options))
+    assert image.shape == (40, 24, 3) and abs(image.astype(int) - smooth).mean() < 6
+
+
+def test_without_its_reader_avif_is_refused_and_others_are_read(pixels, monkeypatch):
+    monkeypatch.setattr(images, "FORMATS", tuple(name for name in images.FORMATS if name != "AVIF"))
+    np.testing.assert_array_equal(decode(encoded(pixels)), pixels)
+    with pytest.raises(BadImageError, match="undecodable"):
+        decode(encoded(pixels, "AVIF"))
 
 
 SHAPES = ((5, 3, 3), (2, 7, 3), (1, 1, 3))

@@ -5,7 +5,14 @@ import pytest
 from PIL import Image
 
 from rayreid.data.images import MAX_SIDE, BadImageError, decode
-from rayreid.data.jpeg import _decoder, _is_plain, decode_image
+from rayreid.data.jpeg import _decoder, _is_plain, decode_images
+
+
+def decode_image(data, orientation=1):
+    (image,) = decode_images([data], [orientation])
+    if isinstance(image, BadImageError):
+        raise image
+    return image
 
 
 def jpeg(mode="RGB", size=(41, 23), **options):
@@ -34,6 +41,18 @@ def test_plain_jpegs_decode_as_pillow_decodes_them(data):
     np.testing.assert_array_equal(pixels, decode(data))
     assert pixels.flags.c_contiguous
     np.testing.assert_array_equal(decode_image(memoryview(data)), pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_image_of_a_batch_is_turned_by_its_own_orientation(orientation):
+    files = [*PLAIN.values(), png(), jpeg("CMYK")]
+    turned = decode_images(files, [orientation] * len(files))
+    for data, pixels in zip(files, turned, strict=True):
+        np.testing.assert_array_equal(pixels, decode(data, orientation))
+        assert pixels.flags.c_contiguous
+    first, second = decode_images(files[:2], [1, orientation])
+    np.testing.assert_array_equal(first, decode(files[0]))
+    np.testing.assert_array_equal(second, decode(files[1], orientation))
 
 
 def png():

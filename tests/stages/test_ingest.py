@@ -20,6 +20,7 @@ from rayreid.data.datasets.folder import Folder
 from rayreid.data.store.index import finish_store
 from rayreid.data.store.listing import deal, write_part
 from rayreid.data.store.store import ImageStore
+from rayreid.errors import UserError
 from rayreid.pipeline.experiment_runner import run_stage
 from tiny_experiment import TINY
 
@@ -45,13 +46,17 @@ def test_broken_images_are_counted_and_stop_nothing(tmp_path, root, shared_ray):
     (images / "00" / "empty.jpg").write_bytes(b"")
     (images / "00" / "text.jpg").write_bytes(b"no image")
     (images / "00" / "cut.jpg").write_bytes((images / "01" / "00001.jpg").read_bytes()[:-40])
+    (images / "00" / "list.txt").write_text("00001.jpg")
     path = tmp_path / "e.yaml"
     small = {"pool": {"dataset": "folder", "root": str(images)}, "pretrain": {**TINY["pretrain"], "batch_size": 8}}
     path.write_text(yaml.safe_dump({**TINY, **small}))
-    pool, _ = run_stage(load_experiment(path), "ingest")
+    with pytest.raises(UserError, match=r"3 of 33 images were rejected .* more than ingest\.max_rejected=0\.05"):
+        run_stage(load_experiment(path), "ingest")
+    pool, _ = run_stage(load_experiment(path, ["ingest.max_rejected=0.1"]), "ingest")
     manifest = json.loads((pool.path / "manifest.json").read_text())
     assert (manifest["read"], manifest["stored"]) == (33, 30)
     assert manifest["rejected"] == {"truncated": 1, "undecodable": 1, "zero-size": 1}
+    assert manifest["left_out"] == {"file .txt": 1} and pool.facts["left_out"] == 1
     rejected = pq.read_table(pool.path / "rejected.parquet")
     assert set(rejected["key"].to_pylist()) == {"00/empty.jpg", "00/text.jpg", "00/cut.jpg"}
     assert pool.facts["images"] == 30 and pool.facts["fingerprint"] == ImageStore(pool.path).fingerprint

@@ -38,7 +38,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(known_trials, "slots", lambda experiment: 1)
     monkeypatch.setattr(known_trials, "run_row", lambda label, *rest: recorded.update({label: "row"}))
 
-    def run(parameters, broken=(), stopped=None, shared_failures=None, finished=()) -> SimpleNamespace:
+    def run(parameters, broken=(), stopped=None, shared_failures=None, finished=(), refused=None) -> SimpleNamespace:
         experiment = Experiment.model_validate({**TINY, "sweep": {"parameters": parameters}})
         known = trials(experiment)
         plans = {label: plan(one, tmp_path) for label, one in known.items()}
@@ -54,6 +54,7 @@ def run(tmp_path, monkeypatch):
         monkeypatch.setattr(known_trials, "stops", lambda session, experiment: stopped or {})
         failed = {plans[label][role].id: reason for (label, role), reason in (shared_failures or {}).items()}
         monkeypatch.setattr(known_trials, "produce_all", lambda *rest: failed)
+        monkeypatch.setattr(known_trials, "refused_trials", lambda *rest: refused or {})
         for label in finished:
             complete(plans[label]["metrics"])
         outcome = known_trials.run_known(experiment, known, plans, SimpleNamespace(), SimpleNamespace())
@@ -82,6 +83,14 @@ def test_a_trial_whose_shared_stage_failed_is_not_run(run):
     made = run({"finetune.lr": [0.1, 0.2]}, shared_failures={(first, "model"): "no room"})
     assert made.asked == [second]
     assert made.recorded == {first: "failed: no room"} and made.outcome.failures == {first: "no room"}
+
+
+def test_a_trial_whose_datasets_are_refused_is_not_run_and_does_not_end_the_sweep(run):
+    first, second = "finetune.lr=0.1", "finetune.lr=0.2"
+    made = run({"finetune.lr": [0.1, 0.2]}, refused={first: "pool: holds test images"})
+    assert made.asked == [second]
+    assert made.recorded == {first: "failed: pool: holds test images"}
+    assert made.outcome.failures == {first: "pool: holds test images"}
 
 
 def test_a_trial_that_was_ended_early_is_not_begun_again_nor_what_is_the_same(run):

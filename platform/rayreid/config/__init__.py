@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from rayreid.config.evaluation import Evaluate, Matrix, MatrixTarget, Rerank
-from rayreid.config.inputs import Backbone, Checkpoint, Source
+from rayreid.config.inputs import Backbone, Checkpoint, Ingest, Source
 from rayreid.config.section import PATCH, Auto, PositiveInt, Section, Seed
 from rayreid.config.selection import Proxy, Score, ScoreTarget, Select
 from rayreid.config.sweep import Range, Sweep
@@ -26,6 +26,7 @@ __all__ = [
     "Evaluate",
     "Experiment",
     "Finetune",
+    "Ingest",
     "Matrix",
     "MatrixTarget",
     "Pretrain",
@@ -70,6 +71,7 @@ class Experiment(Section):
     target: Source
     source: Source | None = None
     """The labelled dataset from which domain adaptation starts (`adapt: uda`); its train split is used."""
+    ingest: Ingest = Ingest()
     backbone: Backbone = Backbone()
     proxy: Proxy = Proxy()
     pretrain: Pretrain = Pretrain()

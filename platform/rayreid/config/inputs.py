@@ -18,11 +18,25 @@ class Source(Section):
     cameras: Annotated[Literal["use", "ignore"], ADDED] = "use"
     """`ignore`: all cameras count as unknown, so that a match by the query's own camera counts. For a set with one
     camera, of which nothing else could be evaluated."""
+    verify_source: Annotated[Literal["full", "quick", "never"], RUNTIME] = "quick"
+    """How the files are compared with the store that was made of them, at each start. `quick`: names, sizes and times,
+    and contents only if these differ. `full`: all contents. `never`: not at all."""
+    revision: Annotated[int, Field(ge=0), ADDED] = 0
+    """Number to raise after the files changed on purpose: another revision is another store."""
+    allow_test_images: Annotated[bool, RUNTIME] = False
+    """Whether a pool may contain query or gallery images of the target. If it does, all results say so."""
     provenance: Annotated[str | None, RUNTIME] = None
     """Table `key,origin`, CSV or Parquet, with the origin of each image. It is used to judge a selection, never to make
     one."""
     relevant: Annotated[str | None, RUNTIME] = None
     """The origin in `provenance` that is the target's own domain."""
+
+
+class Ingest(Section):
+    """The reading of datasets into image stores."""
+
+    max_rejected: Annotated[float, Field(ge=0, le=1), RUNTIME] = 0.05
+    """Largest share of a dataset's images that may be rejected; with more, the ingest fails."""
 
 
 class Backbone(Section):

@@ -38,6 +38,8 @@ class ScoreTarget(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     verify: Literal["decode", "header"] = "decode"
     cameras: Literal["use", "ignore"] = "use"
+    verify_source: Literal["full", "quick", "never"] = "quick"
+    revision: Annotated[int, Field(ge=0)] = 0
     proxy: Checkpoint | None = None
 
     @model_validator(mode="after")
@@ -59,7 +61,13 @@ class ScoreTarget(Section):
         if self.dataset is None:
             return None
         return Source(
-            dataset=self.dataset, root=self.root, options=self.options, verify=self.verify, cameras=self.cameras
+            dataset=self.dataset,
+            root=self.root,
+            options=self.options,
+            verify=self.verify,
+            cameras=self.cameras,
+            verify_source=self.verify_source,
+            revision=self.revision,
         )
 
 

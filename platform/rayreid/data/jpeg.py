@@ -5,32 +5,26 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rayreid.data.images import MAX_PIXELS, MAX_SIDE, BadImageError, decode
+from rayreid.data.images import MAX_PIXELS, MAX_SIDE, BadImageError, decode, turned
 
 _COMMON = frozenset((0xC0, 0xC1, 0xC2))  # Huffman-coded baseline, extended and progressive frames
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # frames of any coding
 _BARE = frozenset((0x01, *range(0xD0, 0xDA)))  # markers without a length
 
 
-def decode_image(data: bytes | memoryview) -> np.ndarray:
-    """Return the pixels of one image; see `decode_images`.
-
-    Raises:
-        BadImageError: See `images.decode`.
-    """
-    (image,) = decode_images([data])
-    if isinstance(image, BadImageError):
-        raise image
-    return image
-
-
-def decode_images(encoded: Sequence[bytes | memoryview]) -> list[np.ndarray | BadImageError]:
+def decode_images(
+    encoded: Sequence[bytes | memoryview], orientations: Sequence[int]
+) -> list[np.ndarray | BadImageError]:
     """Return the pixels of each image, uint8 (H, W, 3) RGB, or its error, both equal to those of `images.decode`.
 
     torchvision decodes JPEGs with the same library as Pillow. All of them are decoded in one call that does not hold
     the interpreter lock. When threads take the lock anew for every image, sixteen of them together reach 4,000
     images/s, because each waits to be woken. Pillow decodes the images that are not plain JPEGs or that torchvision
     refuses, and also provides the error message.
+
+    Args:
+        encoded: The encoded files.
+        orientations: EXIF orientation of each, by which its pixels are turned.
     """
     raws = [np.frombuffer(data, np.uint8) for data in encoded]
     plain = [number for number, raw in enumerate(raws) if _is_plain(raw)]
@@ -38,12 +32,15 @@ def decode_images(encoded: Sequence[bytes | memoryview]) -> list[np.ndarray | Ba
         decoded = dict(zip(plain, _decoder()([raws[number] for number in plain]), strict=True)) if plain else {}
     except RuntimeError:  # one of them is damaged
         decoded = {}
-    return [decoded[n] if n in decoded else _by_pillow(data) for n, data in enumerate(encoded)]
+    return [
+        turned(decoded[number], orientation) if number in decoded else _by_pillow(data, orientation)
+        for number, (data, orientation) in enumerate(zip(encoded, orientations, strict=True))
+    ]
 
 
-def _by_pillow(data: bytes | memoryview) -> np.ndarray | BadImageError:
+def _by_pillow(data: bytes | memoryview, orientation: int) -> np.ndarray | BadImageError:
     try:
-        return decode(data)
+        return decode(data, orientation)
     except BadImageError as error:
         return error
 

@@ -55,6 +55,7 @@ def _show(screen: Screen, store: ImageStore, summary: Summary) -> None:
         "fingerprint": summary.fingerprint,
         "images": f"{summary.read:,} read = {summary.stored:,} stored + {sum(summary.rejected.values()):,} rejected",
         "rejected": _reasons(store, summary),
+        "left out": ", ".join(f"{count:,} {reason}" for reason, count in summary.left_out.items()),
         "cameras": f"{summary.cameras:,}" if summary.cameras else _UNKNOWN,
         "shards": f"{summary.shards:,}, {_size(summary.shard_bytes)} on disk",
         "heights": _lengths(summary.heights),

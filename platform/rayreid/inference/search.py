@@ -11,7 +11,7 @@ from rich.table import Table
 
 from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
-from rayreid.data.images import decode
+from rayreid.data.images import decode, orientation_of
 from rayreid.data.store.feature_file import FeatureTable, read_features
 from rayreid.data.store.listed import ListedImages
 from rayreid.data.store.store import ImageStore
@@ -88,7 +88,8 @@ def search(
 def _read(query: str) -> np.ndarray:
     path = place(query)
     try:
-        return decode(path.read_bytes())
+        data = path.read_bytes()
+        return decode(data, orientation_of(data))
     except OSError as error:
         raise UserError(f"query {query}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:

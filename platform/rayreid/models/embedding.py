@@ -12,7 +12,6 @@ from rayreid.data.ahead import in_order
 from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.batch import ImageBatch
 from rayreid.data.images import BadImageError
-from rayreid.data.jpeg import decode_images
 from rayreid.data.store.listed import Images
 from rayreid.errors import UserError
 from rayreid.models.neck import load_neck
@@ -152,7 +151,7 @@ class Pass:
     def _decode(self, rows: np.ndarray) -> _Part:
         whole, images, broken = [], [], []
         numbers = rows.tolist()
-        for row, image in zip(numbers, decode_images([self.store.encoded(row) for row in numbers]), strict=True):
+        for row, image in zip(numbers, self.store.decoded(numbers), strict=True):
             if isinstance(image, BadImageError):
                 broken.append((row, str(image)))
             else:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from rayreid.config import Source
-from rayreid.data.datasets import Dataset, open_source
+from rayreid.data.datasets import Dataset, location, open_source
 from rayreid.data.datasets.layout import passed_over
+from rayreid.data.store.changes import changes_since_ingest
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import findable_identities
@@ -49,22 +50,44 @@ class Datasets:
     Args:
         root: The output root, which may contain stores of the datasets.
         enough: Number of images above which the size of a pool does not matter.
+        say: Prints a line about a store that cannot be compared with its files. None: compare none.
     """
 
-    def __init__(self, root: Path, enough: int):
-        self.root, self.enough = root, enough
+    def __init__(self, root: Path, enough: int, say: Callable[[str], None] | None = None):
+        self.root, self.enough, self._say = root, enough, say
         self._known: dict[tuple[str, str], Contents] = {}
 
     def look(self, role: str, source: Source) -> Contents:
         """Return the facts about the pool or the target.
 
         Raises:
-            UserError: The dataset does not exist, is empty, or does not fit the role.
+            UserError: The dataset does not exist, is empty, does not fit the role, or changed since it was ingested.
         """
         artifact = ingest.plan(self.root, source)
         if (role, artifact.id) not in self._known:
+            if artifact.complete and self._say is not None:
+                _refuse_changes(role, source, artifact.path, self._say)
             self._known[role, artifact.id] = _look(role, source, artifact, self.enough)
         return self._known[role, artifact.id]
+
+
+def _refuse_changes(role: str, source: Source, folder: Path, say: Callable[[str], None]) -> None:
+    """Refuse a store whose dataset holds something else by now; if the dataset cannot be opened, only say so."""
+    if source.verify_source == "never":
+        return
+    try:
+        dataset = open_source(source)
+    except UserError as error:
+        say(f"{role}: {error}; its store {folder} is used without a comparison")
+        return
+    found = changes_since_ingest(folder, dataset, location(source), source.verify_source)
+    if found:
+        key = f"{role}." if role in ("pool", "target", "source") else "its "
+        raise UserError(
+            f"{role}: {location(source)} changed since it was ingested: {found}; set {key}revision="
+            f"{source.revision + 1} to ingest it as it is now, or {key}verify_source=never to use the store {folder} "
+            "as it is"
+        )
 
 
 def _look(role: str, source: Source, artifact: Artifact, enough: int) -> Contents:

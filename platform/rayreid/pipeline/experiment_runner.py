@@ -23,8 +23,9 @@ from rayreid.execution.shared_storage import check_storage
 from rayreid.files import make_folder, write_atomically
 from rayreid.paths import output_root
 from rayreid.pipeline.graph import STAGE_ROLE, plan, shared
+from rayreid.pipeline.ingestion import make_stores
 from rayreid.pipeline.preflight import check, check_workers
-from rayreid.pipeline.summary import Row, row_of, show_hint, show_table, show_times
+from rayreid.pipeline.summary import TEST_IMAGES, Row, row_of, show_hint, show_table, show_times
 from rayreid.selection.provenance import provenance_of
 from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact
@@ -114,6 +115,7 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
     with connect(), experiment_run(session, row) as parent, watched(parent):
         check_storage()
         check_workers([row])
+        make_stores(wanted, {label: row}, {label: graph}, parent, session.screen, tags_of(row))
         made = [produce(artifact, parent, session.screen, tags_of(row)) for artifact in wanted]
     for artifact in made:
         session.screen.say(f"{artifact.path}")
@@ -131,6 +133,7 @@ def run_row(
     graph = plan(experiment, session.root, stopping)
     tags = {**tags_of(experiment), "row": label}
     run.tags(tags)
+    make_stores(graph.values(), {label: experiment}, {label: graph}, run, session.screen, tags)
     produce(graph["metrics"], run, session.screen, tags)
     for role, artifact in graph.items():
         run.tags({f"artifact.{role}": artifact, f"run.{role}": artifact.facts["run"]})
@@ -139,7 +142,7 @@ def run_row(
             facts = graph[role].facts
             run.dataset(role, facts["fingerprint"], str(graph[role].path), {"images": facts["images"]}, context)
     row = row_of(label, graph, provenance_of(experiment.pool))
-    run.tags({"target": row.target})
+    run.tags({"target": row.target, **({TEST_IMAGES: row.test_images} if row.test_images else {})})
     run.metrics(row.metrics())
     return row
 
@@ -147,8 +150,11 @@ def run_row(
 def _run_rows(
     table: Mapping[str, Experiment], plans: Mapping[str, Mapping[str, Artifact]], session: Session, parent: Run
 ) -> list[Row]:
+    tags = shared_tags(next(iter(table.values())))
+    everything = [artifact for graph in plans.values() for artifact in graph.values()]
+    make_stores(everything, table, plans, parent, session.screen, tags)
     for artifact in shared(plans):
-        produce(artifact, parent, session.screen, shared_tags(next(iter(table.values()))))
+        produce(artifact, parent, session.screen, tags)
     results = []
     for label, experiment in table.items():
         session.screen.say(f"[bold cyan]{escape(label)}[/]")

@@ -56,9 +56,9 @@ def plan(experiment: Experiment, root: Path, stopping: MedianStopping | None = N
         UserError: A file that the configuration names does not exist.
     """
     e = experiment
-    graph = {"target": ingest.plan(root, e.target)}
+    graph = {"target": ingest.plan(root, e.target, e.ingest)}
     if e.pretrain.method != "none":
-        graph["pool"] = ingest.plan(root, e.pool)
+        graph["pool"] = ingest.plan(root, e.pool, e.ingest)
         if e.selects:
             graph.update(plan_subset(e, graph["pool"], graph["target"]))
         graph["weights"] = pretrain.plan(
@@ -75,7 +75,7 @@ def _models(e: Experiment, target: Artifact, weights: Artifact | None) -> dict[s
     if e.adapt.method == "uda":
         if e.source is None:
             raise UserError("adapt: uda begins with a labelled dataset: say source: {dataset: …, root: …}")
-        made["source"] = ingest.plan(target.root, e.source)
+        made["source"] = ingest.plan(target.root, e.source, e.ingest)
     if e.adapt.method != "usl":
         made["model"] = finetune.plan(made.get("source", target), weights, e.finetune, e.backbone, e.seed, e.resources)
     if e.adapt.method != "none" and e.adapt.epochs:

@@ -26,7 +26,9 @@ from rayreid.paths import output_root
 from rayreid.pipeline.dataset_facts import Datasets, check_answers
 from rayreid.pipeline.experiment_runner import experiment_run, folder_of, open_session, tags_of
 from rayreid.pipeline.graph import plan
+from rayreid.pipeline.ingestion import leaked_images, make_stores, refuse_leak
 from rayreid.pipeline.preflight import check, check_workers
+from rayreid.pipeline.summary import LEAK_MARK, TEST_IMAGES, show_leaks
 from rayreid.stages import evaluate, given_model, ingest
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.names import slug
@@ -41,18 +43,21 @@ class Cell:
         model, target: Labels of the two.
         edition: The dataset of the target, with its version.
         artifact: The evaluation.
+        test_images: Number of the target's test images in the pool that the model was pre-trained on.
     """
 
     model: str
     target: str
     edition: str
     artifact: Artifact
+    test_images: int = 0
 
     def row(self) -> dict[str, Any]:
         """Return the cell as a row of the table's files."""
         facts = self.artifact.facts
         labels = {"model": self.model, "target": self.target, "edition": self.edition}
-        return {**labels, **scores_in(facts), "queries": facts["queries"], "artifact": str(self.artifact)}
+        told = {"queries": facts["queries"], TEST_IMAGES: self.test_images, "artifact": str(self.artifact)}
+        return {**labels, **scores_in(facts), **told}
 
 
 def matrix(experiment: Experiment) -> list[Cell]:
@@ -71,16 +76,23 @@ def matrix(experiment: Experiment) -> list[Cell]:
     targets = _targets(experiment, own)
     if not models or not targets:
         raise UserError("matrix.rows is false: name the models in matrix.models, and the datasets in matrix.targets")
-    stores = {label: ingest.plan(root, source) for label, source in targets.items()}
+    stores = {label: ingest.plan(root, source, experiment.ingest) for label, source in targets.items()}
     if own:
         check(own.values(), plans)
-    datasets = Datasets(root, 0)
+    screen = Screen()
+    datasets = Datasets(root, 0, lambda line: screen.say(escape(line)))
     for label, source in targets.items():
         check_answers(f"target {label}", source.dataset, datasets.look(f"target {label}", source))
-    session = open_session(experiment)
+    session = open_session(experiment, screen)
     with connect(), experiment_run(session, experiment) as run:
         check_storage()
         check_workers(own.values())
+        if own:
+            make_stores([*stores.values(), *models.values()], own, plans, run, session.screen, tags_of(experiment))
+        for label, graph in plans.items():
+            for target, store in stores.items():
+                if "pool" in graph:
+                    refuse_leak(own[label].pool, f"the target {target}", graph["pool"], store)
         cells = []
         for model, network in models.items():
             tags = {**(tags_of(own[model]) if model in own else {}), "row": model}
@@ -89,7 +101,8 @@ def matrix(experiment: Experiment) -> list[Cell]:
                 session.screen.say(f"[bold cyan]{escape(model)} on {escape(target)}[/]")
                 cell = evaluate.plan(store, network, experiment.evaluate)
                 produce(cell, run, session.screen, {**tags, "target": target})
-                cells.append(Cell(model, target, store.facts["dataset"], cell))
+                leaked = leaked_images(plans[model]["pool"], store) if "pool" in plans.get(model, {}) else 0
+                cells.append(Cell(model, target, store.facts["dataset"], cell, leaked))
         _keep(cells, folder_of(root, experiment), run)
         _show(session.screen, cells)
     return cells
@@ -145,6 +158,8 @@ def _keep(cells: list[Cell], folder: Path, run: Run) -> None:
     for name in ("matrix.json", "matrix.csv"):
         run.file(folder / name)
     run.file(folder / "matrix.png", "figures")
+    if leaked := max(cell.test_images for cell in cells):
+        run.tags({TEST_IMAGES: leaked})
     for row in content:
         run.metrics({f"{name}.{slug(row['model'])}.{slug(row['target'])}": row[name] for name in ("mAP", "rank1")})
 
@@ -164,8 +179,13 @@ def _show(screen: Screen, cells: list[Cell]) -> None:
     table.add_column("")
     for title in targets.values():
         table.add_column(escape(title), justify="right")
-    facts = {(cell.model, cell.target): cell.artifact.facts for cell in cells}
+    found = {(cell.model, cell.target): cell for cell in cells}
     for model in models:
-        scores = [facts[model, target] for target in targets]
-        table.add_row(escape(model), *(f"{100 * one['mAP']:.1f} / {100 * one['rank1']:.1f}" for one in scores))
+        table.add_row(escape(model), *(_scores(found[model, target]) for target in targets))
     screen.console.print(table)
+    show_leaks(screen, {cell.model: cell.test_images for cell in cells if cell.test_images})
+
+
+def _scores(cell: Cell) -> str:
+    facts = cell.artifact.facts
+    return f"{100 * facts['mAP']:.1f} / {100 * facts['rank1']:.1f}{LEAK_MARK if cell.test_images else ''}"

@@ -1,8 +1,11 @@
 """Checks before anything starts that find errors which would otherwise appear only later."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+
+from rich.markup import escape
 
 from rayreid.config import PATCH, Adapt, Backbone, Experiment, Finetune, Pretrain, Source
+from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import NOTHING_TO_FIND
 from rayreid.execution.resources import training_share
@@ -15,16 +18,24 @@ from rayreid.stages.training import initial_weights
 from rayreid.storage.artifacts import Artifact
 
 
-def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Artifact]]) -> None:
+def check(
+    experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Artifact]], screen: Screen | None = None
+) -> None:
     """Refuse experiments that would fail only after a part of them has run.
 
+    Args:
+        experiments: The experiments.
+        plans: Their artifacts, by label and role.
+        screen: Shows which stores cannot be compared with their files (default: a screen for the terminal).
+
     Raises:
-        UserError: One of these was found: a missing or empty dataset, a target that lacks a split, a pool with test
-            images, an unknown backbone or stem, an image size that is not a multiple of the patch, weights of another
-            architecture, an empty subset, a batch that cannot be filled or divided among workers and micro-batches, an
-            unreadable file list, a proxy without pre-training or with two definitions, a method that the backbone does
-            not support, checkpointed activations of a network that is not a ViT, a probe that would find nothing, fewer
-            target images than entries in a neighbour list, or a validation without query and gallery.
+        UserError: One of these was found: a missing or empty dataset, a dataset that changed since it was ingested, a
+            target that lacks a split, a pool with test images, an unknown backbone or stem, an image size that is not a
+            multiple of the patch, weights of another architecture, an empty subset, a batch that cannot be filled or
+            divided among workers and micro-batches, an unreadable file list, a proxy without pre-training or with two
+            definitions, a method that the backbone does not support, checkpointed activations of a network that is not
+            a ViT, a probe that would find nothing, fewer target images than entries in a neighbour list, or a
+            validation without query and gallery.
     """
     experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
@@ -39,7 +50,8 @@ def check(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Ar
             _check_local_size(key, backbone, config)
         if e.selects and STRATEGIES[e.select.strategy].basis is Basis.LIST:
             _check_batch("pretrain", e.pretrain, len(read_list(select.list_file(e.select))), "select.list")
-    _check_sources(experiments, plans)
+    screen = screen or Screen()
+    check_sources(experiments, plans, lambda line: screen.say(escape(line)))
 
 
 def check_workers(experiments: Iterable[Experiment]) -> None:
@@ -52,10 +64,24 @@ def check_workers(experiments: Iterable[Experiment]) -> None:
         _check_dealing(e, training_share(e.resources).workers)
 
 
-def _check_sources(experiments: Sequence[Experiment], plans: Mapping[str, Mapping[str, Artifact]]) -> None:
-    """Check what depends on the datasets that the experiments use."""
+def check_sources(
+    experiments: Iterable[Experiment],
+    plans: Mapping[str, Mapping[str, Artifact]],
+    say: Callable[[str], None] | None = None,
+) -> None:
+    """Check what depends on the datasets that the experiments use: on their stores, or else on their listings.
+
+    Args:
+        experiments: The experiments, at least one.
+        plans: Their artifacts, by label and role.
+        say: Prints a line about a store that cannot be compared with its files. None: compare none.
+
+    Raises:
+        UserError: See `check`.
+    """
+    experiments = list(experiments)
     root = next(iter(next(iter(plans.values())).values())).root
-    datasets = Datasets(root, max(map(_images_needed, experiments)))
+    datasets = Datasets(root, max(map(_images_needed, experiments)), say)
     for e in experiments:
         target = datasets.look("target", e.target)
         if e.adapt.method == "uda" and e.source is not None:

@@ -43,7 +43,7 @@ def _priority(
     made = {"features": features.plan(pool, source, "all", e.score)}
     targets: dict[str, tuple[Artifact, Artifact]] = {}
     if STRATEGIES[e.select.strategy].targets:
-        stores = {one.label: ingest.plan(source.root, one.source) for one in e.score.targets if one.source}
+        stores = {one.label: ingest.plan(source.root, one.source, e.ingest) for one in e.score.targets if one.source}
         made |= {Role.of("target", name): store for name, store in stores.items()}
         for name, store in (stores or {"": target}).items():
             theirs = features.plan(store, source, "train", e.score)
@@ -58,7 +58,7 @@ def _target_proxies(e: Experiment, source: Artifact, target: Artifact) -> dict[s
         return {"target_proxy": proxies.plan_target(target, source, e.proxy.target, e.proxy, e.resources)}
     made: dict[str, Artifact] = {}
     for one in e.score.targets:
-        store = ingest.plan(source.root, one.source) if one.source else None
+        store = ingest.plan(source.root, one.source, e.ingest) if one.source else None
         if store is not None:
             made[Role.of("target", one.label)] = store
         made[Role.of("target_proxy", one.label)] = proxies.plan_target(store, source, one.proxy, e.proxy, e.resources)

@@ -23,6 +23,7 @@ from rayreid.files import write_atomically
 from rayreid.paths import output_root
 from rayreid.pipeline.experiment_runner import experiment_run, folder_of, open_session, tags_of
 from rayreid.pipeline.graph import plan
+from rayreid.pipeline.ingestion import make_stores
 from rayreid.pipeline.preflight import check
 from rayreid.selection.overlap import jaccard, rank_correlation
 from rayreid.selection.provenance import Provenance, provenance_of
@@ -100,6 +101,8 @@ def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Pat
     path = folder_of(root, experiment) / "selections.html"
     with connect(), experiment_run(session, experiment) as run:
         check_storage()
+        subsets = [graph["subset"] for graph in plans.values()]
+        make_stores(subsets, wanted, plans, run, session.screen, tags_of(experiment))
         for label, graph in plans.items():
             produce(graph["subset"], run, session.screen, {**tags_of(wanted[label]), "row": label})
         store = ImageStore(next(iter(plans.values()))["pool"].path)

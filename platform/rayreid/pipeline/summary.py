@@ -12,10 +12,17 @@ from rich.table import Table
 
 from rayreid.console import Screen, clock
 from rayreid.evaluation.metrics import RERANKED, percent, scores_in
+from rayreid.pipeline.ingestion import leaked_images
 from rayreid.selection.provenance import Provenance
 from rayreid.stages.score import auc_of
 from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.tracking.store import results_page
+
+TEST_IMAGES = "test_images_in_pool"
+"""Name of the metric that counts a target's test images in the pool of a pre-training."""
+
+LEAK_MARK = " †"
+"""Mark of results that such images may have raised."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Row:
         seconds: Time of the row's own pre-training, fine-tuning, adaptation and evaluation.
         gpu_hours: GPU-hours of the same stages.
         scores: Scores found by `scores_in`.
+        test_images: Number of the target's test images in the pool of the pre-training; 0 unless the file allows it.
         auc: AUC of the CFS against the origin of the pool's images; None if the origin is not known.
         warnings: Warnings of the same stages, for example that a pre-training learned little.
     """
@@ -43,10 +51,13 @@ class Row:
     scores: Mapping[str, float]
     auc: float | None
     warnings: tuple[str, ...] = ()
+    test_images: int = 0
 
     def metrics(self) -> dict[str, float]:
         """Return the outcome as metrics, under the names that are the same in every run."""
         known = {} if self.auc is None else {"cfs_auc": self.auc}
+        if self.test_images:
+            known[TEST_IMAGES] = self.test_images
         cost = {"images": self.images, "pretrain_steps": self.steps, "total_seconds": self.seconds}
         return {**self.scores, **cost, "gpu_hours": self.gpu_hours, **known}
 
@@ -65,6 +76,7 @@ def row_of(label: str, graph: Mapping[str, Artifact], provenance: Provenance | N
         scores=scores_in(graph["metrics"].facts),
         auc=auc_of(graph["scores"], provenance) if "scores" in graph else None,
         warnings=tuple(warning for facts in own for warning in facts.get("warnings", ())),
+        test_images=leaked_images(graph["pool"], graph["target"]) if "pool" in graph else 0,
     )
 
 
@@ -79,8 +91,10 @@ def show_table(screen: Screen, rows: list[Row]) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         quality = [f"{100 * row.scores[name]:.1f}" if name in row.scores else "" for name in shown]
-        table.add_row(escape(row.label), *quality, f"{row.images:,}", f"{row.steps:,}", clock(row.seconds))
+        label = row.label + (LEAK_MARK if row.test_images else "")
+        table.add_row(escape(label), *quality, f"{row.images:,}", f"{row.steps:,}", clock(row.seconds))
     screen.console.print(table)
+    show_leaks(screen, {row.label: row.test_images for row in rows if row.test_images})
     if rows:
         screen.say(f"evaluated on {', '.join(dict.fromkeys(row.target for row in rows))}")
     for row in rows:
@@ -89,6 +103,12 @@ def show_table(screen: Screen, rows: list[Row]) -> None:
     known = next((row.auc for row in rows if row.auc is not None), None)
     if known is not None:
         screen.say(f"CFS against the pool's known origins: AUC {known:.3f} (0.5 is chance)")
+
+
+def show_leaks(screen: Screen, leaks: Mapping[str, int]) -> None:
+    """Print which marked rows were pre-trained on how many test images of their target."""
+    for label, count in leaks.items():
+        screen.say(f"[red]{LEAK_MARK.strip()} {escape(label)}: its pool holds {count:,} of the target's test images[/]")
 
 
 def show_hint(screen: Screen, uri: str, experiment_id: str) -> None:

@@ -7,6 +7,7 @@ from rayreid.errors import UserError
 from rayreid.evaluation.metrics import METRICS
 from rayreid.evaluation.outcomes import Outcome
 from rayreid.pipeline.experiment_runner import COLUMNS
+from rayreid.pipeline.summary import TEST_IMAGES
 from rayreid.storage.roles import Role
 from rayreid.tracking.history import History, Record
 
@@ -106,6 +107,8 @@ def selection_costs(history: History, members: Iterable[Record]) -> dict[str, tu
 def _outcome(run: Record, extras: Mapping[str, str]) -> Outcome:
     tags, metrics = run.tags, run.metrics
     fraction = tags.get("fraction", "count")
+    if TEST_IMAGES in metrics:
+        extras = {**extras, TEST_IMAGES: f"{metrics[TEST_IMAGES]:.0f}"}
     return Outcome(
         label=tags.get("row", run.name),
         backbone=tags["backbone"],

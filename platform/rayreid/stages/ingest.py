@@ -11,43 +11,49 @@ from typing import Any, Literal
 
 import numpy as np
 import ray
+from rich.markup import escape
 
-from rayreid.config import Source
+from rayreid.config import Ingest, Source
 from rayreid.console import Bar
-from rayreid.data.datasets import Dataset, open_source
+from rayreid.data.datasets import Dataset, location, open_source
 from rayreid.data.datasets.existing_store import ExistingStore
-from rayreid.data.store.index import clear_strays, finish_store
+from rayreid.data.store.index import MANIFEST, clear_strays, finish_store, remove_shards
 from rayreid.data.store.inspection import sample_images
 from rayreid.data.store.listing import deal, write_part
 from rayreid.data.store.shards import Record
 from rayreid.data.store.store import ImageStore
+from rayreid.data.store.witness import Witness, digest_of_files, write_witness
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet
 from rayreid.execution.production import StageContext, identity
 from rayreid.execution.resources import ANYWHERE
 from rayreid.storage.artifacts import Artifact
 
-VERSION = 2  # raise it also when the synthetic dataset draws other images
+VERSION = 3  # raise it also when the synthetic dataset draws other images
+_DEFAULT = Ingest()
 _AHEAD = 2  # submitted shards per CPU
 _SHEET = 48
 
 
-def plan(root: Path, source: Source) -> Artifact:
+def plan(root: Path, source: Source, config: Ingest = _DEFAULT) -> Artifact:
     """Return the image store of a dataset. The folder is part of its identity: another folder is another dataset."""
-    return Artifact(root, "ingest", VERSION, identity(source=source), job=partial(_ingest, source))
+    return Artifact(root, "ingest", VERSION, identity(source=source), job=partial(_ingest, source, config))
 
 
-def _ingest(source: Source, context: StageContext) -> dict[str, Any]:
+def _ingest(source: Source, config: Ingest, context: StageContext) -> dict[str, Any]:
     dataset = open_source(source)
     if isinstance(dataset, ExistingStore):
         manifest = dataset.adopt(context.folder)
         examples = sample_images(ImageStore(context.folder), _SHEET, shard=0)[1]  # each shard may be fetched from afar
+        _record(context, source, manifest, examples, dataset.left_out)
     else:
         manifest, examples = _stored(dataset, source, context)
-    _record(context, source, manifest, examples)
+        _record(context, source, manifest, examples, dataset.left_out)
+        _check_rejected(source, config, manifest, context.folder)
     return {
         "images": manifest["stored"],
         "rejected": sum(manifest["rejected"].values()),
+        "left_out": sum(manifest.get("left_out", {}).values()),  # an older store has none
         "dataset": f"{dataset.name} {dataset.version}".strip(),
         "fingerprint": manifest["fingerprint"],
     }
@@ -55,6 +61,7 @@ def _ingest(source: Source, context: StageContext) -> dict[str, Any]:
 
 def _stored(dataset: Dataset, source: Source, context: StageContext) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Read all images into the artifact's store, and return its manifest and examples."""
+    _begin(context.folder, dataset, location(source))
     with context.screen.bar("reading images", None) as bar:
         shards, listed = _write(dataset, context.folder, source.verify, bar)
     for note in dataset.notes:
@@ -62,7 +69,35 @@ def _stored(dataset: Dataset, source: Source, context: StageContext) -> tuple[di
     if not shards:
         raise UserError(f"{source.root or source.dataset}: no image found for dataset {source.dataset!r}")
     join = ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(_join)
-    return ray.get(join.remote(context.folder, shards, dataset.name, dataset.version, dataset.ignored, listed))
+    left_out = {reason: count for reason, (count, _) in dataset.left_out.items()}
+    return ray.get(
+        join.remote(context.folder, shards, dataset.name, dataset.version, dataset.ignored, listed, left_out)
+    )
+
+
+def _begin(folder: Path, dataset: Dataset, place: str) -> None:
+    """Record the files that are about to be read, and remove what an earlier ingest read from files that changed.
+
+    An ingest that was refused for its rejected images reads the shards of these again: they may have been mended.
+    """
+    witness = Witness(folder)
+    if witness.digest and witness.digest != digest_of_files(dataset.sources()):
+        remove_shards(folder)
+    elif (folder / MANIFEST).exists():
+        remove_shards(folder, only_with_rejected=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    write_witness(folder, dataset.sources(), place)
+
+
+def _check_rejected(source: Source, config: Ingest, manifest: Mapping[str, Any], folder: Path) -> None:
+    rejected, read = sum(manifest["rejected"].values()), manifest["read"]
+    if rejected > config.max_rejected * read:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in manifest["rejected"].items())
+        raise UserError(
+            f"{location(source)}: {rejected:,} of {read:,} images were rejected ({why}), more than "
+            f"ingest.max_rejected={config.max_rejected:g}; mend them (listed in {folder / 'rejected.parquet'}) and run "
+            "again, or raise it"
+        )
 
 
 def _write(dataset: Dataset, folder: Path, verify: Literal["decode", "header"], bar: Bar) -> tuple[int, int]:
@@ -92,10 +127,16 @@ def _ahead() -> int:
 
 
 def _join(
-    folder: Path, shards: int, name: str, version: str, ignored: list[tuple[str, str]], listed: int
+    folder: Path,
+    shards: int,
+    name: str,
+    version: str,
+    ignored: list[tuple[str, str]],
+    listed: int,
+    left_out: Mapping[str, int],
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Join the shards in a worker, so that only it holds the whole index; return the manifest and examples."""
-    manifest = finish_store(folder, shards, name, version, ignored, listed)
+    manifest = finish_store(folder, shards, name, version, ignored, listed, left_out)
     return manifest, sample_images(ImageStore(folder), _SHEET)[1]
 
 
@@ -106,13 +147,23 @@ def _finished(images: "dict[ray.ObjectRef[None], int]") -> int:
     return sum(images.pop(reference) for reference in ready)
 
 
-def _record(context: StageContext, source: Source, manifest: Mapping[str, Any], examples: list[np.ndarray]) -> None:
+def _record(
+    context: StageContext,
+    source: Source,
+    manifest: Mapping[str, Any],
+    examples: list[np.ndarray],
+    left_out: Mapping[str, tuple[int, str]],
+) -> None:
     """Log to MLflow what was ingested, with a sheet of examples."""
-    profile = {name: manifest[name] for name in ("stored", "rejected", "counts", "identities", "cameras")}
+    names = ("stored", "rejected", "left_out", "counts", "identities", "cameras")
+    profile = {name: manifest.get(name, {}) for name in names}
     context.run.dataset(source.dataset, manifest["fingerprint"], source.root or source.dataset, profile, "ingest")
-    for name in ("manifest.json", "rejected.parquet"):
+    for name in (MANIFEST, "rejected.parquet"):
         context.run.file(context.folder / name)
     if examples:
         context.run.figure(image_sheet(examples), "figures/examples.png")
     for reason, count in manifest["rejected"].items():
         context.screen.say(f"    rejected: {count} {reason} (listed in {context.folder / 'rejected.parquet'})")
+    if left_out:
+        files = ", ".join(f"{count} {reason} (first {first})" for reason, (count, first) in sorted(left_out.items()))
+        context.screen.say(escape(f"    left out: {files}"))

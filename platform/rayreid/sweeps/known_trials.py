@@ -9,7 +9,7 @@ from rayreid.pipeline.graph import shared
 from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact
 from rayreid.sweeps.ray_tune import run_trials, slots, stops
-from rayreid.sweeps.shared_artifacts import blocked, produce_all
+from rayreid.sweeps.shared_artifacts import blocked, produce_all, refused_trials
 from rayreid.sweeps.sweep_outcome import Plans, SweepOutcome
 from rayreid.sweeps.trials import sweep_of
 from rayreid.tracking.run import Run
@@ -30,8 +30,11 @@ def run_known(
         session: Output root, tracking store and screen of the command.
         parent: MLflow run of the sweep.
     """
-    ahead = shared(_distinct(plans))
-    failed = produce_all(ahead, slots(experiment), experiment, session, parent, shared_tags(experiment))
+    tags = shared_tags(experiment)
+    refused = refused_trials(known, plans, session, parent, tags)
+    usable = {label: graph for label, graph in plans.items() if label not in refused}
+    failed = produce_all(shared(_distinct(usable)), slots(experiment), experiment, session, parent, tags)
+    failed |= {plans[label]["metrics"].id: reason for label, reason in refused.items()}
     return SweepOutcome(known, plans, _run_missing(experiment, known, plans, failed, session, parent))
 
 

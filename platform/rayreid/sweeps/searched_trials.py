@@ -7,9 +7,9 @@ from rayreid.pipeline.experiment_runner import Session, experiment_run, folder_o
 from rayreid.pipeline.graph import plan, shared
 from rayreid.sweeps.optuna_search import OptunaSearcher
 from rayreid.sweeps.ray_tune import run_trials, slots
-from rayreid.sweeps.shared_artifacts import produce_all
+from rayreid.sweeps.shared_artifacts import produce_all, refused_trials
 from rayreid.sweeps.sweep_outcome import Plans, SweepOutcome
-from rayreid.sweeps.trials import sweep_of, trial
+from rayreid.sweeps.trials import corners, sweep_of, trial
 from rayreid.tracking.run import Run
 
 
@@ -25,8 +25,13 @@ def run_search(experiment: Experiment, plans: Plans, session: Session, parent: R
     Raises:
         UserError: A shared stage failed.
     """
+    tags = shared_tags(experiment)
+    ends = dict(zip(plans, corners(experiment), strict=True))
+    refused = refused_trials(ends, plans, session, parent, tags)
+    if len(refused) == len(plans):
+        raise UserError(next(iter(refused.values())))
     ahead = shared(plans, least=len(plans))
-    failed = produce_all(ahead, slots(experiment), experiment, session, parent, shared_tags(experiment))
+    failed = produce_all(ahead, slots(experiment), experiment, session, parent, tags)
     if failed:
         raise UserError(next(iter(failed.values())))
     searcher = OptunaSearcher(sweep_of(experiment), folder_of(session.root, experiment))

@@ -11,6 +11,7 @@ from rayreid.console import Screen
 from rayreid.errors import one_line
 from rayreid.execution.production import produce
 from rayreid.pipeline.experiment_runner import Session, open_session
+from rayreid.pipeline.ingestion import make_stores
 from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.tracking.outage import PATIENCE_SECONDS
 from rayreid.tracking.run import Run
@@ -62,6 +63,34 @@ def produce_all(
                 _note(failed, one, _answer(one, done))
                 session.screen.say(f"  [red]✗[/] {one}" if one.id in failed else f"  [green]✓[/] {one}")
     return failed
+
+
+def refused_trials(
+    trials: Mapping[str, Experiment],
+    plans: Mapping[str, Mapping[str, Artifact]],
+    session: Session,
+    owner: Run,
+    tags: Mapping[str, Any],
+) -> dict[str, str]:
+    """Ingest the datasets of the trials that have no result yet; return why trials cannot use theirs, by label.
+
+    Args:
+        trials: The trials by label.
+        plans: The artifacts of the trials.
+        session: Output root, tracking store and screen of this process.
+        owner: MLflow run that owns the runs of the stages.
+        tags: MLflow tags of these runs.
+    """
+    refused: dict[str, str] = {}
+    for label, trial in trials.items():
+        graph = plans[label]
+        if graph["metrics"].complete:
+            continue
+        try:
+            make_stores(graph.values(), {label: trial}, {label: graph}, owner, session.screen, tags)
+        except Exception as error:
+            refused[label] = one_line(error, "last")
+    return refused
 
 
 def blocked(artifact: Artifact, failed: Mapping[str, str]) -> str | None:

@@ -33,7 +33,7 @@ def directory(tmp_path) -> Path:
     records.append(Record("g.jpg", 11, 5, "train", "g.jpg"))
     for shard, part in enumerate((records[:4], records[4:])):
         write_shard(tmp_path / "store", shard, part, lambda record: bytes_of[record.path])
-    finish_store(tmp_path / "store", 2, "mine", "V2", ignored=[("h.jpg", "a name")])
+    finish_store(tmp_path / "store", 2, "mine", "V2", ignored=[("h.jpg", "a name")], left_out={"file .txt": 3})
     return tmp_path / "store"
 
 
@@ -42,6 +42,7 @@ def test_the_figures_of_a_store(directory):
     summary = summarise(store)
     assert (summary.dataset, summary.version, summary.fingerprint) == ("mine", "V2", store.fingerprint)
     assert (summary.read, summary.stored, summary.rejected) == (8, 6, {"a name": 1, "zero-size": 1})
+    assert summary.left_out == {"file .txt": 3}
     assert summary.counts == {"gallery": 2, "pool": 1, "train": 3}
     assert summary.identities == {"gallery": 1, "pool": 0, "train": 2}
     assert summary.cameras == 2  # that of the rejected image is not among them

@@ -37,6 +37,23 @@ def test_a_folder_has_the_face_of_a_store(folder):
     np.testing.assert_array_equal(again.image(1), images.image(1))
 
 
+def test_images_are_turned_as_their_orientation_says(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (30, 20)).save(folder / "c.jpg", exif=exif)
+    images = ListedImages(open_dataset("folder", str(folder)))
+    (row,) = images.rows_of_keys(["c.jpg"])
+    assert images.image(row).shape == (30, 20, 3)
+
+
+def test_faults_of_several_images_stay_in_their_places(folder):
+    images = ListedImages(open_dataset("folder", str(folder)))
+    (folder / "b.png").unlink()
+    missing, whole, broken = images.decoded([1, 0, 2])
+    assert (missing.reason, broken.reason) == ("unreadable: missing", "undecodable")
+    assert whole.shape == (16, 8, 3)
+
+
 def test_faults_are_told_apart(folder):
     images = ListedImages(open_dataset("folder", str(folder)))
     with pytest.raises(UserError, match=r"'broken\.jpg' is undecodable"):

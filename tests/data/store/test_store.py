@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from rayreid.data.store import shards as shards_module
+from rayreid.data.store.shards import digest_of_image
 from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.errors import UserError
 
@@ -87,6 +88,8 @@ def test_files_are_of_the_documented_format(files, tmp_path):
         "width": "int16",
         "shard": "int32",
         "row": "int32",
+        "orientation": "int8",
+        "digest": "fixed_size_binary[16]",
     }
 
 
@@ -134,7 +137,7 @@ def spoil(files: Path) -> dict[str, str]:
     Image.new("1", (40_000, 1)).save(files / "23.png")
     (files / "24.jpg").mkdir()  # reading it is an OSError, also for root
     Image.new("RGB", (8, 16), (1, 2, 3)).save(files / "25.png")
-    reasons = ("truncated", "zero-size", "undecodable", "too many pixels", "unreadable")
+    reasons = ("truncated", "zero-size", "undecodable", "too many pixels", "unreadable: a folder")
     return dict(zip(("20.jpg", "21.jpg", "22.jpg", "23.png", "24.jpg"), reasons, strict=True))
 
 
@@ -162,6 +165,38 @@ def test_header_check_does_not_decode(files, tmp_path):
     assert (store.heights[row], store.widths[row]) == (64, 32)
     with pytest.raises(UserError, match=r"20\.jpg.*truncated"):
         store.image(row)
+
+
+def test_an_image_is_shown_upright_and_stored_as_it_was(files, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20), (9, 9, 9)).save(files / "00.jpg", exif=exif)
+    ingest(tmp_path / "store", records_of(files))
+    store = ImageStore(tmp_path / "store")
+    assert store.orientations.tolist() == [6] + [1] * 11
+    assert store.image(0).shape == (store.heights[0], store.widths[0], 3) == (30, 20, 3)
+    assert bytes(store.encoded(0)) == (files / "00.jpg").read_bytes()
+
+
+def test_an_older_store_without_orientations_decodes_as_before(files, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(files / "00.jpg", exif=exif)
+    ingest(tmp_path / "store", records_of(files))
+    index, manifest = tmp_path / "store/index.parquet", tmp_path / "store/manifest.json"
+    pq.write_table(pq.read_table(index).drop_columns(["orientation", "digest"]), index)
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 1}))
+    store = ImageStore(tmp_path / "store")
+    assert store.image(0).shape == (20, 30, 3)
+    assert store.digests().to_pylist() == [digest_of_image(store.encoded(row)) for row in range(12)]
+
+
+def test_digests_belong_to_the_rows_of_the_index(files, tmp_path):
+    records = records_of(files)
+    ingest(tmp_path / "store", [records[0], Record("00.jpg", 1, 1, "train", records[3].path), *records[:0:-1]])
+    store = ImageStore(tmp_path / "store")
+    expected = [digest_of_image(store.encoded(row)) for row in range(len(store))]
+    assert store.digests().to_pylist() == expected
 
 
 def test_of_equal_keys_the_first_is_kept(files, tmp_path):
@@ -298,7 +333,7 @@ def test_what_is_no_store_is_the_users_to_mend(files, tmp_path):
     ingest(directory, records_of(files))
 
     manifest = (directory / "manifest.json").read_text()
-    (directory / "manifest.json").write_text(manifest.replace('"format": 1', '"format": 99'))
+    (directory / "manifest.json").write_text(manifest.replace('"format": 2', '"format": 99'))
     with pytest.raises(UserError, match="format 99"):
         ImageStore(directory)
     (directory / "manifest.json").write_text(manifest[:100])

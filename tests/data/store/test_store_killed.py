@@ -136,10 +136,17 @@ def test_storage_that_does_not_answer_rejects_nothing(files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error",
-    [FileNotFoundError(), PermissionError(), MissingImageError("cut off"), OSError(errno.ENAMETOOLONG, "too long")],
+    ("error", "reason"),
+    [
+        (FileNotFoundError(), "missing"),
+        (PermissionError(), "not permitted"),
+        (IsADirectoryError(), "a folder"),
+        (MissingImageError("the archive ends", "cut off"), "cut off"),
+        (OSError(errno.ENAMETOOLONG, "too long"), "name too long"),
+        (OSError(errno.ELOOP, "a loop"), "links in a circle"),
+    ],
 )
-def test_an_image_that_alone_cannot_be_read_is_rejected(files, tmp_path, error):
+def test_an_image_that_alone_cannot_be_read_is_rejected(files, tmp_path, error, reason):
     folder = Folder(str(files))
 
     def read(record):
@@ -150,7 +157,7 @@ def test_an_image_that_alone_cannot_be_read_is_rejected(files, tmp_path, error):
     records = [record for part in deal(folder.records()) for record in part.records()]
     write_shard(tmp_path / "store", 0, records, read)
     manifest = finish_store(tmp_path / "store", 1, "folder", "", listed=100)
-    assert (manifest["read"], manifest["stored"], manifest["rejected"]) == (100, 99, {"unreadable": 1})
+    assert (manifest["read"], manifest["stored"], manifest["rejected"]) == (100, 99, {f"unreadable: {reason}": 1})
 
 
 def test_a_corrected_path_is_read_again(files, tmp_path):

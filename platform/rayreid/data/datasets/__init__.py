@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from rayreid.data.datasets.place import is_uri
 from rayreid.data.datasets.without_cameras import WithoutCameras
 from rayreid.data.store.shards import Record
+from rayreid.data.store.witness import SourceFile
 from rayreid.errors import UserError
 from rayreid.paths import data_path
 
@@ -44,6 +45,17 @@ class Dataset(Protocol):
                 `PermissionError`, `shards.MissingImageError`) rejects it; any other is treated as a failure of the
                 storage.
         """
+        ...
+
+    def sources(self) -> Iterable[SourceFile]:
+        """List the files from which the dataset is read, in an order that is the same every time.
+
+        Names, sizes and times tell whether the dataset may have changed. A dataset that is read from no file has none.
+        """
+        ...
+
+    def source_of(self, record: Record) -> str:
+        """Return the name in `sources` of the file that holds an image's bytes."""
         ...
 
 
@@ -133,12 +145,19 @@ def open_source(source: NamedDataset) -> Dataset:
     Raises:
         UserError: The dataset or an option is unknown, or the folder is missing or has another layout.
     """
-    root = source.root
-    if root and not is_uri(root):
-        root = str(data_path(root))
-    dataset = open_dataset(source.dataset, root, **source.options)
+    dataset = open_dataset(source.dataset, _root(source), **source.options)
     if source.cameras == "ignore":
         if source.dataset == "store":
             raise UserError("dataset store: the cameras are those of the store; set cameras: ignore where it is made")
         return WithoutCameras(dataset)
     return dataset
+
+
+def location(source: NamedDataset) -> str:
+    """Return where the dataset of a configuration is, for messages."""
+    return _root(source) or f"dataset {source.dataset}"
+
+
+def _root(source: NamedDataset) -> str | None:
+    root = source.root
+    return str(data_path(root)) if root and not is_uri(root) else root

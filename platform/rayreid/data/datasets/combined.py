@@ -10,6 +10,7 @@ from rayreid.data.datasets.layout import Layout
 from rayreid.data.datasets.place import is_uri
 from rayreid.data.datasets.without_cameras import WithoutCameras
 from rayreid.data.store.shards import MissingImageError, Record
+from rayreid.data.store.witness import SourceFile
 from rayreid.errors import UserError
 from rayreid.paths import data_path
 
@@ -72,14 +73,36 @@ class Combined(Layout):
                     yield replace(record, key=prefix + record.key, pid=pid, camid=camid)
             self.ignored += [(prefix + path, reason) for path, reason in part.ignored]
             self.notes += [f"part {number}: {note}" for note in part.notes]
+            for reason, (count, path) in part.left_out.items():
+                before, first = self.left_out.get(reason, (0, prefix + path))
+                self.left_out[reason] = (before + count, first)
             first_pid, first_camid = highest_pid + 1, highest_camid + 1
 
     def read(self, record: Record) -> bytes:
         """Return an image's encoded bytes; raise the part's OSError if the part cannot read it."""
+        part, own = self._part_of(record)
+        return part.read(own)
+
+    def sources(self) -> Iterator[SourceFile]:
+        """List the files of all parts."""
+        for number, part in enumerate(self._parts):
+            yield from (file._replace(name=f"{number}-{file.name}") for file in part.sources())
+
+    def source_of(self, record: Record) -> str:
+        """Return the name in `sources` of the file that holds an image's bytes."""
+        part, own = self._part_of(record)
+        return f"{self._parts.index(part)}-{part.source_of(own)}"
+
+    def _part_of(self, record: Record) -> tuple[Dataset, Record]:
+        """Return the part that an image belongs to, and the part's own record of it.
+
+        Raises:
+            MissingImageError: The key is of no part.
+        """
         match = _KEY.fullmatch(record.key)
         if match is None or int(match[1]) >= len(self._parts):
             raise MissingImageError(f"no part of the combined dataset has {record.key!r}")
-        return self._parts[int(match[1])].read(replace(record, key=match[2]))
+        return self._parts[int(match[1])], replace(record, key=match[2])
 
 
 def _moved(number: int, first: int) -> int:

@@ -78,8 +78,8 @@ class ExistingStore:
             version = manifest["format"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.root}: manifest.json is no image store's manifest ({one_line(error)})") from error
-        if version != FORMAT:
-            raise UserError(f"{self.root}: store format {version}, this rayreid reads {FORMAT}; ingest again")
+        if version not in range(1, FORMAT + 1):
+            raise UserError(f"{self.root}: store format {version}, this rayreid reads up to {FORMAT}; ingest again")
         return manifest
 
     def _file(self, name: str) -> bytes:

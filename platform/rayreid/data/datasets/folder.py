@@ -4,11 +4,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from rayreid.data.datasets.kinds import is_named_image, reason_by_bytes, reason_by_name
 from rayreid.data.datasets.layout import FolderLayout
 from rayreid.data.datasets.place import is_uri, local_path
 from rayreid.data.datasets.remote import RemoteFolder
-from rayreid.data.images import SUFFIXES
-from rayreid.data.store.shards import Record
+from rayreid.data.datasets.tree import fault_of, walk
+from rayreid.data.signatures import HEAD_BYTES
+from rayreid.data.store.shards import Record, reason_of
 from rayreid.errors import UserError
 
 
@@ -24,7 +26,9 @@ def open_folder(root: str | Path | None) -> "Folder | RemoteFolder":
 class Folder(FolderLayout):
     """All images below a folder: split pool, identity and camera unknown. The key is the relative path.
 
-    Links to folders are followed, each folder once. Folders without read permission are ignored.
+    Links to folders are followed, each folder once. Folders without read permission are ignored. A file is an image if
+    its name says so (if its bytes then say otherwise, it is rejected), or else if its first bytes do; all others, and
+    hidden ones, are left out and counted.
 
     Args:
         root: The folder.
@@ -44,37 +48,40 @@ class Folder(FolderLayout):
             UserError: A folder cannot be listed for another reason than its permissions, or, at the end, there was no
                 image.
         """
-        self.ignored = []
-        return self.at_least_one(self._walk(), self.root)
+        self.ignored, self.left_out = [], {}
+        return self.at_least_one(self._images(), self.root)
 
-    def _walk(self) -> Iterator[Record]:
-        visited: set[tuple[int, int]] = set()
-        for folder, subfolders, files in os.walk(self.root, followlinks=True, onerror=self._skip):
-            try:
-                status = Path(folder).stat()
-            except OSError as error:
-                self._skip(error)
-                subfolders.clear()
+    def _images(self) -> Iterator[Record]:
+        for key, entry in walk(self.root, self._ignore_folder):
+            if (reason := reason_by_name(key)) is not None:
+                self.leave_out(key, reason)
                 continue
-            if (status.st_dev, status.st_ino) in visited:
-                subfolders.clear()
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            subfolders.sort()  # which of two links to a folder is followed must not vary
-            relative = os.path.relpath(folder, self.root)
-            prefix = "" if relative == "." else Path(relative).as_posix() + "/"
-            for file in sorted(files):
-                key = prefix + file
-                if os.path.splitext(file)[1].lower() in SUFFIXES and self.can_name(key):  # noqa: PTH122  (Path is slow for millions)
-                    yield Record(key, -1, -1, "pool", os.path.join(folder, file))  # noqa: PTH118
+            named = is_named_image(key)
+            fault = fault_of(entry)
+            if fault is None and not named:
+                fault = _no_image(entry)
+            if fault is None and self.can_name(key):
+                yield Record(key, -1, -1, "pool", entry.path)
+            elif fault is not None:
+                (self.ignore if named else self.leave_out)(key, fault)
 
-    def _skip(self, error: OSError) -> None:
-        """Ignore a folder because of its permissions.
-
-        Other errors are raised, so that a disk that is unavailable for a moment does not cost a part of the pool.
-        """
-        if not isinstance(error, PermissionError):
-            raise UserError(
-                f"dataset folder: {error.filename} cannot be listed: {error.strerror or error}; fix that and run again"
-            ) from error
+    def _ignore_folder(self, error: OSError) -> None:
+        self.pass_over(error)
         self.ignore(str(error.filename), "folder cannot be read")
+
+
+def _no_image(entry: "os.DirEntry[str]") -> str | None:
+    """Return why a file whose name does not say so is no image, by its first bytes; None if it is one.
+
+    Raises:
+        UserError: The storage does not answer.
+    """
+    try:
+        with open(entry.path, "rb") as file:  # noqa: PTH123  (Path is slow for millions)
+            return reason_by_bytes(file.read(HEAD_BYTES))
+    except OSError as error:
+        if (reason := reason_of(error)) is not None:
+            return reason
+        raise UserError(
+            f"dataset folder: {entry.path} cannot be read: {error.strerror or error}; fix that and run again"
+        ) from error

@@ -6,7 +6,9 @@ from typing import Any
 
 from rayreid.data.datasets.misplaced import remedy
 from rayreid.data.datasets.place import is_uri, local_path
+from rayreid.data.datasets.tree import is_hidden, walk
 from rayreid.data.store.shards import Record
+from rayreid.data.store.witness import SourceFile, file_at
 from rayreid.errors import UserError
 
 _REASONS = 4  # named in a message
@@ -90,6 +92,14 @@ class Layout:
         if empty:
             raise UserError(f"dataset {self.name}: {place} has no image{passed_over(self.ignored, self.left_out)}")
 
+    def sources(self) -> Iterator[SourceFile]:
+        """List the files from which the dataset is read; none, unless a layout says otherwise."""
+        return iter(())
+
+    def source_of(self, record: Record) -> str:
+        """Return the name in `sources` of the file that holds an image's bytes."""
+        return record.path
+
 
 class LocalLayout(Layout):
     """A dataset in a folder or file of this machine.
@@ -125,6 +135,34 @@ class LocalLayout(Layout):
     def read(self, record: Record) -> bytes:
         """Return the file's bytes; raise OSError if it is missing or cannot be read."""
         return Path(record.path).read_bytes()
+
+    def sources(self) -> Iterator[SourceFile]:
+        """List all files below the root, or the one that it is, except hidden ones.
+
+        Raises:
+            UserError: A folder cannot be listed for another reason than its permissions.
+        """
+        if not self.root.is_dir():
+            yield file_at(self.root.name, self.root)
+            return
+        for name, entry in walk(self.root, self.pass_over):
+            if not is_hidden(name):
+                yield file_at(printable(name), entry)
+
+    def source_of(self, record: Record) -> str:
+        """Return the path of the file that holds an image's bytes, relative to the root."""
+        return printable(record.path.removeprefix(f"{self.root}/")) if self.root.is_dir() else self.root.name
+
+    def pass_over(self, error: OSError) -> None:
+        """Pass over a folder because of its permissions.
+
+        Other errors are raised, so that a disk that is unavailable for a moment does not cost a part of the images.
+        """
+        if not isinstance(error, PermissionError):
+            raise UserError(
+                f"dataset {self.name}: {printable(str(error.filename))} cannot be listed: {error.strerror or error}; "
+                "fix that and run again"
+            ) from error
 
     def require(self, *parts: str) -> None:
         """Raise a UserError that names the first of these sub-folders or files that the root does not have."""

@@ -14,6 +14,7 @@ from rayreid.data.datasets.keylist import check_key_list, read_keys
 from rayreid.data.datasets.layout import LocalLayout
 from rayreid.data.images import SUFFIXES
 from rayreid.data.store.shards import MissingImageError, Record
+from rayreid.data.store.witness import SourceFile, file_at
 from rayreid.errors import UserError
 
 KEY_LISTS = ("keys.txt", "keys.json", "keys.pkl")
@@ -78,6 +79,17 @@ class LmdbStore(LocalLayout):
         if value is None:
             raise MissingImageError(f"{self.root} has no key {record.path!r}")
         return value
+
+    def sources(self) -> Iterator[SourceFile]:
+        """List the database's file and the list of keys; the file of its locks changes whenever it is read."""
+        database = self._database / "data.mdb" if self._database.is_dir() else self._database
+        yield file_at("data.mdb", database)
+        if self._keys is not None:
+            yield file_at(self._keys.name, self._keys)
+
+    def source_of(self, record: Record) -> str:
+        """Return the name of the database's file."""
+        return "data.mdb"
 
     def _find_keys(self, keys: str | None) -> Path | None:
         folders = (self.root, self.root.parent) if self.root.is_dir() else (self.root.parent,)

@@ -109,8 +109,8 @@ class Place:
         folder.address = self.address if is_uri(self.address) else folder.path
         return folder
 
-    def read(self, path: str) -> bytes:
-        """Return the bytes of a file of the same filesystem.
+    def read(self, path: str, count: int | None = None) -> bytes:
+        """Return the bytes of a file of the same filesystem, or the first `count` of them.
 
         Raises:
             MissingImageError: The path is not a valid file name, or it is a folder.
@@ -118,14 +118,14 @@ class Place:
         """
         try:
             with self.filesystem.open_input_file(path) as file:
-                return file.read()
+                return file.read(count)
         except pa.ArrowInvalid as error:
-            raise MissingImageError(f"{path}: {one_line(error, 'all')}") from error
+            raise MissingImageError(f"{path}: {one_line(error, 'all')}", "no file name") from error
         except pa.ArrowException as error:
             raise OSError(f"{path}: {one_line(error, 'all')}") from error
         except OSError as error:
             if self.is_local and Path(path).is_dir():  # for which pyarrow raises an unspecific error
-                raise MissingImageError(one_line(error, "all")) from error
+                raise MissingImageError(one_line(error, "all"), "a folder") from error
             raise
 
 

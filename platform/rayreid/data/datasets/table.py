@@ -4,6 +4,7 @@ path,pid,camid,split,key
 crops/17/0001.jpg,17,3,train,
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
@@ -18,6 +19,7 @@ from rayreid.data.datasets.place import Place, is_uri
 from rayreid.data.datasets.table_file import TableFile, as_text, as_whole_numbers
 from rayreid.data.datasets.written_path import WrittenPaths
 from rayreid.data.store.shards import Record
+from rayreid.data.store.witness import SourceFile, file_at
 from rayreid.errors import UserError
 
 COLUMNS = {"path": pa.string(), "pid": pa.int32(), "camid": pa.int16(), "split": pa.string(), "key": pa.string()}
@@ -82,6 +84,22 @@ class Table(Layout):
     def read(self, record: Record) -> bytes:
         """Return the file's bytes; raise OSError if it is missing or cannot be read."""
         return self._images.read(record.path)
+
+    def sources(self) -> Iterator[SourceFile]:
+        """List the table, with its checksum, and, if they lie on this machine, the images that it names."""
+        try:
+            with self._table.filesystem.open_input_file(self._table.path) as file:
+                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+                size = file.size()
+        except (OSError, pa.ArrowException) as error:
+            raise self._open().unreadable(error) from error
+        yield SourceFile(PurePosixPath(self._table.path).name, size, 0, digest.hexdigest())
+        if self._images.is_local:
+            yield from (file_at(self.source_of(record), Path(record.path)) for record in self._rows())
+
+    def source_of(self, record: Record) -> str:
+        """Return the path of an image's file, relative to the folder of the images."""
+        return record.path.removeprefix(f"{self._images.path}/")
 
     def _open(self) -> TableFile:
         return TableFile(self._table, tuple(COLUMNS), "dataset table")

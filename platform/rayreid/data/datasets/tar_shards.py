@@ -5,6 +5,7 @@ pool-000000.tar  pool-000001.tar  …      000000017.jpg  000000017.json  …
 
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from posixpath import normpath, splitext
 from typing import BinaryIO, Self
@@ -75,8 +76,12 @@ class TarShards(LocalLayout):
             file.seek(offset)
             data = file.read(size)
         if len(data) < size:
-            raise MissingImageError(f"{tar} is cut off")
+            raise MissingImageError(f"{tar} is cut off", "cut off")
         return data
+
+    def source_of(self, record: Record) -> str:
+        """Return the path of the archive that holds an image, relative to the root."""
+        return super().source_of(replace(record, path=record.path.rsplit(":", 2)[0]))
 
     def _files(self) -> list[Path]:
         return sorted(file for file in self.root.iterdir() if not file.is_dir()) if self.root.is_dir() else [self.root]
@@ -105,7 +110,10 @@ class TarShards(LocalLayout):
             if member.size < 0 or archive.offset < member.offset_data:  # an extension's size replaced the header's
                 raise tarfile.HeaderError("negative size")
             key = prefix + normpath(member.name)
-            if splitext(member.name)[1].lower() in SUFFIXES and not member.isdir() and self.can_name(key):
+            if splitext(member.name)[1].lower() not in SUFFIXES:
+                if not member.isdir():
+                    self.leave_out(key, f"file {splitext(member.name)[1].lower()}".strip())
+            elif not member.isdir() and self.can_name(key):
                 if reason := _refusal(member, length):
                     self.ignore(prefix + member.name, reason)
                 else:

@@ -1,10 +1,11 @@
 """A dataset whose cameras are not told apart."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rayreid.data.store.shards import Record
+from rayreid.data.store.witness import SourceFile
 
 if TYPE_CHECKING:
     from rayreid.data.datasets import Dataset
@@ -38,3 +39,11 @@ class WithoutCameras:
     def read(self, record: Record) -> bytes:
         """Return an image's encoded bytes; raise the dataset's OSError if it cannot read them."""
         return self._dataset.read(record)
+
+    def sources(self) -> Iterable[SourceFile]:
+        """List the files from which the dataset is read."""
+        return self._dataset.sources()
+
+    def source_of(self, record: Record) -> str:
+        """Return the name in `sources` of the file that holds an image's bytes."""
+        return self._dataset.source_of(record)

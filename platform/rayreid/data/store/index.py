@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from rayreid.data.store.shards import (
     INDEX_SCHEMA,
-    PART_SCHEMA,
     STORE_COMPRESSION,
     part_facts,
     part_file,
@@ -26,7 +25,8 @@ from rayreid.errors import UserError
 from rayreid.files import remove_temporaries, write_atomically
 from rayreid.parquet import write_table
 
-FORMAT = 1
+FORMAT = 2
+MANIFEST = "manifest.json"
 _CHUNK = 65_536  # number of rows whose keys and digests are Python objects at one time
 
 
@@ -37,6 +37,7 @@ def finish_store(
     version: str,
     ignored: Sequence[tuple[str, str]] = (),
     listed: int | None = None,
+    left_out: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Join the parts of all shards, which completes the store.
 
@@ -50,11 +51,12 @@ def finish_store(
         version: The dataset's version, e.g. "V2" of MSMT17.
         ignored: Files for which the dataset itself yields no record, as (path, reason).
         listed: Number of records given to the shards; it is compared with the number that they contain.
+        left_out: Number of files that the dataset did not take for images, by reason.
 
     Returns:
-        The manifest: `format dataset version fingerprint read stored rejected{reason: n} counts{split: n}
-            identities{split: n, distinct pid ≥ 0} cameras (distinct camid ≥ 0) shards[{file, rows, checksum}]`. `read`
-            = `stored` + the sum of `rejected`.
+        The manifest: `format dataset version fingerprint read stored rejected{reason: n} left_out{reason: n}
+            counts{split: n} identities{split: n, distinct pid ≥ 0} cameras (distinct camid ≥ 0)
+            shards[{file, rows, checksum}]`. `read` = `stored` + the sum of `rejected`.
 
     Raises:
         UserError: A shard is not written, no image could be stored, or the store's folder cannot be written.
@@ -67,7 +69,7 @@ def finish_store(
             raise UserError(f"{directory}: shard part {part.name} is not written; run the ingest again to resume it")
 
     rows, duplicates = _first_of_each_key(
-        pa.concat_tables([pq.read_table(part) for part in parts] or [PART_SCHEMA.empty_table()])
+        pa.concat_tables([pq.read_table(part) for part in parts] or [INDEX_SCHEMA.empty_table()])
     )
     rejected = pa.concat_tables(
         [
@@ -93,6 +95,7 @@ def finish_store(
         "read": rows.num_rows + rejected.num_rows,
         "stored": rows.num_rows,
         "rejected": dict(sorted(reasons.items())),
+        "left_out": dict(sorted((left_out or {}).items())),
         **_counts(rows),
         "shards": [
             {
@@ -117,13 +120,28 @@ def _write_joined(directory: Path, rows: pa.Table, rejected: pa.Table, manifest:
     index = rows.select(INDEX_SCHEMA.names).replace_schema_metadata(None)
     write_table(directory / "index.parquet", index, STORE_COMPRESSION)
     write_table(directory / "rejected.parquet", rejected, STORE_COMPRESSION)
-    write_atomically(directory / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(directory / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     clear_strays(directory)
 
 
 def clear_strays(directory: Path) -> None:
     """Remove the unfinished files of writers that were killed. Call it only if no other process writes to the store."""
     remove_temporaries(directory / "shards")
+
+
+def remove_shards(directory: Path, only_with_rejected: bool = False) -> None:
+    """Remove the parts of an unfinished store, so that their images are read again.
+
+    Args:
+        directory: The store's folder. No other process writes to it.
+        only_with_rejected: Whether to keep the shards of which no image was rejected.
+    """
+    for rejected in (directory / "shards").glob("*.rejected.parquet"):
+        if not only_with_rejected or pq.read_metadata(rejected).num_rows:
+            shard = int(rejected.name.partition(".")[0])
+            part_file(directory, shard).unlink(missing_ok=True)  # first: it vouches for the others
+            shard_file(directory, shard).unlink(missing_ok=True)
+            rejected.unlink()
 
 
 def _first_of_each_key(rows: pa.Table) -> tuple[pa.Table, list[str]]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rayreid.data.images import BadImageError, decode
+from rayreid.data.images import BadImageError
 from rayreid.data.store.store import ImageStore
 
 
@@ -37,6 +37,7 @@ class Summary:
         read: Number of images that the ingest read; it equals `stored` plus the sum of `rejected`.
         stored: Number of images in the store.
         rejected: Number of images that were not stored, by reason.
+        left_out: Number of files that the dataset did not take for images, by reason.
         counts: Number of images by split.
         identities: Number of distinct known identities by split.
         cameras: Number of distinct known cameras.
@@ -53,6 +54,7 @@ class Summary:
     read: int
     stored: int
     rejected: Mapping[str, int]
+    left_out: Mapping[str, int]
     counts: Mapping[str, int]
     identities: Mapping[str, int]
     cameras: int
@@ -74,6 +76,7 @@ def summarise(store: ImageStore) -> Summary:
         read=manifest["read"],
         stored=manifest["stored"],
         rejected=manifest["rejected"],
+        left_out=manifest.get("left_out", {}),  # a store of format 1 has none
         counts=manifest["counts"],
         identities=manifest["identities"],
         cameras=manifest["cameras"],
@@ -103,11 +106,10 @@ def sample_images(store: ImageStore, count: int, shard: int | None = None) -> tu
     """
     rows, images = [], []
     for row in sample_rows(store, count) if shard is None else _spread(np.flatnonzero(store.shards == shard), count):
-        try:
-            images.append(decode(store.encoded(row)))
-        except BadImageError:
-            continue
-        rows.append(row)
+        (image,) = store.decoded([row])
+        if not isinstance(image, BadImageError):
+            images.append(image)
+            rows.append(row)
     return np.array(rows, np.int64), images
 
 

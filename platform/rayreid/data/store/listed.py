@@ -1,24 +1,24 @@
 """Images of a dataset, read from their original files. They have the interface of an image store and need no ingest."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from rayreid.data.datasets import Dataset
-from rayreid.data.images import BadImageError
-from rayreid.data.jpeg import decode_image
-from rayreid.data.store.shards import Record, is_of_one_image
+from rayreid.data.images import BadImageError, orientation_of
+from rayreid.data.jpeg import decode_images
+from rayreid.data.store.shards import Record, read_or_reason
 from rayreid.errors import UserError
 
 
 class Images(Protocol):
     """Images addressed by row: an `ImageStore`, or the files of a dataset."""
 
-    def encoded(self, row: int) -> Any:
-        """Return the bytes of the original file."""
+    def decoded(self, rows: Sequence[int]) -> list[np.ndarray | BadImageError]:
+        """Return the images in some rows, uint8 (H, W, 3) each, or their errors."""
         ...
 
     def keys_of(self, rows: npt.ArrayLike) -> pa.Array:
@@ -74,13 +74,27 @@ class ListedImages:
             BadImageError: This file cannot be read.
             UserError: The storage does not answer.
         """
-        record = self._records[row]
-        try:
-            return self._dataset.read(record)
-        except OSError as error:
-            if is_of_one_image(error):
-                raise BadImageError("unreadable", error.strerror or str(error)) from error
-            raise UserError(f"{record.path}: the storage does not answer ({error.strerror or error})") from error
+        data = read_or_reason(self._records[row], self._dataset.read)
+        if isinstance(data, str):
+            raise BadImageError(data)
+        return data
+
+    def decoded(self, rows: Sequence[int]) -> list[np.ndarray | BadImageError]:
+        """Return the images in some rows, uint8 (H, W, 3) each, or the errors of those that cannot be read or decoded.
+
+        Raises:
+            UserError: The storage does not answer.
+        """
+        encoded: dict[int, bytes] = {}
+        found: dict[int, np.ndarray | BadImageError] = {}
+        for row in rows:
+            try:
+                encoded[row] = self.encoded(row)
+            except BadImageError as error:
+                found[row] = error
+        images = decode_images(list(encoded.values()), [orientation_of(data) for data in encoded.values()])
+        found.update(zip(encoded, images, strict=True))
+        return [found[row] for row in rows]
 
     def keys_of(self, rows: npt.ArrayLike) -> pa.Array:
         """Return the keys of rows as an Arrow array of strings."""
@@ -107,7 +121,7 @@ class ListedImages:
         Raises:
             UserError: The image cannot be read or decoded.
         """
-        try:
-            return decode_image(self.encoded(row))
-        except ValueError as error:
-            raise UserError(f"image {self.keys[row]!r} is {error}") from error
+        (image,) = self.decoded([row])
+        if isinstance(image, BadImageError):
+            raise UserError(f"image {self.keys[row]!r} is {image}") from image
+        return image

@@ -58,7 +58,7 @@ def deal(records: Iterable[Record]) -> Iterator[Part]:
     Args:
         records: The records of a dataset; may be a generator of any length.
     """
-    chunks = _chunks(records)
+    chunks = listed_rows(records)
     held = _take(chunks, PARTS * SHARD_IMAGES + 1)
     if held.num_rows <= PARTS * SHARD_IMAGES:
         yield from _cut(held, min(max(-(-held.num_rows // PARTS), LEAST_IMAGES), SHARD_IMAGES))
@@ -80,7 +80,8 @@ def write_part(
     write_shard(directory, shard, part.records(), read, verify)
 
 
-def _chunks(records: Iterable[Record]) -> Iterator[pa.RecordBatch]:
+def listed_rows(records: Iterable[Record]) -> Iterator[pa.RecordBatch]:
+    """Yield records as Arrow rows `key pid camid split path`, some thousands at a time."""
     records = iter(records)
     while rows := [(r.key, r.pid, r.camid, r.split, r.path) for r in islice(records, _CHUNK)]:
         yield pa.record_batch([list(column) for column in zip(*rows, strict=True)], schema=_SCHEMA)

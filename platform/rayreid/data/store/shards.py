@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayreid.data.images import BadImageError, decode, read_size
+from rayreid.data.images import BadImageError, Header, examine
 from rayreid.errors import UserError
 from rayreid.files import checksum, replacing
 from rayreid.parquet import write_table
@@ -37,9 +37,10 @@ INDEX_SCHEMA = pa.schema(
         ("width", pa.int16()),
         ("shard", pa.int32()),
         ("row", pa.int32()),
+        ("orientation", pa.int8()),
+        ("digest", pa.binary(16)),
     ]
 )
-PART_SCHEMA = INDEX_SCHEMA.append(pa.field("digest", pa.binary(16)))
 REJECTED_SCHEMA = pa.schema([("key", pa.string()), ("path", pa.string()), ("reason", pa.string())])
 
 
@@ -63,16 +64,55 @@ class Record:
 
 
 class MissingImageError(OSError):
-    """An error for a single image that is not where its record says, although the storage itself works."""
+    """An error for a single image that is not where its record says, although the storage itself works.
+
+    Args:
+        message: The whole message.
+        reason: What is wrong, in the words by which rejected images are counted.
+    """
+
+    def __init__(self, message: str, reason: str = "missing"):
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MissingImageError, (str(self), self.reason)
 
 
-_OF_ONE_IMAGE = (MissingImageError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_ERRNO_OF_ONE_IMAGE = (errno.ENAMETOOLONG, errno.ELOOP)
+UNREADABLE = "unreadable: "
+"""Beginning of the reasons of images whose bytes could not be read; they say nothing about the bytes."""
+
+_REASONS = {
+    errno.ENOENT: "missing",
+    errno.ENOTDIR: "missing",
+    errno.EISDIR: "a folder",
+    errno.EACCES: "not permitted",
+    errno.EPERM: "not permitted",
+    errno.ENAMETOOLONG: "name too long",
+    errno.ELOOP: "links in a circle",
+}
+_REASONS_OF_CLASSES = {
+    FileNotFoundError: "missing",
+    NotADirectoryError: "missing",
+    IsADirectoryError: "a folder",
+    PermissionError: "not permitted",
+}
 
 
-def is_of_one_image(error: OSError) -> bool:
-    """Return whether a read error concerns this image alone, and not the storage as a whole."""
-    return isinstance(error, _OF_ONE_IMAGE) or error.errno in _ERRNO_OF_ONE_IMAGE
+def reason_of(error: OSError) -> str | None:
+    """Return why a single image cannot be read: "unreadable: missing", "unreadable: a folder", …
+
+    None if the error concerns the storage as a whole and not this image alone.
+    """
+    if isinstance(error, MissingImageError):
+        return f"{UNREADABLE}{error.reason}"
+    reason = _REASONS.get(error.errno or 0) or _REASONS_OF_CLASSES.get(type(error))
+    return reason and f"{UNREADABLE}{reason}"
+
+
+def digest_of_image(data: bytes | memoryview) -> bytes:
+    """Return the hash by which images with the same bytes are found, 16 bytes."""
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def shard_file(directory: Path, shard: int) -> Path:
@@ -107,18 +147,19 @@ class _ShardWriter:
 
     def __init__(self, path: Path, shard: int):
         self.shard = shard
-        self.index: dict[str, list[Any]] = {name: [] for name in PART_SCHEMA.names}
+        self.index: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
         self._writer = pa.ipc.new_file(str(path), SHARD_SCHEMA)
         self._keys: list[str] = []
         self._images: list[bytes] = []
         self._bytes = 0
 
-    def add(self, record: Record, data: bytes, height: int, width: int) -> None:
+    def add(self, record: Record, data: bytes, header: Header) -> None:
         if len(self._keys) == BATCH_ROWS or (self._keys and self._bytes + len(data) > BATCH_BYTES):
             self._flush()
         row = len(self.index["key"])
-        digest = hashlib.blake2b(data, digest_size=16).digest()
-        values = (record.key, record.pid, record.camid, record.split, height, width, self.shard, row, digest)
+        digest = digest_of_image(data)
+        place = (header.height, header.width, self.shard, row, header.orientation)
+        values = (record.key, record.pid, record.camid, record.split, *place, digest)
         for column, value in zip(self.index.values(), values, strict=True):
             column.append(value)
         self._keys.append(record.key)
@@ -196,29 +237,39 @@ def _write_shard(
 
     write_table(rejected_file(directory, shard), rejected_table(rejected), STORE_COMPRESSION)
     facts = {"request": request, "checksum": checksum(arrow), "rows": len(stored)}
-    schema = PART_SCHEMA.with_metadata({"rayreid": json.dumps(facts)})
+    schema = INDEX_SCHEMA.with_metadata({"rayreid": json.dumps(facts)})
     write_table(part, pa.table(writer.index, schema=schema), STORE_COMPRESSION)
 
 
 def _store(writer: _ShardWriter, record: Record, read: Callable[[Record], bytes], verify: str) -> str | None:
     """Read, check and add one image; return the reason if it is rejected."""
+    data = read_or_reason(record, read)
+    if isinstance(data, str):
+        return data
+    try:
+        header = examine(data, verify == "decode")
+    except BadImageError as error:
+        return error.reason
+    writer.add(record, data, header)
+    return None
+
+
+def read_or_reason(record: Record, read: Callable[[Record], bytes]) -> bytes | str:
+    """Return the bytes of an image, or the reason why this image cannot be read.
+
+    Raises:
+        UserError: The storage does not answer.
+    """
     try:
         data = read(record)
     except OSError as error:
-        if is_of_one_image(error):
-            return "unreadable"
+        if (reason := reason_of(error)) is not None:
+            return reason
         raise UserError(
             f"{record.path}: the storage does not answer ({error.strerror or error}); once it does, run the ingest "
             "again: finished shards are kept"
         ) from error
-    if len(data) > MAX_IMAGE_BYTES:
-        return "unreadable"
-    try:
-        height, width = decode(data).shape[:2] if verify == "decode" else read_size(data)
-    except BadImageError as error:
-        return error.reason
-    writer.add(record, data, height, width)
-    return None
+    return data if len(data) <= MAX_IMAGE_BYTES else "too large"
 
 
 def rejected_table(rows: Sequence[tuple[str, str, str]]) -> pa.Table:

@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayreid.data.images import BadImageError
+from rayreid.data.images import UPRIGHT, BadImageError
 from rayreid.data.jpeg import decode_images
 from rayreid.data.store.index import FORMAT, finish_store
 from rayreid.data.store.shard_files import MappedShard, ShardFiles
-from rayreid.data.store.shards import Record, write_shard
+from rayreid.data.store.shards import INDEX_SCHEMA, Record, digest_of_image, write_shard
 from rayreid.errors import UserError
 
 __all__ = ["ImageStore", "Record", "finish_store", "write_shard"]
@@ -45,8 +45,9 @@ class ImageStore:
         pids: int32 (N,), −1 for unknown or junk. Identities of different splits may share numbers.
         camids: int16 (N,), −1 for unknown.
         splits: str objects (N,).
-        heights: int16 (N,), in pixels.
-        widths: int16 (N,), in pixels.
+        heights: int16 (N,), in pixels, as the images are shown.
+        widths: int16 (N,), in pixels, as the images are shown.
+        orientations: int8 (N,), EXIF orientation; 1 in a store of format 1, whose images are not turned.
         shards: int32 (N,), the shard of each image.
         rows: int32 (N,), the row of each image within its shard.
         manifest: The manifest that `finish_store` returned.
@@ -61,7 +62,7 @@ class ImageStore:
         self.directory = Path(directory).absolute()
         self.manifest = _read_manifest(self.directory)
         self.fingerprint: str = self.manifest["fingerprint"]
-        index = self._index = _read_index(self.directory)
+        index = self._index = _read_index(self.directory, [name for name in INDEX_SCHEMA.names if name != "digest"])
         if index.num_rows != self.manifest["stored"]:
             raise UserError(
                 f"{self.directory}: index.parquet has {index.num_rows} images, manifest.json says "
@@ -71,6 +72,8 @@ class ImageStore:
             index[name].to_numpy() for name in ("pid", "camid", "height", "width", "shard", "row")
         )
         self.files = ShardFiles(self.directory, self.manifest)
+        turned = "orientation" in index.column_names
+        self.orientations = index["orientation"].to_numpy() if turned else np.full(len(self.pids), UPRIGHT, np.int8)
         self._opened: dict[int, MappedShard] = {}
 
     # As Python objects, the keys of millions of images take a second and hundreds of bytes each: only those who ask for
@@ -106,7 +109,7 @@ class ImageStore:
             UserError: A key is not in the store.
         """
         wanted = pa.array(keys, type=pa.string())
-        rows = pc.index_in(wanted, value_set=self._index["key"].combine_chunks())
+        rows = self.find(wanted)
         if rows.null_count:
             missing = wanted.filter(rows.is_null())
             raise UserError(
@@ -114,6 +117,10 @@ class ImageStore:
                 f"{len(wanted)} keys are not in it); was the list made from another dataset?"
             )
         return rows.to_numpy().astype(np.int64)
+
+    def find(self, keys: pa.Array) -> pa.Array:
+        """Return the index rows of keys (an Arrow array of strings) as an Arrow array; null for a key without image."""
+        return pc.index_in(keys, value_set=self._index["key"].combine_chunks())
 
     def keys_of(self, rows: npt.ArrayLike) -> pa.Array:
         """Return the keys of index rows as an Arrow array of strings, without making Python objects of the others."""
@@ -163,13 +170,31 @@ class ImageStore:
             UserError: A shard is missing, or an image cannot be decoded.
         """
         images: list[np.ndarray] = []
-        for row, image in zip(rows, decode_images([self.encoded(row) for row in rows]), strict=True):
+        for row, image in zip(rows, self.decoded(rows), strict=True):
             if isinstance(image, BadImageError):
                 raise UserError(
                     f"{self.directory}: image {self.keys[row]!r} is {image}; ingest again with verify=decode"
                 ) from image
             images.append(image)
         return images
+
+    def decoded(self, rows: Sequence[int]) -> list[np.ndarray | BadImageError]:
+        """Return the images in some index rows, uint8 (H, W, 3) each, or the errors of those that are damaged.
+
+        Raises:
+            UserError: A shard is missing or damaged.
+        """
+        return decode_images([self.encoded(row) for row in rows], [int(self.orientations[row]) for row in rows])
+
+    def digests(self) -> pa.Array:
+        """Return the hashes of the images' bytes, by index row, as an Arrow array of 16 bytes each.
+
+        Raises:
+            UserError: The index cannot be read, or has no hashes (format 1) and a shard is missing or damaged.
+        """
+        if self.manifest["format"] == 1:
+            return pa.array([digest_of_image(self.encoded(row)) for row in range(len(self))], pa.binary(16))
+        return _read_index(self.directory, ["digest"])["digest"].combine_chunks()
 
     def verify(self, compared: Callable[[int], None] | None = None) -> None:
         """Read all shards and compare their checksums with the manifest.
@@ -199,14 +224,16 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         version = manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no image store's manifest ({error!r}); ingest again") from error
-    if version != FORMAT:
-        raise UserError(f"{path}: store format {version}, this rayreid reads {FORMAT}; run the ingest again")
+    if version not in range(1, FORMAT + 1):
+        raise UserError(f"{path}: store format {version}, this rayreid reads up to {FORMAT}; run the ingest again")
     return manifest
 
 
-def _read_index(directory: Path) -> pa.Table:
+def _read_index(directory: Path, columns: Sequence[str]) -> pa.Table:
+    """Return those of some columns that the index has; an older index has fewer."""
     path = directory / "index.parquet"
     try:
-        return pq.read_table(path)
+        present = pq.read_schema(path).names
+        return pq.read_table(path, columns=[name for name in columns if name in present])
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); run the ingest again") from error

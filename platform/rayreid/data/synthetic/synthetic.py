@@ -134,6 +134,14 @@ class Synthetic:
         image.save(data, "JPEG", quality=90)
         return data.getvalue()
 
+    def sources(self) -> tuple[()]:
+        """Return the files from which the images are read: none, they are drawn."""
+        return ()
+
+    def source_of(self, record: Record) -> str:
+        """Return the key, since no file holds the image."""
+        return record.key
+
     def origins(self) -> dict[str, str]:
         """Return the origin of each image by key, one of `ORIGINS`; for judging selections only."""
         if self.part == "target":

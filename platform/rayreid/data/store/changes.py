@@ -1,0 +1,145 @@
+"""Whether a complete image store still holds what its dataset holds.
+
+The store's witness answers this from names, sizes and times. Only if these differ are labels compared, and the bytes of
+those images whose files differ: a copy of a dataset, or a touched file, changes nothing.
+"""
+
+from collections.abc import Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rayreid.data.datasets import Dataset
+from rayreid.data.datasets.existing_store import ExistingStore
+from rayreid.data.images import BadImageError, examine
+from rayreid.data.store.listing import listed_rows
+from rayreid.data.store.shards import UNREADABLE, Record, digest_of_image, read_or_reason
+from rayreid.data.store.store import ImageStore
+from rayreid.data.store.witness import Witness, digest_of_files, write_witness
+
+_THREADS = 8  # reading waits for the storage, not for the CPU
+_CHUNK = 4096
+_COLUMNS = ("key", "pid", "camid", "split", "path")
+
+
+def changes_since_ingest(
+    directory: Path, dataset: Dataset, place: str, verify: Literal["full", "quick"] = "quick"
+) -> str:
+    """Return how a dataset differs from the store that was made from it; "" if the store holds the same.
+
+    If the files differ but hold the same images and labels, the store's witness is written anew.
+
+    Args:
+        directory: The folder of the complete store.
+        dataset: The dataset, opened anew.
+        place: Where the dataset is, for messages.
+        verify: "quick" compares contents only if names, sizes or times differ; "full" compares all contents.
+
+    Raises:
+        UserError: The dataset cannot be listed, or the storage does not answer.
+    """
+    if isinstance(dataset, ExistingStore):
+        same = dataset.manifest["fingerprint"] == ImageStore(directory).fingerprint
+        return "" if same else f"{place} is another store"
+    witness = Witness(directory)
+    same_files = digest_of_files(dataset.sources()) == witness.digest
+    rejected = pq.read_table(directory / "rejected.parquet")
+    found = ""
+    if not same_files or verify == "full":
+        found = _compare(ImageStore(directory), rejected, dataset, _untouched(witness, dataset, verify))
+        if not found and not same_files:
+            write_witness(directory, dataset.sources(), place)
+    found = found or _readable(rejected, dataset)
+    if found and witness.place not in ("", place):
+        return f"{found}; it was read from {witness.place}, the dataset is now {place}"
+    return found
+
+
+def _untouched(witness: Witness, dataset: Dataset, verify: str) -> Container[str]:
+    """Return the names of the files that are as they were."""
+    if verify == "full":
+        return ()
+    known = set(witness.files())
+    return {file.name for file in dataset.sources() if file in known}
+
+
+def _compare(store: ImageStore, rejected: pa.Table, dataset: Dataset, untouched: Container[str]) -> str:
+    """Return how a listing differs from a store in its images and labels, and else in the bytes of touched files."""
+    listing = _listing(dataset, untouched)
+    if dataset.version != store.manifest["version"]:
+        return f"its edition is {dataset.version}, not {store.manifest['version']}"
+    rows = store.find(listing["key"].combine_chunks())
+    stored = rows.is_valid()
+    lost = pc.invert(pc.is_in(pa.array(store.keys, pa.string()), value_set=listing["key"]))
+    new = pc.invert(pc.or_(stored, pc.is_in(listing["key"].combine_chunks(), value_set=rejected["key"])))
+    both, at = listing.filter(stored), rows.drop_null().to_numpy()
+    labels = np.zeros(len(at), bool)
+    for name, values in (("pid", store.pids), ("camid", store.camids), ("split", store.splits)):
+        labels |= both[name].to_numpy() != values[at]
+    differences = [
+        _told(listing["key"].filter(new), "added"),
+        _told(pa.array(store.keys[lost.to_numpy(zero_copy_only=False)], pa.string()), "removed"),
+        _told(both["key"].filter(pa.array(labels)), "given another identity, camera or split"),
+    ]
+    return ", ".join(filter(None, differences)) or _compare_bytes(store, listing, rows, dataset)
+
+
+def _listing(dataset: Dataset, untouched: Container[str]) -> pa.Table:
+    """Return the first record of each key, and whether its file was touched."""
+    batches = []
+    for batch in listed_rows(dataset.records()):
+        touched = [dataset.source_of(record) not in untouched for record in _records(batch)]
+        batches.append(batch.append_column("touched", pa.array(touched, pa.bool_())))
+    table = pa.Table.from_batches(batches)
+    table = table.append_column("position", pa.array(np.arange(len(table))))
+    first = table.group_by("key", use_threads=False).aggregate([("position", "min")])["position_min"]
+    return table.take(first)
+
+
+def _compare_bytes(store: ImageStore, listing: pa.Table, rows: pa.Array, dataset: Dataset) -> str:
+    """Return whether touched files hold other bytes than the store, or images that were rejected; stop at the first."""
+    digests = store.digests()
+    touched = listing.append_column("stored", rows).filter(listing["touched"])
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for batch in touched.to_batches(_CHUNK):
+            expected = digests.take(batch["stored"]).to_pylist()
+            changed = list(pool.map(partial(_has_changed, dataset), _records(batch), expected))
+            if any(changed):
+                return _told(batch["key"].filter(pa.array(changed)), "changed", "at least ")
+    return ""
+
+
+def _readable(rejected: pa.Table, dataset: Dataset) -> str:
+    """Return whether images that could not be read, which says nothing about their files, now can be."""
+    mine = rejected.filter(pc.starts_with(rejected["reason"], UNREADABLE))
+    records = (Record(row["key"], -1, -1, "", row["path"]) for row in mine.to_pylist())
+    readable = [record.key for record in records if not isinstance(read_or_reason(record, dataset.read), str)]
+    return _told(pa.array(readable, pa.string()), "readable now")
+
+
+def _has_changed(dataset: Dataset, record: Record, stored: bytes | None) -> bool:
+    """Return whether an image has other bytes than those whose hash is `stored`; None: it was rejected, and is none."""
+    data = read_or_reason(record, dataset.read)
+    if isinstance(data, str):
+        return stored is not None
+    if stored is not None:
+        return digest_of_image(data) != stored
+    try:
+        examine(data, decoding=True)
+    except BadImageError:
+        return False
+    return True
+
+
+def _records(batch: pa.RecordBatch) -> Iterator[Record]:
+    return (Record(*row) for row in zip(*(batch[name].to_pylist() for name in _COLUMNS), strict=True))
+
+
+def _told(keys: pa.Array | pa.ChunkedArray, what: str, least: str = "") -> str:
+    return f"{least}{len(keys):,} {what} (first {keys[0].as_py()})" if len(keys) else ""

@@ -1,0 +1,79 @@
+"""Ingestion of the datasets that experiments use, before anything is trained, and checks of what was stored."""
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayreid.config import Experiment, Source
+from rayreid.console import Screen
+from rayreid.data.store.store import ImageStore
+from rayreid.errors import UserError
+from rayreid.execution.production import produce
+from rayreid.pipeline.preflight import check_sources
+from rayreid.storage.artifacts import Artifact, lineage
+from rayreid.tracking.run import Run
+
+_TEST_SPLITS = ("query", "gallery")
+
+
+def make_stores(
+    wanted: Iterable[Artifact],
+    experiments: Mapping[str, Experiment],
+    plans: Mapping[str, Mapping[str, Artifact]],
+    run: Run,
+    screen: Screen,
+    tags: Mapping[str, Any],
+) -> None:
+    """Ingest the datasets on which artifacts depend, and check the stores as their listings were checked.
+
+    Args:
+        wanted: The artifacts to be made.
+        experiments: The experiments that want them, by label.
+        plans: The artifacts of these experiments, by label and role.
+        run: MLflow run that owns the runs of the stages.
+        screen: Shows progress.
+        tags: MLflow tags of the stages' runs.
+
+    Raises:
+        UserError: An ingest fails, a store lacks what an experiment needs, or a pool holds test images.
+    """
+    needed = lineage({str(number): artifact for number, artifact in enumerate(wanted)})
+    for store in (artifact for artifact in needed.values() if artifact.stage == "ingest"):
+        produce(store, run, screen, tags)
+    check_sources(experiments.values(), plans)
+    for label, experiment in experiments.items():
+        if {"pool", "target"} <= plans[label].keys():
+            refuse_leak(experiment.pool, "the target", plans[label]["pool"], plans[label]["target"])
+
+
+def refuse_leak(source: Source, whose: str, pool: Artifact, target: Artifact) -> None:
+    """Refuse a pool that holds test images of a target, unless the file allows it; a store that is missing passes.
+
+    Raises:
+        UserError: The pool holds the very bytes of a query or gallery image.
+    """
+    found = leaked_images(pool, target)
+    if found and not source.allow_test_images:
+        raise UserError(
+            f"pool: dataset {source.dataset} holds {found:,} query and gallery images of {whose}, byte for byte: "
+            "pre-training on them would leak the test; take them out, or set pool.allow_test_images=true, which marks "
+            "all results"
+        )
+
+
+def leaked_images(pool: Artifact, target: Artifact) -> int:
+    """Return how many query and gallery images of a target a pool holds, byte for byte; 0 if a store is missing."""
+    return _leaked_images(pool.path, target.path) if pool.complete and target.complete else 0
+
+
+@lru_cache(maxsize=64)
+def _leaked_images(pool: Path, target: Path) -> int:
+    store = ImageStore(target)
+    rows = np.concatenate([store.rows_of(split) for split in _TEST_SPLITS])
+    wanted = store.digests().take(pa.array(rows))
+    return int(pc.sum(pc.is_in(wanted, value_set=ImageStore(pool).digests())).as_py() or 0)

@@ -1,0 +1,87 @@
+"""The stage ingest without Ray: what an ingest that was interrupted or refused reads again, and when it is refused."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rayreid.config import Ingest, Source
+from rayreid.data.datasets.folder import Folder
+from rayreid.data.store.index import finish_store
+from rayreid.data.store.listing import PARTS, deal, write_part
+from rayreid.data.store.shards import part_file
+from rayreid.errors import UserError
+from rayreid.stages.ingest import _begin, _check_rejected
+
+
+def jpeg(seed: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 4, 3), np.uint8)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def pool(tmp_path) -> Path:
+    """Eight good images, and one that is none."""
+    (tmp_path / "pool").mkdir()
+    for number in range(8):
+        (tmp_path / f"pool/{number}.jpg").write_bytes(jpeg(number))
+    (tmp_path / "pool/8.jpg").write_bytes(b"<html>")
+    return tmp_path / "pool"
+
+
+@pytest.fixture
+def ingest(pool, tmp_path, monkeypatch):
+    """Begins an ingest, writes its shards of three images and, if asked for, joins them; returns its folder."""
+    monkeypatch.setattr("rayreid.data.store.listing.LEAST_IMAGES", 3)
+    monkeypatch.setattr("rayreid.data.store.listing.PARTS", min(PARTS, 3))
+
+    def ingest(join: bool = True) -> Path:
+        folder, dataset = tmp_path / "store", Folder(pool)
+        folder.mkdir(exist_ok=True)
+        _begin(folder, dataset, str(pool))
+        parts = [write_part(folder, n, part, dataset.read, "decode") for n, part in enumerate(deal(dataset.records()))]
+        if join:
+            finish_store(folder, len(parts), "folder", "")
+        return folder
+
+    return ingest
+
+
+def written(folder: Path) -> list[int]:
+    return [part_file(folder, shard).stat().st_mtime_ns for shard in range(3)]
+
+
+def test_an_interrupted_ingest_of_the_same_files_keeps_its_shards(ingest):
+    before = written(ingest(join=False))
+    assert written(ingest(join=False)) == before
+
+
+def test_an_interrupted_ingest_reads_everything_again_if_a_file_changed(ingest, pool):
+    before = written(ingest(join=False))
+    os.utime(pool / "0.jpg", ns=(0, 0))
+    assert not set(written(ingest(join=False))) & set(before)
+
+
+def test_a_refused_ingest_reads_the_shards_with_rejected_images_again(ingest):
+    first = written(ingest())
+    second = written(ingest())
+    assert second[:2] == first[:2] and second[2] != first[2]
+
+
+@pytest.mark.parametrize(("most", "refused"), [(0.05, True), (0.25, True), (0.34, False), (1, False)])
+def test_more_rejected_images_than_allowed_end_an_ingest(most, refused, tmp_path):
+    manifest = {"read": 9, "rejected": {"HTML page": 1, "truncated": 2}}
+    source = Source(dataset="folder", root="/data/pool")
+    if not refused:
+        _check_rejected(source, Ingest(max_rejected=most), manifest, tmp_path)
+        return
+    with pytest.raises(UserError) as error:
+        _check_rejected(source, Ingest(max_rejected=most), manifest, tmp_path)
+    assert str(error.value) == (
+        f"/data/pool: 3 of 9 images were rejected (1 HTML page, 2 truncated), more than ingest.max_rejected={most:g}; "
+        f"mend them (listed in {tmp_path / 'rejected.parquet'}) and run again, or raise it"
+    )
