@@ -13,10 +13,12 @@ from torch import Tensor
 from rayreid.console import Screen
 from rayreid.diagnostics.convert_weights import OWN_FACTS, listed, reasons
 from rayreid.errors import UserError
-from rayreid.models.architecture import Shape, patch_of, read_off
+from rayreid.models.architecture import Shape, read_off
 from rayreid.models.backbones import SWINS, VITS, Backbone, ViT, build_backbone
 from rayreid.models.checkpoints import read_checkpoint, stem_of
+from rayreid.models.finiteness import not_finite
 from rayreid.models.formats import TITLES, Checkpoint
+from rayreid.models.positions import class_rows, patch_of
 from rayreid.models.weights import check_weights, read_header
 
 BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
@@ -46,9 +48,11 @@ def inspect_weights(file: str, keys: bool = False, screen: Screen | None = None)
         raise UserError(f"{path}: {error}") from error
     backbone = _unloaded(shape, checkpoint.state)
     screen.facts(_lines(path, checkpoint, header or checkpoint.facts, shape, backbone), _NAMES)
+    for name, count in not_finite(checkpoint.state).items():
+        screen.facts({"not finite": f"{name}: {count}"}, _NAMES)
     report = check_weights(backbone, path, strict=False)
     if not report.whole:
-        raise UserError(f"{path} does not load: {report.faults()}")
+        raise UserError(f"{path} does not load: {report.faults()}; {report.without_strict(len(backbone.state_dict()))}")
     screen.facts({"loads": "whole: every tensor is accounted for"}, _NAMES)
 
 
@@ -115,7 +119,7 @@ def _unloaded(shape: Shape, state: Mapping[str, Tensor]) -> Backbone:
         spec["num_heads"] = 1
     if "img_size" in shape.unknown:
         down, across = patch_of(spec)
-        spec["img_size"] = ((state["pos_embed"].shape[1] - 1) * down, across)
+        spec["img_size"] = ((state["pos_embed"].shape[1] - class_rows(state)) * down, across)
     with torch.device("meta"):
         return build_backbone(**spec)
 

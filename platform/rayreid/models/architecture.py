@@ -10,10 +10,10 @@ from torch import Tensor
 from rayreid.errors import UserError
 from rayreid.models.backbones import SWINS, VITS
 from rayreid.models.checkpoints import describe, stem_of
+from rayreid.models.positions import ambiguity, class_rows, possible_grids
 
 HEAD_WIDTH = 64  # channels per attention head in every published ViT whose name implies its width
 RESNET50_BLOCKS = (3, 4, 6, 3)
-RATIOS = (1, 2, 3)  # height to width: ImageNet, 256x128, 384x128
 PATCH_OF_STEM = {"patchify": 1, "conv": 2, "ics": 2}  # the layers in front of the last convolution halve the image
 
 
@@ -68,25 +68,10 @@ def read_off(state: Mapping[str, Tensor]) -> Shape:
     raise UserError(f"the file holds no backbone that rayreid can build, but {describe(state)}")
 
 
-def guess_grid(positions: int) -> tuple[int, int] | None:
-    """Return the grid (h, w) of a number of positions without the class token: square, 2:1 or 3:1; else None."""
-    for ratio in RATIOS:
-        width = math.isqrt(positions // ratio)
-        if positions > 0 and ratio * width * width == positions:
-            return ratio * width, width
-    return None
-
-
-def patch_of(spec: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the pixels (h, w) per token of a ViT's spec."""
-    patch = spec.get("patch_size", 16)
-    return (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
-
-
 def _vit(state: Mapping[str, Tensor]) -> Shape:
     stem, width, unknown = stem_of(state), state["cls_token"].shape[-1], {}
     name = _named(width, {name: int(own["embed_dim"]) for name, own in VITS.items()})
-    patch = tuple(PATCH_OF_STEM[stem] * int(side) for side in _kernel(state))
+    patch = _patch(state, stem)
     spec: dict[str, Any] = {"name": name, "stem": stem, "depth": _count(state, "blocks.")}
     if width != VITS[name]["embed_dim"]:
         spec["embed_dim"] = width
@@ -100,15 +85,14 @@ def _vit(state: Mapping[str, Tensor]) -> Shape:
     if patch != (16, 16):
         spec["patch_size"] = patch[0] if patch[0] == patch[1] else list(patch)
     _mlp_ratio(state, spec, "blocks.0.mlp.fc1.weight")
-    positions = state["pos_embed"].shape[1] - 1
-    grid = guess_grid(positions)
-    if grid is None:
+    positions = state["pos_embed"].shape[1] - class_rows(state)
+    grids = possible_grids(positions)
+    if len(grids) != 1:
         unknown["img_size"] = (
-            f"the tensors do not reveal the image size: {positions} positions are no square, 2:1 or 3:1 grid;"
-            " give --img-size HEIGHT WIDTH"
+            f"the tensors do not reveal the image size: {ambiguity(positions, patch)}; give --img-size HEIGHT WIDTH"
         )
     else:
-        spec["img_size"] = [grid[0] * patch[0], grid[1] * patch[1]]
+        spec["img_size"] = [grids[0][0] * patch[0], grids[0][1] * patch[1]]
     return Shape(spec, unknown)
 
 
@@ -158,11 +142,11 @@ def _mlp_ratio(state: Mapping[str, Tensor], spec: dict[str, Any], name: str) -> 
         spec["mlp_ratio"] = ratio
 
 
-def _kernel(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+def _patch(state: Mapping[str, Tensor], stem: str) -> tuple[int, int]:
     weight = state.get("patch_embed.proj.weight")
     if weight is None or weight.dim() != 4:
         raise UserError("the file holds a ViT without the convolution patch_embed.proj: rayreid has no such stem")
-    return tuple(weight.shape[2:])
+    return PATCH_OF_STEM[stem] * weight.shape[2], PATCH_OF_STEM[stem] * weight.shape[3]
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
