@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from rayreid.errors import UserError
-from rayreid.models.backbones import build_backbone, resample_positions
+from rayreid.models.backbones import build_backbone
+from rayreid.models.positions import resample_positions
 
 
 def from_golden(case):

@@ -14,7 +14,7 @@ from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.models.architecture import recognise
 from rayreid.models.backbones import Backbone, build_backbone
-from rayreid.models.checkpoints import Checkpoint, read_checkpoint
+from rayreid.models.checkpoints import Checkpoint, read_checkpoint, refusal
 from rayreid.models.conversion import write_timm, write_transreid
 from rayreid.models.normalisation import NORMALISED
 from rayreid.models.onnx_export import export_onnx, require_onnx
@@ -148,12 +148,11 @@ def _load(path: Path, strict: bool, screen: Screen, **hint: Any) -> Loaded:
     """Build the backbone of a file and load every tensor (not strict: those that fit), in the widest of the dtypes."""
     checkpoint = read_checkpoint(path)
     header = read_header(path) if checkpoint.header else {}
-    facts: dict[str, Any] = {key: checkpoint.facts[key] for key in ("img_size", "num_heads") if key in checkpoint.facts}
     said = {key: value for key, value in hint.items() if value is not None}
     try:
-        spec = recognise(checkpoint.state, header=header or None, hint={**facts, **said})
+        spec = recognise(checkpoint.state, header=header or None, hint={**checkpoint.facts_of_shape(), **said})
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {refusal(checkpoint, error)}") from error
     backbone = build_backbone(**spec)
     floating = [tensor.dtype for tensor in checkpoint.state.values() if tensor.is_floating_point()]
     backbone.to(reduce(torch.promote_types, floating))

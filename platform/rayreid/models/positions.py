@@ -100,3 +100,30 @@ def resize_positions(table: Tensor, grid: Grid, new_grid: Grid, rows: int = 1) -
     grid_1DHW = table[:, rows:].reshape(1, *grid, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(grid_1DHW, size=new_grid, mode="bilinear", align_corners=False)
     return torch.cat([table[:, :rows], resized.flatten(2).transpose(1, 2)], dim=1)
+
+
+def resample_positions(table: Tensor, grid: Grid, new_grid: Grid, rows: int = 1) -> Tensor:
+    """Return the position embedding (1, rows + H·W, D) resampled for a crop's grid: (1, rows + h·w, D).
+
+    Bicubic without anti-aliasing, with scale factors (h + 0.1) / H and (w + 0.1) / W (DINO, `interpolate_pos_encoding`:
+    the 0.1 prevents rounding from losing a row). At the model's own grid, the table itself is returned.
+    """
+    if grid == new_grid:
+        return table
+    grid_1DHW = table[:, rows:].reshape(1, *grid, -1).permute(0, 3, 1, 2)
+    scale = [(new + 0.1) / old for new, old in zip(new_grid, grid, strict=True)]
+    exact = table.is_cuda and torch.are_deterministic_algorithms_enabled()
+    resampled = _interpolated_exactly(grid_1DHW, scale) if exact else _interpolated(grid_1DHW, scale)
+    return torch.cat([table[:, :rows], resampled.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _interpolated(grid_1DHW: Tensor, scale: list[float]) -> Tensor:
+    return F.interpolate(grid_1DHW, scale_factor=scale, mode="bicubic", align_corners=False)
+
+
+def _interpolated_exactly(grid_1DHW: Tensor, scale: list[float]) -> Tensor:
+    """`_interpolated` as a weighted sum over the old grid: on a GPU its own backward pass is not deterministic."""
+    _, _, H, W = grid_1DHW.shape
+    units = torch.eye(H * W, device=grid_1DHW.device, dtype=grid_1DHW.dtype).view(1, H * W, H, W)
+    weights = _interpolated(units, scale)
+    return (grid_1DHW.flatten(2)[..., None] * weights.flatten(2)).sum(dim=2).unflatten(2, weights.shape[2:])

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rayreid.errors import UserError
 from rayreid.files import write_atomically
-from rayreid.models.backbones import VITS, Backbone, ViT, build_backbone
+from rayreid.models.architecture import read_off
+from rayreid.models.backbones import VITS, Backbone, build_backbone
 from rayreid.models.checkpoints import HEADER_KEY, Checkpoint, describe, read_checkpoint, read_header_text
 from rayreid.models.finiteness import check_finite
 from rayreid.models.formats import TITLES
@@ -19,12 +20,14 @@ from rayreid.models.neck import Neck, named
 from rayreid.models.positions import Grid, class_rows, fit_positions, patch_of
 from rayreid.models.report import LoadReport
 from rayreid.models.stems import Stem
+from rayreid.models.vit import DINOV3S, VARIANTS
 
 BEST = "best.safetensors"
 """File in an artifact with the weights of the epoch that scored best. That epoch was chosen on the test itself, so
 the file is only for the record: nothing continues from it."""
 
 FORMAT = "rayreid-backbone/1"
+NAMED_HEADS: dict[str, int] = {name: int(own["num_heads"]) for name, own in {**VITS, **VARIANTS, **DINOV3S}.items()}
 
 
 def save_backbone(
@@ -162,11 +165,20 @@ def _fit(
     if not report.loaded or (strict and not report.whole):
         raise UserError(
             f"{source} does not fit backbone {backbone.spec['name']} ({describe(wanted)}): {report.faults()}. "
-            f"The file is {TITLES[report.format]} and seems to hold {describe(checkpoint.state)}; "
-            f"{report.without_strict(len(wanted))}"
+            f"The file is {TITLES[report.format]} and seems to hold {describe(checkpoint.state)}"
+            f"{_other_name(backbone, checkpoint.state)}; {report.without_strict(len(wanted))}"
         )
     check_finite(fitting, source)
     return fitting, report
+
+
+def _other_name(backbone: Backbone, state: Mapping[str, Tensor]) -> str:
+    """Return the backbone name to set, if the tensors are those of another one; "" if not, or if nothing fits."""
+    try:
+        name = read_off(state).spec["name"]
+    except UserError:
+        return ""
+    return "" if name == backbone.spec["name"] else f" (set backbone.name: {name})"
 
 
 def _check_heads(backbone: Backbone, checkpoint: Checkpoint, source: str, header: dict[str, Any]) -> None:
@@ -175,14 +187,12 @@ def _check_heads(backbone: Backbone, checkpoint: Checkpoint, source: str, header
     No shape reveals that number: weights with another number would load and be useless.
     """
     spec = header.get("backbone", {})
-    theirs = (
-        checkpoint.facts.get("num_heads") or spec.get("num_heads") or VITS.get(spec.get("name"), {}).get("num_heads")
-    )
-    token = checkpoint.state.get("cls_token")
-    if theirs is None or token is None or not isinstance(backbone, ViT) or token.shape != backbone.cls_token.shape:
+    theirs = checkpoint.facts.get("num_heads") or spec.get("num_heads") or NAMED_HEADS.get(str(spec.get("name")))
+    token, own = checkpoint.state.get("cls_token"), getattr(backbone, "cls_token", None)
+    if theirs is None or token is None or own is None or token.shape != own.shape:
         return
-    block: Any = backbone.blocks[0]
-    ours = block.attn.num_heads
+    blocks: Any = backbone.blocks
+    ours = blocks[0].attn.num_heads
     if theirs != ours:
         raise UserError(
             f"{source} is of a ViT with {theirs} attention heads, which its tensors do not show, and backbone "
