@@ -217,6 +217,7 @@ ELSEWHERE = {
         "solider-reid",
         "fast-reid",
         "torchreid",
+        "strong-baseline",
         "lupersonnl",
         "mae",
         "dinov2",

@@ -19,7 +19,7 @@ from rayreid.models.checkpoints import read_checkpoint, refusal, stem_of
 from rayreid.models.finiteness import not_finite
 from rayreid.models.formats import TITLES, Checkpoint
 from rayreid.models.positions import class_rows, patch_of
-from rayreid.models.swin import SOLIDERS
+from rayreid.models.swin import SEMANTIC_SWINS
 from rayreid.models.weights import check_weights, read_header
 
 BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
@@ -86,7 +86,7 @@ def _told(shape: Shape, said: Mapping[str, Any]) -> Shape:
 def _architecture(shape: Shape, backbone: Backbone, known: bool) -> str:
     name = str(shape.spec["name"])
     if isinstance(backbone, Swin):
-        spec = {**{**SWINS, **SOLIDERS}[name], "window_size": 7, **shape.spec}
+        spec = {**{**SWINS, **SEMANTIC_SWINS}[name], "window_size": 7, **shape.spec}
         return f"{name}, width {spec['embed_dim']}, {listed(spec['depths'])} blocks, windows of {spec['window_size']}"
     if not isinstance(backbone, ViT | DINOv3):
         return name

@@ -10,7 +10,7 @@ from torch import Tensor
 from rayreid.errors import UserError
 from rayreid.models.checkpoints import describe, stem_of
 from rayreid.models.positions import ambiguity, class_rows, possible_grids
-from rayreid.models.swin import SOLIDERS, SWINS
+from rayreid.models.swin import SEMANTIC_SWINS, SWINS
 from rayreid.models.vit import DINOV3S, VARIANTS, VITS
 
 HEAD_WIDTH = 64  # channels per attention head in every published ViT whose name implies its width
@@ -178,7 +178,7 @@ def _swin(state: Mapping[str, Tensor]) -> Shape:
         "num_heads": [table.shape[1] for table in tables if table is not None],
         "window_size": (math.isqrt(tables[0].shape[0]) + 1) // 2 if tables[0] is not None else 7,
     }
-    known = SOLIDERS if "semantic_embed_w.0.weight" in state else SWINS
+    known = SEMANTIC_SWINS if "semantic_embed_w.0.weight" in state else SWINS
     names = [name for name, own in known.items() if all(list(own[k]) == seen[k] for k in ("depths", "num_heads"))]
     name = names[0] if names else _named(seen["embed_dim"], {name: own["embed_dim"] for name, own in known.items()})
     own = {"window_size": 7, **known[name]}

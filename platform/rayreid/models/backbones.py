@@ -7,7 +7,7 @@ from rayreid.models.interface import Backbone
 from rayreid.models.options import check_name
 from rayreid.models.resnet import RESNETS, ResNet50, build_resnet
 from rayreid.models.stems import STEMS
-from rayreid.models.swin import SOLIDERS, SWINS, Solider, Swin, build_swin
+from rayreid.models.swin import SEMANTIC_SWINS, SWINS, Solider, Swin, build_swin
 from rayreid.models.vit import DINOV3S, VARIANTS, VITS, DINOv3, PartViT, ViT, build_dinov3, build_vit
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "build_backbone",
 ]
 
-NAMES = (*VITS, *VARIANTS, *DINOV3S, *SWINS, *SOLIDERS, *RESNETS)
+NAMES = (*VITS, *VARIANTS, *DINOV3S, *SWINS, *SEMANTIC_SWINS, *RESNETS)
 
 
 def build_backbone(

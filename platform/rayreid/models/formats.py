@@ -282,6 +282,13 @@ FORMATS: tuple[Format, ...] = (
         "wrapped", "a backbone inside another model (backbone.*)", lambda c: c.has("backbone."), "backbone.", alone=True
     ),
     Format("cluster-contrast", CLUSTER_CONTRAST, lambda c: c.has("base.4."), "base.", NECKS, _named_layers),
+    Format(
+        "strong-baseline",
+        "a re-identification model of reid-strong-baseline (base.*)",
+        lambda c: c.has("base.layer1.") and c.container != "method",
+        "base.",
+        NECKS,
+    ),
     Format("reid", "a re-identification model (base.*)", lambda c: c.has("base."), "base.", NECKS, _global_branch),
     Format("cluster-contrast", CLUSTER_CONTRAST, lambda c: c.has("bottleneck."), beside=NECKS),
     Format("swin", "a Swin transformer of its authors", lambda c: c.has("layers.0.downsample.")),

@@ -16,7 +16,7 @@ SWINS: dict[str, dict[str, Any]] = {
     "swin_small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
     "swin_base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
 }
-SOLIDERS = {f"{name}_solider": own for name, own in SWINS.items()}
+SEMANTIC_SWINS = {f"{name}_solider": own for name, own in SWINS.items()}
 SWIN_OPTIONS = ("embed_dim", "depths", "num_heads", "window_size", "mlp_ratio")
 SOLIDER_OPTIONS = (*SWIN_OPTIONS, "semantic_weight")
 SEMANTIC_WEIGHT = 0.2
@@ -63,7 +63,7 @@ class Solider(Swin):
 
 def build_swin(name: str, size: tuple[int, int], drop_path: float, overrides: dict[str, Any]) -> Swin:
     """Return a Swin with fresh weights; see `rayreid.models.backbones.build_backbone`."""
-    check_options(overrides, SOLIDER_OPTIONS if name in SOLIDERS else SWIN_OPTIONS, name)
+    check_options(overrides, SOLIDER_OPTIONS if name in SEMANTIC_SWINS else SWIN_OPTIONS, name)
     if size[0] % 32 or size[1] % 16:
         raise UserError(f"backbone {name} needs a height divisible by 32 and a width by 16, not {size[0]}x{size[1]}")
     # Whole windows everywhere, padded if a ReID map is narrower than one. The shapes of the weights then do not depend
@@ -75,10 +75,10 @@ def build_swin(name: str, size: tuple[int, int], drop_path: float, overrides: di
         "always_partition": True,
         "drop_path_rate": drop_path,
         "window_size": 7,
-        **{**SWINS, **SOLIDERS}[name],
+        **{**SWINS, **SEMANTIC_SWINS}[name],
     }
     arguments |= overrides
-    if name not in SOLIDERS:
+    if name not in SEMANTIC_SWINS:
         return Swin(**arguments)
     semantic_weight = float(arguments.pop("semantic_weight", SEMANTIC_WEIGHT))
     if not 0 <= semantic_weight <= 1:
