@@ -72,6 +72,11 @@ def build_backbone(
         backbone = build_resnet(name, drop_path, overrides)
     else:
         backbone = build_swin(name, size, drop_path, overrides)
+    if isinstance(backbone, Solider):
+        overrides = {
+            **overrides,
+            "semantic_weight": backbone.semantic_weight,
+        }  # a default may change; a file keeps its λ
     backbone.spec = {
         "name": name,
         "stem": stem,
