@@ -164,6 +164,25 @@ def test_what_fits_is_converted_where_that_was_asked_for(weights, refused, tmp_p
     assert (tmp_path / "w.timm.safetensors").exists()
 
 
+def test_networks_of_published_models_are_described(weights, tmp_path):
+    options = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
+    for name, made, shown in (
+        ("vit_small_dinov3", {"depth": 1}, "vit_small_dinov3, 1 blocks, width 384, 6 heads"),
+        ("swin_tiny_solider", options, "windows of 7, semantic_weight 0.2"),
+        ("resnet50_ibn", {}, "resnet50_ibn"),
+    ):
+        torch.save(build_backbone(name, **made).state_dict(), tmp_path / "w.pth")
+        code, out, _ = weights("inspect", tmp_path / "w.pth")
+        assert code == 0 and shown in lines(out)["architecture"]
+        assert lines(out)["image size"] == "any: the weights do not depend on it"
+
+
+def test_a_family_that_cannot_be_built_is_refused_by_its_name(refused, tmp_path):
+    torch.save({"image_encoder.transformer.resblocks.0.ln_1.weight": torch.zeros(2)}, tmp_path / "w.pth")
+    for command in (["inspect", tmp_path / "w.pth"], ["convert", tmp_path / "w.pth", "--to", "timm"]):
+        assert "a model of CLIP-ReID of another architecture" in refused(*command)
+
+
 def test_files_that_hold_no_backbone(refused, tmp_path):
     assert "does not exist" in refused("inspect", tmp_path / "none")
     save_file({"a": torch.zeros(2)}, tmp_path / "w")

@@ -14,7 +14,7 @@ from rayreid.console import Screen
 from rayreid.diagnostics.convert_weights import OWN_FACTS, listed, reasons
 from rayreid.errors import UserError
 from rayreid.models.architecture import Shape, read_off
-from rayreid.models.backbones import SWINS, Backbone, DINOv3, Swin, ViT, build_backbone
+from rayreid.models.backbones import SWINS, Backbone, DINOv3, Solider, Swin, ViT, build_backbone
 from rayreid.models.checkpoints import read_checkpoint, refusal, stem_of
 from rayreid.models.finiteness import not_finite
 from rayreid.models.formats import TITLES, Checkpoint
@@ -87,7 +87,9 @@ def _architecture(shape: Shape, backbone: Backbone, known: bool) -> str:
     name = str(shape.spec["name"])
     if isinstance(backbone, Swin):
         spec = {**{**SWINS, **SEMANTIC_SWINS}[name], "window_size": 7, **shape.spec}
-        return f"{name}, width {spec['embed_dim']}, {listed(spec['depths'])} blocks, windows of {spec['window_size']}"
+        weight = f", semantic_weight {backbone.semantic_weight:g}" if isinstance(backbone, Solider) else ""
+        blocks, windows = listed(spec["depths"]), spec["window_size"]
+        return f"{name}, width {spec['embed_dim']}, {blocks} blocks, windows of {windows}{weight}"
     if not isinstance(backbone, ViT | DINOv3):
         return name
     vit: Any = backbone

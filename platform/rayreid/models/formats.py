@@ -241,7 +241,9 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format("mae", "a pre-training checkpoint of MAE or HAP", lambda c: c.mentions("decoder_embed.")),
     Format("dinov3", "a backbone of DINOv3", lambda c: c.has("storage_tokens")),
-    Format("dinov2", "a backbone of DINOv2", lambda c: c.has("mask_token") and c.mentions(".ls1.gamma")),
+    Format(
+        "dinov2", "a backbone of DINOv2", lambda c: c.has("mask_token", "register_tokens") and c.mentions(".ls1.gamma")
+    ),
     Format(
         "mocov3",
         "a pre-training checkpoint of MoCo v3",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rayreid.models.formats import TITLES
+from rayreid.models.layouts import SIE
 from rayreid.models.positions import Grid
 
 NAMED_KEYS = 5
@@ -53,6 +54,7 @@ class LoadReport:
         parts = [f"{'all ' if self.whole else ''}{len(self.loaded)} tensors loaded"]
         parts += [f"{name} resized {_grids(*grids)}" for name, grids in self.resized.items()]
         parts += [f"{len(names)} {what}" for what, names in [("ignored", self.ignored), *self._rest()] if names]
+        parts += sorted({reason for reason in self.ignored.values() if reason == SIE})
         return f"{self.source} ({TITLES[self.format]}): {', '.join(parts)}"
 
     def faults(self) -> str:
