@@ -20,7 +20,7 @@ SEMANTIC_SWINS = {f"{name}_solider": own for name, own in SWINS.items()}
 SWIN_OPTIONS = ("embed_dim", "depths", "num_heads", "window_size", "mlp_ratio")
 SOLIDER_OPTIONS = (*SWIN_OPTIONS, "semantic_weight")
 SEMANTIC_WEIGHT = 0.2
-"""λ of SOLIDER for re-identification, where appearance counts more than semantics (SOLIDER-REID, `SEMANTIC_WEIGHT`).
+"""λ of SOLIDER for re-identification, where appearance counts more than semantics (SOLIDER-REID, README).
 """
 
 
