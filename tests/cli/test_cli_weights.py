@@ -140,6 +140,49 @@ def test_a_file_that_would_not_load_is_described_and_then_refused(weights, tmp_p
     assert "1 of another shape: norm.bias" in errors and errors.count("\n") == 1
 
 
+def test_tensors_that_are_not_finite_are_listed_and_refused(weights, refused, tmp_path):
+    state = vit(stem="patchify").state_dict()
+    state["blocks.0.mlp.fc2.weight"][0, 0] = float("nan")
+    state["norm.bias"][:2] = float("inf")
+    torch.save({"model": state}, tmp_path / "w.pth")
+    code, shown, errors = weights("inspect", tmp_path / "w.pth")
+    assert code == 2 and "not finite: blocks.0.mlp.fc2.weight (1 NaN of 589,824 values), norm.bias" in errors
+    assert "not finite    blocks.0.mlp.fc2.weight: 1 NaN of 589,824 values" in shown
+    assert "not finite    norm.bias: 2 infinite of 384 values" in shown
+    assert "not finite" in refused("convert", tmp_path / "w.pth", "--to", "timm")
+
+
+def test_what_fits_is_converted_where_that_was_asked_for(weights, refused, tmp_path):
+    state = vit(stem="patchify").state_dict()
+    del state["norm.bias"]
+    torch.save(state, tmp_path / "w.pth")
+    assert "(of a command: --no-strict) would take 17 of the 18" in refused(
+        "convert", tmp_path / "w.pth", "--to", "timm"
+    )
+    code, shown, _ = weights("convert", tmp_path / "w.pth", "--to", "timm", "--no-strict")
+    assert code == 0 and "not complete, the rest as initialised: 1 missing: norm.bias" in shown
+    assert (tmp_path / "w.timm.safetensors").exists()
+
+
+def test_networks_of_published_models_are_described(weights, tmp_path):
+    options = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
+    for name, made, shown in (
+        ("vit_small_dinov3", {"depth": 1}, "vit_small_dinov3, 1 blocks, width 384, 6 heads"),
+        ("swin_tiny_solider", options, "windows of 7, semantic_weight 0.2"),
+        ("resnet50_ibn", {}, "resnet50_ibn"),
+    ):
+        torch.save(build_backbone(name, **made).state_dict(), tmp_path / "w.pth")
+        code, out, _ = weights("inspect", tmp_path / "w.pth")
+        assert code == 0 and shown in lines(out)["architecture"]
+        assert lines(out)["image size"] == "any: the weights do not depend on it"
+
+
+def test_a_family_that_cannot_be_built_is_refused_by_its_name(refused, tmp_path):
+    torch.save({"image_encoder.transformer.resblocks.0.ln_1.weight": torch.zeros(2)}, tmp_path / "w.pth")
+    for command in (["inspect", tmp_path / "w.pth"], ["convert", tmp_path / "w.pth", "--to", "timm"]):
+        assert "a model of CLIP-ReID of another architecture" in refused(*command)
+
+
 def test_files_that_hold_no_backbone(refused, tmp_path):
     assert "does not exist" in refused("inspect", tmp_path / "none")
     save_file({"a": torch.zeros(2)}, tmp_path / "w")

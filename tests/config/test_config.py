@@ -62,7 +62,7 @@ def test_identity_holds_everything_else(section):
         "list",
         "max_bad_fraction",
     }
-    runtime |= {"num_heads", "queue", "freeze_patch"}  # added later: see below
+    runtime |= {"num_heads", "last_stride", "semantic_weight", "queue", "freeze_patch"}  # added later: see below
     runtime |= {"sampler", "margin", "rerank"}
     runtime |= {"teacher_temp_start", "teacher_temp_warmup_epochs", "label_smoothing", "layer_decay", "freeze_epochs"}
     runtime |= {"triplet_weight", "triplet_start_epoch", "triplet_normalise"}
@@ -79,6 +79,9 @@ def test_a_field_that_was_added_later_leaves_the_ids_of_what_was_made_before():
     assert Evaluate(rerank=False).identity() == Evaluate().identity() == {"max_rank": 50}
     assert Evaluate(rerank=True).identity()["rerank"] == {"k1": 20, "k2": 6, "weight": 0.3}
     assert Backbone(num_heads=12).identity() == {**Backbone().identity(), "num_heads": 12}
+    assert Backbone(last_stride=None, semantic_weight=None).identity() == Backbone().identity()
+    for changed in ({"last_stride": 1}, {"semantic_weight": 0.5}):
+        assert Backbone(**changed).identity() == {**Backbone().identity(), **changed}
     assert Finetune(sampler="identity", margin=None).identity() == Finetune().identity()
     for changed in ({"sampler": "camera"}, {"margin": 0.3}, {"margin": 0.0}):
         assert Finetune(**changed).identity() == {**Finetune().identity(), **changed}
@@ -194,6 +197,8 @@ def test_auto_local_crops_are_half_the_size_in_whole_patches():
         assert local_height % 16 == local_width % 16 == 0
         assert local_height >= 16 and local_width >= 16
         assert abs(local_height - height / 2) <= 8 and abs(local_width - width / 2) <= 8
+    dinov2 = Backbone(name="vit_small_dinov2", img_size=(252, 126))
+    assert Pretrain().crop_sizes(dinov2.img_size, dinov2.patch) == ((252, 126), (126, 56))
     assert Pretrain(local_size=(96, 96)).crop_sizes((256, 128)) == ((256, 128), (96, 96))
 
 

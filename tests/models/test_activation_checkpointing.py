@@ -51,6 +51,24 @@ def test_the_blocks_are_computed_again(monkeypatch):
     assert len(called) == 3 * (SIZES["depth"] - 1)
 
 
+@pytest.mark.parametrize("name", ["vit_small_pass", "vit_small_dinov2_reg4", "vit_small_dinov3"])
+def test_the_vits_of_published_models_have_it_too(name):
+    def gradients(checkpointed):
+        torch.manual_seed(0)
+        patch = 14 if "dinov2" in name else 16
+        backbone = build_backbone(name, img_size=(4 * patch, 2 * patch), depth=2, embed_dim=48, num_heads=2).train()
+        if checkpointed:
+            backbone.checkpoint_activations()
+        crops = [torch.randn(2, 3, 4 * patch, 2 * patch), torch.randn(3, 3, 2 * patch, patch)]
+        backbone.features(crops).pow(3).sum().backward()
+        return {key: parameter.grad for key, parameter in backbone.named_parameters()}
+
+    again = gradients(True)
+    for key, gradient in gradients(False).items():
+        assert gradient is not None and gradient.abs().sum() > 0, key
+        torch.testing.assert_close(again[key], gradient, rtol=1e-5, atol=1e-5, msg=key)
+
+
 @pytest.mark.parametrize("name", ["swin_tiny", "resnet50"])
 def test_other_networks_refuse(name):
     with torch.device("meta"):

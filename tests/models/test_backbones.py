@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from rayreid.errors import UserError
-from rayreid.models.backbones import build_backbone, resample_positions
+from rayreid.models.backbones import build_backbone
+from rayreid.models.positions import resample_positions
+from rayreid.models.weights import load_backbone, save_backbone
 
 
 def from_golden(case):
@@ -94,6 +96,57 @@ def test_features_and_gradients_of_several_sizes_are_those_of_one_pass_per_size(
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-9, atol=1e-11, msg=name)
     for name, value in ours.named_buffers():
         torch.testing.assert_close(value, theirs.get_buffer(name), msg=name)
+
+
+@pytest.mark.parametrize("name", ["vit_small_dinov2", "vit_small_dinov2_reg4", "vit_giant_dinov2"])
+def test_features_of_published_vits_are_those_of_timms_blocks(name):
+    torch.manual_seed(0)
+    ours = build_backbone(name, img_size=(56, 28), depth=3, embed_dim=48, num_heads=3).double()
+    for key, parameter in ours.named_parameters():
+        if "gamma" in key:
+            parameter.data.uniform_(0.5, 1.5)
+    theirs = copy.deepcopy(ours)
+    crops = [torch.randn(4, 3, 56, 28).double(), torch.randn(6, 3, 28, 14).double()]
+    features, expected = ours.features(crops), features_by_timm(theirs, crops)
+    torch.testing.assert_close(features, expected, rtol=1e-10, atol=1e-12)
+    for out in (features, expected):
+        (out**3).sum().backward()
+    gradients = {key: parameter.grad for key, parameter in theirs.named_parameters()}
+    for key, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[key], rtol=1e-9, atol=1e-11, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_small_pass", {"depth": 1}),
+        ("vit_small_dinov2_reg4", {"depth": 1, "img_size": (56, 28)}),
+        ("vit_small_dinov3", {"depth": 1}),
+        ("swin_tiny_solider", {"depths": (1, 1, 1, 1), "semantic_weight": 0.7}),
+        ("resnet50_ibn", {}),
+    ],
+)
+def test_published_networks_survive_a_round_trip(tmp_path, name, options):
+    backbone = build_backbone(name, **{"img_size": (64, 32), **options}).eval()
+    save_backbone(tmp_path / "b.safetensors", backbone, (0.5,) * 3, (0.5,) * 3)
+    again, header = load_backbone(tmp_path / "b.safetensors")
+    assert header["backbone"] == backbone.spec == again.spec
+    images = torch.randn(2, 3, *backbone.spec["img_size"])
+    with torch.no_grad():
+        assert torch.equal(again.eval()(images), backbone(images))
+        assert backbone(images).shape == (2, backbone.num_features)
+
+
+def test_options_of_published_networks_are_checked():
+    for name, options, reason in (
+        ("swin_tiny_solider", {"semantic_weight": 1.5}, "a share from 0 to 1"),
+        ("resnet50", {"last_stride": 3}, "last_stride is 1 or 2"),
+        ("vit_small_dinov3", {"img_size": (250, 128)}, "not a multiple of the patch 16"),
+        ("vit_small_dinov3", {"stem": "ics"}, "has its own stem"),
+        ("vit_small_dino2", {}, "did you mean 'vit_small_dinov2'"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            build_backbone(name, **options)
 
 
 def test_one_size_is_a_case_of_several():

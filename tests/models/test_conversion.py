@@ -64,6 +64,10 @@ def test_there_and_back_is_exact(tmp_path, stem, write, name):
         ("vit_tiny", {"stem": "conv", "depth": 1, "embed_dim": 96, "num_heads": 4, "patch_size": 8, "mlp_ratio": 3.0}),
         ("swin_tiny", {"img_size": (128, 64), "depths": (1, 1, 2, 1)}),
         ("resnet50", {}),
+        ("vit_small_dinov2", {"img_size": (252, 126), "depth": 1}),
+        ("vit_small_dinov2_reg4", {"img_size": (252, 126), "depth": 1}),
+        ("vit_small_plus_dinov3", {"depth": 1}),
+        ("vit_small_dinov3", {"depth": 1, "qkv_bias": True}),
     ],
 )
 def test_timm_takes_the_file_by_the_call_that_is_printed(tmp_path, name, options):
@@ -77,6 +81,21 @@ def test_timm_takes_the_file_by_the_call_that_is_printed(tmp_path, name, options
         expected = backbone(images)
         # the same sums in another order: the tolerance of the parity cases
         torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-5 * float(expected.std()))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_small_pass", {"depth": 1}),
+        ("swin_tiny_solider", {"depths": (1, 1, 1, 1)}),
+        ("resnet50_ibn", {}),
+        ("resnet50", {"last_stride": 1}),
+    ],
+)
+def test_networks_that_timm_does_not_have_are_not_written(tmp_path, name, options):
+    with pytest.raises(UserError, match=rf"timm has no network like {name} .*--to safetensors"):
+        write_timm(tmp_path / "w.pth", build_backbone(name, **options))
+    assert not (tmp_path / "w.pth").exists()
 
 
 def test_the_stem_that_timm_lacks_is_said(tmp_path):

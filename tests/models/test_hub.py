@@ -7,7 +7,8 @@ from rayreid.errors import UserError
 from rayreid.models import hub
 from rayreid.models.backbones import build_backbone
 from rayreid.models.checkpoints import of_timm, read_checkpoint
-from rayreid.models.weights import load_weights, resize_positions
+from rayreid.models.positions import resize_positions
+from rayreid.models.weights import load_weights
 
 TINY = "timm:vit_tiny_patch16_224.augreg_in21k"
 

@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 
 from rayreid.errors import UserError
 from rayreid.models.backbones import build_backbone
+from rayreid.models.positions import resize_positions
 from rayreid.models.weights import (
     check_weights,
     load_backbone,
     load_weights,
     read_header,
-    resize_positions,
     save_backbone,
 )
 
@@ -203,6 +203,37 @@ def test_another_number_of_heads_is_refused_though_every_shape_fits(tmp_path, st
     with pytest.raises(UserError, match=r"b\.safetensors is of a ViT with 6 .* has 3; set num_heads: 6"):
         load_weights(vit(), tmp_path / "b.safetensors", strict)
     assert load_weights(vit(num_heads=6), tmp_path / "b.safetensors", strict).whole
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    content = vit().state_dict()
+    content["blocks.1.mlp.fc2.weight"][0, 0] = float("nan")
+    assert "not finite: blocks.1.mlp.fc2.weight (1 NaN of 2,304 values)" in refused(tmp_path, content)
+    with pytest.raises(UserError, match="not finite"):
+        load_weights(vit(seed=1), tmp_path / "w.pth", strict=False)
+    # a head is not loaded, so its values do not matter
+    content = vit().state_dict() | {"head.weight": torch.full((2, 24), float("inf"))}
+    torch.save(content, tmp_path / "w.pth")
+    assert load_weights(vit(seed=1), tmp_path / "w.pth").whole
+
+
+def test_the_refusal_says_what_loading_without_strict_would_take(tmp_path):
+    content = vit().state_dict()
+    wanted = len(content)
+    del content["norm.bias"]
+    assert f"strict: false (of a command: --no-strict) would take {wanted - 1} of the {wanted} tensors" in refused(
+        tmp_path, content
+    )
+    assert len(load_weights(vit(), tmp_path / "w.pth", strict=False).loaded) == wanted - 1
+    assert "would not help: no tensor fits" in refused(tmp_path, {"a.weight": torch.zeros(2)})
+
+
+def test_a_grid_that_has_two_readings_is_refused_unless_the_network_has_it(tmp_path):
+    source = vit(stem="patchify", img_size=(384, 128))
+    assert "24x8 or 16x12" in refused(tmp_path, source.state_dict(), vit(stem="patchify", img_size=(256, 128)))
+    same = vit(seed=1, stem="patchify", img_size=(384, 128))
+    assert load_weights(same, tmp_path / "w.pth").whole
+    assert_same(same, source)
 
 
 def test_a_grid_that_cannot_be_told_is_refused(tmp_path):

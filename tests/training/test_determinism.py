@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from rayreid.models.backbones import _interpolated, _interpolated_exactly
+from rayreid.models.positions import _interpolated, _interpolated_exactly
 from rayreid.training.determinism import refusal
 
 PROGRAM = """

@@ -42,6 +42,12 @@ Overrides = Annotated[
 Debug = Annotated[
     bool, typer.Option("--debug", callback=_set_traceback, help="Show the full traceback if the command fails.")
 ]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict/--no-strict", help="Whether all tensors of the weights must fit; otherwise those that fit are loaded."
+    ),
+]
 
 
 def experiment_of(file: str, overrides: Sequence[str] | None) -> "Experiment":

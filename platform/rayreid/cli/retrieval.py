@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from rayreid.cli.options import Debug, File, Overrides, experiment_of
+from rayreid.cli.options import Debug, File, Overrides, Strict, experiment_of
 
 app = typer.Typer()
 
@@ -24,6 +24,7 @@ def predict(
     out: Annotated[str, typer.Option("--out", metavar="FILE", help="Parquet file to write.")] = "features.parquet",
     dataset: _Dataset = "folder",
     split: _Split = None,
+    strict: Strict = True,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Batch size of a forward pass (default: chosen automatically).")
     ] = None,
@@ -32,7 +33,7 @@ def predict(
     """Compute the features of a folder of images or an image store with a trained model."""
     from rayreid.inference.predict import predict as compute
 
-    compute(model, images, out, dataset, split, batch_size or "auto")
+    compute(model, images, out, dataset, split, batch_size or "auto", strict)
 
 
 @app.command()
@@ -53,12 +54,13 @@ def search(
     ] = None,
     dataset: _Dataset = "folder",
     split: _Split = None,
+    strict: Strict = True,
     debug: Debug = False,
 ) -> None:
     """Search a gallery for the persons in some images: draw the most similar images, print keys and similarities."""
     from rayreid.inference.search import search as look
 
-    look(queries, gallery, model, k, out, images, dataset, split)
+    look(queries, gallery, model, k, out, images, dataset, split, strict)
 
 
 @app.command()

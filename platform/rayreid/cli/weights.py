@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from rayreid.cli.options import GROUP, Debug
+from rayreid.cli.options import GROUP, Debug, Strict
 
 app = typer.Typer(help="Inspect weights files, and convert them for other code.", **GROUP)
 
@@ -56,13 +56,14 @@ def convert_weights(
     num_heads: Heads = None,
     mean: Channels = None,
     std: Channels = None,
+    strict: Strict = True,
     force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Convert a weights file to another form: all tensors of the backbone, or nothing."""
     from rayreid.diagnostics.convert_weights import convert_weights as convert
 
-    convert(file, to, output, img_size, num_heads, mean, std, force)
+    convert(file, to, output, img_size, num_heads, mean, std, force, strict)
 
 
 @app.command("export")
@@ -71,10 +72,11 @@ def export_weights(
     onnx: Annotated[str, typer.Option("--onnx", metavar="OUT", help="ONNX file to write, e.g. backbone.onnx.")],
     img_size: ImageSize = None,
     num_heads: Heads = None,
+    strict: Strict = True,
     force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Export the backbone as an ONNX model, run it, and keep it only if it gives the same features."""
     from rayreid.diagnostics.convert_weights import export_weights as export
 
-    export(file, onnx, img_size, num_heads, force)
+    export(file, onnx, img_size, num_heads, force, strict)

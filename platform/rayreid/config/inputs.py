@@ -4,7 +4,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rayreid.config.section import ADDED, RUNTIME, Auto, Channels, PositiveInt, Section, Size
+from rayreid.config.section import (
+    ADDED,
+    DINOV2_PATCH,
+    PATCH,
+    RUNTIME,
+    Auto,
+    Channels,
+    Part,
+    PositiveInt,
+    Section,
+    Size,
+)
 
 
 class Source(Section):
@@ -49,12 +60,26 @@ class Backbone(Section):
     num_heads: Annotated[PositiveInt | None, ADDED] = None
     """Attention heads of a ViT, if not those that the name implies. The tensors of a checkpoint do not reveal the
     number."""
+    last_stride: Annotated[Literal[1, 2] | None, ADDED] = None
+    """Stride of a ResNet's last stage, if not the one that the name implies."""
+    semantic_weight: Annotated[Part | Literal[0] | None, ADDED] = None
+    """SOLIDER's λ, from 0 (appearance) to 1 (semantics), if not 0.2."""
     weights: Annotated[str | None, RUNTIME] = None
     """Checkpoint to start from, in any format that `rayreid.models.formats` knows, or `timm:NAME`. Its content, not its
     path, enters the ids of the artifacts made from it."""
     strict: Annotated[bool, RUNTIME] = True
     """Whether the checkpoint must match the network completely; otherwise the tensors that fit are loaded. The value
     also enters the ids of the artifacts made from it."""
+
+    @property
+    def patch(self) -> int:
+        """Return the side of a ViT's patch in pixels."""
+        return DINOV2_PATCH if "_dinov2" in self.name else PATCH
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of the network that differ from what its name implies."""
+        values = {name: getattr(self, name) for name in ("num_heads", "last_stride", "semantic_weight")}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class Checkpoint(Section):

@@ -14,6 +14,9 @@ valid."""
 PATCH = 16
 """Side of a ViT's patch in pixels; image sizes are multiples of it."""
 
+DINOV2_PATCH = 14
+"""The same of the ViTs of DINOv2."""
+
 Auto = Literal["auto"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PositiveInt = Annotated[int, Field(ge=1)]

@@ -140,14 +140,14 @@ class Pretrain(Section):
         """Return the epochs between two probes; 0: no probe."""
         return math.ceil(self.epochs / 10) if self.probe_every == "auto" else self.probe_every
 
-    def crop_sizes(self, img_size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    def crop_sizes(self, img_size: tuple[int, int], patch: int = PATCH) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the sizes of global crops (the backbone's image size) and local ones.
 
         `auto` for the local size is half the image size, rounded to whole patches.
         """
         if self.local_size != "auto":
             return img_size, self.local_size
-        height, width = (max(1, round(side / 2 / PATCH)) * PATCH for side in img_size)
+        height, width = (max(1, round(side / 2 / patch)) * patch for side in img_size)
         return img_size, (height, width)
 
 

@@ -14,7 +14,7 @@ from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.models.architecture import recognise
 from rayreid.models.backbones import Backbone, build_backbone
-from rayreid.models.checkpoints import Checkpoint, read_checkpoint
+from rayreid.models.checkpoints import Checkpoint, read_checkpoint, refusal
 from rayreid.models.conversion import write_timm, write_transreid
 from rayreid.models.normalisation import NORMALISED
 from rayreid.models.onnx_export import export_onnx, require_onnx
@@ -44,6 +44,7 @@ def convert_weights(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     force: bool = False,
+    strict: bool = True,
     screen: Screen | None = None,
 ) -> Path:
     """Write a weights file in another format: either every tensor of it, or nothing.
@@ -57,6 +58,7 @@ def convert_weights(
         mean: Mean per channel, in [0, 1], that images are normalised with, if the file does not record it.
         std: Standard deviation per channel, in [0, 1], if the file does not record it.
         force: Replace an existing file.
+        strict: Whether all tensors must fit; else those that fit are written, and the rest as initialised.
         screen: Shows what was done, and what the format cannot store.
 
     Returns:
@@ -76,7 +78,7 @@ def convert_weights(
             f"--output {target}: name it {' or '.join(f'*{suffix}' for suffix in SUFFIXES[to])} for --to {to}"
         )
     _check_target(source, target, "--output", force)
-    loaded = _load(source, screen, img_size=img_size and list(img_size), num_heads=num_heads)
+    loaded = _load(source, strict, screen, img_size=img_size and list(img_size), num_heads=num_heads)
     if to == "safetensors":
         _save_own(source, target, loaded, mean, std, screen)
         notes = []
@@ -95,6 +97,7 @@ def export_weights(
     img_size: Sequence[int] | None = None,
     num_heads: int | None = None,
     force: bool = False,
+    strict: bool = True,
     screen: Screen | None = None,
 ) -> Path:
     """Write the backbone of a weights file as an ONNX model, then run the model and compare it with the backbone.
@@ -105,6 +108,7 @@ def export_weights(
         img_size: (height, width) in pixels of the model's input images (default: the file's).
         num_heads: Number of attention heads, if neither the file nor the width determines it.
         force: Replace an existing file.
+        strict: Whether all tensors must fit; else those that fit are written, and the rest as initialised.
         screen: Shows what was done.
 
     Returns:
@@ -116,7 +120,7 @@ def export_weights(
     screen, source, target = screen or Screen(), Path(file), Path(onnx)
     _check_target(source, target, "--onnx", force)
     require_onnx()
-    loaded = _load(source, screen, img_size=img_size and list(img_size), num_heads=num_heads)
+    loaded = _load(source, strict, screen, img_size=img_size and list(img_size), num_heads=num_heads)
     facts: dict[str, Any] = {key: loaded.facts[key] for key in ("mean", "std") if key in loaded.facts}
     deviation = export_onnx(loaded.backbone, target, facts)
     height, width = loaded.backbone.spec["img_size"]
@@ -140,20 +144,21 @@ def _check_target(source: Path, target: Path, option: str, force: bool) -> None:
         raise UserError(f"{option} {target}: it exists; choose another name, or --force to replace it")
 
 
-def _load(path: Path, screen: Screen, **hint: Any) -> Loaded:
-    """Build the backbone of a file and load every tensor, in the widest of the file's dtypes."""
+def _load(path: Path, strict: bool, screen: Screen, **hint: Any) -> Loaded:
+    """Build the backbone of a file and load every tensor (not strict: those that fit), in the widest of the dtypes."""
     checkpoint = read_checkpoint(path)
     header = read_header(path) if checkpoint.header else {}
-    facts: dict[str, Any] = {key: checkpoint.facts[key] for key in ("img_size", "num_heads") if key in checkpoint.facts}
     said = {key: value for key, value in hint.items() if value is not None}
     try:
-        spec = recognise(checkpoint.state, header=header or None, hint={**facts, **said})
+        spec = recognise(checkpoint.state, header=header or None, hint={**checkpoint.facts_of_shape(), **said})
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {refusal(checkpoint, error)}") from error
     backbone = build_backbone(**spec)
     floating = [tensor.dtype for tensor in checkpoint.state.values() if tensor.is_floating_point()]
     backbone.to(reduce(torch.promote_types, floating))
-    report = load_weights(backbone, path)
+    report = load_weights(backbone, path, strict)
+    if not report.whole:
+        screen.say(f"not complete, the rest as initialised: {escape(report.faults())}")
     if report.resized:
         height, width = backbone.spec["img_size"]
         screen.say(f"resampled to {height}x{width}: {', '.join(report.resized)}")

@@ -13,10 +13,13 @@ from torch import Tensor
 from rayreid.console import Screen
 from rayreid.diagnostics.convert_weights import OWN_FACTS, listed, reasons
 from rayreid.errors import UserError
-from rayreid.models.architecture import Shape, patch_of, read_off
-from rayreid.models.backbones import SWINS, VITS, Backbone, ViT, build_backbone
-from rayreid.models.checkpoints import read_checkpoint, stem_of
+from rayreid.models.architecture import Shape, read_off
+from rayreid.models.backbones import SWINS, Backbone, DINOv3, Solider, Swin, ViT, build_backbone
+from rayreid.models.checkpoints import read_checkpoint, refusal, stem_of
+from rayreid.models.finiteness import not_finite
 from rayreid.models.formats import TITLES, Checkpoint
+from rayreid.models.positions import class_rows, patch_of
+from rayreid.models.swin import SEMANTIC_SWINS
 from rayreid.models.weights import check_weights, read_header
 
 BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
@@ -41,14 +44,16 @@ def inspect_weights(file: str, keys: bool = False, screen: Screen | None = None)
     if keys:
         _list(screen, checkpoint)
     try:
-        shape = Shape(header["backbone"]) if header else _told(read_off(checkpoint.state), checkpoint.facts)
+        shape = Shape(header["backbone"]) if header else _told(read_off(checkpoint.state), checkpoint.facts_of_shape())
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {refusal(checkpoint, error)}") from error
     backbone = _unloaded(shape, checkpoint.state)
     screen.facts(_lines(path, checkpoint, header or checkpoint.facts, shape, backbone), _NAMES)
+    for name, count in not_finite(checkpoint.state).items():
+        screen.facts({"not finite": f"{name}: {count}"}, _NAMES)
     report = check_weights(backbone, path, strict=False)
     if not report.whole:
-        raise UserError(f"{path} does not load: {report.faults()}")
+        raise UserError(f"{path} does not load: {report.faults()}; {report.without_strict(len(backbone.state_dict()))}")
     screen.facts({"loads": "whole: every tensor is accounted for"}, _NAMES)
 
 
@@ -63,7 +68,7 @@ def _lines(
         "file": str(path),
         "format": TITLES[checkpoint.format],
         "architecture": _architecture(shape, backbone, known or "num_heads" in facts),
-        "stem": stem_of(state) if shape.spec["name"] in VITS else "",
+        "stem": stem_of(state) if isinstance(backbone, ViT) else "",
         "image size": _size(shape, backbone, known or "img_size" in facts),
         "parameters": f"{count:,} ({count / 1e6:.1f} M)",
         "tensors": f"{len(state):,}: {', '.join(f'{number} {dtype}' for dtype, number in dtypes.items())}",
@@ -73,18 +78,19 @@ def _lines(
     }
 
 
-def _told(shape: Shape, facts: Mapping[str, Any]) -> Shape:
+def _told(shape: Shape, said: Mapping[str, Any]) -> Shape:
     """Return the shape, completed with the facts that a foreign file records next to its tensors."""
-    said = {key: facts[key] for key in ("img_size", "num_heads") if key in facts}
     return Shape({**shape.spec, **said}, {key: why for key, why in shape.unknown.items() if key not in said})
 
 
 def _architecture(shape: Shape, backbone: Backbone, known: bool) -> str:
     name = str(shape.spec["name"])
-    if name in SWINS:
-        spec = {**SWINS[name], "window_size": 7, **shape.spec}
-        return f"{name}, width {spec['embed_dim']}, {listed(spec['depths'])} blocks, windows of {spec['window_size']}"
-    if name not in VITS:
+    if isinstance(backbone, Swin):
+        spec = {**{**SWINS, **SEMANTIC_SWINS}[name], "window_size": 7, **shape.spec}
+        weight = f", semantic_weight {backbone.semantic_weight:g}" if isinstance(backbone, Solider) else ""
+        blocks, windows = listed(spec["depths"]), spec["window_size"]
+        return f"{name}, width {spec['embed_dim']}, {blocks} blocks, windows of {windows}{weight}"
+    if not isinstance(backbone, ViT | DINOv3):
         return name
     vit: Any = backbone
     if "num_heads" in shape.unknown:
@@ -97,12 +103,11 @@ def _architecture(shape: Shape, backbone: Backbone, known: bool) -> str:
 def _size(shape: Shape, backbone: Backbone, known: bool) -> str:
     if "img_size" in shape.unknown:
         return "not known (set --img-size when converting)"
-    if not known and shape.spec["name"] not in VITS:
+    if not known and not isinstance(backbone, ViT):
         return "any: the weights do not depend on it"
     height, width = backbone.spec["img_size"]
-    if shape.spec["name"] not in VITS:
+    if not isinstance(backbone, ViT):
         return f"{height}x{width}"
-    assert isinstance(backbone, ViT)
     rows, columns = backbone.patch_embed.grid_size
     guessed = "" if known else " (by the number of its positions)"
     return f"{height}x{width}, a grid of {rows}x{columns}{guessed}"
@@ -115,7 +120,7 @@ def _unloaded(shape: Shape, state: Mapping[str, Tensor]) -> Backbone:
         spec["num_heads"] = 1
     if "img_size" in shape.unknown:
         down, across = patch_of(spec)
-        spec["img_size"] = ((state["pos_embed"].shape[1] - 1) * down, across)
+        spec["img_size"] = ((state["pos_embed"].shape[1] - class_rows(state)) * down, across)
     with torch.device("meta"):
         return build_backbone(**spec)
 

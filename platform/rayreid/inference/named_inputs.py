@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rayreid.data.datasets import open_dataset
 from rayreid.data.store.listed import ListedImages
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.files import checksum
-from rayreid.models.weights import read_header, weights_of
+from rayreid.models.backbones import build_backbone
+from rayreid.models.report import LoadReport
+from rayreid.models.weights import check_weights, read_header, weights_of
 from rayreid.paths import inside_job, output_root
 
 MODELS = ("finetune", "adapt", "pretrain", "proxy", "given")
@@ -41,10 +44,23 @@ class Made:
 
 @dataclass(frozen=True)
 class Model:
-    """A weights file in rayreid's own format, with its checksum."""
+    """A weights file in rayreid's own format.
+
+    Attributes:
+        weights: The file.
+        checksum: Its checksum.
+        strict: Whether all of it must fit the network that its header states; else what fits is loaded.
+    """
 
     weights: Path
     checksum: str
+    strict: bool = True
+
+    def report(self) -> LoadReport:
+        """Return which of the file's tensors are loaded, or raise the UserError of loading them."""
+        with torch.device("meta"):
+            backbone = build_backbone(**read_header(self.weights)["backbone"])
+        return check_weights(backbone, self.weights, self.strict)
 
 
 def place(text: str) -> Path:
@@ -95,8 +111,12 @@ def find_artifact(text: str) -> Made:
         raise UserError(f"{folder / 'artifact.json'} cannot be read ({error!r})") from None
 
 
-def find_model(text: str) -> Model:
+def find_model(text: str, strict: bool = True) -> Model:
     """Return a model: a weights file in our format, or the one in an artifact (see `find_artifact`).
+
+    Args:
+        text: A file, an artifact's folder, or `stage/id`.
+        strict: Whether all of the file must fit the network that its header states.
 
     Raises:
         UserError: The model does not exist, or has another format and must be converted first.
@@ -113,7 +133,7 @@ def find_model(text: str) -> Model:
             "rayreid weights convert FILE --to safetensors"
         )
     read_header(path)
-    return Model(path, checksum(path))
+    return Model(path, checksum(path), strict)
 
 
 def open_images(text: str, dataset: str = "folder") -> ImageStore | ListedImages:

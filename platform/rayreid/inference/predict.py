@@ -24,6 +24,7 @@ def predict(
     dataset: str = "folder",
     split: str | None = None,
     batch_size: int | Auto = "auto",
+    strict: bool = True,
     screen: Screen | None = None,
 ) -> Path:
     """Write the features of images, one row per image that can be decoded, by ascending key.
@@ -37,6 +38,7 @@ def predict(
         dataset: How to read a folder that is not a store: the keys, identities and cameras of its images.
         split: Use only images of this split.
         batch_size: Batch size of a forward pass.
+        strict: Whether all tensors of the model must fit its network; else those that fit are loaded, and listed.
         screen: Shows the progress and the result.
 
     Returns:
@@ -48,7 +50,9 @@ def predict(
     """
     screen = screen or Screen()
     path = output_file(out, "--out", (".parquet",))
-    network = find_model(model)
+    network = find_model(model, strict)
+    if not strict:
+        screen.say(escape(str(network.report())))
     found = open_images(images, dataset)
     rows = rows_of(found, split)
     if not len(rows):
@@ -84,7 +88,7 @@ def features_of(
     Raises:
         UserError: As for `extract`.
     """
-    features, broken = extract(images, rows, model.weights, batch_size, screen)
+    features, broken = extract(images, rows, model.weights, batch_size, screen, model.strict)
     whole = ~np.isin(rows, list(broken))
     kept = rows[whole]
     if isinstance(images, ImageStore):

@@ -49,6 +49,7 @@ def search(
     images: str | None = None,
     dataset: str = "folder",
     split: str | None = None,
+    strict: bool = True,
     screen: Screen | None = None,
 ) -> list[Found]:
     """Draw every query with the k gallery images most similar to it, and print their keys and similarities.
@@ -62,6 +63,7 @@ def search(
         images: Folder of the gallery images, if `gallery` is a feature file and its images were moved.
         dataset: How to read a gallery that is a folder.
         split: Use only gallery images of this split.
+        strict: Whether all tensors of the model must fit its network; else those that fit are loaded, and listed.
         screen: Prints the results.
 
     Returns:
@@ -72,7 +74,9 @@ def search(
     """
     screen = screen or Screen()
     path = output_file(out, "--out", PICTURES)
-    network = find_model(model)
+    network = find_model(model, strict)
+    if not strict:
+        screen.say(escape(str(network.report())))
     pictures = [_read(query) for query in queries]
     features = _embed(network, pictures)
     table, source = _gallery(gallery, network, images, dataset, split, screen)
@@ -98,7 +102,7 @@ def _read(query: str) -> np.ndarray:
 
 def _embed(model: Model, pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Return the features of the queries, (Q, D), computed in this process: a few images need no cluster."""
-    embed = Embedder(model.weights, torch.device("cpu"), "fp32")
+    embed = Embedder(model.weights, torch.device("cpu"), "fp32", strict=model.strict)
     return np.concatenate([embed(ImageBatch.collate([picture])).numpy() for picture in pictures])
 
 

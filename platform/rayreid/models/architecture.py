@@ -8,12 +8,19 @@ from typing import Any
 from torch import Tensor
 
 from rayreid.errors import UserError
-from rayreid.models.backbones import SWINS, VITS
 from rayreid.models.checkpoints import describe, stem_of
+from rayreid.models.positions import ambiguity, class_rows, possible_grids
+from rayreid.models.swin import SEMANTIC_SWINS, SWINS
+from rayreid.models.vit import DINOV3S, VARIANTS, VITS
 
 HEAD_WIDTH = 64  # channels per attention head in every published ViT whose name implies its width
 RESNET50_BLOCKS = (3, 4, 6, 3)
-RATIOS = (1, 2, 3)  # height to width: ImageNet, 256x128, 384x128
+PARTS = 3  # part tokens of PASS
+VIT_DEFAULTS: dict[str, Any] = {
+    **{"layer_scale": False, "parts": 0, "registers": 0, "mlp": "", "patch_size": 16, "mlp_ratio": 4},
+    "qkv_bias": False,
+}
+FAMILY = ("layer_scale", "parts", "registers", "mlp")  # what tells one family of ViTs from another
 PATCH_OF_STEM = {"patchify": 1, "conv": 2, "ics": 2}  # the layers in front of the last convolution halve the image
 
 
@@ -59,6 +66,8 @@ def read_off(state: Mapping[str, Tensor]) -> Shape:
     Raises:
         UserError: The tensors belong to no known backbone.
     """
+    if "cls_token" in state and "reg_token" in state and "blocks.0.gamma_1" in state:
+        return _dinov3(state)
     if "cls_token" in state and "pos_embed" in state and _count(state, "blocks."):
         return _vit(state)
     if any(name.startswith("layers.0.blocks.") for name in state) and "patch_embed.proj.weight" in state:
@@ -68,48 +77,87 @@ def read_off(state: Mapping[str, Tensor]) -> Shape:
     raise UserError(f"the file holds no backbone that rayreid can build, but {describe(state)}")
 
 
-def guess_grid(positions: int) -> tuple[int, int] | None:
-    """Return the grid (h, w) of a number of positions without the class token: square, 2:1 or 3:1; else None."""
-    for ratio in RATIOS:
-        width = math.isqrt(positions // ratio)
-        if positions > 0 and ratio * width * width == positions:
-            return ratio * width, width
-    return None
-
-
-def patch_of(spec: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the pixels (h, w) per token of a ViT's spec."""
-    patch = spec.get("patch_size", 16)
-    return (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
-
-
 def _vit(state: Mapping[str, Tensor]) -> Shape:
-    stem, width, unknown = stem_of(state), state["cls_token"].shape[-1], {}
-    name = _named(width, {name: int(own["embed_dim"]) for name, own in VITS.items()})
-    patch = tuple(PATCH_OF_STEM[stem] * int(side) for side in _kernel(state))
+    stem, width = stem_of(state), state["cls_token"].shape[-1]
+    patch = _patch(state, stem)
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    layered = "blocks.0.ls1.gamma" in state
+    seen: dict[str, Any] = {
+        "embed_dim": width,
+        "layer_scale": layered,
+        # three tokens without LayerScale are PASS's; the other published models have four, and LayerScale
+        "parts": registers if registers == PARTS and not layered else 0,
+        "registers": registers if registers != PARTS or layered else 0,
+        "mlp": _mlp(state),
+        "patch_size": patch[0] if patch[0] == patch[1] else list(patch),
+        "mlp_ratio": _mlp_ratio(state, "blocks.0.mlp.fc1.weight"),
+    }
+    name = _closest({**VITS, **VARIANTS}, seen, VIT_DEFAULTS)
     spec: dict[str, Any] = {"name": name, "stem": stem, "depth": _count(state, "blocks.")}
-    if width != VITS[name]["embed_dim"]:
-        spec["embed_dim"] = width
-        if width % HEAD_WIDTH:
-            unknown["num_heads"] = (
-                f"the tensors do not reveal how many heads a ViT of width {width} has"
-                f" (not a multiple of {HEAD_WIDTH}); give --num-heads"
-            )
-        else:
-            spec["num_heads"] = width // HEAD_WIDTH
-    if patch != (16, 16):
-        spec["patch_size"] = patch[0] if patch[0] == patch[1] else list(patch)
-    _mlp_ratio(state, spec, "blocks.0.mlp.fc1.weight")
-    positions = state["pos_embed"].shape[1] - 1
-    grid = guess_grid(positions)
-    if grid is None:
+    spec |= _other(seen, {**VIT_DEFAULTS, **{**VITS, **VARIANTS}[name]})
+    unknown = _set_heads(spec, width, {**VITS, **VARIANTS}[name])
+    positions = state["pos_embed"].shape[1] - class_rows(state)
+    grids = possible_grids(positions)
+    if len(grids) != 1:
         unknown["img_size"] = (
-            f"the tensors do not reveal the image size: {positions} positions are no square, 2:1 or 3:1 grid;"
-            " give --img-size HEIGHT WIDTH"
+            f"the tensors do not reveal the image size: {ambiguity(positions, patch)}; give --img-size HEIGHT WIDTH"
         )
     else:
-        spec["img_size"] = [grid[0] * patch[0], grid[1] * patch[1]]
+        spec["img_size"] = [grids[0][0] * patch[0], grids[0][1] * patch[1]]
     return Shape(spec, unknown)
+
+
+def _dinov3(state: Mapping[str, Tensor]) -> Shape:
+    """Return the architecture of a ViT of DINOv3, whose weights do not depend on the image size."""
+    seen: dict[str, Any] = {
+        "embed_dim": state["cls_token"].shape[-1],
+        "mlp": _mlp(state),
+        "patch_size": _patch(state, "patchify")[0],
+        "qkv_bias": "blocks.0.attn.q_bias" in state,
+    }
+    name = _closest(DINOV3S, seen, VIT_DEFAULTS)
+    spec: dict[str, Any] = {"name": name, "stem": "patchify", "depth": _count(state, "blocks.")}
+    spec |= _other(seen, {**VIT_DEFAULTS, **DINOV3S[name]})
+    return Shape(spec, _set_heads(spec, seen["embed_dim"], DINOV3S[name]))
+
+
+def _closest(names: Mapping[str, Mapping[str, Any]], seen: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """Return the name of the same family whose width is the same, or else the next smaller one (or the smallest)."""
+
+    def differences(name: str) -> int:
+        return len(_other({key: seen[key] for key in FAMILY if key in seen}, {**defaults, **names[name]}))
+
+    least = min(map(differences, names))
+    return _named(
+        seen["embed_dim"], {name: int(names[name]["embed_dim"]) for name in names if differences(name) == least}
+    )
+
+
+def _other(seen: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that are not those of a name."""
+    return {key: value for key, value in seen.items() if value != own[key]}
+
+
+def _set_heads(spec: dict[str, Any], width: int, own: Mapping[str, Any]) -> dict[str, str]:
+    """Set the number of heads of a width that is not the name's; return the reason if that number is not known."""
+    if width == own["embed_dim"]:
+        return {}
+    if width % HEAD_WIDTH:
+        reason = (
+            f"the tensors do not reveal how many heads a ViT of width {width} has"
+            f" (not a multiple of {HEAD_WIDTH}); give --num-heads"
+        )
+        return {"num_heads": reason}
+    spec["num_heads"] = width // HEAD_WIDTH
+    return {}
+
+
+def _mlp(state: Mapping[str, Tensor]) -> str:
+    """Return the kind of MLP: SwiGLU's first layer is twice as wide as the second reads, or stands in two parts."""
+    first, second = state.get("blocks.0.mlp.fc1.weight"), state.get("blocks.0.mlp.fc2.weight")
+    if first is None or second is None:
+        return "swiglu" if "blocks.0.mlp.fc1_g.weight" in state else ""
+    return "swiglu" if first.shape[0] == 2 * second.shape[1] else ""
 
 
 def _swin(state: Mapping[str, Tensor]) -> Shape:
@@ -130,12 +178,14 @@ def _swin(state: Mapping[str, Tensor]) -> Shape:
         "num_heads": [table.shape[1] for table in tables if table is not None],
         "window_size": (math.isqrt(tables[0].shape[0]) + 1) // 2 if tables[0] is not None else 7,
     }
-    names = [name for name, own in SWINS.items() if all(list(own[k]) == seen[k] for k in ("depths", "num_heads"))]
-    name = names[0] if names else _named(seen["embed_dim"], {name: own["embed_dim"] for name, own in SWINS.items()})
-    own = {"window_size": 7, **SWINS[name]}
+    known = SEMANTIC_SWINS if "semantic_embed_w.0.weight" in state else SWINS
+    names = [name for name, own in known.items() if all(list(own[k]) == seen[k] for k in ("depths", "num_heads"))]
+    name = names[0] if names else _named(seen["embed_dim"], {name: own["embed_dim"] for name, own in known.items()})
+    own = {"window_size": 7, **known[name]}
     spec: dict[str, Any] = {"name": name, "stem": "patchify"}
     spec |= {key: value for key, value in seen.items() if value != _listed(own[key])}
-    _mlp_ratio(state, spec, "layers.0.blocks.0.mlp.fc1.weight")
+    if (ratio := _mlp_ratio(state, "layers.0.blocks.0.mlp.fc1.weight")) != 4:
+        spec["mlp_ratio"] = ratio
     return Shape(spec)
 
 
@@ -143,7 +193,8 @@ def _resnet(state: Mapping[str, Tensor]) -> Shape:
     blocks = tuple(_count(state, f"layer{stage}.") for stage in (1, 2, 3, 4))
     if blocks != RESNET50_BLOCKS or "layer1.0.conv3.weight" not in state:
         raise UserError(f"the file holds a ResNet with {blocks} blocks; of ResNets rayreid builds ResNet-50 only")
-    return Shape({"name": "resnet50", "stem": "patchify"})
+    normed = "layer1.0.bn1.IN.weight" in state
+    return Shape({"name": "resnet50_ibn" if normed else "resnet50", "stem": "patchify"})
 
 
 def _named(width: int, widths: Mapping[str, int]) -> str:
@@ -153,16 +204,16 @@ def _named(width: int, widths: Mapping[str, int]) -> str:
     )
 
 
-def _mlp_ratio(state: Mapping[str, Tensor], spec: dict[str, Any], name: str) -> None:
-    if name in state and (ratio := state[name].shape[0] / state[name].shape[1]) != 4:
-        spec["mlp_ratio"] = ratio
+def _mlp_ratio(state: Mapping[str, Tensor], name: str) -> float:
+    """Return the width of an MLP in widths of the tokens, rounded up: timm rounds the product of the two down."""
+    return math.ceil(1e5 * state[name].shape[0] / state[name].shape[1]) / 1e5 if name in state else 4
 
 
-def _kernel(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+def _patch(state: Mapping[str, Tensor], stem: str) -> tuple[int, int]:
     weight = state.get("patch_embed.proj.weight")
     if weight is None or weight.dim() != 4:
         raise UserError("the file holds a ViT without the convolution patch_embed.proj: rayreid has no such stem")
-    return tuple(weight.shape[2:])
+    return PATCH_OF_STEM[stem] * weight.shape[2], PATCH_OF_STEM[stem] * weight.shape[3]
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:

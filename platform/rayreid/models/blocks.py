@@ -31,17 +31,42 @@ def class_tokens(blocks: nn.Sequential, tokens: Sequence[Tensor], checkpointed: 
         checkpointed: Whether to keep only each block's input for the backward pass, which then computes the block
             again.
     """
-    shapes = tuple((x.shape[0], x.shape[1]) for x in tokens)
-    x_TD = torch.cat([x.flatten(0, 1) for x in tokens])
+    shapes, x_TD = _joined(tokens)
     kept = _kept(blocks, sum(n for n, _ in shapes), x_TD)
     *body, last = zip(blocks, kept, strict=True)
     for block, keep in body:
-        if checkpointed and torch.is_grad_enabled():
-            x_TD = checkpoint(as_here(_block), block, x_TD, shapes, keep, use_reentrant=False, preserve_rng_state=False)
-        else:
-            x_TD = _block(block, x_TD, shapes, keep)
+        x_TD = _run(block, x_TD, shapes, keep, checkpointed)
     block, keep = last
     return _last(block, x_TD, shapes, keep)
+
+
+def first_tokens(blocks: nn.Sequential, tokens: Sequence[Tensor], count: int, checkpointed: bool = False) -> Tensor:
+    """Run timm's `Block`s over the tokens of crops, and return the first tokens of each crop (sum of n, count, D).
+
+    Args:
+        blocks: The blocks.
+        tokens: A tensor (n, N, D) per size.
+        count: How many tokens to return.
+        checkpointed: See `class_tokens`.
+    """
+    shapes, x_TD = _joined(tokens)
+    kept = _kept(blocks, sum(n for n, _ in shapes), x_TD)
+    for block, keep in zip(blocks, kept, strict=True):
+        x_TD = _run(block, x_TD, shapes, keep, checkpointed)
+    return torch.cat([part[:, :count] for part in _per_size(x_TD, shapes)])
+
+
+def _joined(tokens: Sequence[Tensor]) -> tuple[tuple[Shape, ...], Tensor]:
+    """Return the shapes of the crops, and the tokens of all of them as rows (T, D)."""
+    return tuple((x.shape[0], x.shape[1]) for x in tokens), torch.cat([x.flatten(0, 1) for x in tokens])
+
+
+def _run(block: Any, x_TD: Tensor, shapes: Sequence[Shape], keep: Tensor | None, checkpointed: bool) -> Tensor:
+    """Return all tokens (T, D) after one block, which the backward pass computes again if `checkpointed`."""
+    if not (checkpointed and torch.is_grad_enabled()):
+        return _block(block, x_TD, shapes, keep)
+    out: Tensor = checkpoint(as_here(_block), block, x_TD, shapes, keep, use_reentrant=False, preserve_rng_state=False)
+    return out
 
 
 def _kept(blocks: nn.Sequential, crops: int, x: Tensor) -> list[Tensor | None]:
@@ -77,12 +102,12 @@ def _attend(block: Any, x_TD: Tensor, shapes: Sequence[Shape]) -> Tensor:
     attention = block.attn
     parts = _per_size(attention.qkv(block.norm1(x_TD)), shapes)
     heads = (part.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4) for part in parts)
-    mixed: Tensor = attention.proj(_rows(_mix(*qkv.unbind(0)) for qkv in heads))
+    mixed: Tensor = block.ls1(attention.proj(_rows(_mix(*qkv.unbind(0)) for qkv in heads)))
     return mixed
 
 
 def _think(block: Any, x: Tensor, keep: Tensor | None, shapes: Sequence[Shape]) -> Tensor:
-    return _residual(x, block.mlp(block.norm2(x)), keep, 1, shapes)
+    return _residual(x, block.ls2(block.mlp(block.norm2(x))), keep, 1, shapes)
 
 
 @compilable
@@ -98,7 +123,7 @@ def _last(block: Any, x_TD: Tensor, shapes: Sequence[Shape], keep: Tensor | None
         k, v = part.unflatten(2, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         mixed.append(_mix(q.transpose(1, 2), k, v))
     crops = [(n, 1) for n, _ in shapes]
-    x = _residual(_first(x_TD, shapes), attention.proj(_rows(mixed)), keep, 0, crops)
+    x = _residual(_first(x_TD, shapes), block.ls1(attention.proj(_rows(mixed))), keep, 0, crops)
     return _think(block, x, keep, crops)
 
 

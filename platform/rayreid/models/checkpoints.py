@@ -18,16 +18,15 @@ from torch import Tensor, nn
 
 from rayreid.errors import UserError
 from rayreid.models import hub
-from rayreid.models.formats import Checkpoint, Contents, adapt
+from rayreid.models.formats import TITLES, Checkpoint, Contents, adapt
 from rayreid.models.neck import part_neck
+from rayreid.models.wrappers import opened
 
 HEADER_KEY = "rayreid"
 _SAVE_AGAIN = (
     "if you trust its source, load it where it was written and save its tensors alone, with "
     "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
-CONTAINERS = ("teacher", "method", "state_dict", "model")
-"""Keys under which projects store the tensors; `method` is that of our own training states."""
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -47,12 +46,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist")
     if _is_zip_or_pickle(path):
-        return adapt(_take_apart(path, _read_torch(path)))
+        return adapt(Contents(*opened(_read_torch(path), str(path))), str(path))
     with _open_safetensors(path) as file:
         header = (file.metadata() or {}).get(HEADER_KEY, "")
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if not header:
-        return adapt(_take_apart(path, state))
+        return adapt(Contents(*opened(state, str(path))), str(path))
     state, ignored = part_neck(state)
     return Checkpoint("rayreid", state, ignored, header=header)
 
@@ -146,29 +145,11 @@ def _harmless_globals() -> Iterator[None]:
         yield
 
 
-def _take_apart(path: Path, content: Any) -> Contents:
-    """Return the tensors in the content of a file, and the facts that it states about them."""
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
-    container = next((key for key in CONTAINERS if isinstance(content.get(key), Mapping)), "")
-    named = content[container] if container else content
-    state = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    if not state:
-        raise UserError(f"{path} holds no weights: its entries are {', '.join(map(str, list(named)[:5])) or 'none'}")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return Contents(state, container, _facts(content) if container else {})
-
-
-def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
-    settings = vars(content["args"]) if isinstance(content.get("args"), argparse.Namespace) else {}
-    arch, epoch = content.get("arch", settings.get("arch")), content.get("epoch")
-    size = (settings.get("height"), settings.get("width"))
-    return {
-        **({"arch": arch} if isinstance(arch, str) else {}),
-        **({"epoch": epoch} if isinstance(epoch, int) else {}),
-        **({"img_size": size} if all(isinstance(side, int) for side in size) else {}),
-    }
+def refusal(checkpoint: Checkpoint, error: UserError) -> str:
+    """Return why a file's backbone cannot be built: by the family's name where it is known, else by its tensors."""
+    if not checkpoint.differs:
+        return str(error)
+    return f"it is {TITLES[checkpoint.format]} of another architecture: {checkpoint.differs}"
 
 
 def describe(state: Mapping[str, Tensor]) -> str:

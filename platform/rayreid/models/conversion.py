@@ -10,6 +10,7 @@ from torch import Tensor
 from rayreid.errors import UserError
 from rayreid.files import replacing, write_atomically
 from rayreid.models.backbones import SWINS, VITS, Backbone, ViT
+from rayreid.models.vit import DINOV3S, VARIANTS
 
 TIMM_NAMES = {
     "vit_tiny": "vit_tiny_patch16_224",
@@ -20,6 +21,12 @@ TIMM_NAMES = {
     "swin_small": "swin_small_patch4_window7_224",
     "swin_base": "swin_base_patch4_window7_224",
     "resnet50": "resnet50",
+    **{
+        f"vit_{width}_dinov2{tokens}": f"vit_{width}_patch14{mark}_dinov2"
+        for width in ("small", "base", "large", "giant")
+        for tokens, mark in (("", ""), ("_reg4", "_reg4"))
+    },
+    **{name: name.replace("_dinov3", "_patch16_dinov3") for name in DINOV3S},
 }
 STEM_CLASSES = {"conv": "ConvStem", "ics": "ICSStem"}
 TRANSREID_WIDTHS = {384: "vit_small", 768: "vit_base"}
@@ -35,7 +42,12 @@ def write_timm(path: Path, backbone: Backbone) -> list[str]:
 
     Returns:
         Lines about the requirements of the file, and about facts that it cannot contain.
+
+    Raises:
+        UserError: timm has no such network.
     """
+    if backbone.spec["name"] not in TIMM_NAMES or backbone.spec.get("last_stride", 2) != 2:
+        raise UserError(f"timm has no network like {backbone.spec['name']} as it is here; choose --to safetensors")
     if path.suffix == ".safetensors":
         # safetensors' own `save_file` makes the file unreadable for all other users
         write_atomically(path, save(_state(backbone)))
@@ -54,12 +66,14 @@ def timm_call(spec: dict[str, Any]) -> str:
     """Return the call of `timm.create_model` that builds the network of a spec."""
     name = spec["name"]
     arguments: dict[str, Any] = {"num_classes": 0}
+    if name in DINOV3S:
+        arguments["global_pool"] = "token"
     if name != "resnet50":
         arguments["img_size"] = tuple(spec["img_size"])
-    if spec.get("depth") not in (None, VITS.get(name, {}).get("depth")):
+    own: dict[str, Any] = {**VITS, **VARIANTS, **DINOV3S, **SWINS}.get(name, {})
+    if spec.get("depth") not in (None, own.get("depth")):
         arguments["depth"] = spec["depth"]
-    own = {**VITS, **SWINS}.get(name, {})
-    kept = ("embed_dim", "num_heads", "patch_size", "mlp_ratio", "depths", "window_size")
+    kept = ("embed_dim", "num_heads", "patch_size", "mlp_ratio", "qkv_bias", "depths", "window_size")
     arguments |= {key: spec[key] for key in kept if key in spec and spec[key] != own.get(key)}
     if name in SWINS:
         arguments |= SWIN_FLAGS
@@ -86,11 +100,13 @@ def write_transreid(path: Path, backbone: Backbone) -> list[str]:
         Lines about the requirements of the file, and about facts that it cannot contain.
 
     Raises:
-        UserError: The backbone is not a ViT.
+        UserError: The backbone is not a plain ViT.
     """
     spec = backbone.spec
-    if not isinstance(backbone, ViT):
-        raise UserError(f"--to transreid writes ViTs only, and this is a {spec['name']}; choose --to timm")
+    if not isinstance(backbone, ViT) or spec["name"] not in VITS:
+        raise UserError(
+            f"--to transreid writes plain ViTs only, and this is a {spec['name']}; choose --to timm or safetensors"
+        )
     _write_torch(path, backbone)
     return _transreid_notes(backbone)
 

@@ -43,10 +43,18 @@ class Embedder:
         device: Device of the forward pass.
         precision: Precision of the forward pass; features are returned in float32.
         compile: Whether to compile the forward pass; "auto": on a GPU.
+        strict: See `rayreid.models.weights.load_weights`.
     """
 
-    def __init__(self, path: Path, device: torch.device, precision: WantedPrecision, compile: bool | Auto = "auto"):
-        backbone, header = load_backbone(path, drop_path=0.0)
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        precision: WantedPrecision,
+        compile: bool | Auto = "auto",
+        strict: bool = True,
+    ):
+        backbone, header = load_backbone(path, strict, drop_path=0.0)
         self.backbone = backbone.eval().to(device)
         self.neck = load_neck(path).to(device)
         height, width = backbone.spec["img_size"]

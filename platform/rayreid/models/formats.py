@@ -2,30 +2,39 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
+
+from rayreid.models.layouts import timm_names
+from rayreid.models.wrappers import peeled, roots
 
 # Layers that may follow a backbone of any origin.
 HEADS = {
     "head.": "head",
     "head_dist.": "head",
     "fc.": "classifier",
+    "fc1.": "projection head",
+    "fc2.": "projection head",
+    "embed_fc.": "layer before the classifier",
+    "classifier": "classifier",
     "pre_logits.": "layer before the classifier",
     "bottleneck": "neck",
+    "bn.": "neck",
+    "gem.": "pooling",
+    "conv_head.": "branch of local features",
+    "conv_fc": "branch of local features",
+    "conv_bn.": "branch of local features",
+    "n_averaged": "counter of the averaged steps",
 }
-COMPUTED = (".relative_position_index", ".attn_mask")
 # Parts that a network may have and the backbones here lack: its tensors would otherwise load into a different network.
 DIFFERENCES = {
-    "part_token": "part tokens beside the class token, attended to in every block (PASS), have no place in this ViT",
-    "semantic_embed_": "a semantic controller scales and shifts the output of every stage (SOLIDER), which this Swin "
-    "does not do",
+    "part_token": "its part tokens have no positions of their own (PASS with SIE), which no network here computes",
     "dist_token": "a distillation token beside the class token (distilled DeiT) has no place in this ViT",
-    "sie_embed": "an embedding of the camera or view is added to every token (TransReID's SIE), which this ViT does "
-    "not do",
-    "reg_token": "register tokens have no place in this ViT",
     "fc_norm.": "the mean over patches takes the place of the class token in this file",
+    "NL_": "non-local blocks between the stages (fast-reid's NL) have no place in this ResNet",
+    ".se.": "squeeze-and-excitation in every block (fast-reid's SE) has no place in this ResNet",
 }
 
 
@@ -73,6 +82,10 @@ class Checkpoint:
     facts: dict[str, Any] = field(default_factory=dict)
     differs: str = ""
 
+    def facts_of_shape(self) -> dict[str, Any]:
+        """Return the known arguments of `build_backbone` that the tensors do not reveal."""
+        return {key: self.facts[key] for key in ("img_size", "num_heads") if key in self.facts}
+
 
 Rearrange = Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], dict[str, str]]]
 
@@ -90,6 +103,8 @@ class Format:
         rearrange: Function that moves tensors to other names before prefixes are considered; it also returns the names
             that it left out.
         heads: Width of a ViT → its attention heads, if they are not the usual ones, because no tensor reveals them.
+        differs: What tells the network from all that can be built here; "" if it can be.
+        alone: Whether all that is not `inside` is left out, whatever its name.
     """
 
     name: str
@@ -99,6 +114,8 @@ class Format:
     beside: Mapping[str, str] = field(default_factory=dict)
     rearrange: Rearrange | None = None
     heads: Mapping[int, int] = field(default_factory=dict)
+    differs: str = ""
+    alone: bool = False
 
 
 def _of_reid_shape(contents: Contents) -> bool:
@@ -132,6 +149,14 @@ def _named_layers(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     return {re.sub(r"^base\.\d\.", lambda at: places.get(at[0], at[0]), name): state[name] for name in state}, {}
 
 
+def _is_backbone_of_dino(contents: Contents) -> bool:
+    """Return whether a file holds a teacher, or `backbone.*` beside nothing but heads of a pre-training."""
+    heads = (*PROJECTION, *HEADS, "backbone.")
+    return contents.container == "teacher" or (
+        contents.has("backbone.") and all(name.startswith(heads) for name in contents.state)
+    )
+
+
 NECKS = {
     "bottleneck": "neck",
     "feat": "neck",
@@ -141,8 +166,14 @@ NECKS = {
     "gap.": "pooling",
 }
 CLUSTER_CONTRAST = "a re-identification model of Cluster Contrast"
-PROJECTION = {"head.": "projection head", "projector.": "projection head", "predictor.": "prediction head"}
-QUEUES = {"queue": "queue of the pre-training"}
+PROJECTION = {
+    "head": "projection head",
+    "dino_head.": "projection head",
+    "ibot_head.": "projection head",
+    "projector.": "projection head",
+    "predictor.": "prediction head",
+}
+QUEUES = {"queue": "queue of the pre-training", "prototypes": "prototypes of the pre-training"}
 
 FORMATS: tuple[Format, ...] = (
     Format(
@@ -164,8 +195,55 @@ FORMATS: tuple[Format, ...] = (
             **QUEUES,
         },
     ),
+    Format(
+        "clip-reid",
+        "a model of CLIP-ReID",
+        lambda c: c.has("image_encoder."),
+        "image_encoder.",
+        differs="the image encoder of CLIP normalises its tokens before the first block, has QuickGELU, and projects "
+        "its feature, none of which a ViT here does",
+    ),
+    Format(
+        "transformers",
+        "a model of Hugging Face's transformers",
+        lambda c: c.mentions("embeddings.patch_embeddings."),
+        differs="its names and shapes are not those of the authors: take the authors' file, or timm:NAME",
+    ),
+    Format(
+        "osnet",
+        "OSNet of torchreid",
+        lambda c: c.mentions("conv2a."),
+        differs="its blocks of several scales have no place in a ResNet",
+    ),
+    Format(
+        "fast-reid",
+        "a model of fast-reid",
+        lambda c: c.has("backbone.") and c.has("heads."),
+        "backbone.",
+        {"heads.": "neck and classifier", "pixel_": "normalisation"},
+    ),
+    Format("pass-reid", "a re-identification model of PASS", lambda c: c.has("base.part_token"), "base.", NECKS),
     Format("pass", "a checkpoint of PASS", lambda c: c.mentions("part_token"), "backbone.", PROJECTION),
+    Format(
+        "solider-reid",
+        "a re-identification model of SOLIDER-REID",
+        lambda c: c.has("base.semantic_embed_"),
+        "base.",
+        NECKS,
+    ),
     Format("solider", "a checkpoint of SOLIDER", lambda c: c.mentions("semantic_embed_"), "backbone.", PROJECTION),
+    Format(
+        "lupersonnl",
+        "a pre-training checkpoint of LUPerson-NL",
+        lambda c: c.has("encoder_q.") and c.has("prototypes", "queue_id"),
+        "encoder_q.",
+        {"encoder_k.": "momentum encoder", **QUEUES},
+    ),
+    Format("mae", "a pre-training checkpoint of MAE or HAP", lambda c: c.mentions("decoder_embed.")),
+    Format("dinov3", "a backbone of DINOv3", lambda c: c.has("storage_tokens")),
+    Format(
+        "dinov2", "a backbone of DINOv2", lambda c: c.has("mask_token", "register_tokens") and c.mentions(".ls1.gamma")
+    ),
     Format(
         "mocov3",
         "a pre-training checkpoint of MoCo v3",
@@ -191,23 +269,39 @@ FORMATS: tuple[Format, ...] = (
     Format(
         "transreid-pretraining",
         "a pre-training checkpoint of TransReID-SSL (its teacher)",
-        lambda c: (c.container == "teacher" or c.has("backbone.")) and _of_reid_shape(c),
+        lambda c: _is_backbone_of_dino(c) and _of_reid_shape(c),
         "backbone.",
         PROJECTION,
     ),
     Format(
         "dino",
         "a pre-training checkpoint of DINO (its teacher)",
-        lambda c: c.container == "teacher" or c.has("backbone."),
+        _is_backbone_of_dino,
         "backbone.",
         PROJECTION,
     ),
+    Format(
+        "wrapped", "a backbone inside another model (backbone.*)", lambda c: c.has("backbone."), "backbone.", alone=True
+    ),
     Format("cluster-contrast", CLUSTER_CONTRAST, lambda c: c.has("base.4."), "base.", NECKS, _named_layers),
+    Format(
+        "strong-baseline",
+        "a re-identification model of reid-strong-baseline (base.*)",
+        lambda c: c.has("base.layer1.") and c.container != "method",
+        "base.",
+        NECKS,
+    ),
     Format("reid", "a re-identification model (base.*)", lambda c: c.has("base."), "base.", NECKS, _global_branch),
     Format("cluster-contrast", CLUSTER_CONTRAST, lambda c: c.has("bottleneck."), beside=NECKS),
     Format("swin", "a Swin transformer of its authors", lambda c: c.has("layers.0.downsample.")),
     Format(
         "transreid-converted", "a converted backbone of TransReID-SSL", lambda c: c.mentions("patch_embed.conv.1.IN")
+    ),
+    Format(
+        "torchreid",
+        "a model of torchreid",
+        lambda c: c.container == "state_dict" and c.has("classifier.") and c.has("layer1."),
+        beside={"fc.": "layer before the classifier"},
     ),
     Format("timm", "a model of timm or torchvision", lambda c: c.has(*HEADS, "fc_norm.", "layers.3.downsample.")),
     Format("bare", "a bare backbone (as DINO, timm and converters leave it)", lambda c: True),
@@ -215,43 +309,70 @@ FORMATS: tuple[Format, ...] = (
 TITLES = {"rayreid": "weights of rayreid", **{form.name: form.title for form in FORMATS}}
 
 
-def adapt(contents: Contents) -> Checkpoint:
+def adapt(contents: Contents, source: str = "the file") -> Checkpoint:
     """Find the backbone in the content of a file of other origin, and rename its tensors to the backbone's names.
 
-    Names that no rule explains are kept, so that they are refused by name later.
+    Prefixes of an outer model are taken off until a known format shows. Names that no rule explains are kept, so that
+    they are refused by name later.
+
+    Args:
+        contents: The content of the file.
+        source: The file, for messages.
+
+    Raises:
+        UserError: The file holds several networks between which nothing decides.
     """
-    form = next(form for form in FORMATS if form.recognise(contents))
+    outside: dict[str, str] = {}
+    form = _recognised(contents)
+    while _lies_deeper(contents, form):
+        _, inner, left = peeled(contents.state, source)
+        outside |= left
+        contents = replace(contents, state=inner)
+        form = _recognised(contents)
     tensors, ignored = form.rearrange(contents.state) if form.rearrange else (dict(contents.state), {})
-    state: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
+    names: dict[str, str] = {}
     for name, value in tensors.items():
-        inner = name.removeprefix(form.inside)
-        reason = _reason(name, form.beside) or _reason(inner, HEADS)
-        if reason is None and inner.endswith(COMPUTED):
-            reason = "computed, not learnt"
-        if reason is None and inner.startswith("fc_norm.") and form.inside + "norm.weight" in tensors:
+        inner_name = name.removeprefix(form.inside)
+        reason = _reason(name, form.beside) or _reason(inner_name, HEADS)
+        if reason is None and inner_name.startswith("fc_norm.") and form.inside + "norm.weight" in tensors:
             reason = "norm of the head"
+        if reason is None and form.alone and inner_name == name:
+            reason = f"outside of {form.inside}*, which holds the backbone"
         if reason is None:
-            state[inner] = value
+            found[inner_name], names[inner_name] = value, name
         else:
             ignored[name] = reason
-    facts = dict(contents.facts)
+    state, spare = timm_names(found)
+    spare = {names.get(name, name): reason for name, reason in spare.items()}
+    differs = [form.differs] if form.differs else []
+    differs += [words for part, words in DIFFERENCES.items() if any(part in name for name in state)]
+    facts = {**contents.facts, **_normalisation(contents), **_heads(form, state)}
+    return Checkpoint(form.name, state, {**outside, **ignored, **spare}, facts=facts, differs="; ".join(differs))
+
+
+def _recognised(contents: Contents) -> Format:
+    return next(form for form in FORMATS if form.recognise(contents))
+
+
+def _lies_deeper(contents: Contents, form: Format) -> bool:
+    """Return whether the network lies under a prefix that the format does not explain."""
+    found = roots(contents.state)
+    return bool(found) and "" not in found and form.inside not in found
+
+
+def _normalisation(contents: Contents) -> dict[str, Any]:
+    """Return mean and std for images in [0, 1], which fast-reid stores for images in [0, 255]."""
+    names = {"mean": "pixel_mean", "std": "pixel_std"}
+    if not all(name in contents.state for name in names.values()):
+        return {}
+    return {fact: [float(value) / 255 for value in contents.state[name].flatten()] for fact, name in names.items()}
+
+
+def _heads(form: Format, state: Mapping[str, Tensor]) -> dict[str, int]:
     width = state["cls_token"].shape[-1] if "cls_token" in state else 0
-    if width in form.heads:
-        facts["num_heads"] = form.heads[width]
-    differs = [words for part, words in DIFFERENCES.items() if any(part in name for name in state)]
-    return Checkpoint(form.name, _timm_swin(state), ignored, facts=facts, differs="; ".join(differs))
+    return {"num_heads": form.heads[width]} if width in form.heads else {}
 
 
 def _reason(name: str, prefixes: Mapping[str, str]) -> str | None:
     return next((reason for prefix, reason in prefixes.items() if name.startswith(prefix)), None)
-
-
-def _timm_swin(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the downsampling layers of a Swin as in timm.
-
-    Swin's authors put them at the end of a stage (`layers.0.downsample`), timm at the beginning of the next.
-    """
-    if not any(name.startswith("layers.0.downsample.") for name in state):
-        return state
-    step = re.compile(r"^layers\.(\d+)\.downsample\.")
-    return {step.sub(lambda at: f"layers.{int(at[1]) + 1}.downsample.", name): state[name] for name in state}

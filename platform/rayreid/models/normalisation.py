@@ -5,5 +5,6 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 # Formats with known normalisation: that of pre-training, ours and published, and of the published ReID models.
 NORMALISED = {
     **dict.fromkeys(("rayreid-state", "transreid-pretraining", "dino", "mocov2", "mocov3", "moby"), IMAGENET),
-    **dict.fromkeys(("reid", "cluster-contrast"), HALF),
+    **dict.fromkeys(("pass", "solider", "mae", "dinov2", "dinov3", "strong-baseline", "torchreid"), IMAGENET),
+    **dict.fromkeys(("reid", "pass-reid", "solider-reid", "cluster-contrast"), HALF),
 }

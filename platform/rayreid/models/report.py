@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rayreid.models.formats import TITLES
+from rayreid.models.layouts import SIE
+from rayreid.models.positions import Grid
 
 NAMED_KEYS = 5
-Grid = tuple[int, int]
 Shape = tuple[int, ...]
 
 
@@ -53,6 +54,7 @@ class LoadReport:
         parts = [f"{'all ' if self.whole else ''}{len(self.loaded)} tensors loaded"]
         parts += [f"{name} resized {_grids(*grids)}" for name, grids in self.resized.items()]
         parts += [f"{len(names)} {what}" for what, names in [("ignored", self.ignored), *self._rest()] if names]
+        parts += sorted({reason for reason in self.ignored.values() if reason == SIE})
         return f"{self.source} ({TITLES[self.format]}): {', '.join(parts)}"
 
     def faults(self) -> str:
@@ -60,6 +62,15 @@ class LoadReport:
         listed = {**dict(self._rest()), "of another shape": self._shapes()}
         parts = [f"{len(names)} {what}: {_some(list(names))}" for what, names in listed.items() if names]
         return "; ".join([*([self.differs] if self.differs else []), *parts])
+
+    def without_strict(self, wanted: int) -> str:
+        """Return what `strict: false` would do with the file, for a backbone of `wanted` tensors."""
+        if not self.loaded:
+            return "strict: false would not help: no tensor fits"
+        return (
+            f"strict: false (of a command: --no-strict) would take {len(self.loaded)} of the {wanted} tensors and "
+            f"leave {wanted - len(self.loaded)} as they were drawn"
+        )
 
     def lines(self) -> list[str]:
         """Return the whole report as lines of text."""

@@ -6,25 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
 from rayreid.errors import UserError
 from rayreid.files import write_atomically
-from rayreid.models.architecture import guess_grid, patch_of
-from rayreid.models.backbones import VITS, Backbone, ViT, build_backbone
+from rayreid.models.architecture import read_off
+from rayreid.models.backbones import VITS, Backbone, build_backbone
 from rayreid.models.checkpoints import HEADER_KEY, Checkpoint, describe, read_checkpoint, read_header_text
+from rayreid.models.finiteness import check_finite
 from rayreid.models.formats import TITLES
 from rayreid.models.neck import Neck, named
-from rayreid.models.report import Grid, LoadReport
+from rayreid.models.positions import Grid, class_rows, fit_positions, patch_of
+from rayreid.models.report import LoadReport
 from rayreid.models.stems import Stem
+from rayreid.models.vit import DINOV3S, VARIANTS
 
 BEST = "best.safetensors"
 """File in an artifact with the weights of the epoch that scored best. That epoch was chosen on the test itself, so
 the file is only for the record: nothing continues from it."""
 
 FORMAT = "rayreid-backbone/1"
+NAMED_HEADS: dict[str, int] = {name: int(own["num_heads"]) for name, own in {**VITS, **VARIANTS, **DINOV3S}.items()}
 
 
 def save_backbone(
@@ -61,11 +64,12 @@ def read_header(path: str | Path) -> dict[str, Any]:
     return _header(Path(path), read_header_text(Path(path)))
 
 
-def load_backbone(path: str | Path, **overrides: Any) -> tuple[Backbone, dict[str, Any]]:
+def load_backbone(path: str | Path, strict: bool = True, **overrides: Any) -> tuple[Backbone, dict[str, Any]]:
     """Build the backbone that our weights file describes, and load it.
 
     Args:
         path: A file that `save_backbone` wrote.
+        strict: See `load_weights`.
         overrides: Arguments of `build_backbone` that replace the file's, e.g. `drop_path` or `img_size`.
 
     Returns:
@@ -75,8 +79,8 @@ def load_backbone(path: str | Path, **overrides: Any) -> tuple[Backbone, dict[st
     header = _header(Path(path), checkpoint.header)
     spec = {**header["backbone"], **overrides}
     backbone = build_backbone(**spec)
-    state, _ = _fit(backbone, checkpoint, str(path), header, strict=True)
-    backbone.load_state_dict(state)
+    state, report = _fit(backbone, checkpoint, str(path), header, strict)
+    backbone.load_state_dict(state, strict=report.whole)
     return backbone, header
 
 
@@ -93,7 +97,7 @@ def load_weights(backbone: Backbone, path: str | Path, strict: bool = True) -> L
 
     Raises:
         UserError: The file does not exist or is not a weights file, its names or shapes do not fit the backbone (if not
-            strict: none fits), or its number of attention heads is known to be different.
+            strict: none fits), its number of attention heads is known to be different, or a tensor is not finite.
     """
     state, report = _read(backbone, path, strict)
     backbone.load_state_dict(state, strict=report.whole)
@@ -106,16 +110,6 @@ def check_weights(backbone: Backbone, path: str | Path, strict: bool = True) -> 
     The backbone may be on the meta device.
     """
     return _read(backbone, path, strict)[1]
-
-
-def resize_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Return the position embedding (1, 1 + H·W, D), class token first, for a model with another grid: (1, 1 + h·w, D).
-
-    Bilinear, align_corners=False (TransReID, `resize_pos_embed`).
-    """
-    grid_1DHW = table[:, 1:].reshape(1, *grid, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(grid_1DHW, size=new_grid, mode="bilinear", align_corners=False)
-    return torch.cat([table[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
 
 
 def _header(path: Path, text: str) -> dict[str, Any]:
@@ -137,8 +131,6 @@ def _fit(
     backbone: Backbone, checkpoint: Checkpoint, source: str, header: dict[str, Any], strict: bool
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Return the tensors to load into the backbone, and the report about them."""
-    if strict and checkpoint.differs:
-        raise UserError(f"{source} is {TITLES[checkpoint.format]} of another architecture: {checkpoint.differs}")
     wanted = backbone.state_dict()
     state = dict(checkpoint.state)
     _check_heads(backbone, checkpoint, source, header)
@@ -165,12 +157,28 @@ def _fit(
         facts=checkpoint.facts,
         header=header,
     )
+    if strict and checkpoint.differs:
+        raise UserError(
+            f"{source} is {TITLES[report.format]} of another architecture: {report.differs}; "
+            f"{report.without_strict(len(wanted))}"
+        )
     if not report.loaded or (strict and not report.whole):
         raise UserError(
             f"{source} does not fit backbone {backbone.spec['name']} ({describe(wanted)}): {report.faults()}. "
             f"The file is {TITLES[report.format]} and seems to hold {describe(checkpoint.state)}"
+            f"{_other_name(backbone, checkpoint.state)}; {report.without_strict(len(wanted))}"
         )
+    check_finite(fitting, source)
     return fitting, report
+
+
+def _other_name(backbone: Backbone, state: Mapping[str, Tensor]) -> str:
+    """Return the backbone name to set, if the tensors are those of another one; "" if not, or if nothing fits."""
+    try:
+        name = read_off(state).spec["name"]
+    except UserError:
+        return ""
+    return "" if name == backbone.spec["name"] else f" (set backbone.name: {name})"
 
 
 def _check_heads(backbone: Backbone, checkpoint: Checkpoint, source: str, header: dict[str, Any]) -> None:
@@ -179,14 +187,12 @@ def _check_heads(backbone: Backbone, checkpoint: Checkpoint, source: str, header
     No shape reveals that number: weights with another number would load and be useless.
     """
     spec = header.get("backbone", {})
-    theirs = (
-        checkpoint.facts.get("num_heads") or spec.get("num_heads") or VITS.get(spec.get("name"), {}).get("num_heads")
-    )
-    token = checkpoint.state.get("cls_token")
-    if theirs is None or token is None or not isinstance(backbone, ViT) or token.shape != backbone.cls_token.shape:
+    theirs = checkpoint.facts.get("num_heads") or spec.get("num_heads") or NAMED_HEADS.get(str(spec.get("name")))
+    token, own = checkpoint.state.get("cls_token"), getattr(backbone, "cls_token", None)
+    if theirs is None or token is None or own is None or token.shape != own.shape:
         return
-    block: Any = backbone.blocks[0]
-    ours = block.attn.num_heads
+    blocks: Any = backbone.blocks
+    ours = blocks[0].attn.num_heads
     if theirs != ours:
         raise UserError(
             f"{source} is of a ViT with {theirs} attention heads, which its tensors do not show, and backbone "
@@ -209,17 +215,10 @@ def _fit_positions(
     table = state.get("pos_embed")
     if not isinstance(stem, Stem) or table is None or table.dim() != 3:
         return {}
-    positions = table.shape[1] - 1
-    grid = _own_grid(known)
-    if grid is None or ("backbone" not in known and grid[0] * grid[1] != positions):
-        grid = _guessed_grid(positions, stem.grid_size)
-    if grid is None and strict:
-        raise UserError(
-            f"{source}: cannot tell the grid of {positions} positions in pos_embed (not square, 2:1 or 3:1)"
-        )
-    if grid is None or grid[0] * grid[1] != positions or grid == stem.grid_size:
-        return {}  # unchanged: if it does not fit, its shape causes the refusal
-    state["pos_embed"] = resize_positions(table, grid, stem.grid_size)
+    fitted = fit_positions(table, class_rows(state), _own_grid(known), stem.grid_size, stem.patch_size, source, strict)
+    if fitted is None:
+        return {}
+    state["pos_embed"], grid = fitted
     return {"pos_embed": (grid, stem.grid_size)}
 
 
@@ -231,13 +230,6 @@ def _own_grid(known: Mapping[str, Any]) -> Grid | None:
     height, width = spec["img_size"]
     down, across = patch_of(spec)
     return height // down, width // across
-
-
-def _guessed_grid(positions: int, grid: Grid) -> Grid | None:
-    """Return the grid of a file that does not state it: the backbone's own if it fits, else square, 2:1 or 3:1."""
-    if positions == grid[0] * grid[1]:
-        return grid
-    return guess_grid(positions)
 
 
 def weights_of(folder: Path) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from rich.markup import escape
 
-from rayreid.config import PATCH, Adapt, Backbone, Experiment, Finetune, Pretrain, Source
+from rayreid.config import Adapt, Backbone, Experiment, Finetune, Pretrain, Source
 from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import NOTHING_TO_FIND
@@ -196,8 +196,9 @@ def _check_checkpointing(e: Experiment) -> None:
 
 def _check_local_size(key: str, backbone: Backbone, config: Pretrain) -> None:
     """Refuse local crops that are not whole patches."""
-    if backbone.name.startswith("vit") and any(side % PATCH for side in config.crop_sizes(backbone.img_size)[1]):
-        raise UserError(f"{key}.local_size={list(config.local_size)}: give multiples of the patch, {PATCH}")
+    sizes = config.crop_sizes(backbone.img_size, backbone.patch)[1]
+    if backbone.name.startswith("vit") and any(side % backbone.patch for side in sizes):
+        raise UserError(f"{key}.local_size={list(config.local_size)}: give multiples of the patch, {backbone.patch}")
 
 
 def _check_dealing(e: Experiment, workers: int) -> None:

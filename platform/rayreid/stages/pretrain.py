@@ -140,7 +140,7 @@ class _Build:
         follower = network(self.backbone)
         setup = MethodSetup(self.config, recipe, self.steps_per_epoch, fresh=self.weights is None)
         method = METHODS[self.config.method].build(trained, follower, setup)
-        crops = crops_of(self.config, recipe, self.backbone.img_size)
+        crops = crops_of(self.config, recipe, self.backbone.img_size, self.backbone.patch)
         return method.to(device), partial(augmented, crops, self.seed)
 
 

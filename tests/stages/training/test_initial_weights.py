@@ -57,6 +57,11 @@ def test_the_network_is_the_configured_one():
         "num_heads": 6,
     }
     assert "num_heads" not in initial_weights.network(SMALL).spec
+    assert initial_weights.network(Backbone(name="resnet50", last_stride=1)).spec["last_stride"] == 1
+    solider = initial_weights.network(Backbone(name="swin_tiny_solider", semantic_weight=0))
+    assert solider.semantic_weight == 0
+    with pytest.raises(UserError, match="unknown option of backbone vit_small 'semantic_weight'"):
+        initial_weights.check(Backbone(semantic_weight=0.5))
     for name in ("swin_tiny", "resnet50"):
         with pytest.raises(UserError, match=rf"num_heads is for vit_\* only, not {name}"):
             initial_weights.check(Backbone(name=name, num_heads=6))

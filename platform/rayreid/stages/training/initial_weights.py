@@ -47,9 +47,8 @@ def network(
     Raises:
         UserError: There is no such network, or its activations are to be checkpointed and it is not a ViT.
     """
-    options = {} if config.num_heads is None else {"num_heads": config.num_heads}
     built = backbones.build_backbone(
-        config.name, config.stem, config.img_size, config.depth, drop_path=drop_path, **options
+        config.name, config.stem, config.img_size, config.depth, drop_path=drop_path, **config.options()
     )
     if start is not None:
         start.load(built)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from rayreid.config import Backbone, Pretrain
+from rayreid.config import PATCH, Backbone, Pretrain
 from rayreid.config.method_defaults import BY_METHOD, Recipe, uses
 from rayreid.data.augment.augment import MultiCrop
 from rayreid.execution.trainer import Watch
@@ -159,9 +159,9 @@ METHODS: Mapping[str, Entry] = {
 """The methods, by the value of `pretrain.method`."""
 
 
-def crops_of(config: Pretrain, recipe: Recipe, img_size: tuple[int, int]) -> MultiCrop:
+def crops_of(config: Pretrain, recipe: Recipe, img_size: tuple[int, int], patch: int = PATCH) -> MultiCrop:
     """Return the augmentation, which differs between methods only in the number of local crops."""
-    global_size, local_size = config.crop_sizes(img_size)
+    global_size, local_size = config.crop_sizes(img_size, patch)
     return MultiCrop(global_size, local_size, recipe.local_crops, config.global_scale, config.local_scale)
 
 
@@ -171,5 +171,5 @@ def resolved(config: Pretrain, backbone: Backbone) -> dict[str, Any]:
     words = [name for name in BY_METHOD if getattr(config, name) == "auto" and uses(config.method, name)]
     found = {**{name: getattr(recipe, name) for name in words}, "optimizer": recipe.optimizer}
     if config.local_size == "auto" and recipe.local_crops:
-        found["local_size"] = config.crop_sizes(backbone.img_size)[1]
+        found["local_size"] = config.crop_sizes(backbone.img_size, backbone.patch)[1]
     return found
