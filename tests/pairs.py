@@ -1,7 +1,7 @@
 """Every method with every kind of backbone that it is said to be for, and small networks of these kinds."""
 
 from rayreid.config.method_defaults import PUBLISHED
-from rayreid.models import backbones
+from rayreid.models import resnet, swin, vit
 from small_resnet import SmallResNet
 
 SIZE = (64, 32)
@@ -21,7 +21,7 @@ PAIRS = [
 
 def shrink(monkeypatch, width: int = 48) -> None:
     """Have `build_backbone` make a ViT, a Swin and a ResNet of a fraction of their size."""
-    monkeypatch.setitem(backbones.VITS, "vit_tiny", {"embed_dim": width, "depth": 2, "num_heads": 3})
-    swin = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4)}
-    monkeypatch.setitem(backbones.SWINS, "swin_tiny", swin)
-    monkeypatch.setattr(backbones, "ResNet50", SmallResNet)
+    monkeypatch.setitem(vit.VITS, "vit_tiny", {"embed_dim": width, "depth": 2, "num_heads": 3})
+    small = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4)}
+    monkeypatch.setitem(swin.SWINS, "swin_tiny", small)
+    monkeypatch.setattr(resnet, "ResNet50", SmallResNet)

@@ -75,7 +75,10 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         for link in (error, error.__context__):
-            if isinstance(link, OSError) and (link.filename is None or link.filename2 is not None):
+            # Without an error number, an OSError is only a text, which a path would replace.
+            if not isinstance(link, OSError) or link.errno is None:
+                continue
+            if link.filename is None or link.filename2 is not None:
                 link.filename, link.filename2 = str(path), None
         raise
 

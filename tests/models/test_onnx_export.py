@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rayreid.errors import UserError
-from rayreid.models import backbones, onnx_export
+from rayreid.models import onnx_export, resnet
 from rayreid.models.backbones import build_backbone
 from rayreid.models.onnx_export import export_onnx
 from small_resnet import SmallResNet
@@ -22,7 +22,7 @@ SMALL = {
 
 def backbone_of(kind):
     torch.manual_seed(0)
-    with patch.object(backbones, "ResNet50", SmallResNet):
+    with patch.object(resnet, "ResNet50", SmallResNet):
         backbone = build_backbone(**SMALL[kind])
     for name, buffer in backbone.named_buffers():
         if name.endswith("running_var"):

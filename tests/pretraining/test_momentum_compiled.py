@@ -6,7 +6,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from rayreid.models import backbones
+from rayreid.models import resnet
 from rayreid.models.backbones import build_backbone
 from rayreid.pretraining.moby import MoBY
 from rayreid.pretraining.mocov2 import MoCoV2
@@ -30,7 +30,7 @@ def build(kind: str, drop_path: float = 0.0, seed: int = 0) -> MomentumMethod:
     momentum = WarmupCosine(0.9, 1.0, STEPS)
     lr = WarmupCosine(1e-2, 0.0, STEPS, 1)
     if kind == "mocov2":
-        with patch.object(backbones, "ResNet50", SmallResNet):
+        with patch.object(resnet, "ResNet50", SmallResNet):
             pair = [build_backbone("resnet50") for _ in range(2)]
         return MoCoV2(*pair, Rates("sgd", lr, 1e-4, Constant(0.9)), **heads, queue=10)
     sizes = {"depth": 3, "embed_dim": 24, "num_heads": 2}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gloo_workers import WORLD
-from rayreid.models import backbones
+from rayreid.models import resnet
 from rayreid.models.backbones import Backbone, build_backbone
 from rayreid.pretraining.moby import MoBY
 from rayreid.pretraining.mocov2 import MoCoV2
@@ -25,7 +25,7 @@ def _vit() -> Backbone:
 
 
 def _resnet() -> Backbone:
-    with patch.object(backbones, "ResNet50", SmallResNet):
+    with patch.object(resnet, "ResNet50", SmallResNet):
         return build_backbone("resnet50")
 
 

@@ -59,6 +59,7 @@ def _worker(rank: int, folder: Path) -> dict:
 
 
 def _save(folder: Path, *steps: int) -> Checkpoints:
+    folder.parent.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(folder)
     for step in steps:
         method = Tiny()

@@ -20,7 +20,7 @@ from rayreid.errors import UserError
 from rayreid.execution.production import StageContext
 from rayreid.execution.trainer import fit
 from rayreid.models.weights import BEST, save_backbone
-from rayreid.reid.collapse import AlikeWatch
+from rayreid.reid.alike import AlikeWatch
 from rayreid.reid.supervised import SupervisedReID
 from rayreid.stages import pretrain
 from rayreid.stages.training import initial_weights

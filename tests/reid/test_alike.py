@@ -1,4 +1,4 @@
-from rayreid.reid.collapse import AlikeWatch
+from rayreid.reid.alike import AlikeWatch
 
 
 def said(lengths, patience=20):
