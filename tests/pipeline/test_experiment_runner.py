@@ -115,8 +115,9 @@ def test_pre_trainings_are_probed_on_the_target_s_train_split(outcome, root):
     graph = graph_of(experiment, "cfs half", root)
     trainings, client = stage_runs(root, "pretrain")
     for training in trainings:
-        (probe,) = client.get_metric_history(training.info.run_id, "probe_mAP")
-        assert probe.step == training.data.metrics["steps"] - 1 and 0 < probe.value <= 1
+        probes = client.get_metric_history(training.info.run_id, "probe_mAP")
+        assert [probe.step for probe in probes] == [0, training.data.metrics["steps"] - 1]
+        assert all(0 < probe.value <= 1 for probe in probes)
         assert {"figures/loss.png", "figures/probe.png"} <= {
             file.path for file in client.list_artifacts(training.info.run_id, "figures")
         }
@@ -124,8 +125,10 @@ def test_pre_trainings_are_probed_on_the_target_s_train_split(outcome, root):
         assert {given.dataset.name for given in training.inputs.dataset_inputs} == {"pool", "target"}
     for role in ("source_proxy", "weights"):
         facts = graph[role].facts
-        assert facts["final_probe_mAP"] == facts["best_probe_mAP"] and facts["best_probe_epoch"] == 1
         rows = Journal(graph[role].path / "metrics.jsonl").history()
+        probed = {row["epoch"]: row["probe_mAP"] for row in rows if "probe_mAP" in row}
+        assert list(probed) == [0, 1] and probed[facts["best_probe_epoch"]] == facts["best_probe_mAP"]
+        assert facts["best_probe_mAP"] == max(probed.values())
         assert rows[-1]["probe_mAP"] == facts["final_probe_mAP"] and rows[-1]["loss"] == facts["final_loss"]
 
 
@@ -137,7 +140,9 @@ def test_the_probe_is_what_the_kept_weights_give(outcome, root):
     embed = Embedder(graph["weights"].path / pretrain.WEIGHTS, torch.device("cpu"), "fp32")
     features = embed(ImageBatch.collate([store.image(row) for row in probe.rows]))
     expected = probe.score(features)
-    assert expected == pytest.approx({name: graph["weights"].facts[f"final_{name}"] for name in expected}, abs=1e-4)
+    found = {name: graph["weights"].facts[f"final_{name}"] for name in expected}
+    assert found.pop("probe_effective_rank") == pytest.approx(expected.pop("probe_effective_rank"), rel=1e-3)
+    assert expected == pytest.approx(found, abs=1e-4)
 
 
 def test_nothing_needed_only_on_the_way_is_left(outcome, root):

@@ -1,6 +1,7 @@
 """Periodic evaluation of a model in training, by the probe or on query and gallery: its schedule and its report.
 
-The journal's row at the end of an epoch holds the metrics `<kind>_mAP` and `<kind>_rank1`.
+The journal's row at the end of an epoch holds the metrics `<kind>_mAP` and `<kind>_rank1`, and for a probe
+`probe_effective_rank`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +30,9 @@ def outcome(context: StageContext, history: Sequence[Mapping[str, float]]) -> di
     for kind in KINDS:
         rows = [row for row in history if f"{kind}_mAP" in row]
         if rows:
-            names = [f"{kind}_mAP", f"{kind}_rank1"]
-            context.run.figure(loss_curves(rows, names, x="epoch"), f"figures/{kind}.png")
+            shown = [f"{kind}_mAP", f"{kind}_rank1"]
+            context.run.figure(loss_curves(rows, shown, x="epoch"), f"figures/{kind}.png")
+            names = [name for name in rows[-1] if name.startswith(f"{kind}_")]
             best = max(rows, key=lambda row: row[f"{kind}_mAP"])
             # The names must differ from the rows': facts are also metrics of the run, and would add a point to curves.
             facts |= {f"final_{name}": rows[-1][name] for name in names}
