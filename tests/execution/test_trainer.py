@@ -433,7 +433,7 @@ def test_what_a_probe_sees_is_told_drawn_and_kept(work, training, workers):
 
     facts = fit(work, replace(training, probe=look), Resources())
     probed = [row for row in work.run.rows if "probe_mAP" in row]
-    assert [row["step"] for row in probed] == [0, STEPS // EPOCHS - 1, STEPS - 1]
+    assert [row["step"] for row in probed] == [-1, STEPS // EPOCHS - 1, STEPS - 1]
     assert facts["final_probe_mAP"] == probed[-1]["probe_mAP"] < facts["best_probe_mAP"] == probed[1]["probe_mAP"]
     assert facts["best_probe_epoch"] == 1 and facts["final_probe_rank1"] == facts["best_probe_rank1"] == 0.5
     assert set(work.run.figures) == {"figures/loss.png", "figures/probe.png"}
@@ -448,7 +448,7 @@ def test_a_pre_training_is_probed_on_the_target_beside_it(work, workers, store, 
     config = Pretrain(epochs=5, batch_size=4, local_crops=0, out_dim=8, hidden_dim=8, bottleneck_dim=8, probe_every=2)
     facts = pretrain._pretrain(config, backbone, 0, Resources(), None, work)
     probed = {row["step"]: row["probe_mAP"] for row in work.run.rows if "probe_mAP" in row}
-    assert list(probed) == [0, 3, 7, 9]  # before the first step, and the ends of epochs 2, 4 and 5
+    assert list(probed) == [-1, 3, 7, 9]  # before the first step, and the ends of epochs 2, 4 and 5
     assert facts["final_probe_mAP"] == probed[9] and facts["best_probe_mAP"] == max(probed.values())
     assert work.run.datasets == {"pool": {"images": IMAGES}, "target": {"queries": 2, "gallery": IMAGES - 2}}
     shown = work.screen.console.file.getvalue()

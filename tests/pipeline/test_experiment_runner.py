@@ -116,7 +116,7 @@ def test_pre_trainings_are_probed_on_the_target_s_train_split(outcome, root):
     trainings, client = stage_runs(root, "pretrain")
     for training in trainings:
         probes = client.get_metric_history(training.info.run_id, "probe_mAP")
-        assert [probe.step for probe in probes] == [0, training.data.metrics["steps"] - 1]
+        assert [probe.step for probe in probes] == [-1, training.data.metrics["steps"] - 1]
         assert all(0 < probe.value <= 1 for probe in probes)
         assert {"figures/loss.png", "figures/probe.png"} <= {
             file.path for file in client.list_artifacts(training.info.run_id, "figures")

@@ -10,7 +10,7 @@ STEPS, EPOCHS = 40, 4
 
 def rows(losses, probes, ranks=(10.0, 10.0)):
     """Rows of a run: its probe before the first step, losses of every step, its probe at the end."""
-    yield {"step": 0, "epoch": 0.0, "probe_mAP": probes[0], "probe_effective_rank": ranks[0]}
+    yield {"step": -1, "epoch": 0.0, "probe_mAP": probes[0], "probe_effective_rank": ranks[0]}
     for step in range(STEPS):
         yield {"step": step, "epoch": (step + 1) * EPOCHS / STEPS, "loss": losses[step]}
     yield {"step": STEPS - 1, "epoch": float(EPOCHS), "probe_mAP": probes[1], "probe_effective_rank": ranks[1]}

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from rayreid.files import naming, write_atomically
 
+_BEFORE = -2  # below every step: a probe before the first step is logged at step -1
+
 
 class Journal:
     """Rows in a file that outlives its writers; a line truncated by a killed worker is skipped.
@@ -90,7 +92,7 @@ class MetricsFeed:
         written, offset = self._journal.read(self._offset)
         rows, last = [], dict(self._last)
         for row in written:
-            new = [name for name in row if name not in ("step", "time") and row["step"] > last.get(name, -1)]
+            new = [name for name in row if name not in ("step", "time") and row["step"] > last.get(name, _BEFORE)]
             if new:
                 rows.append({name: row[name] for name in row if name in ("step", "time", *new)})
                 last.update(dict.fromkeys(new, row["step"]))

@@ -140,9 +140,9 @@ def train(
             `gpu_hours` (since the start, of all workers; 0 on CPUs), in fp16 `loss_scale` and, at an epoch's last step,
             `seconds_epoch`: the time since the epoch began or was resumed, including waits.
         after_epoch: Called on every worker after each epoch's last step and its checkpoint, with the number of epochs
-            done, and with 0 before the first step. The scalars that it returns are logged as a separate row (with
-            `step` and `epoch`). Its time does not count in the throughput. A run resumed at the end of an epoch calls
-            it again for that epoch, because it may have been interrupted.
+            done, and with 0 before the first step. The scalars that it returns are logged as a separate row, with
+            `epoch` and `step` (−1 before the first step). Its time does not count in the throughput. A run resumed at
+            the end of an epoch calls it again for that epoch, because it may have been interrupted.
 
     Raises:
         NonFiniteLossError: On every worker, for a step with a non-finite loss on any of them; in fp32 and bf16 also for
@@ -241,7 +241,7 @@ class LoopState:
         if self.after_epoch is not None:
             scalars = self.after_epoch(epoch)
             if scalars and parallel.rank() == 0:
-                self.log({"step": max(done - 1, 0), "epoch": float(epoch), **scalars})
+                self.log({"step": done - 1, "epoch": float(epoch), **scalars})
             self.meter.restart()
         self.epoch_began = time.monotonic()
 
