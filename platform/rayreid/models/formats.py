@@ -1,5 +1,6 @@
 """Formats of checkpoints: how to recognise each, where the backbone is in it, and what else it contains."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -7,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rayreid.errors import UserError, one_line
 from rayreid.models.layouts import timm_names
 from rayreid.models.wrappers import peeled, roots
 
@@ -121,7 +123,8 @@ class Format:
 def _of_reid_shape(contents: Contents) -> bool:
     """Return whether a DINO checkpoint comes from TransReID-SSL, by its stem, its settings or non-square positions."""
     table = next((value for name, value in contents.state.items() if name.endswith("pos_embed")), None)
-    oblong = table is not None and round((table.shape[1] - 1) ** 0.5) ** 2 != table.shape[1] - 1
+    patches = table.shape[1] - 1 if table is not None and table.dim() == 3 else 0
+    oblong = patches > 0 and math.isqrt(patches) ** 2 != patches
     return contents.mentions("patch_embed.conv.") or "img_size" in contents.facts or oblong
 
 
@@ -132,7 +135,10 @@ def _global_branch(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     """
     if not any(name.startswith("b1.") for name in state):
         return dict(state), {}
-    last = max(int(name.split(".")[2]) for name in state if name.startswith("base.blocks."))
+    blocks = [int(name.split(".")[2]) for name in state if name.startswith("base.blocks.")]
+    if not blocks:
+        raise KeyError("base.blocks.*")
+    last = max(blocks)
     places = {"b1.0.": f"base.blocks.{last}.", "b1.1.": "base.norm."}
     unused = tuple(places.values())
     left = {name: "not in use, b1 takes its place" for name in state if name.startswith(unused)}
@@ -320,7 +326,8 @@ def adapt(contents: Contents, source: str = "the file") -> Checkpoint:
         source: The file, for messages.
 
     Raises:
-        UserError: The file holds several networks between which nothing decides.
+        UserError: The file holds several networks between which nothing decides, or tensors of a family are missing or
+            have other shapes than that family's.
     """
     outside: dict[str, str] = {}
     form = _recognised(contents)
@@ -329,6 +336,21 @@ def adapt(contents: Contents, source: str = "the file") -> Checkpoint:
         outside |= left
         contents = replace(contents, state=inner)
         form = _recognised(contents)
+    try:
+        return _translated(contents, form, outside)
+    except (LookupError, ValueError, RuntimeError, TypeError) as error:
+        fault = f"{error.args[0]} is missing" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"{source} is a damaged or incomplete file: by its names {form.title}, but {fault}") from error
+
+
+def _translated(contents: Contents, form: Format, outside: Mapping[str, str]) -> Checkpoint:
+    """Return the backbone's tensors under its own names.
+
+    Args:
+        contents: The content of the file.
+        form: Its format.
+        outside: Name that was left out before → the reason.
+    """
     tensors, ignored = form.rearrange(contents.state) if form.rearrange else (dict(contents.state), {})
     found: dict[str, Tensor] = {}
     names: dict[str, str] = {}
@@ -370,7 +392,8 @@ def _normalisation(contents: Contents) -> dict[str, Any]:
 
 
 def _heads(form: Format, state: Mapping[str, Tensor]) -> dict[str, int]:
-    width = state["cls_token"].shape[-1] if "cls_token" in state else 0
+    token = state.get("cls_token")
+    width = token.shape[-1] if token is not None and token.dim() else 0
     return {"num_heads": form.heads[width]} if width in form.heads else {}
 
 

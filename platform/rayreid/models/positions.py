@@ -22,10 +22,12 @@ def possible_grids(positions: int) -> list[Grid]:
 
     192 positions are 24x8 (384x128 pixels) as well as 16x12 (256x192 pixels).
     """
-    found = []
+    found: list[Grid] = []
+    if positions <= 0:
+        return found
     for high, wide in RATIOS:
         step = math.isqrt(positions // (high * wide))
-        if positions > 0 and high * wide * step * step == positions:
+        if high * wide * step * step == positions:
             found.append((high * step, wide * step))
     return sorted(found, reverse=True)
 

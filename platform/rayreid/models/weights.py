@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 from rayreid.files import write_atomically
 from rayreid.models.architecture import read_off
 from rayreid.models.backbones import VITS, Backbone, build_backbone
@@ -20,6 +20,7 @@ from rayreid.models.neck import Neck, named
 from rayreid.models.positions import Grid, class_rows, fit_positions, patch_of
 from rayreid.models.report import LoadReport
 from rayreid.models.stems import Stem
+from rayreid.models.tensor_kinds import check_floating
 from rayreid.models.vit import DINOV3S, VARIANTS
 
 BEST = "best.safetensors"
@@ -115,9 +116,16 @@ def check_weights(backbone: Backbone, path: str | Path, strict: bool = True) -> 
 def _header(path: Path, text: str) -> dict[str, Any]:
     if not text:
         raise UserError(f"{path} was not written by rayreid (it has no header): state which backbone it contains")
-    header: dict[str, Any] = json.loads(text)
+    try:
+        header: dict[str, Any] = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: its header is not JSON ({one_line(error)})") from error
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is damaged: its header is no JSON object")
     if header.get("format") != FORMAT:
         raise UserError(f"{path} has format {header.get('format')!r}; this version of rayreid reads {FORMAT!r}")
+    if not isinstance(header.get("backbone"), dict):
+        raise UserError(f"{path} is damaged: its header does not describe a backbone")
     return header
 
 
@@ -133,6 +141,7 @@ def _fit(
     """Return the tensors to load into the backbone, and the report about them."""
     wanted = backbone.state_dict()
     state = dict(checkpoint.state)
+    check_floating(state, wanted, source)
     _check_heads(backbone, checkpoint, source, header)
     resized = _fit_positions(backbone, state, source, header or checkpoint.facts, strict)
     counters = _absent_counters(wanted, state)
