@@ -17,7 +17,7 @@ from rayreid.models.checkpoints import HEADER_KEY, Checkpoint, describe, read_ch
 from rayreid.models.finiteness import check_finite
 from rayreid.models.formats import TITLES
 from rayreid.models.neck import Neck, named
-from rayreid.models.positions import Grid, class_rows, fit_positions, patch_of
+from rayreid.models.positions import Grid, ambiguity, class_rows, fit_positions, is_assumed, patch_of
 from rayreid.models.report import LoadReport
 from rayreid.models.stems import Stem
 from rayreid.models.tensor_kinds import check_floating
@@ -143,6 +143,7 @@ def _fit(
     state = dict(checkpoint.state)
     check_floating(state, wanted, source)
     _check_heads(backbone, checkpoint, source, header)
+    assumed = _assumed_grid(backbone, state, header or checkpoint.facts)
     resized = _fit_positions(backbone, state, source, header or checkpoint.facts, strict)
     counters = _absent_counters(wanted, state)
     state |= {name: torch.zeros(wanted[name].shape, dtype=wanted[name].dtype) for name in counters}
@@ -157,6 +158,7 @@ def _fit(
         checkpoint.format,
         loaded=[name for name in fitting if name not in counters],
         resized={name: grids for name, grids in resized.items() if name in fitting},
+        assumed=assumed,
         counted_anew=counters,
         ignored=checkpoint.ignored,
         missing=[name for name in wanted if name not in state],
@@ -229,6 +231,18 @@ def _fit_positions(
         return {}
     state["pos_embed"], grid = fitted
     return {"pos_embed": (grid, stem.grid_size)}
+
+
+def _assumed_grid(backbone: Backbone, state: Mapping[str, Tensor], known: Mapping[str, Any]) -> str:
+    """Return what the position embedding is taken to be if nothing but the backbone decides it, in words; "" if not."""
+    stem, table = getattr(backbone, "patch_embed", None), state.get("pos_embed")
+    if not isinstance(stem, Stem) or table is None or table.dim() != 3:
+        return ""
+    positions = table.shape[1] - class_rows(state)
+    if not is_assumed(positions, _own_grid(known), stem.grid_size):
+        return ""
+    rows, columns = stem.grid_size
+    return f"pos_embed assumed to be {rows}x{columns} ({ambiguity(positions, stem.patch_size)})"
 
 
 def _own_grid(known: Mapping[str, Any]) -> Grid | None:
