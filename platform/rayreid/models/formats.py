@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -156,10 +156,12 @@ def _named_layers(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
 
 
 def _is_backbone_of_dino(contents: Contents) -> bool:
-    """Return whether a file holds a teacher, or `backbone.*` beside nothing but heads of a pre-training."""
-    heads = (*PROJECTION, *HEADS, "backbone.")
+    """Return whether a file holds `backbone.*` in a teacher, or beside a head of DINO or iBOT and no other part."""
+    parts = (*PROJECTION, *HEADS, "backbone.")
+    if not contents.has("backbone."):
+        return False
     return contents.container == "teacher" or (
-        contents.has("backbone.") and all(name.startswith(heads) for name in contents.state)
+        contents.has(*DINO_HEADS) and all(name.startswith(parts) for name in contents.state)
     )
 
 
@@ -179,6 +181,7 @@ PROJECTION = {
     "projector.": "projection head",
     "predictor.": "prediction head",
 }
+DINO_HEADS = ("head.mlp.", "head.last_layer", "dino_head.", "ibot_head.")
 QUEUES = {"queue": "queue of the pre-training", "prototypes": "prototypes of the pre-training"}
 
 FORMATS: tuple[Format, ...] = (
@@ -332,9 +335,9 @@ def adapt(contents: Contents, source: str = "the file") -> Checkpoint:
     outside: dict[str, str] = {}
     form = _recognised(contents)
     while _lies_deeper(contents, form):
-        _, inner, left = peeled(contents.state, source)
+        prefix, inner, left = peeled(contents.state, source)
         outside |= left
-        contents = replace(contents, state=inner)
+        contents = replace(contents, state=inner, facts={**contents.facts, **_choice(prefix, left)})
         form = _recognised(contents)
     try:
         return _translated(contents, form, outside)
@@ -375,6 +378,12 @@ def _translated(contents: Contents, form: Format, outside: Mapping[str, str]) ->
 
 def _recognised(contents: Contents) -> Format:
     return next(form for form in FORMATS if form.recognise(contents))
+
+
+def _choice(prefix: str, left: Iterable[str]) -> dict[str, str]:
+    """Return the fact that the network under a prefix was taken, if there are others among the names left out."""
+    others = sorted({root.partition(".")[0] for root in roots(left)})
+    return {"taken": f"{prefix}* (beside {', '.join(f'{other}.*' for other in others)})"} if others else {}
 
 
 def _lies_deeper(contents: Contents, form: Format) -> bool:
