@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -141,6 +142,31 @@ def test_of_sixteen_bits_the_upper_eight_are_kept(pixels, format):
     grey = pixels[..., 0]
     deep = grey.astype(np.uint16) * 257
     np.testing.assert_array_equal(decode(encoded(deep, format)), np.repeat(grey[..., None], 3, axis=2))
+
+
+def tiff_of_12_bits(grey: np.ndarray) -> bytes:
+    """An uncompressed grey TIFF: Pillow cannot write this kind."""
+    height, width = grey.shape
+    data = int("".join(f"{value:012b}" for value in grey.flat), 2).to_bytes(grey.size * 12 // 8, "big")
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_of_twelve_bits_in_a_tiff_the_upper_eight_are_kept():
+    eight = np.arange(16, dtype=np.uint16).reshape(4, 4) * 16 + 5
+    data = tiff_of_12_bits(eight * 16 + 3)
+    np.testing.assert_array_equal(decode(data), np.repeat(eight[..., None], 3, axis=2))
+    assert examine(data, decoding=True) == Header(4, 4, 1)
+
+
+@pytest.mark.parametrize("most", [65535, 4095])
+def test_a_pgm_of_more_than_eight_bits_is_read(pixels, most):
+    grey = pixels[..., 0].astype(np.uint32)
+    deep = (grey * most // 255).astype(">u2")
+    data = b"P5\n24 40\n%d\n" % most + deep.tobytes()
+    difference = decode(data).astype(int) - np.repeat(grey[..., None], 3, axis=2)
+    assert np.abs(difference).max() <= 1
 
 
 def test_more_than_sixteen_bits_are_refused_rather_than_clipped():

@@ -1,5 +1,6 @@
 import io
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -56,3 +57,12 @@ def test_an_avif_whose_main_brand_is_that_of_all_its_kind_is_recognised():
 def test_other_files_are_no_images_and_named_if_they_are_known(head, kind):
     assert other_kind(head) == kind
     assert is_image(head) is (head[:2] == b"P1")  # the text could be a PBM: only decoding can tell
+
+
+def test_many_comments_take_no_longer_than_few():
+    comments = b"<!---->" * (HEAD_BYTES // 7)
+    started = time.monotonic()
+    assert other_kind(comments) is None  # 73 comments: an exponential search would not end
+    assert other_kind(b"<!---->" * 60 + b" <html>") == "HTML page"
+    assert other_kind(b"<!-- never closed <html>") is None
+    assert time.monotonic() - started < 1

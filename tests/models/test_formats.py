@@ -357,3 +357,19 @@ def test_the_class_names_of_timm_have_not_changed():
     assert {*swin().state_dict(), "head.fc.weight", "head.fc.bias"} == names
     names = set(timm.create_model("resnet50").state_dict())
     assert {*resnet().state_dict(), "fc.weight", "fc.bias"} == names
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (lambda state: under("backbone.", state) | head("head"), "wrapped"),
+        (lambda state: {"model": other(state), "teacher": state}, "bare"),
+        (lambda state: under("backbone.", state) | {"head.mlp.0.weight": TOKEN}, "transreid-pretraining"),
+    ],
+)
+def test_a_family_of_pre_training_is_named_only_by_its_teacher_or_its_head(tmp_path, write, name):
+    source, target = vit(), vit(1)
+    torch.save(write(source.state_dict()), tmp_path / "w.pth")
+    report = load_weights(target, tmp_path / "w.pth")
+    assert report.format == name and report.whole
+    assert_same(target, source)

@@ -16,6 +16,7 @@ from rayreid.models.backbones import build_backbone
 from rayreid.models.checkpoints import read_checkpoint
 from rayreid.models.formats import TITLES
 from rayreid.models.weights import check_weights, load_weights
+from small_resnet import SmallResNet
 
 TIED = {"embed_dim": 64, "num_heads": 1}
 
@@ -313,22 +314,31 @@ def plain_resnet(state, x, ibn, last_stride):
 
     assert any(".bn1.IN." in name for name in state) == ibn
     x = F.max_pool2d(F.relu(norm(F.conv2d(x, state["conv1.weight"], stride=2, padding=3), "bn1")), 3, 2, 1)
-    for stage, blocks in enumerate((3, 4, 6, 3), start=1):
-        for block in range(blocks):
+    for stage in (1, 2, 3, 4):
+        for block in range(len({name.split(".")[1] for name in state if name.startswith(f"layer{stage}.")})):
             stride = 1 if block or stage == 1 else last_stride if stage == 4 else 2
             at = f"layer{stage}.{block}."
             out = F.relu(first_norm(F.conv2d(x, state[at + "conv1.weight"]), at + "bn1"))
             out = F.relu(norm(F.conv2d(out, state[at + "conv2.weight"], stride=stride, padding=1), at + "bn2"))
             out = norm(F.conv2d(out, state[at + "conv3.weight"]), at + "bn3")
-            if block == 0:
+            if at + "downsample.0.weight" in state:
                 x = norm(F.conv2d(x, state[at + "downsample.0.weight"], stride=stride), at + "downsample.1")
             x = F.relu(out + x)
     return x.mean(dim=(2, 3))
 
 
+class TwoBlocks(SmallResNet):
+    """Two blocks in each stage: the second has neither a stride nor a layer beside it."""
+
+    blocks = (2, 2, 2, 2)
+
+
 @pytest.fixture(scope="module")
 def resnets():
-    """Tensors of a ResNet-50 without and with IBN."""
+    """Tensors of a ResNet without and with IBN; meanwhile the place of ResNet-50 is taken by a small one."""
+    patched = pytest.MonkeyPatch()
+    patched.setattr("rayreid.models.resnet.ResNet50", TwoBlocks)
+    patched.setattr("rayreid.models.architecture.RESNET50_BLOCKS", TwoBlocks.blocks)
     made = {}
     for ibn in (False, True):
         torch.manual_seed(0)
@@ -339,7 +349,8 @@ def resnets():
             if name.endswith("bn3.weight"):
                 value.fill_(0.5)
         made[ibn] = network.state_dict()
-    return made
+    yield made
+    patched.undo()
 
 
 NECK = {"weight": torch.ones(2048), "bias": torch.zeros(2048), "running_mean": torch.zeros(2048)}

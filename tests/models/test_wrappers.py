@@ -147,3 +147,39 @@ def test_the_prefixes_of_networks_are_found_by_a_layer_of_each_kind():
     assert roots(dict.fromkeys(names, one)) == {"a.", "b.", "c.", "d."}
     assert roots({"blocks.0.norm1.weight": one}) == {""}
     assert peeled({"a.blocks.0.norm1.weight": one, "x": one})[:2] == ("a.", {"blocks.0.norm1.weight": one})
+
+
+FIGURE = torch.tensor(0.5)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"encoder": vit().state_dict(), "best_mAP": FIGURE},
+        {"model": vit().state_dict(), "ema": {"num_updates": torch.tensor(3), "decay": FIGURE}},
+        {"model": vit().state_dict(), "ema": {"decay": 0.9, "last": torch.zeros(7)}},
+        {"model": {"net": vit().state_dict(), "step": FIGURE}},
+    ],
+)
+def test_lone_numbers_beside_a_network_are_passed_over(tmp_path, content):
+    torch.save(content, tmp_path / "w.pth")
+    report = load_weights(vit(1), tmp_path / "w.pth")
+    assert report.whole and "taken" not in report.facts
+
+
+@pytest.mark.parametrize(
+    ("write", "taken"),
+    [
+        (lambda one, two: {"model": two, "teacher": one}, "teacher (beside model)"),
+        (lambda one, two: {"net_a": two, "net_a_ema": one}, "net_a_ema (beside net_a)"),
+        (lambda one, two: {"model": two, "model_ema": one}, "model_ema (beside model)"),
+        (lambda one, two: under("model.", two) | under("ema_model.", one), "ema_model.* (beside model.*)"),
+    ],
+)
+def test_a_choice_between_networks_is_reported(tmp_path, write, taken):
+    state = vit().state_dict()
+    torch.save(write(state, other(state)), tmp_path / "w.pth")
+    target = vit(1)
+    report = load_weights(target, tmp_path / "w.pth")
+    assert torch.equal(target.state_dict()["norm.weight"], state["norm.weight"])
+    assert f"network taken: {taken}" in str(report) and f"  known: taken: {taken}" in report.lines()

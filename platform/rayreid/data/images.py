@@ -101,7 +101,7 @@ def _open(data: bytes | memoryview) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise BadImageError("too many pixels", f"{width}x{height}")
-    if image.mode.startswith(("I", "F")) and not image.mode.startswith("I;16"):
+    if image.mode.startswith(("I", "F")) and not image.mode.startswith("I;16") and not _is_deep_pgm(image):
         raise BadImageError("undecodable", f"mode {image.mode}: Pillow clips more than 16 bits a channel")
     return image
 
@@ -178,11 +178,26 @@ def decode(data: bytes | memoryview, orientation: int = UPRIGHT) -> np.ndarray:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
+    bits = _bits(image)
+    deep = image.mode.startswith("I;16") or _is_deep_pgm(image)
     image.load()
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+    if deep:
+        grey = (np.asarray(image).astype(np.uint16) >> (bits - 8)).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _is_deep_pgm(image: Image.Image) -> bool:
+    """Return whether this is a PGM of more than 8 bits; Pillow stretches its values to 16 bits, in mode I."""
+    return image.format == "PPM" and image.mode == "I"
+
+
+def _bits(image: Image.Image) -> int:
+    """Return the bits of a sample of an image of mode I;16: Pillow does not stretch those of a TIFF of 12 bits."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 16
+    found = image.tag_v2.get(ExifTags.Base.BitsPerSample, (16,))
+    return found[0] if found[0] in range(8, 17) else 16
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -33,7 +33,7 @@ _OTHERS = (
     (b"\x28\xb5\x2f\xfd", "zstd archive"),
     (b"%PDF", "PDF"),
 )
-_HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+_HTML = re.compile(rb"<(!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 _XML = re.compile(rb"\s*<(\?xml|Error>)")
 
 
@@ -61,9 +61,17 @@ def other_kind(head: bytes) -> str | None:
     brands = _brands(head)
     if brands and not brands & _AVIF:
         return "HEIC image (no reader)" if brands & _HEIC else "video"
-    if _HTML.match(head):
+    if _HTML.match(_without_comments(head)):
         return "HTML page"
     return "XML document" if _XML.match(head) else None
+
+
+def _without_comments(head: bytes) -> bytes:
+    """Return the bytes behind leading white space and HTML comments, in linear time (untrusted bytes come here)."""
+    head = head.lstrip()
+    while head.startswith(b"<!--"):
+        head = head.partition(b"-->")[2].lstrip()
+    return head
 
 
 def _brands(head: bytes) -> set[bytes]:

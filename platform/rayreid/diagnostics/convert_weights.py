@@ -155,7 +155,7 @@ def _load(path: Path, strict: bool, screen: Screen, **hint: Any) -> Loaded:
         raise UserError(f"{path}: {refusal(checkpoint, error)}") from error
     backbone = build_backbone(**spec)
     floating = [tensor.dtype for tensor in checkpoint.state.values() if tensor.is_floating_point()]
-    backbone.to(reduce(torch.promote_types, floating))
+    backbone.to(reduce(torch.promote_types, floating or [torch.float32]))
     report = load_weights(backbone, path, strict)
     if not report.whole:
         screen.say(f"not complete, the rest as initialised: {escape(report.faults())}")

@@ -64,8 +64,17 @@ def read_off(state: Mapping[str, Tensor]) -> Shape:
     """Return the architecture that a backbone's tensors reveal by themselves.
 
     Raises:
-        UserError: The tensors belong to no known backbone.
+        UserError: The tensors belong to no known backbone, or have too few dimensions.
     """
+    try:
+        return _read_off(state)
+    except (LookupError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"the file holds {describe(state)}, but some of its tensors are missing or have too few dimensions"
+        ) from error
+
+
+def _read_off(state: Mapping[str, Tensor]) -> Shape:
     if "cls_token" in state and "reg_token" in state and "blocks.0.gamma_1" in state:
         return _dinov3(state)
     if "cls_token" in state and "pos_embed" in state and _count(state, "blocks."):

@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 from rayreid.models import hub
 from rayreid.models.formats import TITLES, Checkpoint, Contents, adapt
 from rayreid.models.neck import part_neck
+from rayreid.models.tensor_kinds import check_usable
 from rayreid.models.wrappers import opened
 
 HEADER_KEY = "rayreid"
@@ -37,14 +38,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             is executed), or `timm:NAME`, a pre-trained model that timm fetches from its hub.
 
     Raises:
-        UserError: The file is missing, is not a weights file, asks to run code, or contains no tensors; or timm does
-            not know the name or cannot fetch it.
+        UserError: The file is missing, is not a weights file, is damaged, asks to run code, or contains no tensors or
+            quantised or sparse ones; or timm does not know the name or cannot fetch it.
     """
     if hub.is_name(path):
         return of_timm(hub.pretrained(str(path)))
     path = Path(path)
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist")
+    checkpoint = _read(path)
+    check_usable(checkpoint.state, str(path))
+    return checkpoint
+
+
+def _read(path: Path) -> Checkpoint:
     if _is_zip_or_pickle(path):
         return adapt(Contents(*opened(_read_torch(path), str(path))), str(path))
     with _open_safetensors(path) as file:
@@ -112,8 +119,8 @@ def _read_torch(path: Path) -> Any:
             raise UserError(
                 f"{path} was refused: loading it would use {called[1]}, and so could run code; {_SAVE_AGAIN}"
             ) from error
-        except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-            reason = str(error).split(". ")[0]
+        except Exception as error:  # for damaged bytes, PyTorch's reader raises arbitrary exceptions
+            reason = one_line(error, "all").split(". ")[0]
             raise UserError(f"{path} is not a PyTorch checkpoint, or it is damaged: {reason}") from error
 
 
@@ -156,8 +163,9 @@ def describe(state: Mapping[str, Tensor]) -> str:
     """Return a description of a backbone's tensors in words, for messages about files that do not fit."""
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     if "cls_token" in state and blocks:
-        tokens = state["pos_embed"].shape[1] - 1 if "pos_embed" in state else "no"
-        width = state["cls_token"].shape[-1]
+        table, token = state.get("pos_embed"), state["cls_token"]
+        tokens = table.shape[1] - 1 if table is not None and table.dim() == 3 else "no"
+        width = token.shape[-1] if token.dim() else "unknown"
         return f"a ViT with {stem_of(state)} stem, width {width}, {len(blocks)} blocks, {tokens} positions"
     if any(name.startswith("layers.0.blocks.") for name in state):
         return "a Swin transformer"

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from rayreid.errors import UserError
+from rayreid.models.tensor_kinds import unusable
 
 NAMED = 5
 
 
 def not_finite(state: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the names of tensors with values that are not finite → how many of which kind, in words."""
-    floating = {name: value for name, value in state.items() if value.is_floating_point()}
+    floating = {name: value for name, value in state.items() if value.is_floating_point() and not unusable(value)}
     return {name: _counted(value) for name, value in floating.items() if not bool(torch.isfinite(value).all())}
 
 

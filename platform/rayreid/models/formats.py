@@ -1,12 +1,14 @@
 """Formats of checkpoints: how to recognise each, where the backbone is in it, and what else it contains."""
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
+from rayreid.errors import UserError, one_line
 from rayreid.models.layouts import timm_names
 from rayreid.models.wrappers import peeled, roots
 
@@ -121,7 +123,8 @@ class Format:
 def _of_reid_shape(contents: Contents) -> bool:
     """Return whether a DINO checkpoint comes from TransReID-SSL, by its stem, its settings or non-square positions."""
     table = next((value for name, value in contents.state.items() if name.endswith("pos_embed")), None)
-    oblong = table is not None and round((table.shape[1] - 1) ** 0.5) ** 2 != table.shape[1] - 1
+    patches = table.shape[1] - 1 if table is not None and table.dim() == 3 else 0
+    oblong = patches > 0 and math.isqrt(patches) ** 2 != patches
     return contents.mentions("patch_embed.conv.") or "img_size" in contents.facts or oblong
 
 
@@ -132,7 +135,10 @@ def _global_branch(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     """
     if not any(name.startswith("b1.") for name in state):
         return dict(state), {}
-    last = max(int(name.split(".")[2]) for name in state if name.startswith("base.blocks."))
+    blocks = [int(name.split(".")[2]) for name in state if name.startswith("base.blocks.")]
+    if not blocks:
+        raise KeyError("base.blocks.*")
+    last = max(blocks)
     places = {"b1.0.": f"base.blocks.{last}.", "b1.1.": "base.norm."}
     unused = tuple(places.values())
     left = {name: "not in use, b1 takes its place" for name in state if name.startswith(unused)}
@@ -150,10 +156,12 @@ def _named_layers(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
 
 
 def _is_backbone_of_dino(contents: Contents) -> bool:
-    """Return whether a file holds a teacher, or `backbone.*` beside nothing but heads of a pre-training."""
-    heads = (*PROJECTION, *HEADS, "backbone.")
+    """Return whether a file holds `backbone.*` in a teacher, or beside a head of DINO or iBOT and no other part."""
+    parts = (*PROJECTION, *HEADS, "backbone.")
+    if not contents.has("backbone."):
+        return False
     return contents.container == "teacher" or (
-        contents.has("backbone.") and all(name.startswith(heads) for name in contents.state)
+        contents.has(*DINO_HEADS) and all(name.startswith(parts) for name in contents.state)
     )
 
 
@@ -173,6 +181,7 @@ PROJECTION = {
     "projector.": "projection head",
     "predictor.": "prediction head",
 }
+DINO_HEADS = ("head.mlp.", "head.last_layer", "dino_head.", "ibot_head.")
 QUEUES = {"queue": "queue of the pre-training", "prototypes": "prototypes of the pre-training"}
 
 FORMATS: tuple[Format, ...] = (
@@ -320,15 +329,31 @@ def adapt(contents: Contents, source: str = "the file") -> Checkpoint:
         source: The file, for messages.
 
     Raises:
-        UserError: The file holds several networks between which nothing decides.
+        UserError: The file holds several networks between which nothing decides, or tensors of a family are missing or
+            have other shapes than that family's.
     """
     outside: dict[str, str] = {}
     form = _recognised(contents)
     while _lies_deeper(contents, form):
-        _, inner, left = peeled(contents.state, source)
+        prefix, inner, left = peeled(contents.state, source)
         outside |= left
-        contents = replace(contents, state=inner)
+        contents = replace(contents, state=inner, facts={**contents.facts, **_choice(prefix, left)})
         form = _recognised(contents)
+    try:
+        return _translated(contents, form, outside)
+    except (LookupError, ValueError, RuntimeError, TypeError) as error:
+        fault = f"{error.args[0]} is missing" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"{source} is a damaged or incomplete file: by its names {form.title}, but {fault}") from error
+
+
+def _translated(contents: Contents, form: Format, outside: Mapping[str, str]) -> Checkpoint:
+    """Return the backbone's tensors under its own names.
+
+    Args:
+        contents: The content of the file.
+        form: Its format.
+        outside: Name that was left out before → the reason.
+    """
     tensors, ignored = form.rearrange(contents.state) if form.rearrange else (dict(contents.state), {})
     found: dict[str, Tensor] = {}
     names: dict[str, str] = {}
@@ -355,6 +380,12 @@ def _recognised(contents: Contents) -> Format:
     return next(form for form in FORMATS if form.recognise(contents))
 
 
+def _choice(prefix: str, left: Iterable[str]) -> dict[str, str]:
+    """Return the fact that the network under a prefix was taken, if there are others among the names left out."""
+    others = sorted({root.partition(".")[0] for root in roots(left)})
+    return {"taken": f"{prefix}* (beside {', '.join(f'{other}.*' for other in others)})"} if others else {}
+
+
 def _lies_deeper(contents: Contents, form: Format) -> bool:
     """Return whether the network lies under a prefix that the format does not explain."""
     found = roots(contents.state)
@@ -370,7 +401,8 @@ def _normalisation(contents: Contents) -> dict[str, Any]:
 
 
 def _heads(form: Format, state: Mapping[str, Tensor]) -> dict[str, int]:
-    width = state["cls_token"].shape[-1] if "cls_token" in state else 0
+    token = state.get("cls_token")
+    width = token.shape[-1] if token is not None and token.dim() else 0
     return {"num_heads": form.heads[width]} if width in form.heads else {}
 
 

@@ -22,10 +22,12 @@ def possible_grids(positions: int) -> list[Grid]:
 
     192 positions are 24x8 (384x128 pixels) as well as 16x12 (256x192 pixels).
     """
-    found = []
+    found: list[Grid] = []
+    if positions <= 0:
+        return found
     for high, wide in RATIOS:
         step = math.isqrt(positions // (high * wide))
-        if positions > 0 and high * wide * step * step == positions:
+        if high * wide * step * step == positions:
             found.append((high * step, wide * step))
     return sorted(found, reverse=True)
 
@@ -55,6 +57,18 @@ def ambiguity(positions: int, patch: tuple[int, int]) -> str:
     return f"{positions} positions are {shapes} patches (images of {sizes})"
 
 
+def is_assumed(positions: int, own: Grid | None, wanted: Grid) -> bool:
+    """Return whether a table is taken to be of the backbone's grid, because nothing else decides.
+
+    That is so if the file does not state its grid, the backbone has as many positions, and either the backbone's grid
+    is one of several usual ones of that number, or no usual grid has it.
+    """
+    if (own is not None and own[0] * own[1] == positions) or positions != wanted[0] * wanted[1]:
+        return False
+    grids = possible_grids(positions)
+    return not grids or (len(grids) > 1 and wanted in grids)
+
+
 def fit_positions(
     table: Tensor, rows: int, own: Grid | None, wanted: Grid, patch: tuple[int, int], source: str, strict: bool
 ) -> tuple[Tensor, Grid] | None:
@@ -70,13 +84,13 @@ def fit_positions(
         strict: Whether a grid that cannot be told is an error; else the table stays, and its shape does not fit.
 
     Raises:
-        UserError: The grid cannot be told: the file does not state it, the backbone has another number of positions,
-            and several grids have this number, or none.
+        UserError: The grid cannot be told: the file does not state it, several grids have this number, or none, and
+            the backbone's is not among them.
     """
     positions = table.shape[1] - rows
     if own is not None and own[0] * own[1] == positions:
         grid = own
-    elif positions == wanted[0] * wanted[1]:
+    elif is_assumed(positions, own, wanted):
         return None  # the user's img_size says it
     else:
         grids = possible_grids(positions)

@@ -21,6 +21,7 @@ class LoadReport:
         format: Origin of the file (`rayreid.models.formats.TITLES`).
         loaded: Names of all loaded tensors.
         resized: Names of resampled tensors → the grids of the file and of the backbone, (height, width) in patches.
+        assumed: The grid that the position embedding is assumed to have, in words; "" if it is known.
         counted_anew: Step counters of batch norm that the file lacks, as files of PyTorch before 0.4.1 do; they are set
             to 0.
         ignored: Names in the file that are left out on purpose → the reason.
@@ -36,6 +37,7 @@ class LoadReport:
     format: str
     loaded: list[str]
     resized: dict[str, tuple[Grid, Grid]] = field(default_factory=dict)
+    assumed: str = ""
     counted_anew: list[str] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -53,6 +55,8 @@ class LoadReport:
     def __str__(self) -> str:
         parts = [f"{'all ' if self.whole else ''}{len(self.loaded)} tensors loaded"]
         parts += [f"{name} resized {_grids(*grids)}" for name, grids in self.resized.items()]
+        parts += [self.assumed] if self.assumed else []
+        parts += [f"network taken: {self.facts['taken']}"] if "taken" in self.facts else []
         parts += [f"{len(names)} {what}" for what, names in [("ignored", self.ignored), *self._rest()] if names]
         parts += sorted({reason for reason in self.ignored.values() if reason == SIE})
         return f"{self.source} ({TITLES[self.format]}): {', '.join(parts)}"

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 from rayreid.files import write_atomically
 from rayreid.models.architecture import read_off
 from rayreid.models.backbones import VITS, Backbone, build_backbone
@@ -17,9 +17,10 @@ from rayreid.models.checkpoints import HEADER_KEY, Checkpoint, describe, read_ch
 from rayreid.models.finiteness import check_finite
 from rayreid.models.formats import TITLES
 from rayreid.models.neck import Neck, named
-from rayreid.models.positions import Grid, class_rows, fit_positions, patch_of
+from rayreid.models.positions import Grid, ambiguity, class_rows, fit_positions, is_assumed, patch_of
 from rayreid.models.report import LoadReport
 from rayreid.models.stems import Stem
+from rayreid.models.tensor_kinds import check_floating
 from rayreid.models.vit import DINOV3S, VARIANTS
 
 BEST = "best.safetensors"
@@ -115,9 +116,16 @@ def check_weights(backbone: Backbone, path: str | Path, strict: bool = True) -> 
 def _header(path: Path, text: str) -> dict[str, Any]:
     if not text:
         raise UserError(f"{path} was not written by rayreid (it has no header): state which backbone it contains")
-    header: dict[str, Any] = json.loads(text)
+    try:
+        header: dict[str, Any] = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: its header is not JSON ({one_line(error)})") from error
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is damaged: its header is no JSON object")
     if header.get("format") != FORMAT:
         raise UserError(f"{path} has format {header.get('format')!r}; this version of rayreid reads {FORMAT!r}")
+    if not isinstance(header.get("backbone"), dict):
+        raise UserError(f"{path} is damaged: its header does not describe a backbone")
     return header
 
 
@@ -133,7 +141,9 @@ def _fit(
     """Return the tensors to load into the backbone, and the report about them."""
     wanted = backbone.state_dict()
     state = dict(checkpoint.state)
+    check_floating(state, wanted, source)
     _check_heads(backbone, checkpoint, source, header)
+    assumed = _assumed_grid(backbone, state, header or checkpoint.facts)
     resized = _fit_positions(backbone, state, source, header or checkpoint.facts, strict)
     counters = _absent_counters(wanted, state)
     state |= {name: torch.zeros(wanted[name].shape, dtype=wanted[name].dtype) for name in counters}
@@ -148,6 +158,7 @@ def _fit(
         checkpoint.format,
         loaded=[name for name in fitting if name not in counters],
         resized={name: grids for name, grids in resized.items() if name in fitting},
+        assumed=assumed,
         counted_anew=counters,
         ignored=checkpoint.ignored,
         missing=[name for name in wanted if name not in state],
@@ -220,6 +231,18 @@ def _fit_positions(
         return {}
     state["pos_embed"], grid = fitted
     return {"pos_embed": (grid, stem.grid_size)}
+
+
+def _assumed_grid(backbone: Backbone, state: Mapping[str, Tensor], known: Mapping[str, Any]) -> str:
+    """Return what the position embedding is taken to be if nothing but the backbone decides it, in words; "" if not."""
+    stem, table = getattr(backbone, "patch_embed", None), state.get("pos_embed")
+    if not isinstance(stem, Stem) or table is None or table.dim() != 3:
+        return ""
+    positions = table.shape[1] - class_rows(state)
+    if not is_assumed(positions, _own_grid(known), stem.grid_size):
+        return ""
+    rows, columns = stem.grid_size
+    return f"pos_embed assumed to be {rows}x{columns} ({ambiguity(positions, stem.patch_size)})"
 
 
 def _own_grid(known: Mapping[str, Any]) -> Grid | None:

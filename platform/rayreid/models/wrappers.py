@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -61,27 +61,27 @@ def opened(content: Any, source: str) -> tuple[dict[str, Tensor], str, dict[str,
     if not isinstance(content, Mapping):
         raise UserError(f"{source} holds a {type(content).__name__}, not a state dict")
     keys: list[str] = []
+    choices: list[str] = []
     facts: dict[str, Any] = {}
     inner: Mapping[Any, Any] = content
     while key := _container(inner, source):
         facts |= _facts(inner)
-        beside = [other for other in AVERAGES + CONTAINERS if other != key and _holds_tensors(inner.get(other))]
-        if key in AVERAGES and beside:
-            facts["taken"] = f"{key} (beside {beside[0]})"
+        beside = [other for other in _networks(inner) if other != key and not NOT_WEIGHTS.search(other)]
+        choices += [f"{key} (beside {', '.join(beside)})"] if beside else []
         keys.append(key)
         inner = inner[key]
     state = {name: value for name, value in inner.items() if isinstance(value, Tensor) and isinstance(name, str)}
     if not state:
         raise UserError(f"{source} holds no weights: its entries are {', '.join(map(str, list(inner)[:5])) or 'none'}")
     container = next((key for key in keys if key in TEACHERS), keys[-1] if keys else "")
-    return without_modules(state), container, facts
+    return without_modules(state), container, facts | ({"taken": ", ".join(choices)} if choices else {})
 
 
 def _container(content: Mapping[Any, Any], source: str) -> str:
     """Return the key of the container to look into next; "" if the tensors lie here."""
-    holding = [key for key, value in content.items() if isinstance(key, str) and _holds_tensors(value)]
+    holding = _networks(content)
     known = next((key for key in CONTAINERS if key in holding), "")
-    if known or any(isinstance(value, Tensor) for value in content.values()):
+    if known or any(_is_array(value) for value in content.values()):
         return known
     others = [key for key in holding if not NOT_WEIGHTS.search(key)]
     followers = [key for key in others if FOLLOWERS.search(key)]
@@ -90,11 +90,28 @@ def _container(content: Mapping[Any, Any], source: str) -> str:
     return next(iter(followers if len(others) > 1 else others), "")
 
 
-def _holds_tensors(value: Any) -> bool:
-    """Return whether this is a mapping with tensors under names, or with such a mapping in it."""
-    return isinstance(value, Mapping) and any(
-        isinstance(name, str) and (isinstance(part, Tensor) or _holds_tensors(part)) for name, part in value.items()
-    )
+def _networks(content: Mapping[Any, Any]) -> list[str]:
+    """Return the keys of networks: mappings with several arrays; where there is none, those with any tensor.
+
+    A mapping with a lone tensor, such as the number of updates of an average, is no network beside one.
+    """
+    named = {key: value for key, value in content.items() if isinstance(key, str)}
+    return [key for key in named if _holds(named[key], 2)] or [key for key in named if _holds(named[key], 0)]
+
+
+def _holds(value: Any, least: int) -> bool:
+    """Return whether this is a mapping with that number of arrays (0: any tensor), or with such a mapping in it."""
+    if not isinstance(value, Mapping):
+        return False
+    parts = [part for name, part in value.items() if isinstance(name, str)]
+    arrays = sum(map(_is_array, parts))
+    own = arrays >= least if least else any(isinstance(part, Tensor) for part in parts)
+    return own or any(_holds(part, least) for part in parts)
+
+
+def _is_array(value: Any) -> bool:
+    """Return whether this is a tensor of more than one number; a lone number is a figure about a training."""
+    return isinstance(value, Tensor) and value.numel() > 1
 
 
 def without_modules(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -105,7 +122,7 @@ def without_modules(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {names[name]: value for name, value in state.items()}
 
 
-def roots(state: Mapping[str, Tensor]) -> set[str]:
+def roots(state: Iterable[str]) -> set[str]:
     """Return the prefixes under which networks lie, by the name of a layer that each kind has."""
     found = (match[1] for name in state if (match := _FIRST_BLOCK.match(name)))
     return {root for root in found if not _STAGE.search(root)}

@@ -104,3 +104,13 @@ def test_other_layouts_name_what_is_missing(root):
     (root / "splits_new_detected.json").unlink()
     with pytest.raises(UserError, match=r"has no splits_new_detected.json; it needs images_detected"):
         CUHK03(str(root))
+
+
+def test_a_name_that_is_no_unicode_text_is_ignored_and_deep_json_is_refused(root):
+    write(root, {**SPLITS, "gallery": [*SPLITS["gallery"], ["images_detected/\ud800.png", 3, 1]]})
+    dataset = CUHK03(str(root))
+    assert len(dataset.records()) == 4
+    assert dataset.ignored == [("images_detected/\\ud800.png", "name is not UTF-8")]
+    (root / "splits_new_detected.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"splits_new_detected\.json cannot be read: .*recursion"):
+        dataset.records()

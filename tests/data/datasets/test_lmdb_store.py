@@ -248,3 +248,15 @@ def test_keys_that_lack_the_suffix_of_the_database_are_found(tmp_path):
     dataset = LmdbStore(str(root))
     assert [record.key for record in dataset.records()] == [f"{key}.jpg" for key in IMAGES]
     assert dataset.notes == ["5 keys of keys.txt are spelt differently in the database"]
+
+
+def test_a_key_that_is_no_unicode_text_is_ignored_and_deep_json_is_refused(tmp_path):
+    root = write_lmdb(tmp_path / "lmdb", IMAGES)
+    first = next(iter(IMAGES))
+    (tmp_path / "keys.json").write_text(json.dumps(["\ud800.jpg", first]))
+    dataset = LmdbStore(str(root))
+    assert [record.key for record in dataset.records()] == [first]
+    assert dataset.ignored == [("\\ud800.jpg", "name is not UTF-8")]
+    (tmp_path / "keys.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"keys\.json: the list of keys cannot be read: .*recursion"):
+        list(dataset.records())

@@ -67,7 +67,7 @@ class CUHK03(FolderLayout):
         file = self.root / self._splits
         try:
             splits = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"dataset cuhk03: {file} cannot be read: {error}") from error
         if isinstance(splits, list) and len(splits) == 1:
             splits = splits[0]
@@ -80,7 +80,8 @@ class CUHK03(FolderLayout):
             case [str(path), int(pid), int(camid)] if 0 <= pid < 2**31 and 0 <= camid < 2**15:
                 name = PureWindowsPath(path).name  # accepts both kinds of slashes
                 if PureWindowsPath(name).suffix.lower() in SUFFIXES and not refusal(name):
-                    return Record(f"{self._folder}/{name}", pid, camid, split, str(self.root / self._folder / name))
+                    key = f"{self._folder}/{name}"
+                    return Record(key, pid, camid, split, str(self.root / key)) if self.can_name(key) else None
             case [str(), str(), _] | [str(), _, str()]:
                 self.ignore(f"{self._splits}: {row}", "identity or camera is text; write it as a number")
                 return None

@@ -32,7 +32,7 @@ def read_keys(path: Path) -> Iterator[str]:
     check_key_list(path)
     try:
         yield from _READERS[path.suffix.lower()](path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: the list of keys cannot be read: {one_line(error, 'all')}") from error
 
 

@@ -138,7 +138,10 @@ def _spellings(key: str) -> Iterator[str]:
 
 def _has(cursor: Any, key: str) -> bool:
     """Return whether the database has a key; its value is not read."""
-    encoded = key.encode("utf-8", "surrogateescape")
+    try:
+        encoded = key.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
+        return False
     return 0 < len(encoded) <= _LONGEST_KEY and cursor.set_key(encoded)
 
 
