@@ -224,7 +224,7 @@ def test_csv_and_parquet_of_one_data_frame_are_the_same(images, frame):
     names = {
         "split": pd.Categorical(["train", None, "gallery", "query"]),
         "key": ["one", None, "none", "N/A"],
-        "note": ['two\nlines, "quoted"', None, "x", ";"],
+        "note": ['a comma, "quoted"', None, "x", ";"],
     }
     table = pd.DataFrame({"path": ROWS["path"], **FRAMES[frame], **names})
     table.to_csv(images / "list.csv", index=True)
@@ -265,6 +265,35 @@ def test_csv_files_of_other_programs(images, name, text, encoding):
         ("a/1.jpg", 7, "pool"),
         ("ü.png", 8, "pool"),
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('path,pid,note\na.jpg,1,x\nb.jpg,2,"y\nc.jpg,3,z\n', r"row 2 \(.*column note: a cell has a line break"),
+        ('path,pid,note\na.jpg,1,x\nb.jpg,2,"y\nc.jpg,3,z"\n', r"row 2 \(.*column note: a cell has a line break"),
+        ('path,pid\n"a.jpg,1\n' + "b.jpg,2\n" * 5000, "cannot be read"),
+        ('path,pid,note\na.jpg,1,x\nb.jpg,2,"y', r"row 2 \(.*a quote is not closed"),
+        ('path,pid,"note\na.jpg,1,x\n', "a quote in its first line is not closed"),
+    ],
+)
+def test_a_quote_that_is_not_closed_costs_no_rows(tmp_path, text, message, encoding):
+    (tmp_path / "list.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(UserError, match=message):
+        listed(str(tmp_path / "list.csv"))
+
+
+def test_quotes_within_cells_are_read(tmp_path):
+    (tmp_path / "list.csv").write_text('path,note\na.jpg,5" high\n"b, ""c"".jpg","say ""x"""\nd.jpg,6"')
+    assert [record.key for record in listed(str(tmp_path / "list.csv"))] == ["a.jpg", 'b, "c".jpg', "d.jpg"]
+
+
+def test_a_long_wrong_cell_is_cut_in_the_message(tmp_path):
+    (tmp_path / "list.csv").write_text(f"path,pid\na.jpg,{'x' * 9999}\n")
+    with pytest.raises(UserError, match="row 1 ") as error:
+        listed(str(tmp_path / "list.csv"))
+    assert len(str(error.value)) < 400
 
 
 def test_paths_of_windows_and_absolute_paths_below_the_root_are_read(images, tmp_path_factory):
