@@ -82,10 +82,12 @@ def test_names_of_identities_and_cameras_are_numbered_in_their_order(tmp_path):
     ]
 
 
-def test_the_root_may_be_a_split_and_another_split_lie_in_it(tmp_path):
+@pytest.mark.parametrize("root", [".", "./", "", "./."])
+@pytest.mark.parametrize("inner", ["query", "./query", "query//", "query/."])
+def test_the_root_may_be_a_split_and_another_split_lie_in_it(tmp_path, root, inner):
     touch(tmp_path, "1_a.jpg", "more/2_a.jpg", "query/1_b.jpg")
     (tmp_path / "again").symlink_to(tmp_path)
-    found = listed("pattern", tmp_path, pattern="{pid:d}_*", folders={".": "train", "query": "query"})
+    found = listed("pattern", tmp_path, pattern="{pid:d}_*", folders={root: "train", inner: "query"})
     assert found == [
         ("1_a.jpg", 1, -1, "train"),
         ("more/2_a.jpg", 2, -1, "train"),
@@ -114,6 +116,8 @@ def test_numbers_beyond_the_index_are_ignored(tmp_path):
         ({"pattern": "{pid}", "folders": {"a": "test"}}, "one of train, query, gallery, pool"),
         ({"pattern": "{pid}", "folders": {"../a": "train"}}, "a folder below the root"),
         ({"pattern": "{pid}", "folders": {"a": "train"}}, "has no a; it needs a"),
+        ({"pattern": "{pid}", "folders": {"a": "train", "a/": "query"}}, "folders has 'a' twice"),
+        ({"pattern": "{pid}", "folders": {"a/b": "train", "./a//b": "train"}}, "folders has 'a/b' twice"),
     ],
 )
 def test_options_that_say_nothing_are_refused(tmp_path, options, message):
