@@ -213,6 +213,15 @@ def test_files_that_are_no_images_are_counted_too(tmp_path):
     assert "split 'train' (there is nothing in bounding_box_train/)" in refused("market1501", tmp_path)
 
 
+def test_images_in_hidden_folders_and_those_of_systems_are_counted_and_not_read(tmp_path):
+    hidden = [f"query/{folder}/0003_c1s1_000001_00.jpg" for folder in (".thumbs", "a/.b", "@eaDir", "__MACOSX")]
+    touch(tmp_path, *MARKET, *hidden, "query/__MACOSX/._0003_c1s1_000001_00.jpg", "query/@eaDirs/4_c1_a.jpg")
+    dataset = open_dataset("pattern", str(tmp_path), pattern="{pid:d}_c{camid:d}*")
+    assert {record.key for record in dataset.records()} == {*MARKET, "query/@eaDirs/4_c1_a.jpg"}
+    assert {reason: count for reason, (count, _) in dataset.left_out.items()} == {"hidden": 4, "AppleDouble file": 1}
+    assert {file.name for file in dataset.sources()} == {*MARKET, "query/@eaDirs/4_c1_a.jpg"}
+
+
 @pytest.mark.parametrize("inner", ["Market-1501", "Market-1501/Market-1501-v15.09.15", "a/b/c"])
 def test_a_root_that_is_too_high_or_too_low_names_the_right_one(tmp_path, inner):
     touch(tmp_path / inner, *MARKET)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayreid.data.datasets.layout import FolderLayout
+from rayreid.data.datasets.tree import is_hidden
 from rayreid.data.images import SUFFIXES
 from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
@@ -90,7 +91,7 @@ class NamedFiles(FolderLayout):
             key = below if folder == "." else f"{folder}/{below}"
             if not self.can_name(key):
                 continue
-            if path.name.startswith("."):
+            if path.name.startswith("._") or is_hidden(key):
                 self.leave_out(key, "AppleDouble file" if path.name.startswith("._") else "hidden")
             elif path.suffix.lower() not in SUFFIXES:
                 self.leave_out(key, _kind(path.suffix.lower()))

@@ -1,8 +1,11 @@
 """The files below a folder of this machine, in an order that is the same every time."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:@eaDir|__MACOSX)/)")
 
 
 def walk(root: Path, refused: Callable[[OSError], None]) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
@@ -42,8 +45,11 @@ def walk(root: Path, refused: Callable[[OSError], None]) -> Iterator[tuple[str, 
 
 
 def is_hidden(path: str) -> bool:
-    """Return whether a path relative to a root leads through a name that begins with a dot."""
-    return path.startswith(".") or "/." in path
+    """Return whether a path relative to a root leads through a name that begins with a dot or a system's own folder.
+
+    Synology keeps thumbnails in `@eaDir`, and macOS puts a second file for each into `__MACOSX` of an archive.
+    """
+    return _HIDDEN.search(path) is not None
 
 
 def fault_of(entry: "os.DirEntry[str]") -> str | None:
