@@ -144,6 +144,17 @@ def test_a_file_that_a_list_names_but_is_absent_is_rejected_not_lost(tmp_path):
         dataset.read(record)
 
 
+def test_msmt17_counts_what_no_list_names(tmp_path):
+    touch(make_msmt17(tmp_path, "train", "test"), "train/0009/0009_000_01_x.jpg", "test/.a/1.jpg", "test/notes.txt")
+    dataset = open_dataset("msmt17", str(tmp_path))
+    assert len(dataset.records()) == 5
+    assert dataset.left_out == {
+        "image that no list names": (1, "train/0009/0009_000_01_x.jpg"),
+        "file .txt": (1, "test/notes.txt"),
+        "hidden": (1, "test/.a/1.jpg"),
+    }
+
+
 def test_msmt17_lists_do_not_lead_out_of_the_root(tmp_path):
     root = make_msmt17(tmp_path / "root", "train", "test")
     touch(tmp_path, "secret/0000_000_01_x.jpg")

@@ -51,6 +51,25 @@ def test_several_archives_are_told_apart(tmp_path, layout):
     assert [dataset.read(record).decode() for record in records] == ["0.jpg", "1.jpg", "0.jpg", "ü.jpg"]
 
 
+def test_what_lies_beside_the_archives_is_counted(tmp_path):
+    (tmp_path / "more").mkdir()
+    for name in ("pool.tar", "more/pool.tar", ".pool.tar"):
+        write_tar(tmp_path / name, "0.jpg")
+    for name in ("._pool.tar", "1.jpg", "more/2.jpg", "sizes.json", "pool.idx"):
+        (tmp_path / name).write_bytes(b"x")
+    dataset = TarShards(str(tmp_path))
+    assert [record.key for record in dataset.records()] == ["0.jpg"]
+    assert dataset.left_out == {
+        "AppleDouble file": (1, "._pool.tar"),
+        "hidden": (1, ".pool.tar"),
+        "image outside the archives": (2, "1.jpg"),
+        "file .idx": (1, "pool.idx"),
+        "file .json": (1, "sizes.json"),
+        "archive in a sub-folder": (1, "more/pool.tar"),
+    }
+    assert dataset.ignored == []
+
+
 def test_members_that_lead_elsewhere_are_ignored(tmp_path):
     tar = write_tar(
         tmp_path / "pool.tar", "/etc/1.jpg", "a/../../2.jpg", "3.jpg -> /etc/passwd", "ok.jpg", "notes -> /"

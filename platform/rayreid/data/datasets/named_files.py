@@ -6,15 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayreid.data.datasets.kinds import is_named_image, kind_by_name
 from rayreid.data.datasets.layout import FolderLayout
 from rayreid.data.datasets.tree import is_hidden
-from rayreid.data.images import SUFFIXES
 from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
 
 MARKET_NAME = re.compile(r"(?P<pid>-1|\d{1,9})_c(?P<camid>\d{1,4})(?:s\d+)?_[\w.-]+")
 NO_LABELS = "name without identity and camera"
-_SUFFIX = re.compile(r"\.\w{1,8}")
 _WHOLE = re.compile(r"-?\d+")
 
 
@@ -91,10 +90,8 @@ class NamedFiles(FolderLayout):
             key = below if folder == "." else f"{folder}/{below}"
             if not self.can_name(key):
                 continue
-            if path.name.startswith("._") or is_hidden(key):
-                self.leave_out(key, "AppleDouble file" if path.name.startswith("._") else "hidden")
-            elif path.suffix.lower() not in SUFFIXES:
-                self.leave_out(key, _kind(path.suffix.lower()))
+            if is_hidden(key) or not is_named_image(key):
+                self.leave_out(key, kind_by_name(key))
             elif "/" in below and not self.deep:
                 self.ignore(key, "in a sub-folder, which dataset pattern reads")
             elif match := self._match(below):
@@ -140,10 +137,6 @@ class NamedFiles(FolderLayout):
                 "again"
             ) from error
         self.ignore(os.path.relpath(error.filename, self.root), "folder cannot be read")
-
-
-def _kind(suffix: str) -> str:
-    return f"file {suffix}" if _SUFFIX.fullmatch(suffix) else "file without a suffix of images"
 
 
 def _numbers(names: Iterable[str]) -> dict[str, int]:

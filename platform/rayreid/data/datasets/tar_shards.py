@@ -10,7 +10,9 @@ from pathlib import Path
 from posixpath import normpath, splitext
 from typing import BinaryIO, Self
 
+from rayreid.data.datasets.kinds import is_named_image, kind_by_name
 from rayreid.data.datasets.layout import LocalLayout, refusal
+from rayreid.data.datasets.tree import is_hidden, walk
 from rayreid.data.images import SUFFIXES
 from rayreid.data.store.shards import MAX_IMAGE_BYTES, MissingImageError, Record
 from rayreid.errors import UserError
@@ -29,6 +31,7 @@ class TarShards(LocalLayout):
     """The images in a folder's tar archives, or in a single one: split pool, identity and camera unknown.
 
     A key is the member's name; with several archives, it begins with the archive's name: "pool-000000/000000017.jpg".
+    All other files of the folder, archives in its sub-folders among them, are left out and counted.
 
     Args:
         root: A folder with `.tar` files, or one such file.
@@ -48,7 +51,7 @@ class TarShards(LocalLayout):
                     f"dataset webdataset: {file} is compressed, so that no single image can be read from it; "
                     "unpack it to a plain .tar (images hardly shrink anyway)"
                 )
-        if not any(file.suffix.lower() == ".tar" for file in files):
+        if not any(_is_tar(file) for file in files):
             raise UserError(f"dataset webdataset: {self.root} {'has' if self.root.is_dir() else 'is'} no .tar file")
 
     def records(self) -> Iterator[Record]:
@@ -84,10 +87,25 @@ class TarShards(LocalLayout):
         return super().source_of(replace(record, path=record.path.rsplit(":", 2)[0]))
 
     def _files(self) -> list[Path]:
-        return sorted(file for file in self.root.iterdir() if not file.is_dir()) if self.root.is_dir() else [self.root]
+        if not self.root.is_dir():
+            return [self.root]
+        return sorted(file for file in self.root.iterdir() if not file.is_dir() and not is_hidden(file.name))
+
+    def _leave_out_others(self) -> None:
+        """Count the files below the root that are no archives, or lie in a sub-folder."""
+        for name, _ in walk(self.root, self.pass_over):
+            if is_hidden(name):
+                self.leave_out(name, kind_by_name(name))
+            elif _is_tar(Path(name)):
+                if "/" in name:
+                    self.leave_out(name, "archive in a sub-folder")
+            else:
+                self.leave_out(name, "image outside the archives" if is_named_image(name) else kind_by_name(name))
 
     def _members(self) -> Iterator[Record]:
-        tars = [file for file in self._files() if file.suffix.lower() == ".tar" and self.can_name(file.name)]
+        if self.root.is_dir():
+            self._leave_out_others()
+        tars = [file for file in self._files() if _is_tar(file) and self.can_name(file.name)]
         for tar in tars:
             try:
                 with tar.open("rb") as file:
@@ -137,6 +155,10 @@ class _Header(tarfile.TarInfo):
         if header.type in _EXTENSIONS and header.size > _EXTENSION_BYTES:
             raise tarfile.HeaderError(f"an extended header of {header.size} bytes")
         return header
+
+
+def _is_tar(file: Path) -> bool:
+    return file.suffix.lower() == ".tar"
 
 
 def _refusal(member: tarfile.TarInfo, length: int) -> str | None:
