@@ -70,6 +70,30 @@ def test_what_lies_beside_the_archives_is_counted(tmp_path):
     assert dataset.ignored == []
 
 
+def test_hidden_members_are_left_out_and_those_without_suffix_looked_at(tmp_path):
+    images = {"./a.jpg": b"", "000017": b"\xff\xd8\xff\xe0", "c/d": b"\x89PNG\r\n\x1a\n"}
+    others = {
+        "._a.jpg": b"",
+        ".b/c.jpg": b"",
+        "__MACOSX/._a.jpg": b"",
+        "@eaDir/a.jpg": b"",
+        "notes": b"text",
+        "x.cls": b"1",
+    }
+    with tarfile.open(tmp_path / "pool.tar", "w") as tar:
+        for name, data in {**others, **images}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    dataset = TarShards(str(tmp_path / "pool.tar"))
+    records = list(dataset.records())
+    assert [record.key for record in records] == ["a.jpg", "000017", "c/d"]
+    assert [dataset.read(record) for record in records] == list(images.values())
+    counts = {reason: count for reason, (count, _) in dataset.left_out.items()}
+    assert counts == {"AppleDouble file": 2, "hidden": 2, "no image": 1, "file .cls": 1}
+    assert dataset.ignored == []
+
+
 def test_members_that_lead_elsewhere_are_ignored(tmp_path):
     tar = write_tar(
         tmp_path / "pool.tar", "/etc/1.jpg", "a/../../2.jpg", "3.jpg -> /etc/passwd", "ok.jpg", "notes -> /"

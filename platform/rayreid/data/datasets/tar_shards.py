@@ -10,10 +10,11 @@ from pathlib import Path
 from posixpath import normpath, splitext
 from typing import BinaryIO, Self
 
-from rayreid.data.datasets.kinds import is_named_image, kind_by_name
+from rayreid.data.datasets.kinds import is_named_image, kind_by_name, reason_by_bytes
 from rayreid.data.datasets.layout import LocalLayout, refusal
 from rayreid.data.datasets.tree import is_hidden, walk
 from rayreid.data.images import SUFFIXES
+from rayreid.data.signatures import HEAD_BYTES
 from rayreid.data.store.shards import MAX_IMAGE_BYTES, MissingImageError, Record
 from rayreid.errors import UserError
 
@@ -31,7 +32,8 @@ class TarShards(LocalLayout):
     """The images in a folder's tar archives, or in a single one: split pool, identity and camera unknown.
 
     A key is the member's name; with several archives, it begins with the archive's name: "pool-000000/000000017.jpg".
-    All other files of the folder, archives in its sub-folders among them, are left out and counted.
+    A member without a suffix is an image if its first bytes say so. Hidden members and all other files of the folder,
+    archives in its sub-folders among them, are left out and counted.
 
     Args:
         root: A folder with `.tar` files, or one such file.
@@ -128,10 +130,11 @@ class TarShards(LocalLayout):
             if member.size < 0 or archive.offset < member.offset_data:  # an extension's size replaced the header's
                 raise tarfile.HeaderError("negative size")
             key = prefix + normpath(member.name)
-            if splitext(member.name)[1].lower() not in SUFFIXES:
-                if not member.isdir():
-                    self.leave_out(key, f"file {splitext(member.name)[1].lower()}".strip())
-            elif not member.isdir() and self.can_name(key):
+            if member.isdir():
+                pass
+            elif (reason := _no_image(member, file)) is not None:
+                self.leave_out(key, reason)
+            elif self.can_name(key):
                 if reason := _refusal(member, length):
                     self.ignore(prefix + member.name, reason)
                 else:
@@ -159,6 +162,20 @@ class _Header(tarfile.TarInfo):
 
 def _is_tar(file: Path) -> bool:
     return file.suffix.lower() == ".tar"
+
+
+def _no_image(member: tarfile.TarInfo, file: BinaryIO) -> str | None:
+    """Return why a member is no image, by its name, or, if it has no suffix, by its first bytes; None if it is one."""
+    name = normpath(member.name)
+    if refusal(name) is None and is_hidden(name):
+        return kind_by_name(name)
+    suffix = splitext(name)[1].lower()
+    if suffix in SUFFIXES:
+        return None
+    if suffix or not member.isreg():
+        return f"file {suffix}".strip()
+    file.seek(member.offset_data)
+    return reason_by_bytes(file.read(min(member.size, HEAD_BYTES)))
 
 
 def _refusal(member: tarfile.TarInfo, length: int) -> str | None:
