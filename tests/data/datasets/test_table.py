@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayreid.data.datasets import table_file
+from rayreid.data.datasets.place import Place
 from rayreid.data.datasets.table import Table
+from rayreid.data.datasets.table_file import TableFile, as_text
 from rayreid.data.store.shards import MissingImageError
 from rayreid.data.store.store import Record
 from rayreid.errors import UserError
@@ -244,6 +246,32 @@ def test_csv_and_parquet_of_one_data_frame_are_the_same(images, frame):
         ("ü.png", -1, 1, "query"),
     ]
     assert found == [expected] * len(found)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [1.0, 2.5, 1e16, None],
+        [1e-7, 123456789.0, float("inf"), -0.0],
+        [True, False, True, False],
+        [3, 4, 5, 6],
+        pd.array([1.5, 0.1, None, 3.0], "float32"),
+        pd.array([True, None, False, True], "boolean"),
+        pd.array([3, None, 4, 5], "Int64"),
+        pd.Categorical([1.0, 2.5, None, 1.0]),
+    ],
+)
+def test_numbers_and_truth_values_have_one_text_in_csv_and_parquet(tmp_path, cells):
+    frame = pd.DataFrame({"path": cells})
+    frame.to_csv(tmp_path / "list.csv", index=False)
+    frame.to_parquet(tmp_path / "list.parquet")
+    csv, parquet = (
+        [cell for batch in file.batches() for cell in as_text(batch.column(0)).to_pylist()]
+        for file in (
+            TableFile(Place(str(tmp_path / f"list.{kind}")), ("path",), "table") for kind in ("csv", "parquet")
+        )
+    )
+    assert parquet == csv
 
 
 @pytest.mark.parametrize(

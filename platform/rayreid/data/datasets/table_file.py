@@ -168,13 +168,17 @@ def ends_within_quotes(line: str, separator: str) -> bool:
 def as_text(column: pa.Array) -> pa.Array:
     """Return a column as strings, null where a cell is missing in any spelling.
 
+    Numbers and truth values have the text that pandas writes for them into a CSV file: "1.0", "True".
+
     Raises:
         ValueError: The column's type has no text.
     """
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), None, column)  # pandas writes a missing number as NaN
+        column = pa.array(column.to_numpy(zero_copy_only=False).astype(str))  # a missing number becomes "nan"
+    elif pa.types.is_boolean(column.type):
+        column = pc.if_else(column, "True", "False")
     try:
         text = column.cast(pa.string())
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
@@ -196,6 +200,8 @@ def as_whole_numbers(column: pa.Array) -> pa.Array:
     try:
         if pa.types.is_integer(column.type):
             return column.cast(pa.int64())
+        if pa.types.is_floating(column.type):  # pandas writes a missing number as NaN
+            return pc.if_else(pc.is_nan(column), None, column).cast(pa.int64())
         text = pc.utf8_trim_whitespace(as_text(column))
         try:
             return text.cast(pa.int64())
