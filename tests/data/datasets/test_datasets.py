@@ -269,6 +269,27 @@ def test_names_roots_and_options_that_do_not_exist(tmp_path):
             open_dataset(name, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("msmt17", {"version": ["V1"]}, r"msmt17: option version is \['V1'\]; give text$"),
+        ("table", {"images": 5}, "table: option images is 5; give text$"),
+        ("lmdb", {"keys": 5}, "lmdb: option keys is 5; give text$"),
+        ("lmdb", {"keys": ["k.txt"]}, "lmdb: option keys is .*; give text$"),
+        ("cuhk01", {"train": True}, "cuhk01: option train is True; give a whole number$"),
+        ("cuhk03", {"kind": 5}, "cuhk03: option kind is 5; give text$"),
+        ("combined", {"parts": "ab"}, "combined: option parts is 'ab'; give a list$"),
+        ("synthetic", {"relevant": "x"}, "synthetic: option relevant is 'x'; give a number$"),
+        ("pattern", {"folders": ["a"]}, "pattern: option folders is .*; give names with values$"),
+    ],
+)
+def test_options_of_another_type_are_refused_in_one_line(tmp_path, name, options, message):
+    root = None if name in ("combined", "synthetic") else str(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        open_dataset(name, root, **options)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.skipif(
     not RESPLIT.is_dir(), reason="the real images are absent: RAYREID_DATA names no folder with market1501-resplit"
 )
