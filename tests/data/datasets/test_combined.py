@@ -120,6 +120,7 @@ def test_workers_get_it_small(root):
         ),
         ({"parts": [{"dataset": "market1501", "root": "market"}] * 2, "test": 2}, "test is 2; .* 0 to 1"),
         ({"parts": [{"dataset": "market1501", "root": "market"}] * 2, "test": True}, "test is True"),
+        ({"parts": [{"dataset": "market1501", "root": "market"}, {"dataset": "store"}]}, "part 1 is a store, .*; give"),
         ({"root": "market", "parts": []}, "no root of its own"),
     ],
 )

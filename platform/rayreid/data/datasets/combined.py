@@ -123,6 +123,10 @@ def _open(number: int, part: Any) -> Dataset:
         raise UserError(f"{where}: options have the name {unnamed[0]!r}, which is no text")
     if root is not None and not is_uri(root):
         root = str(data_path(str(root)))
+    if part["dataset"] == "store":
+        raise UserError(
+            f"{where} is a store, whose images are not read again; give the dataset from which the store was made"
+        )
     if cameras not in ("use", "ignore"):
         raise UserError(f"{where}: cameras is {cameras!r}; valid: use, ignore")
     dataset = open_dataset(part["dataset"], root, **options)
