@@ -6,6 +6,7 @@ import pytest
 
 from rayreid.config import Source
 from rayreid.data.datasets import open_dataset, open_source
+from rayreid.data.datasets.named_files import NO_LABELS
 from rayreid.data.datasets.pattern import compile_pattern
 from rayreid.errors import UserError
 
@@ -112,6 +113,7 @@ def test_numbers_beyond_the_index_are_ignored(tmp_path):
         ({"pattern": "{pid:d}_{cam:d}"}, "has the field 'cam'; the fields are pid, camid"),
         ({"pattern": "{pid:d}_{pid:d}"}, "no valid pattern"),
         ({"pattern": r"(?P<pid>\d+"}, "no valid pattern"),
+        ({"pattern": "{pid:99999999999d}"}, "no valid pattern"),
         ({"pattern": "{pid}", "folders": ["a"]}, "option folders is ['a']; give names with values"),
         ({"pattern": "{pid}", "folders": {}}, "folders is no mapping"),
         ({"pattern": "{pid}", "folders": {"a": "test"}}, "one of train, query, gallery, pool"),
@@ -123,6 +125,18 @@ def test_numbers_beyond_the_index_are_ignored(tmp_path):
 )
 def test_options_that_say_nothing_are_refused(tmp_path, options, message):
     assert message in refused("pattern", tmp_path, **options)
+
+
+@pytest.mark.parametrize("pid", [r"(?P<pid>\d+)?", r"(?P<pid>\d*)"])
+def test_a_name_without_its_optional_identity_is_ignored(tmp_path, pid):
+    touch(tmp_path, "a/1_c1.jpg", "a/_c2.jpg", "a/2_.jpg")
+    pattern = rf"{pid}_(?:c(?P<camid>\d))?"
+    dataset = open_dataset("pattern", str(tmp_path), pattern=pattern, folders={"a": "train"})
+    assert [(record.key, record.pid, record.camid) for record in dataset.records()] == [
+        ("a/1_c1.jpg", 1, 1),
+        ("a/2_.jpg", 2, -1),
+    ]
+    assert dataset.ignored == [("a/_c2.jpg", NO_LABELS)]
 
 
 def test_characters_of_regular_expressions_stand_for_themselves_in_a_template():

@@ -94,15 +94,18 @@ class NamedFiles(FolderLayout):
                 self.leave_out(key, kind_by_name(key))
             elif "/" in below and not self.deep:
                 self.ignore(key, "in a sub-folder, which dataset pattern reads")
-            elif match := self._match(below):
-                groups = match.groupdict()
-                yield _Found(key, groups["pid"], groups.get("camid") or "-1", split, str(path))
+            elif (labels := self._labels(below)) is not None:
+                yield _Found(key, *labels, split, str(path))
             else:
                 self.ignore(key, self._why_not(below))
 
-    def _match(self, below: str) -> re.Match[str] | None:
+    def _labels(self, below: str) -> tuple[str, str] | None:
+        """Return identity and camera as a name writes them; None if it has no identity, whose group may be optional."""
         name = below if self._of_path else below.rpartition("/")[2]
-        return self.pattern.fullmatch(os.path.splitext(name)[0]) or self.pattern.fullmatch(name)  # noqa: PTH122
+        match = self.pattern.fullmatch(os.path.splitext(name)[0]) or self.pattern.fullmatch(name)  # noqa: PTH122
+        if match is None or not match["pid"]:
+            return None
+        return match["pid"], match.groupdict().get("camid") or "-1"
 
     def _why_not(self, below: str) -> str:
         if re.fullmatch(self.pattern.pattern, below.rpartition("/")[2], re.IGNORECASE):

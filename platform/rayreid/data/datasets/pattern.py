@@ -103,7 +103,7 @@ def compile_pattern(text: str) -> re.Pattern[str]:
     """
     try:
         pattern = re.compile(text if "(?P<" in text else _translated(text))
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f"dataset pattern: {text!r} is no valid pattern: {error}") from error
     unknown = [name for name in pattern.groupindex if name not in GROUPS]
     if unknown or "pid" not in pattern.groupindex:
