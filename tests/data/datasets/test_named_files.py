@@ -1,3 +1,4 @@
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from rayreid.config import Source
 from rayreid.data.datasets import open_dataset, open_source
 from rayreid.data.datasets.named_files import NO_LABELS
 from rayreid.data.datasets.pattern import compile_pattern
+from rayreid.data.store.shards import MissingImageError
 from rayreid.errors import UserError
 
 
@@ -226,6 +228,15 @@ def test_files_that_are_no_images_are_counted_too(tmp_path):
     shutil.rmtree(tmp_path / "bounding_box_train")
     (tmp_path / "bounding_box_train").mkdir()
     assert "split 'train' (there is nothing in bounding_box_train/)" in refused("market1501", tmp_path)
+
+
+def test_a_pipe_named_like_an_image_does_not_block(tmp_path):
+    touch(tmp_path, *MARKET)
+    os.mkfifo(tmp_path / "query/0002_c1s1_000001_00.jpg")
+    dataset = open_dataset("market1501", str(tmp_path))
+    (pipe,) = [record for record in dataset.records() if record.pid == 2 and record.split == "query"]
+    with pytest.raises(MissingImageError, match="is no plain file"):
+        dataset.read(pipe)
 
 
 def test_images_in_hidden_folders_and_those_of_systems_are_counted_and_not_read(tmp_path):

@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 
@@ -352,6 +353,14 @@ def test_paths_of_windows_and_absolute_paths_below_the_root_are_read(images, tmp
     outside = Table(write(images / "list.csv", {"path": [r"C:\data\1.jpg", f"{images}/../x.jpg", "a/1.jpg"]}))
     assert len(list(outside.records())) == 1
     assert [reason for _, reason in outside.ignored] == ["outside its root"] * 2
+
+
+def test_a_pipe_does_not_block(images):
+    os.mkfifo(images / "pipe.jpg")
+    dataset = Table(write(images / "list.csv", {"path": ["pipe.jpg"]}))
+    (record,) = dataset.records()
+    with pytest.raises(MissingImageError, match="is no plain file"):
+        dataset.read(record)
 
 
 def test_uris_below_the_root_are_read(images):

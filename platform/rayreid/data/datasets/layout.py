@@ -8,7 +8,7 @@ from typing import Any
 from rayreid.data.datasets.kinds import is_named_image, kind_by_name
 from rayreid.data.datasets.misplaced import remedy
 from rayreid.data.datasets.place import is_uri, local_path
-from rayreid.data.datasets.tree import is_hidden, walk
+from rayreid.data.datasets.tree import check_plain, is_hidden, walk
 from rayreid.data.store.shards import Record
 from rayreid.data.store.witness import SourceFile, file_at
 from rayreid.errors import UserError
@@ -135,7 +135,8 @@ class LocalLayout(Layout):
             )
 
     def read(self, record: Record) -> bytes:
-        """Return the file's bytes; raise OSError if it is missing or cannot be read."""
+        """Return the file's bytes; raise OSError if it is missing, no plain file, or cannot be read."""
+        check_plain(record.path)
         return Path(record.path).read_bytes()
 
     def sources(self) -> Iterator[SourceFile]:

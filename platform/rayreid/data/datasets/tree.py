@@ -2,8 +2,11 @@
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from rayreid.data.store.shards import MissingImageError
 
 _HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:@eaDir|__MACOSX)/)")
 
@@ -63,6 +66,18 @@ def fault_of(entry: "os.DirEntry[str]") -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return "no plain file"  # a pipe, for example, on which a reader would wait forever
+
+
+def check_plain(path: str | Path) -> None:
+    """Raise an error for a path that is neither a file nor a folder: opening a pipe would wait forever.
+
+    Raises:
+        MissingImageError: The path is a pipe, a device or the like.
+        OSError: There is nothing, or it cannot be examined.
+    """
+    mode = os.stat(path).st_mode  # noqa: PTH116  (Path is slow for millions)
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise MissingImageError(f"{path} is no plain file", "no plain file")
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
