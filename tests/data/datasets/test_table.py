@@ -355,6 +355,13 @@ def test_paths_of_windows_and_absolute_paths_below_the_root_are_read(images, tmp
     assert [reason for _, reason in outside.ignored] == ["outside its root"] * 2
 
 
+def test_a_malformed_uri_costs_its_row_only(images):
+    cells = ["file://a b%zz/1.jpg", "file://user:word@host/1.jpg", "file://", "a/1.jpg"]
+    dataset = Table(write(images / "list.csv", {"path": cells}))
+    assert [record.key for record in dataset.records()] == ["a/1.jpg"]
+    assert dataset.ignored == [(f"row {row}", "a malformed URI") for row in (1, 2, 3)]
+
+
 def test_a_pipe_does_not_block(images):
     os.mkfifo(images / "pipe.jpg")
     dataset = Table(write(images / "list.csv", {"path": ["pipe.jpg"]}))

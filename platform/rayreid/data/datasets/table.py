@@ -18,7 +18,7 @@ from pyarrow.fs import FileType
 from rayreid.data.datasets.layout import Layout, refusal
 from rayreid.data.datasets.place import Place, is_uri
 from rayreid.data.datasets.table_file import TableFile, as_text, as_whole_numbers
-from rayreid.data.datasets.written_path import WrittenPaths
+from rayreid.data.datasets.written_path import MALFORMED, WrittenPaths
 from rayreid.data.store.shards import Record
 from rayreid.data.store.witness import SourceFile, file_at
 from rayreid.errors import UserError
@@ -116,7 +116,7 @@ class Table(Layout):
                 row += 1
                 path, key = paths.relative(written), named.replace("\\", "/")
                 if reason := paths.refusal(path):
-                    self.ignore(written or f"row {row}", reason)
+                    self.ignore(f"row {row}" if not written or reason == MALFORMED else written, reason)
                 elif reason := refusal(key or path):
                     self.ignore(written, f"key {reason}")
                 else:
