@@ -72,10 +72,13 @@ def check_plain(path: str | Path) -> None:
     """Raise an error for a path that is neither a file nor a folder: opening a pipe would wait forever.
 
     Raises:
-        MissingImageError: The path is a pipe, a device or the like.
+        MissingImageError: The path is a pipe, a device or the like, or no valid file name.
         OSError: There is nothing, or it cannot be examined.
     """
-    mode = os.stat(path).st_mode  # noqa: PTH116  (Path is slow for millions)
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116  (Path is slow for millions)
+    except ValueError as error:
+        raise MissingImageError(f"{path!r}: {error}", "no file name") from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise MissingImageError(f"{path} is no plain file", "no plain file")
 
