@@ -79,6 +79,13 @@ def test_a_csv_row_without_a_file_is_named(tmp_path):
         read_list(path)
 
 
+@pytest.mark.parametrize("text", ['rank,path\n1,a.jpg\n2,"b.jpg\n3,c.jpg\n', 'rank,path\n1,a.jpg\n2,"b.jpg'])
+def test_a_quote_that_is_not_closed_costs_no_rows(tmp_path, text):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UserError, match="row 3 has a quote that is not closed"):
+        read_list(tmp_path / "list.csv")
+
+
 class Malicious:
     """Creates a file when it is unpickled."""
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rayreid.data.datasets.place import Place
-from rayreid.data.datasets.table_file import MISSING, TableFile, as_text
+from rayreid.data.datasets.table_file import MISSING, TableFile, as_text, ends_within_quotes
 from rayreid.data.images import SUFFIXES
 from rayreid.errors import UserError, one_line
 
@@ -72,8 +72,14 @@ def _read_text(path: Path) -> list[str]:
 
 def _read_csv(path: Path) -> list[str]:
     lines = _lines(path)
-    cells = csv.reader(lines, delimiter=_separator(lines[0] if lines else ""), skipinitialspace=True)
+    separator = _separator(lines[0] if lines else "")
+    cells = csv.reader(lines, delimiter=separator, skipinitialspace=True)
     rows = [row for row in cells if any(cell.strip() for cell in row)]
+    broken = next(
+        (number for number, row in enumerate(rows, 1) if any("\n" in cell or "\r" in cell for cell in row)), 0
+    )
+    if broken or (lines and ends_within_quotes(lines[-1], separator)):
+        raise UserError(f"{path}: row {broken or len(rows)} has a quote that is not closed, or a line break in a cell")
     if not rows:
         return []
     column = _listed_column(rows[0])

@@ -114,8 +114,13 @@ def test_workers_get_it_small(root):
         ({"parts": [{"dataset": "market", "root": "market"}] * 2}, "did you mean 'market1501'"),
         ({"parts": [{"dataset": "market1501", "root": "absent"}] * 2}, "absent does not exist"),
         ({"parts": [{"dataset": "market1501", "root": "market", "options": [1]}] * 2}, "options are"),
+        (
+            {"parts": [{"dataset": "market1501", "root": "market", "options": {1: 2}}] * 2},
+            "part 0: .* the name 1, which",
+        ),
         ({"parts": [{"dataset": "market1501", "root": "market"}] * 2, "test": 2}, "test is 2; .* 0 to 1"),
         ({"parts": [{"dataset": "market1501", "root": "market"}] * 2, "test": True}, "test is True"),
+        ({"parts": [{"dataset": "market1501", "root": "market"}, {"dataset": "store"}]}, "part 1 is a store, .*; give"),
         ({"root": "market", "parts": []}, "no root of its own"),
     ],
 )

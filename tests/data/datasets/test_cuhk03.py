@@ -55,6 +55,13 @@ def test_one_division_without_its_list(root):
     assert CUHK03(str(root)).records() == expected
 
 
+def test_images_that_no_row_names_are_counted(root):
+    (root / "images_detected/9_001_1_01.png").write_bytes(b"")
+    dataset = CUHK03(str(root))
+    assert len(dataset.records()) == 4
+    assert dataset.left_out == {"image that no list names": (1, "images_detected/9_001_1_01.png")}
+
+
 def test_rows_that_name_no_image_are_noted(root):
     bad = [["../../etc/passwd", 1, 0], ["1.png", -2, 0], ["1.png", 1, 99999], ["1.png", "1", 0], ["1.png", 1], "1.png"]
     write(root, [{**SPLITS, "gallery": SPLITS["gallery"] + bad}])

@@ -144,6 +144,17 @@ def test_a_file_that_a_list_names_but_is_absent_is_rejected_not_lost(tmp_path):
         dataset.read(record)
 
 
+def test_msmt17_counts_what_no_list_names(tmp_path):
+    touch(make_msmt17(tmp_path, "train", "test"), "train/0009/0009_000_01_x.jpg", "test/.a/1.jpg", "test/notes.txt")
+    dataset = open_dataset("msmt17", str(tmp_path))
+    assert len(dataset.records()) == 5
+    assert dataset.left_out == {
+        "image that no list names": (1, "train/0009/0009_000_01_x.jpg"),
+        "file .txt": (1, "test/notes.txt"),
+        "hidden": (1, "test/.a/1.jpg"),
+    }
+
+
 def test_msmt17_lists_do_not_lead_out_of_the_root(tmp_path):
     root = make_msmt17(tmp_path / "root", "train", "test")
     touch(tmp_path, "secret/0000_000_01_x.jpg")
@@ -256,6 +267,27 @@ def test_names_roots_and_options_that_do_not_exist(tmp_path):
             open_dataset(name, str(tmp_path / "absent"))
         with pytest.raises(UserError, match="needs a root"):
             open_dataset(name, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("msmt17", {"version": ["V1"]}, r"msmt17: option version is \['V1'\]; give text$"),
+        ("table", {"images": 5}, "table: option images is 5; give text$"),
+        ("lmdb", {"keys": 5}, "lmdb: option keys is 5; give text$"),
+        ("lmdb", {"keys": ["k.txt"]}, "lmdb: option keys is .*; give text$"),
+        ("cuhk01", {"train": True}, "cuhk01: option train is True; give a whole number$"),
+        ("cuhk03", {"kind": 5}, "cuhk03: option kind is 5; give text$"),
+        ("combined", {"parts": "ab"}, "combined: option parts is 'ab'; give a list$"),
+        ("synthetic", {"relevant": "x"}, "synthetic: option relevant is 'x'; give a number$"),
+        ("pattern", {"folders": ["a"]}, "pattern: option folders is .*; give names with values$"),
+    ],
+)
+def test_options_of_another_type_are_refused_in_one_line(tmp_path, name, options, message):
+    root = None if name in ("combined", "synthetic") else str(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        open_dataset(name, root, **options)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.skipif(

@@ -242,6 +242,15 @@ def test_keys_that_the_list_spells_differently_are_found_and_counted(tmp_path, s
     assert len(dataset.notes) == 1  # listing twice notes it once
 
 
+def test_entries_that_differ_only_in_their_folders_are_ambiguous(tmp_path):
+    root = write_lmdb(tmp_path / "lmdb", {"a": b"1", "b": b"2"})
+    (tmp_path / "keys.txt").write_text("x/a.jpg\ny\\a.jpg\nx/b.jpg\nx/b.jpg\n")
+    dataset = LmdbStore(str(root))
+    assert [record.key for record in dataset.records()] == ["a", "b", "b"]  # a repetition is a duplicate key
+    assert dataset.ignored == [("y\\a.jpg", "ambiguous: an earlier entry with other folders is a, too")]
+    assert dataset.notes == ["3 keys of keys.txt are spelt differently in the database"]
+
+
 def test_keys_that_lack_the_suffix_of_the_database_are_found(tmp_path):
     root = write_lmdb(tmp_path / "lmdb", {f"{key}.jpg": image for key, image in IMAGES.items()})
     (tmp_path / "keys.txt").write_text("\n".join(IMAGES))

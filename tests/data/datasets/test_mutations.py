@@ -1,10 +1,13 @@
 """Names and tables with random faults: all that is read is listed, ignored or left out, and no fault is a traceback."""
 
 import csv
+import io
 import os
 import pickle
 import random
+import re
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,12 @@ import lmdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from rayreid.config import Source
 from rayreid.config.yaml_text import parse_yaml
 from rayreid.data.datasets import open_dataset
+from rayreid.data.store.store import finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.selection.filelist import match_entries, read_list
 from rayreid.selection.provenance import provenance_of
@@ -106,10 +111,13 @@ TREES = {
         ["one_north.jpg", "two_south.png", "-1_north.jpg"],
         {"pattern": "{pid}_{camid}", "folders": {"a": "train", "b/c": "query", "d": "gallery"}},
     ),
+    "folder": (("a", "b/c"), [*MARKET, "notes.txt", "without_suffix"], {}),
 }
 
 
-def grow(root: Path, folders: tuple[str, ...], names: list[str], rng: random.Random) -> int:
+def grow(
+    root: Path, folders: tuple[str, ...], names: list[str], rng: random.Random, contents: tuple[bytes, ...] = (b"",)
+) -> int:
     """Make a tree in which some names are faulty; returns its number of files."""
     shutil.rmtree(root, ignore_errors=True)
     for folder in folders:
@@ -117,11 +125,11 @@ def grow(root: Path, folders: tuple[str, ...], names: list[str], rng: random.Ran
         for name in names:
             mutant = mutated(name, rng) if rng.random() < 0.4 else name
             parts = [part for part in mutant.replace("\0", "").split("/") if part not in ("", ".", "..")]
-            plant(root / folder, parts, rng)
+            plant(root / folder, parts, rng, contents)
     return sum(len(files) for folder in folders for _, _, files in os.walk(root / folder))
 
 
-def plant(folder: Path, parts: list[str], rng: random.Random) -> None:
+def plant(folder: Path, parts: list[str], rng: random.Random, contents: tuple[bytes, ...]) -> None:
     path = Path(os.fsencode(folder / "/".join(parts)).decode("utf-8", "surrogateescape"))
     if rng.random() < 0.03:
         path = path.with_name(path.name + "\udcff.jpg")
@@ -134,7 +142,7 @@ def plant(folder: Path, parts: list[str], rng: random.Random) -> None:
     elif fault < 0.06:
         (path / "empty").mkdir(parents=True)
     else:
-        path.write_bytes(b"")
+        path.write_bytes(rng.choice(contents))
 
 
 @rounds
@@ -150,6 +158,51 @@ def test_every_file_of_a_tree_is_accounted_for(tmp_path, name, rounds):
     assert listed > rounds // 4  # most trees are listed in spite of some faults
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TREES)
+def test_every_file_of_a_tree_is_stored_rejected_or_left_out(tmp_path, name):
+    folders, names, options = TREES[name]
+    rng, stored = random.Random(name), 0
+    image = io.BytesIO()
+    Image.new("RGB", (8, 16), (200, 0, 0)).save(image, "PNG")
+    contents = (image.getvalue(), image.getvalue(), image.getvalue()[:40], b"")
+    for number in range(50):
+        files = grow(tmp_path / "root", folders, names, rng, contents)
+        manifest = checked(lambda number=number: ingested(name, tmp_path, f"store{number}", options))
+        if manifest is None:
+            continue
+        stored += manifest["stored"]
+        assert manifest["read"] == manifest["stored"] + sum(manifest["rejected"].values())
+        assert manifest["read"] + sum(manifest["left_out"].values()) == files
+    assert stored > 50
+
+
+def ingested(name: str, folder: Path, store: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of the store of a dataset's images."""
+    dataset = open_dataset(name, str(folder / "root"), **options)
+    write_shard(folder / store, 0, list(dataset.records()), dataset.read)
+    left_out = {reason: count for reason, (count, _) in dataset.left_out.items()}
+    return finish_store(folder / store, 1, dataset.name, dataset.version, dataset.ignored, left_out=left_out)
+
+
+@rounds
+def test_every_member_of_an_archive_is_accounted_for(tmp_path, rounds):
+    rng, listed = random.Random(11), 0
+    file = tmp_path / "pool.tar"
+    for number in range(rounds):
+        with tarfile.open(file, "w", format=number % 3) as tar:
+            for name in (*MARKET, "notes.txt", "without_suffix"):
+                member = tarfile.TarInfo(mutated(name, rng) if rng.random() < 0.4 else name)
+                member.type = rng.choice([tarfile.REGTYPE] * 20 + [tarfile.SYMTYPE, tarfile.FIFOTYPE])
+                tar.addfile(member)
+        found = account("webdataset", file)
+        assert found in (None, len(MARKET) + 2)
+        listed += found is not None
+        file.write_bytes(flipped(file.read_bytes(), rng))
+        account("webdataset", file)
+    assert listed > rounds // 4
+
+
 # Lists
 
 MSMT = [f"{pid:04d}/{pid:04d}_{shot:03d}_01_0303morning_0008_0.jpg {pid}" for pid in (0, 1) for shot in range(3)]
@@ -157,7 +210,7 @@ MSMT = [f"{pid:04d}/{pid:04d}_{shot:03d}_01_0303morning_0008_0.jpg {pid}" for pi
 
 @rounds
 def test_every_line_of_msmt17s_lists_is_accounted_for(tmp_path, rounds):
-    rng = random.Random(17)
+    rng, listed = random.Random(17), 0
     for folder in ("train", "test"):
         (tmp_path / folder).mkdir()
     for _ in range(rounds):
@@ -166,12 +219,15 @@ def test_every_line_of_msmt17s_lists_is_accounted_for(tmp_path, rounds):
             text = "\n".join(mutated(line, rng) if rng.random() < 0.4 else line for line in MSMT)
             (tmp_path / f"list_{name}.txt").write_text(text, encoding="utf-8", newline="")
             lines += sum(bool(line.strip()) for line in text.removeprefix("\ufeff").splitlines())
-        assert account("msmt17", tmp_path) in (None, lines)
+        found = account("msmt17", tmp_path)
+        assert found in (None, lines)
+        listed += found is not None
+    assert listed > rounds // 4
 
 
 @rounds
 def test_every_row_of_cuhk03_is_accounted_for(tmp_path, rounds):
-    rng = random.Random(3)
+    rng, listed = random.Random(3), 0
     (tmp_path / "images_detected").mkdir()
     for _ in range(rounds):
         rows = {split: [f'["1_00{n}_1_01.png", {n}, 0]' for n in range(4)] for split in ("train", "query", "gallery")}
@@ -183,9 +239,12 @@ def test_every_row_of_cuhk03_is_accounted_for(tmp_path, rounds):
         text = "{" + ", ".join(f'"{split}": [{", ".join(some)}]' for split, some in rows.items()) + "}"
         file = tmp_path / "splits_new_detected.json"
         file.write_text(text)
-        assert account("cuhk03", tmp_path) in (None, 12)
+        found = account("cuhk03", tmp_path)
+        assert found in (None, 12)
+        listed += found is not None
         file.write_bytes(flipped(text.encode(), rng))
         account("cuhk03", tmp_path)
+    assert listed > rounds // 4
 
 
 @rounds
@@ -255,6 +314,23 @@ def test_every_row_of_a_table_is_accounted_for(tmp_path, suffix, rounds):
         file.write_bytes(flipped(file.read_bytes(), rng))
         account("table", file)
     assert listed > rounds // 4
+
+
+@rounds
+def test_a_quote_that_is_opened_anywhere_costs_no_row(tmp_path, rounds):
+    rng, listed, refused = random.Random(8), 0, 0
+    notes = ["plain", "a b c d", '"quoted, or not"']
+    rows = [f"a/{number}.jpg,{rng.choice(notes)}" for number in range(40)]
+    for _ in range(rounds):
+        text = "\n".join(["path,note", *rows, ""])[: rng.choice([None, -1])]
+        starts = [match.end() for match in re.finditer("[,\n]", text)]  # where a quote opens a cell
+        place = rng.choice(starts) if rng.random() < 0.7 else rng.randrange(len(text) + 1)
+        (tmp_path / "list.csv").write_text(text[:place] + '"' + text[place:])
+        found = account("table", tmp_path / "list.csv")
+        assert found in (None, len(rows))
+        listed, refused = listed + (found is not None), refused + (found is None)
+    assert listed
+    assert refused
 
 
 def write_table(file: Path, table: list[list], rng: random.Random) -> None:

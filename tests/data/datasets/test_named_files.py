@@ -1,3 +1,4 @@
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -6,7 +7,9 @@ import pytest
 
 from rayreid.config import Source
 from rayreid.data.datasets import open_dataset, open_source
+from rayreid.data.datasets.named_files import NO_LABELS
 from rayreid.data.datasets.pattern import compile_pattern
+from rayreid.data.store.shards import MissingImageError
 from rayreid.errors import UserError
 
 
@@ -82,10 +85,12 @@ def test_names_of_identities_and_cameras_are_numbered_in_their_order(tmp_path):
     ]
 
 
-def test_the_root_may_be_a_split_and_another_split_lie_in_it(tmp_path):
+@pytest.mark.parametrize("root", [".", "./", "", "./."])
+@pytest.mark.parametrize("inner", ["query", "./query", "query//", "query/."])
+def test_the_root_may_be_a_split_and_another_split_lie_in_it(tmp_path, root, inner):
     touch(tmp_path, "1_a.jpg", "more/2_a.jpg", "query/1_b.jpg")
     (tmp_path / "again").symlink_to(tmp_path)
-    found = listed("pattern", tmp_path, pattern="{pid:d}_*", folders={".": "train", "query": "query"})
+    found = listed("pattern", tmp_path, pattern="{pid:d}_*", folders={root: "train", inner: "query"})
     assert found == [
         ("1_a.jpg", 1, -1, "train"),
         ("more/2_a.jpg", 2, -1, "train"),
@@ -105,19 +110,35 @@ def test_numbers_beyond_the_index_are_ignored(tmp_path):
     ("options", "message"),
     [
         ({}, "needs the option pattern"),
-        ({"pattern": 3}, "needs the option pattern"),
+        ({"pattern": 3}, "option pattern is 3; give text"),
         ({"pattern": "{camid:d}_*"}, "has no field pid"),
         ({"pattern": "{pid:d}_{cam:d}"}, "has the field 'cam'; the fields are pid, camid"),
         ({"pattern": "{pid:d}_{pid:d}"}, "no valid pattern"),
         ({"pattern": r"(?P<pid>\d+"}, "no valid pattern"),
-        ({"pattern": "{pid}", "folders": ["a"]}, "folders is no mapping"),
+        ({"pattern": "{pid:99999999999d}"}, "no valid pattern"),
+        ({"pattern": "{pid}", "folders": ["a"]}, "option folders is ['a']; give names with values"),
+        ({"pattern": "{pid}", "folders": {}}, "folders is no mapping"),
         ({"pattern": "{pid}", "folders": {"a": "test"}}, "one of train, query, gallery, pool"),
         ({"pattern": "{pid}", "folders": {"../a": "train"}}, "a folder below the root"),
         ({"pattern": "{pid}", "folders": {"a": "train"}}, "has no a; it needs a"),
+        ({"pattern": "{pid}", "folders": {"a": "train", "a/": "query"}}, "folders has 'a' twice"),
+        ({"pattern": "{pid}", "folders": {"a/b": "train", "./a//b": "train"}}, "folders has 'a/b' twice"),
     ],
 )
 def test_options_that_say_nothing_are_refused(tmp_path, options, message):
     assert message in refused("pattern", tmp_path, **options)
+
+
+@pytest.mark.parametrize("pid", [r"(?P<pid>\d+)?", r"(?P<pid>\d*)"])
+def test_a_name_without_its_optional_identity_is_ignored(tmp_path, pid):
+    touch(tmp_path, "a/1_c1.jpg", "a/_c2.jpg", "a/2_.jpg")
+    pattern = rf"{pid}_(?:c(?P<camid>\d))?"
+    dataset = open_dataset("pattern", str(tmp_path), pattern=pattern, folders={"a": "train"})
+    assert [(record.key, record.pid, record.camid) for record in dataset.records()] == [
+        ("a/1_c1.jpg", 1, 1),
+        ("a/2_.jpg", 2, -1),
+    ]
+    assert dataset.ignored == [("a/_c2.jpg", NO_LABELS)]
 
 
 def test_characters_of_regular_expressions_stand_for_themselves_in_a_template():
@@ -207,6 +228,24 @@ def test_files_that_are_no_images_are_counted_too(tmp_path):
     shutil.rmtree(tmp_path / "bounding_box_train")
     (tmp_path / "bounding_box_train").mkdir()
     assert "split 'train' (there is nothing in bounding_box_train/)" in refused("market1501", tmp_path)
+
+
+def test_a_pipe_named_like_an_image_does_not_block(tmp_path):
+    touch(tmp_path, *MARKET)
+    os.mkfifo(tmp_path / "query/0002_c1s1_000001_00.jpg")
+    dataset = open_dataset("market1501", str(tmp_path))
+    (pipe,) = [record for record in dataset.records() if record.pid == 2 and record.split == "query"]
+    with pytest.raises(MissingImageError, match="is no plain file"):
+        dataset.read(pipe)
+
+
+def test_images_in_hidden_folders_and_those_of_systems_are_counted_and_not_read(tmp_path):
+    hidden = [f"query/{folder}/0003_c1s1_000001_00.jpg" for folder in (".thumbs", "a/.b", "@eaDir", "__MACOSX")]
+    touch(tmp_path, *MARKET, *hidden, "query/__MACOSX/._0003_c1s1_000001_00.jpg", "query/@eaDirs/4_c1_a.jpg")
+    dataset = open_dataset("pattern", str(tmp_path), pattern="{pid:d}_c{camid:d}*")
+    assert {record.key for record in dataset.records()} == {*MARKET, "query/@eaDirs/4_c1_a.jpg"}
+    assert {reason: count for reason, (count, _) in dataset.left_out.items()} == {"hidden": 4, "AppleDouble file": 1}
+    assert {file.name for file in dataset.sources()} == {*MARKET, "query/@eaDirs/4_c1_a.jpg"}
 
 
 @pytest.mark.parametrize("inner", ["Market-1501", "Market-1501/Market-1501-v15.09.15", "a/b/c"])

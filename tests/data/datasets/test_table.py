@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayreid.data.datasets import table_file
+from rayreid.data.datasets.place import Place
 from rayreid.data.datasets.table import Table
+from rayreid.data.datasets.table_file import TableFile, as_text
 from rayreid.data.store.shards import MissingImageError
 from rayreid.data.store.store import Record
 from rayreid.errors import UserError
@@ -224,7 +227,7 @@ def test_csv_and_parquet_of_one_data_frame_are_the_same(images, frame):
     names = {
         "split": pd.Categorical(["train", None, "gallery", "query"]),
         "key": ["one", None, "none", "N/A"],
-        "note": ['two\nlines, "quoted"', None, "x", ";"],
+        "note": ['a comma, "quoted"', None, "x", ";"],
     }
     table = pd.DataFrame({"path": ROWS["path"], **FRAMES[frame], **names})
     table.to_csv(images / "list.csv", index=True)
@@ -247,6 +250,32 @@ def test_csv_and_parquet_of_one_data_frame_are_the_same(images, frame):
 
 
 @pytest.mark.parametrize(
+    "cells",
+    [
+        [1.0, 2.5, 1e16, None],
+        [1e-7, 123456789.0, float("inf"), -0.0],
+        [True, False, True, False],
+        [3, 4, 5, 6],
+        pd.array([1.5, 0.1, None, 3.0], "float32"),
+        pd.array([True, None, False, True], "boolean"),
+        pd.array([3, None, 4, 5], "Int64"),
+        pd.Categorical([1.0, 2.5, None, 1.0]),
+    ],
+)
+def test_numbers_and_truth_values_have_one_text_in_csv_and_parquet(tmp_path, cells):
+    frame = pd.DataFrame({"path": cells})
+    frame.to_csv(tmp_path / "list.csv", index=False)
+    frame.to_parquet(tmp_path / "list.parquet")
+    csv, parquet = (
+        [cell for batch in file.batches() for cell in as_text(batch.column(0)).to_pylist()]
+        for file in (
+            TableFile(Place(str(tmp_path / f"list.{kind}")), ("path",), "table") for kind in ("csv", "parquet")
+        )
+    )
+    assert parquet == csv
+
+
+@pytest.mark.parametrize(
     ("name", "text", "encoding"),
     [
         ("bom.csv", "path,pid\r\n{},7\r\n{},8\r\n", "utf-8-sig"),
@@ -265,6 +294,35 @@ def test_csv_files_of_other_programs(images, name, text, encoding):
         ("a/1.jpg", 7, "pool"),
         ("ü.png", 8, "pool"),
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('path,pid,note\na.jpg,1,x\nb.jpg,2,"y\nc.jpg,3,z\n', r"row 2 \(.*column note: a cell has a line break"),
+        ('path,pid,note\na.jpg,1,x\nb.jpg,2,"y\nc.jpg,3,z"\n', r"row 2 \(.*column note: a cell has a line break"),
+        ('path,pid\n"a.jpg,1\n' + "b.jpg,2\n" * 5000, "cannot be read"),
+        ('path,pid,note\na.jpg,1,x\nb.jpg,2,"y', r"row 2 \(.*a quote is not closed"),
+        ('path,pid,"note\na.jpg,1,x\n', "a quote in its first line is not closed"),
+    ],
+)
+def test_a_quote_that_is_not_closed_costs_no_rows(tmp_path, text, message, encoding):
+    (tmp_path / "list.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(UserError, match=message):
+        listed(str(tmp_path / "list.csv"))
+
+
+def test_quotes_within_cells_are_read(tmp_path):
+    (tmp_path / "list.csv").write_text('path,note\na.jpg,5" high\n"b, ""c"".jpg","say ""x"""\nd.jpg,6"')
+    assert [record.key for record in listed(str(tmp_path / "list.csv"))] == ["a.jpg", 'b, "c".jpg', "d.jpg"]
+
+
+def test_a_long_wrong_cell_is_cut_in_the_message(tmp_path):
+    (tmp_path / "list.csv").write_text(f"path,pid\na.jpg,{'x' * 9999}\n")
+    with pytest.raises(UserError, match="row 1 ") as error:
+        listed(str(tmp_path / "list.csv"))
+    assert len(str(error.value)) < 400
 
 
 def test_paths_of_windows_and_absolute_paths_below_the_root_are_read(images, tmp_path_factory):
@@ -295,6 +353,21 @@ def test_paths_of_windows_and_absolute_paths_below_the_root_are_read(images, tmp
     outside = Table(write(images / "list.csv", {"path": [r"C:\data\1.jpg", f"{images}/../x.jpg", "a/1.jpg"]}))
     assert len(list(outside.records())) == 1
     assert [reason for _, reason in outside.ignored] == ["outside its root"] * 2
+
+
+def test_a_malformed_uri_costs_its_row_only(images):
+    cells = ["file://a b%zz/1.jpg", "file://user:word@host/1.jpg", "file://", "a/1.jpg"]
+    dataset = Table(write(images / "list.csv", {"path": cells}))
+    assert [record.key for record in dataset.records()] == ["a/1.jpg"]
+    assert dataset.ignored == [(f"row {row}", "a malformed URI") for row in (1, 2, 3)]
+
+
+def test_a_pipe_does_not_block(images):
+    os.mkfifo(images / "pipe.jpg")
+    dataset = Table(write(images / "list.csv", {"path": ["pipe.jpg"]}))
+    (record,) = dataset.records()
+    with pytest.raises(MissingImageError, match="is no plain file"):
+        dataset.read(record)
 
 
 def test_uris_below_the_root_are_read(images):

@@ -51,6 +51,49 @@ def test_several_archives_are_told_apart(tmp_path, layout):
     assert [dataset.read(record).decode() for record in records] == ["0.jpg", "1.jpg", "0.jpg", "ü.jpg"]
 
 
+def test_what_lies_beside_the_archives_is_counted(tmp_path):
+    (tmp_path / "more").mkdir()
+    for name in ("pool.tar", "more/pool.tar", ".pool.tar"):
+        write_tar(tmp_path / name, "0.jpg")
+    for name in ("._pool.tar", "1.jpg", "more/2.jpg", "sizes.json", "pool.idx"):
+        (tmp_path / name).write_bytes(b"x")
+    dataset = TarShards(str(tmp_path))
+    assert [record.key for record in dataset.records()] == ["0.jpg"]
+    assert dataset.left_out == {
+        "AppleDouble file": (1, "._pool.tar"),
+        "hidden": (1, ".pool.tar"),
+        "image outside the archives": (2, "1.jpg"),
+        "file .idx": (1, "pool.idx"),
+        "file .json": (1, "sizes.json"),
+        "archive in a sub-folder": (1, "more/pool.tar"),
+    }
+    assert dataset.ignored == []
+
+
+def test_hidden_members_are_left_out_and_those_without_suffix_looked_at(tmp_path):
+    images = {"./a.jpg": b"", "000017": b"\xff\xd8\xff\xe0", "c/d": b"\x89PNG\r\n\x1a\n"}
+    others = {
+        "._a.jpg": b"",
+        ".b/c.jpg": b"",
+        "__MACOSX/._a.jpg": b"",
+        "@eaDir/a.jpg": b"",
+        "notes": b"text",
+        "x.cls": b"1",
+    }
+    with tarfile.open(tmp_path / "pool.tar", "w") as tar:
+        for name, data in {**others, **images}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    dataset = TarShards(str(tmp_path / "pool.tar"))
+    records = list(dataset.records())
+    assert [record.key for record in records] == ["a.jpg", "000017", "c/d"]
+    assert [dataset.read(record) for record in records] == list(images.values())
+    counts = {reason: count for reason, (count, _) in dataset.left_out.items()}
+    assert counts == {"AppleDouble file": 2, "hidden": 2, "no image": 1, "file .cls": 1}
+    assert dataset.ignored == []
+
+
 def test_members_that_lead_elsewhere_are_ignored(tmp_path):
     tar = write_tar(
         tmp_path / "pool.tar", "/etc/1.jpg", "a/../../2.jpg", "3.jpg -> /etc/passwd", "ok.jpg", "notes -> /"

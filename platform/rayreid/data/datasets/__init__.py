@@ -2,9 +2,10 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from types import UnionType
+from typing import Any, Literal, Protocol, Union, get_args, get_origin
 
 from rayreid.data.datasets.place import is_uri
 from rayreid.data.datasets.without_cameras import WithoutCameras
@@ -66,16 +67,46 @@ def _lazy(module: str, class_name: str) -> Callable[..., Dataset]:
         factory = getattr(import_module(f"rayreid.data.{module}"), class_name)
         title = getattr(factory, "name", module.rpartition(".")[2])
         parameters = inspect.signature(factory).parameters.values()
-        known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "root"]
-        for option in options:
+        known = {p.name: p.annotation for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "root"}
+        for option, value in options.items():
             if option == "root":
                 raise UserError(f"dataset {title}: root is no option; write it beside dataset, not under options")
             if option not in known:
-                hint = _nearest(option, known) if known else "it has none"
+                hint = _nearest(option, list(known)) if known else "it has none"
                 raise UserError(f"dataset {title} has no option {option!r}; {hint}")
+            if not any(_is_of(value, kind) for kind in _kinds(known[option])):
+                wanted = " or ".join(_KINDS[kind] for kind in _kinds(known[option]) if kind in _KINDS)
+                raise UserError(f"dataset {title}: option {option} is {value!r}; give {wanted}")
         return factory(root, **options)
 
     return build
+
+
+_KINDS = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    Mapping: "names with values",
+    Sequence: "a list",
+}
+"""Types of options, and how messages call them."""
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """Return the types that an annotation of an option allows, without those of their contents."""
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in _kinds(part)]
+    if get_origin(annotation) is Literal:
+        return list(dict.fromkeys(map(type, get_args(annotation))))
+    return [get_origin(annotation) or annotation]
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    """Return whether a value that comes from YAML is of a type."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind) and not (kind is Sequence and type(value) is str)
 
 
 def _nearest(name: str, valid: list[str]) -> str:

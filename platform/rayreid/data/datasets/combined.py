@@ -119,8 +119,14 @@ def _open(number: int, part: Any) -> Dataset:
     root, options, cameras = part.get("root"), part.get("options") or {}, part.get("cameras", "use")
     if not isinstance(options, Mapping):
         raise UserError(f"{where}: options are {options!r}; give names and values")
+    if unnamed := [name for name in options if not isinstance(name, str)]:
+        raise UserError(f"{where}: options have the name {unnamed[0]!r}, which is no text")
     if root is not None and not is_uri(root):
         root = str(data_path(str(root)))
+    if part["dataset"] == "store":
+        raise UserError(
+            f"{where} is a store, whose images are not read again; give the dataset from which the store was made"
+        )
     if cameras not in ("use", "ignore"):
         raise UserError(f"{where}: cameras is {cameras!r}; valid: use, ignore")
     dataset = open_dataset(part["dataset"], root, **options)

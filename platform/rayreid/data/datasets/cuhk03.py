@@ -52,7 +52,7 @@ class CUHK03(FolderLayout):
         self.require(*self.needs)
 
     def records(self) -> list[Record]:
-        """List the images that the splits file names, sorted by key.
+        """List the images that the splits file names, sorted by key; others in the folder are left out and counted.
 
         Raises:
             UserError: The file cannot be read, or a split has no image.
@@ -61,6 +61,7 @@ class CUHK03(FolderLayout):
         splits = self._read_splits()
         records = [record for split in SPLITS for row in splits[split] if (record := self._record(split, row))]
         self.require_images(records, dict.fromkeys(SPLITS, (f"{self._splits}: ",)))
+        self.leave_out_unlisted(records, self._folder)
         return sorted(records, key=lambda record: record.key)
 
     def _read_splits(self) -> dict[str, list[Any]]:

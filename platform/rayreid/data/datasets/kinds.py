@@ -1,6 +1,7 @@
 """Which files of a folder are images, and what the others are."""
 
 import os
+import re
 
 from rayreid.data.datasets.tree import is_hidden
 from rayreid.data.images import SUFFIXES
@@ -14,6 +15,8 @@ _OTHER_SUFFIXES = frozenset(
     )
 )
 """Suffixes of files that often lie beside images; such a file is not opened to see whether it is one."""
+
+_SUFFIX = re.compile(r"\.\w{1,8}")
 
 
 def is_named_image(path: str) -> bool:
@@ -29,6 +32,14 @@ def reason_by_name(path: str) -> str | None:
         return "hidden"
     suffix = _suffix(path)
     return f"file {suffix}" if suffix in _OTHER_SUFFIXES else None
+
+
+def kind_by_name(path: str) -> str:
+    """Return what a file is that is not read, judged by its path relative to the root."""
+    if (reason := reason_by_name(path)) is not None:
+        return reason
+    suffix = _suffix(path)
+    return f"file {suffix}" if _SUFFIX.fullmatch(suffix) else "file without a suffix of images"
 
 
 def reason_by_bytes(head: bytes) -> str | None:

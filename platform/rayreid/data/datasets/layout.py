@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from posixpath import normpath
 from typing import Any
 
+from rayreid.data.datasets.kinds import is_named_image, kind_by_name
 from rayreid.data.datasets.misplaced import remedy
 from rayreid.data.datasets.place import is_uri, local_path
-from rayreid.data.datasets.tree import is_hidden, walk
+from rayreid.data.datasets.tree import check_plain, is_hidden, walk
 from rayreid.data.store.shards import Record
 from rayreid.data.store.witness import SourceFile, file_at
 from rayreid.errors import UserError
@@ -133,7 +135,8 @@ class LocalLayout(Layout):
             )
 
     def read(self, record: Record) -> bytes:
-        """Return the file's bytes; raise OSError if it is missing or cannot be read."""
+        """Return the file's bytes; raise OSError if it is missing, no plain file, or cannot be read."""
+        check_plain(record.path)
         return Path(record.path).read_bytes()
 
     def sources(self) -> Iterator[SourceFile]:
@@ -201,3 +204,18 @@ class FolderLayout(LocalLayout):
                 others = {reason: file for reason, file in self.left_out.items() if file[1].startswith(starts)}
                 why = passed_over(own, others) or f" (there is nothing in {', '.join(filter(None, starts)) or 'it'})"
                 raise UserError(f"dataset {self.name}: {self.root} has no image of split {split!r}{why}")
+
+    def leave_out_unlisted(self, records: Sequence[Record], *folders: str) -> None:
+        """Count the files in some folders of a dataset with lists that are no image of any list.
+
+        Args:
+            records: All records; their keys are paths below the root.
+            folders: The folders, relative to the root.
+        """
+        listed = {normpath(record.key) for record in records}
+        for folder in folders:
+            for name, _ in walk(self.root / folder, self.pass_over):
+                path = f"{folder}/{name}"
+                if path not in listed:
+                    unread = is_hidden(path) or not is_named_image(path)
+                    self.leave_out(path, kind_by_name(path) if unread else "image that no list names")

@@ -105,12 +105,21 @@ class LmdbStore(LocalLayout):
         return found[0]
 
     def _listed_keys(self, path: Path) -> Iterator[str]:
-        """Yield the keys of a list as the database spells them; those that it lacks, as the list does."""
+        """Yield the keys of a list as the database spells them; those that it lacks, as the list does.
+
+        An entry is ignored if only without its folders it is a key, and an earlier entry with other folders is, too.
+        """
         respelt = 0
+        written: dict[int, int] = {}  # hashes, because a list may have millions of entries
         with _environment(self._database).begin() as transaction:
             cursor = transaction.cursor()
             for key in read_keys(path):
                 spelling = next((one for one in _spellings(key) if _has(cursor, one)), key)
+                if _has_folder(key) and not _has_folder(spelling):
+                    whole = hash(key)
+                    if written.setdefault(hash(spelling), whole) != whole:
+                        self.ignore(key, f"ambiguous: an earlier entry with other folders is {spelling}, too")
+                        continue
                 respelt += spelling != key
                 yield spelling
         if respelt:
@@ -134,6 +143,10 @@ def _spellings(key: str) -> Iterator[str]:
         else:
             yield f"{one}.jpg"
     yield name
+
+
+def _has_folder(key: str) -> bool:
+    return "/" in key or "\\" in key
 
 
 def _has(cursor: Any, key: str) -> bool:

@@ -64,7 +64,7 @@ class MSMT17(FolderLayout):
         return found[0] if found else "V1"
 
     def records(self) -> list[Record]:
-        """List the images that the four lists name, sorted by key.
+        """List the images that the four lists name, sorted by key; others in their folders are left out and counted.
 
         Raises:
             UserError: A split has no image.
@@ -80,6 +80,7 @@ class MSMT17(FolderLayout):
                 else:
                     self.ignore(f"{file}: {line}", record)
         self.require_images(records, PLACES)
+        self.leave_out_unlisted(records, *FOLDERS[self.version])
         return sorted(records, key=lambda record: record.key)
 
     def _lines(self, file: str) -> list[str]:

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayreid.data.datasets.kinds import is_named_image, kind_by_name
 from rayreid.data.datasets.layout import FolderLayout
-from rayreid.data.images import SUFFIXES
+from rayreid.data.datasets.tree import is_hidden
 from rayreid.data.store.shards import Record
 from rayreid.errors import UserError
 
 MARKET_NAME = re.compile(r"(?P<pid>-1|\d{1,9})_c(?P<camid>\d{1,4})(?:s\d+)?_[\w.-]+")
 NO_LABELS = "name without identity and camera"
-_SUFFIX = re.compile(r"\.\w{1,8}")
 _WHOLE = re.compile(r"-?\d+")
 
 
@@ -90,21 +90,22 @@ class NamedFiles(FolderLayout):
             key = below if folder == "." else f"{folder}/{below}"
             if not self.can_name(key):
                 continue
-            if path.name.startswith("."):
-                self.leave_out(key, "AppleDouble file" if path.name.startswith("._") else "hidden")
-            elif path.suffix.lower() not in SUFFIXES:
-                self.leave_out(key, _kind(path.suffix.lower()))
+            if is_hidden(key) or not is_named_image(key):
+                self.leave_out(key, kind_by_name(key))
             elif "/" in below and not self.deep:
                 self.ignore(key, "in a sub-folder, which dataset pattern reads")
-            elif match := self._match(below):
-                groups = match.groupdict()
-                yield _Found(key, groups["pid"], groups.get("camid") or "-1", split, str(path))
+            elif (labels := self._labels(below)) is not None:
+                yield _Found(key, *labels, split, str(path))
             else:
                 self.ignore(key, self._why_not(below))
 
-    def _match(self, below: str) -> re.Match[str] | None:
+    def _labels(self, below: str) -> tuple[str, str] | None:
+        """Return identity and camera as a name writes them; None if it has no identity, whose group may be optional."""
         name = below if self._of_path else below.rpartition("/")[2]
-        return self.pattern.fullmatch(os.path.splitext(name)[0]) or self.pattern.fullmatch(name)  # noqa: PTH122
+        match = self.pattern.fullmatch(os.path.splitext(name)[0]) or self.pattern.fullmatch(name)  # noqa: PTH122
+        if match is None or not match["pid"]:
+            return None
+        return match["pid"], match.groupdict().get("camid") or "-1"
 
     def _why_not(self, below: str) -> str:
         if re.fullmatch(self.pattern.pattern, below.rpartition("/")[2], re.IGNORECASE):
@@ -139,10 +140,6 @@ class NamedFiles(FolderLayout):
                 "again"
             ) from error
         self.ignore(os.path.relpath(error.filename, self.root), "folder cannot be read")
-
-
-def _kind(suffix: str) -> str:
-    return f"file {suffix}" if _SUFFIX.fullmatch(suffix) else "file without a suffix of images"
 
 
 def _numbers(names: Iterable[str]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Any labelled tree: folders for the splits, and a pattern for the identity and camera in the files' names."""
 
+import posixpath
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,7 +103,7 @@ def compile_pattern(text: str) -> re.Pattern[str]:
     """
     try:
         pattern = re.compile(text if "(?P<" in text else _translated(text))
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f"dataset pattern: {text!r} is no valid pattern: {error}") from error
     unknown = [name for name in pattern.groupindex if name not in GROUPS]
     if unknown or "pid" not in pattern.groupindex:
@@ -129,13 +130,18 @@ def _translated(template: str) -> str:
 def _folders(folders: object) -> dict[str, str]:
     if not isinstance(folders, Mapping) or not folders:
         raise UserError("dataset pattern: folders is no mapping; give {FOLDER: train, FOLDER: query, …}")
-    checked = {}
+    checked: dict[str, str] = {}
     for folder, split in folders.items():
         name = str(folder).replace("\\", "/").strip("/") or "."
         if split not in SPLITS or refusal(name):
             raise UserError(
                 f"dataset pattern: folders has {folder!r}: {split!r}; give a folder below the root and one of "
                 f"{', '.join(SPLITS)}"
+            )
+        name = posixpath.normpath(name)
+        if name in checked:
+            raise UserError(
+                f"dataset pattern: folders has {name!r} twice, the second time as {folder!r}; keep one of them"
             )
         checked[name] = str(split)
     return checked

@@ -9,6 +9,7 @@ from typing import Any, Self
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
+from rayreid.data.datasets.tree import check_plain
 from rayreid.data.store.shards import MissingImageError
 from rayreid.errors import UserError, one_line
 
@@ -113,10 +114,12 @@ class Place:
         """Return the bytes of a file of the same filesystem, or the first `count` of them.
 
         Raises:
-            MissingImageError: The path is not a valid file name, or it is a folder.
+            MissingImageError: The path is not a valid file name, or it is a folder or a pipe.
             OSError: The file is missing or cannot be read.
         """
         try:
+            if self.is_local:
+                check_plain(path)
             with self.filesystem.open_input_file(path) as file:
                 return file.read(count)
         except pa.ArrowInvalid as error:

@@ -5,6 +5,7 @@ crops/17/0001.jpg,17,3,train,
 """
 
 import hashlib
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
@@ -17,7 +18,7 @@ from pyarrow.fs import FileType
 from rayreid.data.datasets.layout import Layout, refusal
 from rayreid.data.datasets.place import Place, is_uri
 from rayreid.data.datasets.table_file import TableFile, as_text, as_whole_numbers
-from rayreid.data.datasets.written_path import WrittenPaths
+from rayreid.data.datasets.written_path import MALFORMED, WrittenPaths
 from rayreid.data.store.shards import Record
 from rayreid.data.store.witness import SourceFile, file_at
 from rayreid.errors import UserError
@@ -25,6 +26,9 @@ from rayreid.errors import UserError
 COLUMNS = {"path": pa.string(), "pid": pa.int32(), "camid": pa.int16(), "split": pa.string(), "key": pa.string()}
 SUFFIXES = (".csv", ".tsv", ".parquet")
 SPLITS = ("train", "query", "gallery", "pool")
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 80
+"""Cuts the text of a wrong cell, which may be as long as the table, down to what a message can hold."""
 MEANING = {
     "path": "a path",
     "pid": f"an identity: a whole number from -1 to {2**31 - 1}",
@@ -112,7 +116,7 @@ class Table(Layout):
                 row += 1
                 path, key = paths.relative(written), named.replace("\\", "/")
                 if reason := paths.refusal(path):
-                    self.ignore(written or f"row {row}", reason)
+                    self.ignore(f"row {row}" if not written or reason == MALFORMED else written, reason)
                 elif reason := refusal(key or path):
                     self.ignore(written, f"key {reason}")
                 else:
@@ -147,7 +151,7 @@ class Table(Layout):
             except ValueError:
                 return UserError(
                     f"dataset table: {self._table}: row {first + row} (the heading not counted), column {name}: "
-                    f"{column[row].as_py()!r} is not {MEANING[name]}"
+                    f"{_SHOWN.repr(column[row].as_py())} is not {MEANING[name]}"
                 )
         raise AssertionError("a column is wrong only if a cell is")
 

@@ -24,7 +24,8 @@ class TableFile:
     """Some columns of a table, read piece by piece.
 
     A CSV file may be separated by commas, semicolons, tabs or bars, begin with a byte order mark (UTF-8 or UTF-16), and
-    have capitals and spaces in its heading. If the heading has spaces around its names, so have the cells.
+    have capitals and spaces in its heading. If the heading has spaces around its names, so have the cells. No cell may
+    contain a line break, read or not: a quote that is never closed would make one cell of all rows after it.
 
     Args:
         place: The file: Parquet if it ends so, in any case, and CSV otherwise.
@@ -85,6 +86,8 @@ class TableFile:
         self._separator = max(_SEPARATORS, key=lambda separator: self._known(line, separator))
         names = next(csv.reader([line], delimiter=self._separator, skipinitialspace=True))
         self._spaced = any(name != name.strip() for name in line.split(self._separator))
+        if ends_within_quotes(line, self._separator):
+            raise ValueError("a quote in its first line is not closed")
         return names
 
     def _known(self, line: str, separator: str) -> int:
@@ -104,16 +107,47 @@ class TableFile:
     def _csv(self, file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
         names = [f"column {number}" for number in range(len(self._headings))]
         chosen = [names[self._positions[name]] for name in self.columns]
-        yield from pa.csv.open_csv(
+        first = 1
+        for batch in pa.csv.open_csv(
             file,
             read_options=pa.csv.ReadOptions(
                 column_names=names, skip_rows=1, encoding="utf8" if self._encoding == "utf-8-sig" else self._encoding
             ),
             parse_options=pa.csv.ParseOptions(delimiter=self._separator, newlines_in_values=True),
             convert_options=pa.csv.ConvertOptions(
-                include_columns=chosen, column_types=dict.fromkeys(chosen, pa.string())
+                column_types={name: pa.string() if name in chosen else pa.binary() for name in names}
             ),
-        )
+        ):
+            self._refuse_line_breaks(batch, first)
+            first += len(batch)
+            yield batch.select(chosen)
+        if ends_within_quotes(self._last_line(), self._separator):
+            raise ValueError(f"row {first - 1} (the heading not counted): a quote is not closed; is the file cut off?")
+
+    def _refuse_line_breaks(self, batch: pa.RecordBatch, first: int) -> None:
+        """Raise a ValueError if a cell has a line break, as after a quote that is not closed.
+
+        Args:
+            batch: All columns.
+            first: Number of the batch's first row in the table, from 1.
+        """
+        for heading, column in zip(self._headings, batch.columns, strict=True):
+            broken = pc.or_(pc.match_substring(column, "\n"), pc.match_substring(column, "\r"))
+            if (row := pc.index(broken, True).as_py()) >= 0:
+                raise ValueError(
+                    f"row {first + row} (the heading not counted), column {heading.strip()}: a cell has a line break; "
+                    "close its quote, or take the line break out"
+                )
+
+    def _last_line(self) -> str:
+        """Return the last line that is not empty, or its end if it is very long."""
+        with self._place.filesystem.open_input_file(self._place.path) as file:
+            encoding = self._encoding
+            if encoding == "utf-16":
+                encoding = "utf-16-le" if file.read(2) == _UTF16[0] else "utf-16-be"
+            file.seek(max(0, file.size() - _HEADING_BYTES) // 2 * 2)
+            lines = file.read().decode(encoding, "replace").splitlines()
+        return next((line for line in reversed(lines) if line.strip()), "")
 
     def _parquet(self, file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
         chosen = [self._headings[self._positions[name]] for name in self.columns]
@@ -126,8 +160,15 @@ class TableFile:
         return column
 
 
+def ends_within_quotes(line: str, separator: str) -> bool:
+    """Return whether a line of a CSV file ends in a cell whose quote is not closed."""
+    return sum(1 for _ in csv.reader([f"{line}\n", "next\n"], delimiter=separator)) < 2
+
+
 def as_text(column: pa.Array) -> pa.Array:
     """Return a column as strings, null where a cell is missing in any spelling.
+
+    Numbers and truth values have the text that pandas writes for them into a CSV file: "1.0", "True".
 
     Raises:
         ValueError: The column's type has no text.
@@ -135,7 +176,9 @@ def as_text(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), None, column)  # pandas writes a missing number as NaN
+        column = pa.array(column.to_numpy(zero_copy_only=False).astype(str))  # a missing number becomes "nan"
+    elif pa.types.is_boolean(column.type):
+        column = pc.if_else(column, "True", "False")
     try:
         text = column.cast(pa.string())
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
@@ -157,6 +200,8 @@ def as_whole_numbers(column: pa.Array) -> pa.Array:
     try:
         if pa.types.is_integer(column.type):
             return column.cast(pa.int64())
+        if pa.types.is_floating(column.type):  # pandas writes a missing number as NaN
+            return pc.if_else(pc.is_nan(column), None, column).cast(pa.int64())
         text = pc.utf8_trim_whitespace(as_text(column))
         try:
             return text.cast(pa.int64())

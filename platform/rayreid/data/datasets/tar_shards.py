@@ -10,8 +10,11 @@ from pathlib import Path
 from posixpath import normpath, splitext
 from typing import BinaryIO, Self
 
+from rayreid.data.datasets.kinds import is_named_image, kind_by_name, reason_by_bytes
 from rayreid.data.datasets.layout import LocalLayout, refusal
+from rayreid.data.datasets.tree import is_hidden, walk
 from rayreid.data.images import SUFFIXES
+from rayreid.data.signatures import HEAD_BYTES
 from rayreid.data.store.shards import MAX_IMAGE_BYTES, MissingImageError, Record
 from rayreid.errors import UserError
 
@@ -29,6 +32,8 @@ class TarShards(LocalLayout):
     """The images in a folder's tar archives, or in a single one: split pool, identity and camera unknown.
 
     A key is the member's name; with several archives, it begins with the archive's name: "pool-000000/000000017.jpg".
+    A member without a suffix is an image if its first bytes say so. Hidden members and all other files of the folder,
+    archives in its sub-folders among them, are left out and counted.
 
     Args:
         root: A folder with `.tar` files, or one such file.
@@ -48,7 +53,7 @@ class TarShards(LocalLayout):
                     f"dataset webdataset: {file} is compressed, so that no single image can be read from it; "
                     "unpack it to a plain .tar (images hardly shrink anyway)"
                 )
-        if not any(file.suffix.lower() == ".tar" for file in files):
+        if not any(_is_tar(file) for file in files):
             raise UserError(f"dataset webdataset: {self.root} {'has' if self.root.is_dir() else 'is'} no .tar file")
 
     def records(self) -> Iterator[Record]:
@@ -84,10 +89,25 @@ class TarShards(LocalLayout):
         return super().source_of(replace(record, path=record.path.rsplit(":", 2)[0]))
 
     def _files(self) -> list[Path]:
-        return sorted(file for file in self.root.iterdir() if not file.is_dir()) if self.root.is_dir() else [self.root]
+        if not self.root.is_dir():
+            return [self.root]
+        return sorted(file for file in self.root.iterdir() if not file.is_dir() and not is_hidden(file.name))
+
+    def _leave_out_others(self) -> None:
+        """Count the files below the root that are no archives, or lie in a sub-folder."""
+        for name, _ in walk(self.root, self.pass_over):
+            if is_hidden(name):
+                self.leave_out(name, kind_by_name(name))
+            elif _is_tar(Path(name)):
+                if "/" in name:
+                    self.leave_out(name, "archive in a sub-folder")
+            else:
+                self.leave_out(name, "image outside the archives" if is_named_image(name) else kind_by_name(name))
 
     def _members(self) -> Iterator[Record]:
-        tars = [file for file in self._files() if file.suffix.lower() == ".tar" and self.can_name(file.name)]
+        if self.root.is_dir():
+            self._leave_out_others()
+        tars = [file for file in self._files() if _is_tar(file) and self.can_name(file.name)]
         for tar in tars:
             try:
                 with tar.open("rb") as file:
@@ -110,10 +130,11 @@ class TarShards(LocalLayout):
             if member.size < 0 or archive.offset < member.offset_data:  # an extension's size replaced the header's
                 raise tarfile.HeaderError("negative size")
             key = prefix + normpath(member.name)
-            if splitext(member.name)[1].lower() not in SUFFIXES:
-                if not member.isdir():
-                    self.leave_out(key, f"file {splitext(member.name)[1].lower()}".strip())
-            elif not member.isdir() and self.can_name(key):
+            if member.isdir():
+                pass
+            elif (reason := _no_image(member, file)) is not None:
+                self.leave_out(key, reason)
+            elif self.can_name(key):
                 if reason := _refusal(member, length):
                     self.ignore(prefix + member.name, reason)
                 else:
@@ -137,6 +158,24 @@ class _Header(tarfile.TarInfo):
         if header.type in _EXTENSIONS and header.size > _EXTENSION_BYTES:
             raise tarfile.HeaderError(f"an extended header of {header.size} bytes")
         return header
+
+
+def _is_tar(file: Path) -> bool:
+    return file.suffix.lower() == ".tar"
+
+
+def _no_image(member: tarfile.TarInfo, file: BinaryIO) -> str | None:
+    """Return why a member is no image, by its name, or, if it has no suffix, by its first bytes; None if it is one."""
+    name = normpath(member.name)
+    if refusal(name) is None and is_hidden(name):
+        return kind_by_name(name)
+    suffix = splitext(name)[1].lower()
+    if suffix in SUFFIXES:
+        return None
+    if suffix or not member.isreg():
+        return f"file {suffix}".strip()
+    file.seek(member.offset_data)
+    return reason_by_bytes(file.read(min(member.size, HEAD_BYTES)))
 
 
 def _refusal(member: tarfile.TarInfo, length: int) -> str | None:

@@ -1,8 +1,14 @@
 """The files below a folder of this machine, in an order that is the same every time."""
 
 import os
+import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from rayreid.data.store.shards import MissingImageError
+
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:@eaDir|__MACOSX)/)")
 
 
 def walk(root: Path, refused: Callable[[OSError], None]) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
@@ -42,8 +48,11 @@ def walk(root: Path, refused: Callable[[OSError], None]) -> Iterator[tuple[str, 
 
 
 def is_hidden(path: str) -> bool:
-    """Return whether a path relative to a root leads through a name that begins with a dot."""
-    return path.startswith(".") or "/." in path
+    """Return whether a path relative to a root leads through a name that begins with a dot or a system's own folder.
+
+    Synology keeps thumbnails in `@eaDir`, and macOS puts a second file for each into `__MACOSX` of an archive.
+    """
+    return _HIDDEN.search(path) is not None
 
 
 def fault_of(entry: "os.DirEntry[str]") -> str | None:
@@ -57,6 +66,21 @@ def fault_of(entry: "os.DirEntry[str]") -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return "no plain file"  # a pipe, for example, on which a reader would wait forever
+
+
+def check_plain(path: str | Path) -> None:
+    """Raise an error for a path that is neither a file nor a folder: opening a pipe would wait forever.
+
+    Raises:
+        MissingImageError: The path is a pipe, a device or the like, or no valid file name.
+        OSError: There is nothing, or it cannot be examined.
+    """
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116  (Path is slow for millions)
+    except ValueError as error:
+        raise MissingImageError(f"{path!r}: {error}", "no file name") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise MissingImageError(f"{path} is no plain file", "no plain file")
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -7,7 +7,9 @@ from functools import lru_cache
 
 from rayreid.data.datasets.layout import refusal
 from rayreid.data.datasets.place import Place, is_uri, local_path
+from rayreid.errors import UserError
 
+MALFORMED = "a malformed URI"  # which may contain a password, so that it is not shown
 _FOLDERS = 65_536  # number of folders remembered at a time
 _DRIVE = re.compile(r"[A-Za-z]:/")
 
@@ -48,6 +50,8 @@ class WrittenPaths:
             return reason or "outside its root"
         if not self._local:
             return None
+        if path.startswith("file://"):
+            return MALFORMED
         out = self._leaves(os.path.dirname(path))  # noqa: PTH120  (Path is slow for millions)
         if not out and os.path.islink(f"{self._root}/{path}"):  # noqa: PTH114
             out = self._leads_out(path)
@@ -57,7 +61,10 @@ class WrittenPaths:
         if "\0" in path or ".." in path.split("/"):
             return path
         if self._local and path.startswith("file://"):
-            path = local_path(path) or path
+            try:
+                path = local_path(path) or path
+            except UserError:  # malformed; `refusal` says so
+                return path
         for start in self._starts:
             if path.startswith(start):
                 return path[len(start) :].lstrip("/")
