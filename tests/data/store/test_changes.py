@@ -79,6 +79,20 @@ def test_a_touched_file_is_read_and_the_witness_written_anew(pool, ingest, tmp_p
     assert compare() == "" and read == ["03.jpg"]
 
 
+def test_a_file_that_changes_during_the_comparison_is_found_by_the_next(pool, ingest, monkeypatch):
+    compare = ingest(lambda: Folder(pool))
+    os.utime(pool / "03.jpg", ns=(0, 0))
+    whole = Folder.read
+
+    def read(self, record):
+        (pool / "05.jpg").write_bytes(jpeg(99))  # which is not read: it had not been touched
+        return whole(self, record)
+
+    monkeypatch.setattr(Folder, "read", read)
+    assert compare() == ""
+    assert compare() == "at least 1 changed (first 05.jpg)"
+
+
 def test_a_copy_elsewhere_is_the_same_and_other_data_there_are_not(pool, ingest, tmp_path):
     compare = ingest(lambda: Folder(pool), "/site/a")
     shutil.copytree(pool, tmp_path / "copy", copy_function=shutil.copyfile)

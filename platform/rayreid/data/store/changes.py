@@ -33,7 +33,8 @@ def changes_since_ingest(
 ) -> str:
     """Return how a dataset differs from the store that was made from it; "" if the store holds the same.
 
-    If the files differ but hold the same images and labels, the store's witness is written anew.
+    If the files differ but hold the same images and labels, the store's witness is written anew, unless they changed
+    while they were compared.
 
     Args:
         directory: The folder of the complete store.
@@ -48,13 +49,14 @@ def changes_since_ingest(
         same = dataset.manifest["fingerprint"] == ImageStore(directory).fingerprint
         return "" if same else f"{place} is another store"
     witness = Witness(directory)
-    same_files = digest_of_files(dataset.sources()) == witness.digest
+    compared = digest_of_files(dataset.sources())
+    same_files = compared == witness.digest
     rejected = pq.read_table(directory / "rejected.parquet")
     found = ""
     if not same_files or verify == "full":
         found = _compare(ImageStore(directory), rejected, dataset, _untouched(witness, dataset, verify))
         if not found and not same_files:
-            write_witness(directory, dataset.sources(), place)
+            write_witness(directory, dataset.sources(), place, expected=compared)
     found = found or _readable(rejected, dataset)
     if found and witness.place not in ("", place):
         return f"{found}; it was read from {witness.place}, the dataset is now {place}"

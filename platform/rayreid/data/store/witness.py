@@ -3,6 +3,7 @@
 `witness.parquet` lies beside the index. It tells a later command, without reading an image, that nothing changed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -60,14 +61,24 @@ def digest_of_files(files: Iterable[SourceFile]) -> str:
     return digest.hexdigest()
 
 
-def write_witness(directory: Path, files: Iterable[SourceFile], place: str) -> None:
+def write_witness(directory: Path, files: Iterable[SourceFile], place: str, expected: str | None = None) -> None:
     """Write a store's witness.
 
     Args:
         directory: The store's folder.
         files: The files from which the store is read, listed before any of them is read.
         place: Where these files are, for messages.
+        expected: Their digest as they were compared; if they have changed since, nothing is written.
     """
+    with contextlib.suppress(_ChangedMeanwhileError):
+        _write(directory, files, place, expected)
+
+
+class _ChangedMeanwhileError(Exception):
+    """An error for files that are not those that were compared."""
+
+
+def _write(directory: Path, files: Iterable[SourceFile], place: str, expected: str | None) -> None:
     digest = hashlib.blake2b(digest_size=16)
     with (
         replacing(witness_file(directory)) as temporary,
@@ -76,6 +87,8 @@ def write_witness(directory: Path, files: Iterable[SourceFile], place: str) -> N
         for part in _parts(files):
             digest.update(_text(part))
             writer.write_batch(pa.record_batch([list(column) for column in zip(*part, strict=True)], schema=_SCHEMA))
+        if expected not in (None, digest.hexdigest()):
+            raise _ChangedMeanwhileError
         writer.add_key_value_metadata({"rayreid": json.dumps({"digest": digest.hexdigest(), "place": place})})
 
 
