@@ -22,6 +22,7 @@ from rayreid.data.store.index import finish_store
 from rayreid.data.store.listing import deal, write_part
 from rayreid.data.store.witness import SourceFile, Witness, digest_of_files, write_witness
 from rayreid.data.synthetic.synthetic import Synthetic
+from rayreid.errors import UserError
 
 
 def jpeg(seed: int) -> bytes:
@@ -222,6 +223,23 @@ def test_a_store_without_a_witness_is_compared_as_a_whole(pool, ingest, tmp_path
     compare = ingest(lambda: Folder(pool))
     (tmp_path / "store/witness.parquet").unlink()
     assert compare() == "" and (tmp_path / "store/witness.parquet").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 100, -200])
+def test_a_damaged_witness_is_none(pool, ingest, tmp_path, kept):
+    compare = ingest(lambda: Folder(pool))
+    path = tmp_path / "store/witness.parquet"
+    path.write_bytes(path.read_bytes()[:kept])
+    assert Witness(tmp_path / "store").digest == ""
+    assert compare() == "" and Witness(tmp_path / "store").digest == digest_of_files(Folder(pool).sources())
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_list_of_rejected_images_that_cannot_be_read_is_named(pool, ingest, tmp_path, damage):
+    compare = ingest(lambda: Folder(pool))
+    damage(tmp_path / "store/rejected.parquet")
+    with pytest.raises(UserError, match=r"store/rejected\.parquet cannot be read .*ingest again"):
+        compare()
 
 
 def test_a_witness_of_any_length_comes_back(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from rayreid.data.store.listing import listed_rows
 from rayreid.data.store.shards import UNREADABLE, Record, digest_of_image, read_or_reason
 from rayreid.data.store.store import ImageStore
 from rayreid.data.store.witness import Witness, digest_of_files, write_witness
+from rayreid.errors import UserError, one_line
 
 _THREADS = 8  # reading waits for the storage, not for the CPU
 _CHUNK = 4096
@@ -43,7 +44,7 @@ def changes_since_ingest(
         verify: "quick" compares contents only if names, sizes or times differ; "full" compares all contents.
 
     Raises:
-        UserError: The dataset cannot be listed, or the storage does not answer.
+        UserError: The dataset or the store's list of rejected images cannot be read, or the storage does not answer.
     """
     if isinstance(dataset, ExistingStore):
         same = dataset.manifest["fingerprint"] == ImageStore(directory).fingerprint
@@ -51,7 +52,7 @@ def changes_since_ingest(
     witness = Witness(directory)
     compared = digest_of_files(dataset.sources())
     same_files = compared == witness.digest
-    rejected = pq.read_table(directory / "rejected.parquet")
+    rejected = _rejected(directory / "rejected.parquet")
     found = ""
     if not same_files or verify == "full":
         found = _compare(ImageStore(directory), rejected, dataset, _untouched(witness, dataset, verify))
@@ -61,6 +62,16 @@ def changes_since_ingest(
     if found and witness.place not in ("", place):
         return f"{found}; it was read from {witness.place}, the dataset is now {place}"
     return found
+
+
+def _rejected(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path} cannot be read ({one_line(error, 'all', 200)}); copy the store again, or remove {path.parent} and "
+            "ingest again"
+        ) from error
 
 
 def _untouched(witness: Witness, dataset: Dataset, verify: str) -> Container[str]:

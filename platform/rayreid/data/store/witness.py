@@ -109,22 +109,22 @@ class Witness:
         directory: The store's folder.
 
     Attributes:
-        digest: Hash of the files; "" if the store has no witness.
-        place: Where the files were; "" if the store has no witness.
+        digest: Hash of the files; "" if the store has no witness that can be read.
+        place: Where the files were; "" if the store has no witness that can be read.
     """
 
     def __init__(self, directory: Path):
         self._path = witness_file(directory)
         facts = {"digest": "", "place": ""}
-        if self._path.exists():
+        with contextlib.suppress(OSError, pa.ArrowException, KeyError, TypeError, ValueError):  # or damaged
             facts = json.loads(pq.read_metadata(self._path).metadata[b"rayreid"])
         self.digest: str = facts["digest"]
         self.place: str = facts["place"]
 
     def files(self) -> Iterator[SourceFile]:
-        """Yield the files, in the order in which the dataset listed them."""
+        """Yield the files, in the order in which the dataset listed them, up to the first that cannot be read."""
         if not self.digest:
             return
-        with pq.ParquetFile(self._path) as file:
+        with contextlib.suppress(OSError, pa.ArrowException), pq.ParquetFile(self._path) as file:
             for batch in file.iter_batches(_CHUNK):
                 yield from map(SourceFile._make, zip(*(column.to_pylist() for column in batch.columns), strict=True))
