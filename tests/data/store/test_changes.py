@@ -252,6 +252,21 @@ def test_a_witness_of_any_length_comes_back(tmp_path, monkeypatch):
     assert witness.digest != digest_of_files(files[::-1])
 
 
+def test_the_first_image_of_equal_keys_is_compared_though_others_come_before_it(pool, ingest):
+    table = pool / "labels.csv"
+    table.write_text("path,key,pid\n00.jpg,a.jpg,1\n01.jpg,a.jpg,2\n02.jpg,a.jpg,3\n")
+    (pool / "00.jpg").write_bytes(b"<html>404</html>")
+    compare = ingest(lambda: Table(table))
+    assert compare("full") == ""
+    os.utime(pool / "02.jpg", ns=(0, 0))
+    os.utime(pool / "00.jpg", ns=(0, 0))
+    assert compare() == ""
+    (pool / "02.jpg").write_bytes(jpeg(99))
+    assert compare() == ""
+    shutil.copy(pool / "03.jpg", pool / "00.jpg")  # which an ingest would store now
+    assert compare() == "at least 1 changed (first a.jpg)"
+
+
 def test_the_first_of_equal_keys_is_the_one_that_is_compared(pool, ingest, monkeypatch):
     table = pool / "labels.csv"
     table.write_text("path,key\n00.jpg,a.jpg\n01.jpg,a.jpg\n02.jpg,b.jpg\n")

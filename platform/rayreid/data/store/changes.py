@@ -84,47 +84,61 @@ def _untouched(witness: Witness, dataset: Dataset, verify: str) -> Container[str
 
 def _compare(store: ImageStore, rejected: pa.Table, dataset: Dataset, untouched: Container[str]) -> str:
     """Return how a listing differs from a store in its images and labels, and else in the bytes of touched files."""
-    listing = _listing(dataset, untouched)
+    every = _listing(dataset, untouched)
+    listing = _first_of_each_key(every)
     if dataset.version != store.manifest["version"]:
         return f"its edition is {dataset.version}, not {store.manifest['version']}"
     rows = store.find(listing["key"].combine_chunks())
     stored = rows.is_valid()
     lost = pc.invert(pc.is_in(pa.array(store.keys, pa.string()), value_set=listing["key"]))
     new = pc.invert(pc.or_(stored, pc.is_in(listing["key"].combine_chunks(), value_set=rejected["key"])))
-    both, at = listing.filter(stored), rows.drop_null().to_numpy()
-    labels = np.zeros(len(at), bool)
-    for name, values in (("pid", store.pids), ("camid", store.camids), ("split", store.splits)):
-        labels |= both[name].to_numpy() != values[at]
     differences = [
         _told(listing["key"].filter(new), "added"),
         _told(pa.array(store.keys[lost.to_numpy(zero_copy_only=False)], pa.string()), "removed"),
-        _told(both["key"].filter(pa.array(labels)), "given another identity, camera or split"),
+        _told(_relabelled(store, every), "given another identity, camera or split"),
     ]
-    return ", ".join(filter(None, differences)) or _compare_bytes(store, listing, rows, dataset)
+    return ", ".join(filter(None, differences)) or _compare_bytes(store, listing, every, dataset)
 
 
 def _listing(dataset: Dataset, untouched: Container[str]) -> pa.Table:
-    """Return the first record of each key, and whether its file was touched."""
+    """Return all records, their positions, and whether their files were touched."""
     batches = []
     for batch in listed_rows(dataset.records()):
         touched = [dataset.source_of(record) not in untouched for record in _records(batch)]
         batches.append(batch.append_column("touched", pa.array(touched, pa.bool_())))
     table = pa.Table.from_batches(batches)
-    table = table.append_column("position", pa.array(np.arange(len(table))))
-    first = table.group_by("key", use_threads=False).aggregate([("position", "min")])["position_min"]
-    return table.take(first)
+    return table.append_column("position", pa.array(np.arange(len(table))))
 
 
-def _compare_bytes(store: ImageStore, listing: pa.Table, rows: pa.Array, dataset: Dataset) -> str:
+def _first_of_each_key(every: pa.Table) -> pa.Table:
+    """Return the first record of each key, and whether the file of any record of that key was touched."""
+    groups = every.group_by("key", use_threads=False).aggregate([("position", "min"), ("touched", "any")])
+    first = every.take(groups["position_min"])
+    return first.set_column(first.schema.get_field_index("touched"), "touched", groups["touched_any"])
+
+
+def _relabelled(store: ImageStore, every: pa.Table) -> pa.Array:
+    """Return the keys of which no record has the labels that the store has."""
+    rows = store.find(every["key"].combine_chunks())
+    listed, at = every.filter(rows.is_valid()), rows.drop_null().to_numpy()
+    alike = np.ones(len(at), bool)
+    for name, values in (("pid", store.pids), ("camid", store.camids), ("split", store.splits)):
+        alike &= listed[name].to_numpy() == values[at]
+    return store.keys_of(np.setdiff1d(at, at[alike]))
+
+
+def _compare_bytes(store: ImageStore, listing: pa.Table, every: pa.Table, dataset: Dataset) -> str:
     """Return whether touched files hold other bytes than the store, or images that were rejected; stop at the first."""
     digests = store.digests()
-    touched = listing.append_column("stored", rows).filter(listing["touched"])
+    touched = listing.filter(listing["touched"])
+    further = _further(every, touched)
+    changed = partial(_has_changed, dataset)
     with ThreadPoolExecutor(_THREADS) as pool:
         for batch in touched.to_batches(_CHUNK):
-            expected = digests.take(batch["stored"]).to_pylist()
-            changed = list(pool.map(partial(_has_changed, dataset), _records(batch), expected))
-            if any(changed):
-                return _told(batch["key"].filter(pa.array(changed)), "changed", "at least ")
+            records = [[record, *further.get(record.key, ())] for record in _records(batch)]
+            found = list(pool.map(changed, records, digests.take(store.find(batch["key"])).to_pylist()))
+            if any(found):
+                return _told(batch["key"].filter(pa.array(found)), "changed", "at least ")
     return ""
 
 
@@ -136,13 +150,34 @@ def _readable(rejected: pa.Table, dataset: Dataset) -> str:
     return _told(pa.array(readable, pa.string()), "readable now")
 
 
-def _has_changed(dataset: Dataset, record: Record, stored: bytes | None) -> bool:
-    """Return whether an image has other bytes than those whose hash is `stored`; None: it was rejected, and is none."""
-    data = read_or_reason(record, dataset.read)
-    if isinstance(data, str):
-        return stored is not None
-    if stored is not None:
-        return digest_of_image(data) != stored
+def _further(every: pa.Table, first: pa.Table) -> dict[str, list[Record]]:
+    """Return the further records of those keys that are listed more than once, by key."""
+    mine = pc.is_in(every["key"], value_set=first["key"])
+    again = pc.invert(pc.is_in(every["position"], value_set=first["position"]))
+    found: dict[str, list[Record]] = {}
+    for batch in every.filter(pc.and_(mine, again)).to_batches():
+        for record in _records(batch):
+            found.setdefault(record.key, []).append(record)
+    return found
+
+
+def _has_changed(dataset: Dataset, records: list[Record], stored: bytes | None) -> bool:
+    """Return whether the records of a key hold another image than that whose hash is `stored`.
+
+    An ingest stores the first record that is an image. `stored` is None if all were rejected.
+    """
+    for record in records:
+        data = read_or_reason(record, dataset.read)
+        if isinstance(data, str):
+            continue
+        if stored is not None and digest_of_image(data) == stored:
+            return False
+        if _is_image(data):
+            return True
+    return stored is not None
+
+
+def _is_image(data: bytes) -> bool:
     try:
         examine(data, decoding=True)
     except BadImageError:
