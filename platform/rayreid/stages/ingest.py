@@ -65,7 +65,7 @@ def _stored(dataset: Dataset, source: Source, context: StageContext) -> tuple[di
     with context.screen.bar("reading images", None) as bar:
         shards, listed = _write(dataset, context.folder, source.verify, bar)
     for note in dataset.notes:
-        context.screen.say(f"    {note}")
+        context.screen.say(escape(f"    {note}"))
     if not shards:
         raise UserError(f"{source.root or source.dataset}: no image found for dataset {source.dataset!r}")
     join = ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(_join)
@@ -163,7 +163,8 @@ def _record(
     if examples:
         context.run.figure(image_sheet(examples), "figures/examples.png")
     for reason, count in manifest["rejected"].items():
-        context.screen.say(f"    rejected: {count} {reason} (listed in {context.folder / 'rejected.parquet'})")
+        place = context.folder / "rejected.parquet"
+        context.screen.say(escape(f"    rejected: {count} {reason} (listed in {place})"))
     if left_out:
         files = ", ".join(f"{count} {reason} (first {first})" for reason, (count, first) in sorted(left_out.items()))
         context.screen.say(escape(f"    left out: {files}"))
