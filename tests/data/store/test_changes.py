@@ -146,6 +146,13 @@ def test_a_file_that_becomes_readable_is_found_though_it_did_not_change(pool, in
     assert compare() == "1 readable now (first 04.jpg)"
 
 
+def test_a_key_with_a_line_break_is_told_in_one_line(pool, ingest):
+    (pool / "a\nb.jpg").write_bytes(jpeg(50))
+    compare = ingest(lambda: Folder(pool))
+    (pool / "a\nb.jpg").unlink()
+    assert compare() == r"1 removed (first a\nb.jpg)"
+
+
 def test_labels_of_a_table_are_compared(pool, ingest):
     table = pool / "labels.csv"
     rows = [f"{number:02d}.jpg,{number // 4},{number % 2},train\n" for number in range(12)]

@@ -22,7 +22,7 @@ from rayreid.data.store.listing import listed_rows
 from rayreid.data.store.shards import UNREADABLE, Record, digest_of_image, read_or_reason
 from rayreid.data.store.store import ImageStore
 from rayreid.data.store.witness import Witness, digest_of_files, write_witness
-from rayreid.errors import UserError, one_line
+from rayreid.errors import UserError, escaped, one_line
 
 _THREADS = 8  # reading waits for the storage, not for the CPU
 _CHUNK = 4096
@@ -190,4 +190,4 @@ def _records(batch: pa.RecordBatch) -> Iterator[Record]:
 
 
 def _told(keys: pa.Array | pa.ChunkedArray, what: str, least: str = "") -> str:
-    return f"{least}{len(keys):,} {what} (first {keys[0].as_py()})" if len(keys) else ""
+    return f"{least}{len(keys):,} {what} (first {escaped(keys[0].as_py())})" if len(keys) else ""
