@@ -143,7 +143,26 @@ def test_a_file_that_becomes_readable_is_found_though_it_did_not_change(pool, in
     compare = ingest(lambda: Folder(pool))
     assert compare() == ""
     monkeypatch.setattr(Folder, "read", whole)
-    assert compare() == "1 readable now (first 04.jpg)"
+    assert compare() == "at least 1 readable now (first 04.jpg)"
+
+
+def test_reading_what_could_not_be_read_stops_at_the_first_that_can(pool, ingest, monkeypatch):
+    for number in range(100, 150):
+        (pool / f"{number}.jpg").write_bytes(b"")
+    whole, read, refused = Folder.read, [], set(map(str, range(100, 150)))
+
+    def partly(self, record):
+        if record.key.removesuffix(".jpg") in refused:
+            raise PermissionError(13, "Permission denied")
+        read.append(record.key)
+        return whole(self, record)
+
+    monkeypatch.setattr(Folder, "read", partly)
+    compare = ingest(lambda: Folder(pool))
+    assert compare() == ""
+    read.clear()
+    refused.clear()
+    assert compare() == "at least 8 readable now (first 100.jpg)" and len(read) == 8
 
 
 def test_a_key_with_a_line_break_is_told_in_one_line(pool, ingest):

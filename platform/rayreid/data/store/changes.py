@@ -7,6 +7,7 @@ those images whose files differ: a copy of a dataset, or a touched file, changes
 from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,7 @@ from rayreid.errors import UserError, escaped, one_line
 
 _THREADS = 8  # reading waits for the storage, not for the CPU
 _CHUNK = 4096
+_LEAST = "at least "
 _COLUMNS = ("key", "pid", "camid", "split", "path")
 
 
@@ -138,16 +140,24 @@ def _compare_bytes(store: ImageStore, listing: pa.Table, every: pa.Table, datase
             records = [[record, *further.get(record.key, ())] for record in _records(batch)]
             found = list(pool.map(changed, records, digests.take(store.find(batch["key"])).to_pylist()))
             if any(found):
-                return _told(batch["key"].filter(pa.array(found)), "changed", "at least ")
+                return _told(batch["key"].filter(pa.array(found)), "changed", _LEAST)
     return ""
 
 
 def _readable(rejected: pa.Table, dataset: Dataset) -> str:
-    """Return whether images that could not be read, which says nothing about their files, now can be."""
+    """Return whether images that could not be read, which says nothing about their files, now can be.
+
+    It stops at the first, give or take those that are read at the same time.
+    """
     mine = rejected.filter(pc.starts_with(rejected["reason"], UNREADABLE))
     records = (Record(row["key"], -1, -1, "", row["path"]) for row in mine.to_pylist())
-    readable = [record.key for record in records if not isinstance(read_or_reason(record, dataset.read), str)]
-    return _told(pa.array(readable, pa.string()), "readable now")
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while some := list(islice(records, _THREADS)):
+            found = zip(some, pool.map(partial(read_or_reason, read=dataset.read), some), strict=True)
+            readable = [record.key for record, data in found if not isinstance(data, str)]
+            if readable:
+                return _told(pa.array(readable, pa.string()), "readable now", _LEAST)
+    return ""
 
 
 def _further(every: pa.Table, first: pa.Table) -> dict[str, list[Record]]:
