@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import logging
 import os
 import shutil
@@ -167,6 +168,32 @@ def test_a_disk_that_fills_up_while_a_copy_is_written_loses_an_old_copy(store, c
     ImageStore(store.directory).encoded(two)
     assert copies(cache) == {checksums(store)[1]} and len(tried) == 2
     assert not list(cache.glob("*.tmp"))
+
+
+def test_a_write_that_finds_the_disk_full_removes_old_copies_and_leaves_the_cache_out(
+    store, cache, monkeypatch, caplog
+):
+    monkeypatch.setattr(shard_cache, "_CHUNK", 1000)  # so that closing the file tries to write the rest again
+    one, two, _ = first_rows(store)
+    ImageStore(store.directory).encoded(one)
+    (cache / f"{checksums(store)[1]}.tmp").symlink_to("/dev/full")
+    with caplog.at_level(logging.WARNING, "rayreid"):
+        assert len(ImageStore(store.directory).images([two])) == 1
+    assert not copies(cache) and not list(cache.glob("*.tmp"))
+    (said,) = [record.message for record in caplog.records]
+    assert said == f"RAYREID_CACHE={cache}: No space left on device; shards are read from where they were written"
+
+
+@pytest.mark.parametrize(("module", "name"), [(fcntl, "flock"), (shutil, "disk_usage")])
+def test_a_cache_on_a_disk_without_locks_or_sizes_is_left_out(store, cache, monkeypatch, caplog, module, name):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(module, name, refuse)
+    with caplog.at_level(logging.WARNING, "rayreid"):
+        assert len(ImageStore(store.directory).images(first_rows(store))) == 3
+    (said,) = [record.message for record in caplog.records]
+    assert said == f"RAYREID_CACHE={cache}: No locks available; shards are read from where they were written"
 
 
 @pytest.mark.parametrize("broken", [errno.EROFS, errno.EIO])

@@ -102,7 +102,8 @@ class ShardCache:
         except (OSError, UserError) as error:
             raise CacheUnusableError(f"{self.folder}: {one_line(error)}") from None
         with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with _usable(self.folder):
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _write(self, path: Path, origin: Origin) -> None:
@@ -120,14 +121,16 @@ class ShardCache:
                         raise CacheUnusableError(f"{self.folder}: {error.strerror}") from None
             if found != origin.checksum:
                 raise UserError(f"{origin}: its bytes changed since the ingest; copy it again or ingest again")
-            temporary.replace(path)
+            with _usable(self.folder):
+                temporary.replace(path)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
         while True:
-            disk = shutil.disk_usage(self.folder)
+            with _usable(self.folder):
+                disk = shutil.disk_usage(self.folder)
             if disk.free - size >= KEEP_FREE * disk.total:
                 return
             if not self._remove_oldest():
@@ -153,9 +156,7 @@ class _WriteError(OSError):
 def _transfer(origin: Origin, target: Path) -> str:
     """Copy a shard and return the checksum of what was read."""
     digest = hashlib.blake2b(digest_size=16)
-    with origin.open() as source, contextlib.ExitStack() as opened:
-        with _marked():
-            sink = opened.enter_context(target.open("wb"))
+    with origin.open() as source, _sink(target) as sink:
         while chunk := source.read(_CHUNK):
             digest.update(chunk)
             with _marked():
@@ -164,6 +165,27 @@ def _transfer(origin: Origin, target: Path) -> str:
             sink.flush()
             os.fsync(sink.fileno())  # a copy's name promises its bytes, after a power failure, too
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _sink(target: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing, and mark the errors of closing it, too: what is still in its buffer is written then."""
+    with _marked():
+        sink = target.open("wb")
+    try:
+        yield sink
+    finally:
+        with _marked():
+            sink.close()
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Turn an OSError into that of a cache which cannot be used."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheUnusableError(f"{folder}: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager
@@ -176,13 +198,12 @@ def _marked() -> Iterator[None]:
 
 def _hold(path: Path) -> Copy | None:
     """Lock a copy against removal; return None if there is no copy."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CacheUnusableError(f"{path.parent}: {error.strerror}") from None
-    fcntl.flock(file, fcntl.LOCK_SH)
+    with _usable(path.parent):
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return None
+        fcntl.flock(file, fcntl.LOCK_SH)
     if os.fstat(file.fileno()).st_nlink == 0:  # it was removed between the two calls
         file.close()
         return None
