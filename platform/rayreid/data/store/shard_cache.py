@@ -13,7 +13,9 @@ import errno
 import fcntl
 import hashlib
 import logging
+import mmap
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ class Origin(Protocol):
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy that stays on the disk as long as this object exists.
+    """A copy that stays on the disk as long as this object, or its memory map, exists.
 
     Attributes:
         path: The copy.
@@ -60,6 +62,16 @@ class Copy:
 
     path: Path
     lock: IO[bytes]
+
+    def map(self) -> mmap.mmap:
+        """Return it as a memory map, which takes the lock over: its own descriptor is of the same open file.
+
+        Raises:
+            OSError: It cannot be mapped.
+            ValueError: It is empty.
+        """
+        with self.lock:
+            return mmap.mmap(self.lock.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 class CacheUnusableError(Exception):
@@ -100,6 +112,7 @@ class ShardCache:
             make_folder(self.folder)
             lock = path.with_suffix(".lock").open("wb")
         except (OSError, UserError) as error:
+            refuse_too_many_open(error, path)
             raise CacheUnusableError(f"{self.folder}: {one_line(error)}") from None
         with lock:
             with _usable(self.folder):
@@ -185,6 +198,7 @@ def _usable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        refuse_too_many_open(error, folder)
         raise CacheUnusableError(f"{folder}: {error.strerror or error}") from None
 
 
@@ -193,6 +207,7 @@ def _marked() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        refuse_too_many_open(error, "a copy of a shard")
         raise _WriteError(error.errno, error.strerror) from None
 
 
@@ -217,6 +232,16 @@ def _last_opened(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:  # another process removed it
         return 0.0
+
+
+def refuse_too_many_open(error: BaseException, what: object) -> None:
+    """Raise a UserError if an error says that this process may open no more files: nothing is wrong with `what`."""
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise UserError(
+            f"{what} cannot be opened: this process has {limit} open files, the limit of the system; raise it (ulimit "
+            f"-n {4 * limit}) where the command, or Ray on each node, is started"
+        ) from None
 
 
 def warn_once(message: str) -> None:
