@@ -10,6 +10,7 @@ from rayreid.data.datasets.tree import is_hidden, walk
 from rayreid.data.store.shards import Record
 from rayreid.data.store.witness import SourceFile, file_at
 from rayreid.errors import UserError, escaped
+from rayreid.paths import expanded
 
 _REASONS = 4  # named in a message
 
@@ -122,7 +123,7 @@ class LocalLayout(Layout):
         path = local_path(str(root)) if is_uri(root) else root
         if path is None:
             raise UserError(f"dataset {self.name} needs a local path; {root} can be read by folder and table")
-        self.root = Path(path).expanduser().absolute()
+        self.root = expanded(path).absolute()
         if not self.root.exists():
             raise UserError(f"dataset {self.name}: {self.root} does not exist")
         if not self.can_name(str(self.root)):
