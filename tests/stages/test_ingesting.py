@@ -69,6 +69,13 @@ def test_an_interrupted_ingest_reads_everything_again_if_a_file_changed(ingest, 
     assert not set(written(ingest(join=False))) & set(before)
 
 
+def test_an_interrupted_ingest_reads_everything_again_if_nothing_says_what_it_read(ingest):
+    folder = ingest(join=False)
+    before = written(folder)
+    (folder / "witness.parquet").write_bytes(b"")
+    assert not set(written(ingest(join=False))) & set(before)
+
+
 def test_a_refused_ingest_reads_the_shards_with_rejected_images_again(ingest):
     first = written(ingest())
     second = written(ingest())

@@ -81,7 +81,8 @@ def _begin(folder: Path, dataset: Dataset, place: str) -> None:
     An ingest that was refused for its rejected images reads the shards of these again: they may have been mended.
     """
     witness = Witness(folder)
-    if witness.digest and witness.digest != digest_of_files(dataset.sources()):
+    begun = (folder / "shards").exists()  # a first ingest need not list the files twice
+    if begun and witness.digest != digest_of_files(dataset.sources()):
         remove_shards(folder)
     elif (folder / MANIFEST).exists():
         remove_shards(folder, only_with_rejected=True)
