@@ -1,6 +1,6 @@
 import pytest
 
-from rayreid.errors import UserError, cause_of, one_line
+from rayreid.errors import UserError, cause_of, escaped, one_line
 
 REMOTE = 'Traceback (most recent call last):\n  File "x.py", line 1\nValueError: no such image\n'
 
@@ -19,6 +19,10 @@ REMOTE = 'Traceback (most recent call last):\n  File "x.py", line 1\nValueError:
 )
 def test_an_error_becomes_one_line(error, options, line):
     assert one_line(error, **options) == line
+
+
+def test_a_name_with_line_breaks_is_escaped():
+    assert escaped("a\nb\u2028c\x1b é 店\udc80") == r"a\nb\u2028c\x1b é 店\udc80"
 
 
 def test_the_cause_of_a_wrapped_error_is_the_one_raised_in_the_task():

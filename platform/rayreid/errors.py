@@ -15,6 +15,14 @@ class StoppedEarly(UserError):  # noqa: N818 - no fault
     """Raised when the median rule stops a training: it did not fail, and it has no result."""
 
 
+def escaped(text: str) -> str:
+    """Return a text in which line breaks and other characters that cannot be printed are escaped.
+
+    Names of files, keys and tensors may contain them; a message is one line.
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def one_line(
     error: BaseException | str, part: Literal["first", "last", "all"] = "first", limit: int | None = None
 ) -> str:

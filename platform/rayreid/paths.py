@@ -33,17 +33,33 @@ def data_path(root: str) -> Path:
     Raises:
         UserError: Inside a submitted job, the resulting path is relative.
     """
-    return _place("RAYREID_DATA", str(Path(os.environ.get("RAYREID_DATA", "")) / Path(root).expanduser()))
+    return _place("RAYREID_DATA", str(Path(os.environ.get("RAYREID_DATA", "")) / expanded(root)))
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with a leading `~` or `~user` replaced by the home folder.
+
+    Raises:
+        UserError: There is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no home folder {Path(path).parts[0]} here; write the whole path") from None
 
 
 def cache_folder() -> Path | None:
-    """Return the folder for copies of shards on a node's own disk, `RAYREID_CACHE`; None if the variable is not set."""
+    """Return the folder for copies of shards on a node's own disk, `RAYREID_CACHE`; None if the variable is not set.
+
+    Raises:
+        UserError: It begins with the home folder of somebody who has none here.
+    """
     named = os.environ.get("RAYREID_CACHE")
-    return Path(named).expanduser().absolute() if named else None
+    return expanded(named).absolute() if named else None
 
 
 def _place(variable: str, value: str) -> Path:
-    path = Path(value).expanduser()
+    path = expanded(value)
     if inside_job() and not path.is_absolute():
         raise UserError(
             f"{value}: relative path inside a submitted job, whose folder is a passing copy; "

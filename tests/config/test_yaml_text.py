@@ -34,12 +34,27 @@ def test_a_key_given_twice_names_both_lines(text, key, first, second):
 def test_a_merged_mapping_may_be_overridden():
     base = "x: &x {a: 1, b: 2}\ny: &y {<<: *x, a: 3}\nz: {<<: *y, a: 4}"
     assert parse_yaml(base, "a.yaml")["z"] == {"a": 4, "b": 2}
-    assert parse_yaml("x: &x {a: 1}\ny: &y {b: 1}\nz: {<<: *x, <<: *y}", "a.yaml")["z"] == {"a": 1, "b": 1}
+    assert parse_yaml("x: &x {a: 1}\ny: &y {b: 1}\nz: {<<: [*x, *y]}", "a.yaml")["z"] == {"a": 1, "b": 1}
+
+
+def test_two_merges_are_refused_as_one_would_lose_a_value():
+    told = refused("f:\n  <<: {epochs: 1, lr: 3}\n  <<: {epochs: 2}")
+    assert told == "a.yaml: key '<<' is given twice, in line 2 and in line 3; write <<: [*one, *other]"
 
 
 @pytest.mark.parametrize(
     "text",
-    ["a: [1", "a: 1\n---\nb: 2", "a: !!python/name:os.system x", "[" * 3000, "? [a]\n: 1", "a: \x05", "2026-02-30: 1"],
+    [
+        "a: [1",
+        "a: 1\n---\nb: 2",
+        "a: !!python/name:os.system x",
+        "[" * 3000,
+        "? [a]\n: 1",
+        "? !!seq a\n: 1",
+        "? !!map a\n: 1",
+        "a: \x05",
+        "2026-02-30: 1",
+    ],
 )
 def test_what_is_not_yaml_is_named_as_such(text):
     assert "not valid YAML" in refused(text)

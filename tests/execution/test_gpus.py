@@ -28,6 +28,17 @@ def test_a_gpu_that_torch_cannot_use_is_refused(monkeypatch, error):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
+def test_a_gpu_that_others_fill_is_told_as_such(monkeypatch, kind):
+    def fail(*shape, device):
+        raise kind("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(torch, "zeros", fail)
+    with pytest.raises(UserError, match=r"^the GPU that Ray assigned has no memory left .*nvidia-smi") as caught:
+        assigned_device(True)
+    assert "driver" not in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.gpu
 def test_a_gpu_that_works_is_the_process_s_first():
     assert assigned_device(True) == torch.device("cuda", 0)

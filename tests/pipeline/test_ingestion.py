@@ -150,14 +150,15 @@ def produced(made: list[str], sources: dict[str, Source]):
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    """Ingests an experiment's datasets; returns the artifacts that were asked for."""
+    """Ingests the datasets of an experiment, or of some of its roles; returns the artifacts that were asked for."""
 
-    def make(experiment: Experiment) -> list[str]:
+    def make(experiment: Experiment, *roles: str) -> list[str]:
         graph = plan(experiment, tmp_path / "outputs")
         made: list[str] = []
         sources = {graph[role].id: getattr(experiment, role) for role in ("pool", "target")}
         monkeypatch.setattr(ingestion, "produce", produced(made, sources))
-        make_stores(graph.values(), {"t": experiment}, {"t": graph}, SimpleNamespace(), Screen(), {})
+        wanted = [graph[role] for role in roles or graph]
+        make_stores(wanted, {"t": experiment}, {"t": graph}, SimpleNamespace(), Screen(), {})
         return made
 
     return make
@@ -189,6 +190,21 @@ def test_a_pool_with_the_target_s_test_images_is_refused(experiment, data, make)
     with pytest.raises(UserError, match=r"4 query and gallery images of the target, byte for byte.*allow_test_images"):
         make(experiment)
     make(changed(experiment, "pool", allow_test_images=True))
+
+
+def test_a_pre_training_alone_is_refused_a_pool_with_test_images(experiment, stored, data, make):
+    blind = experiment.model_copy(update={"pretrain": experiment.pretrain.model_copy(update={"probe_every": 0})})
+    shutil.copy(next((data / "target/query").iterdir()), data / "pool/leak.jpg")
+    leaking = changed(changed(blind, "pool", revision=1), "target", revision=1)
+    with pytest.raises(UserError, match=r"1 query and gallery images of the target, byte for byte"):
+        make(leaking, "weights")
+
+
+def test_weights_that_exist_need_no_target(experiment, make, tmp_path):
+    weights = plan(experiment, tmp_path / "outputs")["weights"]
+    weights.path.mkdir(parents=True)
+    weights.finish({})
+    assert len(make(experiment, "weights")) == 1
 
 
 def test_results_of_a_pool_with_test_images_are_marked(experiment, stored, data, tmp_path):

@@ -46,6 +46,11 @@ def test_a_loss_at_chance_in_the_last_quarter_is_told():
     assert "within 1 % of chance" in told(CHANCE, early, (0.05, 0.2))
 
 
+def test_a_single_prototype_has_a_chance_of_zero():
+    assert "within 1 % of chance (0.000)" in told(0.0, [0.0] * STEPS, (0.05, 0.2))
+    assert told(0.0, FALLING, (0.05, 0.2)) == ""
+
+
 def test_without_a_probe_the_loss_decides_at_the_last_step():
     assert "within 1 % of chance" in told(CHANCE, FLAT, (0, 0), probed=False)
     assert told(CHANCE, FALLING, (0, 0), probed=False) == ""

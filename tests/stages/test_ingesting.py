@@ -3,18 +3,21 @@
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from rayreid.config import Ingest, Source
+from rayreid.console import Screen
 from rayreid.data.datasets.folder import Folder
 from rayreid.data.store.index import finish_store
 from rayreid.data.store.listing import PARTS, deal, write_part
 from rayreid.data.store.shards import part_file
 from rayreid.errors import UserError
-from rayreid.stages.ingest import _begin, _check_rejected
+from rayreid.stages.ingest import _begin, _check_rejected, _record
 
 
 def jpeg(seed: int) -> bytes:
@@ -66,6 +69,13 @@ def test_an_interrupted_ingest_reads_everything_again_if_a_file_changed(ingest, 
     assert not set(written(ingest(join=False))) & set(before)
 
 
+def test_an_interrupted_ingest_reads_everything_again_if_nothing_says_what_it_read(ingest):
+    folder = ingest(join=False)
+    before = written(folder)
+    (folder / "witness.parquet").write_bytes(b"")
+    assert not set(written(ingest(join=False))) & set(before)
+
+
 def test_a_refused_ingest_reads_the_shards_with_rejected_images_again(ingest):
     first = written(ingest())
     second = written(ingest())
@@ -85,3 +95,12 @@ def test_more_rejected_images_than_allowed_end_an_ingest(most, refused, tmp_path
         f"/data/pool: 3 of 9 images were rejected (1 HTML page, 2 truncated), more than ingest.max_rejected={most:g}; "
         f"mend them (listed in {tmp_path / 'rejected.parquet'}) and run again, or raise it"
     )
+
+
+def test_a_folder_whose_name_looks_like_markup_is_printed_as_it_is(tmp_path):
+    printed = io.StringIO()
+    run = SimpleNamespace(dataset=lambda *_: None, file=lambda *_: None)
+    context = SimpleNamespace(folder=tmp_path / "[/old]", run=run, screen=Screen(Console(file=printed, width=500)))
+    manifest = {"fingerprint": "", "rejected": {"truncated": 2}}
+    _record(context, Source(dataset="folder", root="/data/pool"), manifest, [], {})
+    assert f"rejected: 2 truncated (listed in {tmp_path}/[/old]/rejected.parquet)" in printed.getvalue()

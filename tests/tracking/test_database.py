@@ -94,10 +94,11 @@ def test_the_same_folder_under_another_name_is_not_a_move(outputs, tmp_path):
     check_moved(tmp_path / "link", "trials")
 
 
-def test_a_folder_of_a_similar_name_keeps_its_places(outputs, tmp_path):
-    """`_` and `%` are wildcards of SQL, and one root may be the beginning of another's name."""
+@pytest.mark.parametrize("place", ["old_2/mlartifacts-of-mine", "old/mlartifacts-of-mine", "OLD/mlartifacts/7"])
+def test_a_folder_of_a_similar_name_keeps_its_places(outputs, tmp_path, place):
+    """One root may be the beginning of another's name, or differ from it in case alone."""
     client = MlflowClient(default_uri(outputs))
-    other = (tmp_path / "old_2" / "mlartifacts-of-mine").as_uri()
+    other = (tmp_path / place).as_uri()
     client.create_experiment("mine", artifact_location=other)
     new = tmp_path / "new"
     outputs.rename(new)

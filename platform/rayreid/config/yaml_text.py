@@ -7,7 +7,7 @@ import yaml
 
 from rayreid.errors import UserError, one_line
 
-_MERGE = "tag:yaml.org,2002:merge"  # "<<", which may be repeated, because no value is lost
+_MERGE = "tag:yaml.org,2002:merge"  # "<<"
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -53,12 +53,15 @@ def _mappings(root: yaml.Node) -> Iterator[yaml.MappingNode]:
 def _refuse_repetition(loader: yaml.SafeLoader, mapping: yaml.MappingNode, source: str) -> None:
     first: dict[Hashable, yaml.Mark] = {}
     for node, _ in mapping.value:
-        if not isinstance(node, yaml.ScalarNode) or node.tag == _MERGE:
+        if not isinstance(node, yaml.ScalarNode):
             continue
-        key, mark = loader.construct_object(node), node.start_mark
+        key, mark = _MERGE if node.tag == _MERGE else loader.construct_object(node), node.start_mark
+        if not isinstance(key, Hashable):  # a scalar tagged as a list; PyYAML names it as an error
+            continue
         if key in first:
+            remedy = "write <<: [*one, *other]" if key == _MERGE else "keep one, or merge the two"
             raise UserError(
                 f"{source}: key {node.value!r} is given twice, in line {first[key].line + 1} and in line "
-                f"{mark.line + 1}; keep one, or merge the two"
+                f"{mark.line + 1}; {remedy}"
             )
         first[key] = mark

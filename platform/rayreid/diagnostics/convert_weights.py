@@ -161,9 +161,9 @@ def _load(path: Path, strict: bool, screen: Screen, **hint: Any) -> Loaded:
         screen.say(f"not complete, the rest as initialised: {escape(report.faults())}")
     if report.resized:
         height, width = backbone.spec["img_size"]
-        screen.say(f"resampled to {height}x{width}: {', '.join(report.resized)}")
+        screen.say(f"resampled to {height}x{width}: {escape(', '.join(report.resized))}")
     if report.ignored:
-        screen.say(f"left out on purpose: {reasons(report.ignored)}")
+        screen.say(f"left out on purpose: {escape(reasons(report.ignored))}")
     return Loaded(checkpoint, header or checkpoint.facts, backbone)
 
 

@@ -17,14 +17,20 @@ def assigned_device(gpu: bool) -> torch.device:
         gpu: Whether Ray assigned one, which is then the process's first.
 
     Raises:
-        UserError: Ray assigned a GPU that torch cannot use. To compute on the CPU instead would take a hundred times as
-            long, unnoticed.
+        UserError: Ray assigned a GPU that torch cannot use, or whose memory is full. To compute on the CPU instead
+            would take a hundred times as long, unnoticed.
     """
     if not gpu:
         return torch.device("cpu")
     try:
         torch.zeros(1, device="cuda")
     except (RuntimeError, AssertionError) as error:  # the latter if torch was built without CUDA
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):  # the context needs some, too
+            raise UserError(
+                f"the GPU that Ray assigned has no memory left ({one_line(error, limit=200)}): other processes fill "
+                "it; nvidia-smi shows which; wait for them or end them, or let Ray assign another GPU "
+                "(CUDA_VISIBLE_DEVICES where Ray is started)"
+            ) from None
         raise UserError(
             f"Ray assigned a GPU that torch {torch.__version__} cannot use ({one_line(error, limit=200)}): see whether "
             f"torch fits the driver (nvidia-smi); {_OTHERWISE}, and resources.gpu=false trains on CPUs"

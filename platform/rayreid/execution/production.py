@@ -122,7 +122,7 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
     shown = ", ".join(
         f"{name} {_short(value)}" for name, value in facts.items() if isinstance(value, int | float | str)
     )
-    screen.say(f"  [green]✓[/] {clock(seconds)}{' since resumed' if resumed else ''}  {shown}")
+    screen.say(f"  [green]✓[/] {clock(seconds)}{' since resumed' if resumed else ''}  {escape(shown)}")
 
 
 def _clear_up(folder: Path, begun: bool) -> None:

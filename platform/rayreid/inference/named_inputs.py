@@ -16,7 +16,7 @@ from rayreid.files import checksum
 from rayreid.models.backbones import build_backbone
 from rayreid.models.report import LoadReport
 from rayreid.models.weights import check_weights, read_header, weights_of
-from rayreid.paths import inside_job, output_root
+from rayreid.paths import expanded, inside_job, output_root
 
 MODELS = ("finetune", "adapt", "pretrain", "proxy", "given")
 """Stages whose artifacts contain a network."""
@@ -69,7 +69,7 @@ def place(text: str) -> Path:
     Raises:
         UserError: The path is relative inside a submitted job, whose current folder is a temporary copy.
     """
-    path = Path(text).expanduser()
+    path = expanded(text)
     if inside_job() and not path.is_absolute():
         raise UserError(
             f"{text}: relative path inside a submitted job, whose folder is a temporary copy; make it absolute"

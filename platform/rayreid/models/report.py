@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayreid.errors import escaped
 from rayreid.models.formats import TITLES
 from rayreid.models.layouts import SIE
 from rayreid.models.positions import Grid
@@ -126,4 +127,4 @@ def _grids(old: Grid, new: Grid) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED_KEYS]) + (", …" if len(names) > NAMED_KEYS else "")
+    return escaped(", ".join(names[:NAMED_KEYS])) + (", …" if len(names) > NAMED_KEYS else "")

@@ -118,7 +118,7 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
         make_stores(wanted, {label: row}, {label: graph}, parent, session.screen, tags_of(row))
         made = [produce(artifact, parent, session.screen, tags_of(row)) for artifact in wanted]
     for artifact in made:
-        session.screen.say(f"{artifact.path}")
+        session.screen.say(escape(str(artifact.path)))
     return made
 
 

@@ -31,6 +31,8 @@ def make_stores(
 ) -> None:
     """Ingest the datasets on which artifacts depend, and check the stores as their listings were checked.
 
+    What is made of a pool needs the target's store, too, if only to show that the pool does not hold its test images.
+
     Args:
         wanted: The artifacts to be made.
         experiments: The experiments that want them, by label.
@@ -43,12 +45,21 @@ def make_stores(
         UserError: An ingest fails, a store lacks what an experiment needs, or a pool holds test images.
     """
     needed = lineage({str(number): artifact for number, artifact in enumerate(wanted)})
-    for store in (artifact for artifact in needed.values() if artifact.stage == "ingest"):
+    stores = {identifier: artifact for identifier, artifact in needed.items() if artifact.stage == "ingest"}
+    for graph in plans.values():
+        if {"pool", "target"} <= graph.keys() and _is_used(graph["pool"], needed.values()):
+            stores.setdefault(graph["target"].id, graph["target"])
+    for store in stores.values():
         produce(store, run, screen, tags)
     check_sources(experiments.values(), plans)
     for label, experiment in experiments.items():
         if {"pool", "target"} <= plans[label].keys():
             refuse_leak(experiment.pool, "the target", plans[label]["pool"], plans[label]["target"])
+
+
+def _is_used(pool: Artifact, needed: Iterable[Artifact]) -> bool:
+    """Return whether one of these artifacts is still to be made of a pool."""
+    return any(not artifact.complete and pool in artifact.inputs.values() for artifact in needed)
 
 
 def refuse_leak(source: Source, whose: str, pool: Artifact, target: Artifact) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from rich.markup import escape
 
 from rayreid.config import Experiment, Select
 from rayreid.config.loading import change, rows
@@ -110,7 +111,7 @@ def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Pat
         page = _page(experiment, store, found, provenance_of(experiment.pool), run)
         write_atomically(path, page.html())
         run.file(path)
-    session.screen.say(f"{path}")
+    session.screen.say(escape(str(path)))
     return path
 
 

@@ -96,7 +96,7 @@ def show_table(screen: Screen, rows: list[Row]) -> None:
     screen.console.print(table)
     show_leaks(screen, {row.label: row.test_images for row in rows if row.test_images})
     if rows:
-        screen.say(f"evaluated on {', '.join(dict.fromkeys(row.target for row in rows))}")
+        screen.say(escape(f"evaluated on {', '.join(dict.fromkeys(row.target for row in rows))}"))
     for row in rows:
         for warning in row.warnings:
             screen.say(f"[yellow]warning:[/] {escape(row.label or 'this run')}: {escape(warning)}")

@@ -37,7 +37,7 @@ class LearningWatch:
             self._last = row
         if self.chance is not None and "loss" in row and row["step"] >= (1 - LAST) * self.steps:
             self._judged += 1
-            self._off += abs(row["loss"] / self.chance - 1) > NEAR
+            self._off += abs(row["loss"] - self.chance) > NEAR * self.chance
         if self._told or not self._is_last(row):
             return None
         self._told = True

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from rich.markup import escape
 
 from rayreid.console import Screen
 from rayreid.errors import UserError, one_line
@@ -52,7 +53,8 @@ def register_best(sweep: str, overrides: Sequence[str] = (), name: str | None = 
     tags |= {score: round(best.record.metrics[score], 4) for score in ("mAP", "rank1")}
     version, uri = register(run, name or experiment, model, example, tags)
     run.tags({"registered": uri})
-    Screen().say(f"{uri}: {best.record.name}, mAP {100 * best.record.metrics['mAP']:.1f}, version {version}")
+    line = f"{uri}: {best.record.name}, mAP {100 * best.record.metrics['mAP']:.1f}, version {version}"
+    Screen().say(escape(line))
     return uri
 
 

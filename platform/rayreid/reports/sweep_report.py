@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from rich.markup import escape
 
 from rayreid.config.loading import load_experiment
 from rayreid.console import Screen
@@ -56,7 +57,7 @@ def report(sweep: str, overrides: Sequence[str] = ()) -> Path:
         run.file(folder / f"{title}.png", "report")
     write_atomically(folder / PAGE, page.html())
     run.file(folder / PAGE, "report")
-    Screen().say(f"{folder / PAGE}")
+    Screen().say(escape(str(folder / PAGE)))
     return folder / PAGE
 
 

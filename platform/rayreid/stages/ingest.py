@@ -65,7 +65,7 @@ def _stored(dataset: Dataset, source: Source, context: StageContext) -> tuple[di
     with context.screen.bar("reading images", None) as bar:
         shards, listed = _write(dataset, context.folder, source.verify, bar)
     for note in dataset.notes:
-        context.screen.say(f"    {note}")
+        context.screen.say(escape(f"    {note}"))
     if not shards:
         raise UserError(f"{source.root or source.dataset}: no image found for dataset {source.dataset!r}")
     join = ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(_join)
@@ -81,7 +81,8 @@ def _begin(folder: Path, dataset: Dataset, place: str) -> None:
     An ingest that was refused for its rejected images reads the shards of these again: they may have been mended.
     """
     witness = Witness(folder)
-    if witness.digest and witness.digest != digest_of_files(dataset.sources()):
+    begun = (folder / "shards").exists()  # a first ingest need not list the files twice
+    if begun and witness.digest != digest_of_files(dataset.sources()):
         remove_shards(folder)
     elif (folder / MANIFEST).exists():
         remove_shards(folder, only_with_rejected=True)
@@ -163,7 +164,8 @@ def _record(
     if examples:
         context.run.figure(image_sheet(examples), "figures/examples.png")
     for reason, count in manifest["rejected"].items():
-        context.screen.say(f"    rejected: {count} {reason} (listed in {context.folder / 'rejected.parquet'})")
+        place = context.folder / "rejected.parquet"
+        context.screen.say(escape(f"    rejected: {count} {reason} (listed in {place})"))
     if left_out:
         files = ", ".join(f"{count} {reason} (first {first})" for reason, (count, first) in sorted(left_out.items()))
         context.screen.say(escape(f"    left out: {files}"))

@@ -111,9 +111,9 @@ def fix_locations(root: Path) -> dict[Path, int]:
         ):
             changed[other] = sum(
                 connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} LIKE ? "
-                    "ESCAPE '\\'",
-                    (artifact_location(root), len(location) + 1, location, f"{_escaped(location)}/%"),
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? "
+                    f"OR substr({column}, 1, ?) = ?",  # LIKE would ignore case
+                    (artifact_location(root), len(location) + 1, location, len(location) + 1, f"{location}/"),
                 ).rowcount
                 for table, column in _columns(connection)
             )
@@ -150,10 +150,6 @@ def _columns(connection: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     for table, columns in _RECORDED.items():
         present = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
         yield from ((table, column) for column in columns if column in present)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
 def _redirect_undelivered(root: Path, old: Path) -> None:

@@ -22,6 +22,7 @@ from rayreid.data.store.index import finish_store
 from rayreid.data.store.listing import deal, write_part
 from rayreid.data.store.witness import SourceFile, Witness, digest_of_files, write_witness
 from rayreid.data.synthetic.synthetic import Synthetic
+from rayreid.errors import UserError
 
 
 def jpeg(seed: int) -> bytes:
@@ -79,6 +80,20 @@ def test_a_touched_file_is_read_and_the_witness_written_anew(pool, ingest, tmp_p
     assert compare() == "" and read == ["03.jpg"]
 
 
+def test_a_file_that_changes_during_the_comparison_is_found_by_the_next(pool, ingest, monkeypatch):
+    compare = ingest(lambda: Folder(pool))
+    os.utime(pool / "03.jpg", ns=(0, 0))
+    whole = Folder.read
+
+    def read(self, record):
+        (pool / "05.jpg").write_bytes(jpeg(99))  # which is not read: it had not been touched
+        return whole(self, record)
+
+    monkeypatch.setattr(Folder, "read", read)
+    assert compare() == ""
+    assert compare() == "at least 1 changed (first 05.jpg)"
+
+
 def test_a_copy_elsewhere_is_the_same_and_other_data_there_are_not(pool, ingest, tmp_path):
     compare = ingest(lambda: Folder(pool), "/site/a")
     shutil.copytree(pool, tmp_path / "copy", copy_function=shutil.copyfile)
@@ -128,7 +143,33 @@ def test_a_file_that_becomes_readable_is_found_though_it_did_not_change(pool, in
     compare = ingest(lambda: Folder(pool))
     assert compare() == ""
     monkeypatch.setattr(Folder, "read", whole)
-    assert compare() == "1 readable now (first 04.jpg)"
+    assert compare() == "at least 1 readable now (first 04.jpg)"
+
+
+def test_reading_what_could_not_be_read_stops_at_the_first_that_can(pool, ingest, monkeypatch):
+    for number in range(100, 150):
+        (pool / f"{number}.jpg").write_bytes(b"")
+    whole, read, refused = Folder.read, [], set(map(str, range(100, 150)))
+
+    def partly(self, record):
+        if record.key.removesuffix(".jpg") in refused:
+            raise PermissionError(13, "Permission denied")
+        read.append(record.key)
+        return whole(self, record)
+
+    monkeypatch.setattr(Folder, "read", partly)
+    compare = ingest(lambda: Folder(pool))
+    assert compare() == ""
+    read.clear()
+    refused.clear()
+    assert compare() == "at least 8 readable now (first 100.jpg)" and len(read) == 8
+
+
+def test_a_key_with_a_line_break_is_told_in_one_line(pool, ingest):
+    (pool / "a\nb.jpg").write_bytes(jpeg(50))
+    compare = ingest(lambda: Folder(pool))
+    (pool / "a\nb.jpg").unlink()
+    assert compare() == r"1 removed (first a\nb.jpg)"
 
 
 def test_labels_of_a_table_are_compared(pool, ingest):
@@ -210,6 +251,23 @@ def test_a_store_without_a_witness_is_compared_as_a_whole(pool, ingest, tmp_path
     assert compare() == "" and (tmp_path / "store/witness.parquet").exists()
 
 
+@pytest.mark.parametrize("kept", [0, 100, -200])
+def test_a_damaged_witness_is_none(pool, ingest, tmp_path, kept):
+    compare = ingest(lambda: Folder(pool))
+    path = tmp_path / "store/witness.parquet"
+    path.write_bytes(path.read_bytes()[:kept])
+    assert Witness(tmp_path / "store").digest == ""
+    assert compare() == "" and Witness(tmp_path / "store").digest == digest_of_files(Folder(pool).sources())
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_list_of_rejected_images_that_cannot_be_read_is_named(pool, ingest, tmp_path, damage):
+    compare = ingest(lambda: Folder(pool))
+    damage(tmp_path / "store/rejected.parquet")
+    with pytest.raises(UserError, match=r"store/rejected\.parquet cannot be read .*ingest again"):
+        compare()
+
+
 def test_a_witness_of_any_length_comes_back(tmp_path, monkeypatch):
     monkeypatch.setattr("rayreid.data.store.witness._CHUNK", 3)
     files = [SourceFile(f"{number}", number, 10**18 + number, "" if number else "sum") for number in range(8)]
@@ -218,6 +276,21 @@ def test_a_witness_of_any_length_comes_back(tmp_path, monkeypatch):
     assert list(witness.files()) == files
     assert (witness.digest, witness.place) == (digest_of_files(files), "/somewhere")
     assert witness.digest != digest_of_files(files[::-1])
+
+
+def test_the_first_image_of_equal_keys_is_compared_though_others_come_before_it(pool, ingest):
+    table = pool / "labels.csv"
+    table.write_text("path,key,pid\n00.jpg,a.jpg,1\n01.jpg,a.jpg,2\n02.jpg,a.jpg,3\n")
+    (pool / "00.jpg").write_bytes(b"<html>404</html>")
+    compare = ingest(lambda: Table(table))
+    assert compare("full") == ""
+    os.utime(pool / "02.jpg", ns=(0, 0))
+    os.utime(pool / "00.jpg", ns=(0, 0))
+    assert compare() == ""
+    (pool / "02.jpg").write_bytes(jpeg(99))
+    assert compare() == ""
+    shutil.copy(pool / "03.jpg", pool / "00.jpg")  # which an ingest would store now
+    assert compare() == "at least 1 changed (first a.jpg)"
 
 
 def test_the_first_of_equal_keys_is_the_one_that_is_compared(pool, ingest, monkeypatch):

@@ -1,11 +1,16 @@
+import contextlib
 import errno
+import fcntl
+import gc
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -169,6 +174,32 @@ def test_a_disk_that_fills_up_while_a_copy_is_written_loses_an_old_copy(store, c
     assert not list(cache.glob("*.tmp"))
 
 
+def test_a_write_that_finds_the_disk_full_removes_old_copies_and_leaves_the_cache_out(
+    store, cache, monkeypatch, caplog
+):
+    monkeypatch.setattr(shard_cache, "_CHUNK", 1000)  # so that closing the file tries to write the rest again
+    one, two, _ = first_rows(store)
+    ImageStore(store.directory).encoded(one)
+    (cache / f"{checksums(store)[1]}.tmp").symlink_to("/dev/full")
+    with caplog.at_level(logging.WARNING, "rayreid"):
+        assert len(ImageStore(store.directory).images([two])) == 1
+    assert not copies(cache) and not list(cache.glob("*.tmp"))
+    (said,) = [record.message for record in caplog.records]
+    assert said == f"RAYREID_CACHE={cache}: No space left on device; shards are read from where they were written"
+
+
+@pytest.mark.parametrize(("module", "name"), [(fcntl, "flock"), (shutil, "disk_usage")])
+def test_a_cache_on_a_disk_without_locks_or_sizes_is_left_out(store, cache, monkeypatch, caplog, module, name):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(module, name, refuse)
+    with caplog.at_level(logging.WARNING, "rayreid"):
+        assert len(ImageStore(store.directory).images(first_rows(store))) == 3
+    (said,) = [record.message for record in caplog.records]
+    assert said == f"RAYREID_CACHE={cache}: No locks available; shards are read from where they were written"
+
+
 @pytest.mark.parametrize("broken", [errno.EROFS, errno.EIO])
 def test_a_cache_that_cannot_be_written_is_left_out(store, cache, monkeypatch, caplog, broken):
     def refuse(descriptor: int) -> None:
@@ -181,6 +212,49 @@ def test_a_cache_that_cannot_be_written_is_left_out(store, cache, monkeypatch, c
     assert [record.message for record in caplog.records] == [
         f"RAYREID_CACHE={cache}: {os.strerror(broken)}; shards are read from where they were written"
     ]
+
+
+def test_an_open_shard_takes_one_descriptor_with_a_cache_too(store, cache):
+    reading = ImageStore(store.directory)
+    reading.images(first_rows(store))
+    opened = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
+    assert len([file for file in opened if file.startswith(str(cache))]) == 3
+
+
+@contextlib.contextmanager
+def room_for(files: int) -> Iterator[None]:
+    """Let this process open so many further files only."""
+    gc.collect()  # which may close files
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(64)]  # the lowest numbers that are free
+    try:
+        for other in others[len(others) - files :]:
+            os.close(other)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (others[-1] + 1, limits[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for other in others[: len(others) - files]:
+            os.close(other)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_too_many_open_files_are_told_as_such(store, cache, monkeypatch, caplog, cached):
+    rows = first_rows(store)
+    if not cached:
+        monkeypatch.delenv("RAYREID_CACHE")
+    reading = ImageStore(store.directory)
+    reading.images(rows[:1])
+    refused = []
+    for free in range(5):  # whichever call is the one that is refused
+        with room_for(free):
+            try:
+                reading.images(rows[1:2])
+            except UserError as error:
+                refused.append(str(error))
+    assert 0 < len(refused) < 5 and not caplog.records
+    for line in refused:
+        assert "open files, the limit" in line and "ulimit -n" in line
 
 
 def test_a_cache_below_a_file_is_left_out(store, tmp_path, monkeypatch, caplog):

@@ -11,7 +11,8 @@ from rayreid.data.datasets.place import is_uri, local_path
 from rayreid.data.datasets.tree import check_plain, is_hidden, walk
 from rayreid.data.store.shards import Record
 from rayreid.data.store.witness import SourceFile, file_at
-from rayreid.errors import UserError
+from rayreid.errors import UserError, escaped
+from rayreid.paths import expanded
 
 _REASONS = 4  # named in a message
 
@@ -38,9 +39,7 @@ def passed_over(ignored: Sequence[tuple[str, str]], left_out: Mapping[str, tuple
     found = [f"{len(ignored)} ignored, first {': '.join(ignored[0])}"] if ignored else []
     found += [f"{count} left out, first {path}: {reason}" for reason, (count, path) in left_out.items()]
     text = "; ".join([*found[:_REASONS], *(["…"] if len(found) > _REASONS else [])])
-    # a name may contain a line break, a message may not
-    line = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-    return f" ({line})" if line else ""
+    return f" ({escaped(text)})" if text else ""
 
 
 class Layout:
@@ -126,7 +125,7 @@ class LocalLayout(Layout):
         path = local_path(str(root)) if is_uri(root) else root
         if path is None:
             raise UserError(f"dataset {self.name} needs a local path; {root} can be read by folder and table")
-        self.root = Path(path).expanduser().absolute()
+        self.root = expanded(path).absolute()
         if not self.root.exists():
             raise UserError(f"dataset {self.name}: {self.root} does not exist")
         if not self.can_name(str(self.root)):

@@ -16,6 +16,7 @@ from rayreid.data.images import SUFFIXES
 from rayreid.data.store.shards import MissingImageError, Record
 from rayreid.data.store.witness import SourceFile, file_at
 from rayreid.errors import UserError
+from rayreid.paths import expanded
 
 KEY_LISTS = ("keys.txt", "keys.json", "keys.pkl")
 _LONGEST_KEY = 511  # bytes, as LMDB is built
@@ -93,7 +94,7 @@ class LmdbStore(LocalLayout):
 
     def _find_keys(self, keys: str | None) -> Path | None:
         folders = (self.root, self.root.parent) if self.root.is_dir() else (self.root.parent,)
-        names = KEY_LISTS if keys is None else (str(Path(keys).expanduser()),)
+        names = KEY_LISTS if keys is None else (str(expanded(keys)),)
         found = [folder / name for folder in folders for name in names if (folder / name).is_file()]
         if not found and keys is not None:
             raise UserError(

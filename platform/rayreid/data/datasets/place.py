@@ -12,6 +12,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSy
 from rayreid.data.datasets.tree import check_plain
 from rayreid.data.store.shards import MissingImageError
 from rayreid.errors import UserError, one_line
+from rayreid.paths import expanded
 
 _RETRY, _RETRY_SECONDS = "retry_limit_seconds", 60  # Google's client would try for a quarter of an hour
 _PASSWORD = re.compile(r"://[^/?#@]*:(?!\d+(?:[/?#&]|$))[^@]*@")  # not a port, which may well be followed by an "@"
@@ -58,7 +59,7 @@ class Place:
             self._opened, self.path = _connect(address)
         else:
             self._given = LocalFileSystem()
-            self.path = str(Path(address).expanduser().absolute())
+            self.path = str(expanded(address).absolute())
         self.path = self.path.rstrip("/") or self.path
 
     def __getstate__(self) -> dict[str, Any]:

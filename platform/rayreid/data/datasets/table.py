@@ -22,6 +22,7 @@ from rayreid.data.datasets.written_path import MALFORMED, WrittenPaths
 from rayreid.data.store.shards import Record
 from rayreid.data.store.witness import SourceFile, file_at
 from rayreid.errors import UserError
+from rayreid.paths import expanded
 
 COLUMNS = {"path": pa.string(), "pid": pa.int32(), "camid": pa.int16(), "split": pa.string(), "key": pa.string()}
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -66,9 +67,7 @@ class Table(Layout):
             raise UserError(f"dataset table: the file {self._table} does not exist")
         if PurePosixPath(self._table.path).suffix.lower() not in SUFFIXES:
             raise UserError(f"dataset table: {self._table} is no .csv, .tsv or .parquet file")
-        self._images = (
-            Place(images) if images and is_uri(images) else self._table.folder(str(Path(images or "").expanduser()))
-        )
+        self._images = Place(images) if images and is_uri(images) else self._table.folder(str(expanded(images or "")))
         if self._images.kind() != FileType.Directory:
             raise UserError(f"dataset table: the folder of the images, {self._images}, does not exist")
         file = self._open()

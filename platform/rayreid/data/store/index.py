@@ -137,11 +137,19 @@ def remove_shards(directory: Path, only_with_rejected: bool = False) -> None:
         only_with_rejected: Whether to keep the shards of which no image was rejected.
     """
     for rejected in (directory / "shards").glob("*.rejected.parquet"):
-        if not only_with_rejected or pq.read_metadata(rejected).num_rows:
+        if not only_with_rejected or not _is_empty(rejected):
             shard = int(rejected.name.partition(".")[0])
             part_file(directory, shard).unlink(missing_ok=True)  # first: it vouches for the others
             shard_file(directory, shard).unlink(missing_ok=True)
             rejected.unlink()
+
+
+def _is_empty(table: Path) -> bool:
+    """Return whether a file is a table without a row; a damaged one is not."""
+    try:
+        return pq.read_metadata(table).num_rows == 0
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def _first_of_each_key(rows: pa.Table) -> tuple[pa.Table, list[str]]:

@@ -13,7 +13,9 @@ import errno
 import fcntl
 import hashlib
 import logging
+import mmap
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ class Origin(Protocol):
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy that stays on the disk as long as this object exists.
+    """A copy that stays on the disk as long as this object, or its memory map, exists.
 
     Attributes:
         path: The copy.
@@ -60,6 +62,16 @@ class Copy:
 
     path: Path
     lock: IO[bytes]
+
+    def map(self) -> mmap.mmap:
+        """Return it as a memory map, which takes the lock over: its own descriptor is of the same open file.
+
+        Raises:
+            OSError: It cannot be mapped.
+            ValueError: It is empty.
+        """
+        with self.lock:
+            return mmap.mmap(self.lock.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 class CacheUnusableError(Exception):
@@ -100,9 +112,11 @@ class ShardCache:
             make_folder(self.folder)
             lock = path.with_suffix(".lock").open("wb")
         except (OSError, UserError) as error:
+            refuse_too_many_open(error, path)
             raise CacheUnusableError(f"{self.folder}: {one_line(error)}") from None
         with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with _usable(self.folder):
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _write(self, path: Path, origin: Origin) -> None:
@@ -120,14 +134,16 @@ class ShardCache:
                         raise CacheUnusableError(f"{self.folder}: {error.strerror}") from None
             if found != origin.checksum:
                 raise UserError(f"{origin}: its bytes changed since the ingest; copy it again or ingest again")
-            temporary.replace(path)
+            with _usable(self.folder):
+                temporary.replace(path)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
         while True:
-            disk = shutil.disk_usage(self.folder)
+            with _usable(self.folder):
+                disk = shutil.disk_usage(self.folder)
             if disk.free - size >= KEEP_FREE * disk.total:
                 return
             if not self._remove_oldest():
@@ -153,9 +169,7 @@ class _WriteError(OSError):
 def _transfer(origin: Origin, target: Path) -> str:
     """Copy a shard and return the checksum of what was read."""
     digest = hashlib.blake2b(digest_size=16)
-    with origin.open() as source, contextlib.ExitStack() as opened:
-        with _marked():
-            sink = opened.enter_context(target.open("wb"))
+    with origin.open() as source, _sink(target) as sink:
         while chunk := source.read(_CHUNK):
             digest.update(chunk)
             with _marked():
@@ -167,22 +181,44 @@ def _transfer(origin: Origin, target: Path) -> str:
 
 
 @contextlib.contextmanager
+def _sink(target: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing, and mark the errors of closing it, too: what is still in its buffer is written then."""
+    with _marked():
+        sink = target.open("wb")
+    try:
+        yield sink
+    finally:
+        with _marked():
+            sink.close()
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Turn an OSError into that of a cache which cannot be used."""
+    try:
+        yield
+    except OSError as error:
+        refuse_too_many_open(error, folder)
+        raise CacheUnusableError(f"{folder}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
 def _marked() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        refuse_too_many_open(error, "a copy of a shard")
         raise _WriteError(error.errno, error.strerror) from None
 
 
 def _hold(path: Path) -> Copy | None:
     """Lock a copy against removal; return None if there is no copy."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CacheUnusableError(f"{path.parent}: {error.strerror}") from None
-    fcntl.flock(file, fcntl.LOCK_SH)
+    with _usable(path.parent):
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return None
+        fcntl.flock(file, fcntl.LOCK_SH)
     if os.fstat(file.fileno()).st_nlink == 0:  # it was removed between the two calls
         file.close()
         return None
@@ -196,6 +232,16 @@ def _last_opened(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:  # another process removed it
         return 0.0
+
+
+def refuse_too_many_open(error: BaseException, what: object) -> None:
+    """Raise a UserError if an error says that this process may open no more files: nothing is wrong with `what`."""
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise UserError(
+            f"{what} cannot be opened: this process has {limit} open files, the limit of the system; raise it (ulimit "
+            f"-n {4 * limit}) where the command, or Ray on each node, is started"
+        ) from None
 
 
 def warn_once(message: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayreid.data.datasets.place import Place, is_uri
-from rayreid.data.store.shard_cache import CacheUnusableError, Copy, ShardCache, warn_once
+from rayreid.data.store.shard_cache import CacheUnusableError, Copy, ShardCache, refuse_too_many_open, warn_once
 from rayreid.errors import UserError, one_line
 from rayreid.files import digest_of
 from rayreid.paths import cache_folder
@@ -27,7 +27,7 @@ class MappedShard:
 
     Args:
         path: The Arrow file.
-        copy: What keeps the file on the disk, if it may be removed otherwise.
+        copy: The file as a copy in a cache, which the map keeps on the disk.
 
     Raises:
         UserError: The file is missing or damaged.
@@ -35,9 +35,8 @@ class MappedShard:
 
     def __init__(self, path: Path, copy: Copy | None = None):
         try:
-            source = pa.memory_map(str(path))
-            whole = source.read_buffer()
-            self.file = pa.ipc.open_file(source)
+            whole = pa.memory_map(str(path)).read_buffer() if copy is None else pa.py_buffer(copy.map())
+            self.file = pa.ipc.open_file(whole)
             offsets: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
             ends: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
             for number in range(self.file.num_record_batches):
@@ -49,12 +48,12 @@ class MappedShard:
                 ends.append(bounds[1:])
         except FileNotFoundError as error:
             raise UserError(f"{path}: the shard is missing; copy it again or run the ingest again") from error
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowInvalid, OSError, ValueError) as error:
+            refuse_too_many_open(error, path)
             raise UserError(f"{path}: the shard cannot be read ({error}); run the ingest again") from error
         self.view = memoryview(whole)
         self.starts = np.concatenate(offsets)
         self.ends = np.concatenate(ends)
-        self._copy = copy
 
 
 class ShardFile:
@@ -105,6 +104,7 @@ class ShardFile:
         except FileNotFoundError:
             raise UserError(f"{self}: the shard is missing; copy it again or run the ingest again") from None
         except (OSError, pa.ArrowException) as error:
+            refuse_too_many_open(error, self)
             raise UserError(f"{self}: the shard cannot be read ({one_line(error)})") from error
         if found != self.checksum:
             raise UserError(f"{self}: its bytes changed since the ingest; copy it again or ingest again")
@@ -163,6 +163,7 @@ class ShardFiles:
         except FileNotFoundError:
             raise UserError(f"{shard}: the shard is missing; copy it again or run the ingest again") from None
         except (OSError, pa.ArrowException) as error:
+            refuse_too_many_open(error, shard)
             raise UserError(f"{shard}: the shard cannot be read ({one_line(error)})") from error
         return MappedShard(copy.path, copy)
 

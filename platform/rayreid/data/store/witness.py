@@ -3,6 +3,7 @@
 `witness.parquet` lies beside the index. It tells a later command, without reading an image, that nothing changed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -60,14 +61,24 @@ def digest_of_files(files: Iterable[SourceFile]) -> str:
     return digest.hexdigest()
 
 
-def write_witness(directory: Path, files: Iterable[SourceFile], place: str) -> None:
+def write_witness(directory: Path, files: Iterable[SourceFile], place: str, expected: str | None = None) -> None:
     """Write a store's witness.
 
     Args:
         directory: The store's folder.
         files: The files from which the store is read, listed before any of them is read.
         place: Where these files are, for messages.
+        expected: Their digest as they were compared; if they have changed since, nothing is written.
     """
+    with contextlib.suppress(_ChangedMeanwhileError):
+        _write(directory, files, place, expected)
+
+
+class _ChangedMeanwhileError(Exception):
+    """An error for files that are not those that were compared."""
+
+
+def _write(directory: Path, files: Iterable[SourceFile], place: str, expected: str | None) -> None:
     digest = hashlib.blake2b(digest_size=16)
     with (
         replacing(witness_file(directory)) as temporary,
@@ -76,6 +87,8 @@ def write_witness(directory: Path, files: Iterable[SourceFile], place: str) -> N
         for part in _parts(files):
             digest.update(_text(part))
             writer.write_batch(pa.record_batch([list(column) for column in zip(*part, strict=True)], schema=_SCHEMA))
+        if expected not in (None, digest.hexdigest()):
+            raise _ChangedMeanwhileError
         writer.add_key_value_metadata({"rayreid": json.dumps({"digest": digest.hexdigest(), "place": place})})
 
 
@@ -96,22 +109,22 @@ class Witness:
         directory: The store's folder.
 
     Attributes:
-        digest: Hash of the files; "" if the store has no witness.
-        place: Where the files were; "" if the store has no witness.
+        digest: Hash of the files; "" if the store has no witness that can be read.
+        place: Where the files were; "" if the store has no witness that can be read.
     """
 
     def __init__(self, directory: Path):
         self._path = witness_file(directory)
         facts = {"digest": "", "place": ""}
-        if self._path.exists():
+        with contextlib.suppress(OSError, pa.ArrowException, KeyError, TypeError, ValueError):  # or damaged
             facts = json.loads(pq.read_metadata(self._path).metadata[b"rayreid"])
         self.digest: str = facts["digest"]
         self.place: str = facts["place"]
 
     def files(self) -> Iterator[SourceFile]:
-        """Yield the files, in the order in which the dataset listed them."""
+        """Yield the files, in the order in which the dataset listed them, up to the first that cannot be read."""
         if not self.digest:
             return
-        with pq.ParquetFile(self._path) as file:
+        with contextlib.suppress(OSError, pa.ArrowException), pq.ParquetFile(self._path) as file:
             for batch in file.iter_batches(_CHUNK):
                 yield from map(SourceFile._make, zip(*(column.to_pylist() for column in batch.columns), strict=True))
