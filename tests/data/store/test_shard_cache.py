@@ -224,7 +224,6 @@ def test_an_open_shard_takes_one_descriptor_with_a_cache_too(store, cache):
 @contextlib.contextmanager
 def room_for(files: int) -> Iterator[None]:
     """Let this process open so many further files only."""
-    gc.collect()  # which may close files
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     others = [os.open(os.devnull, os.O_RDONLY) for _ in range(64)]  # the lowest numbers that are free
     try:
@@ -240,6 +239,7 @@ def room_for(files: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_too_many_open_files_are_told_as_such(store, cache, monkeypatch, caplog, cached):
+    gc.collect()  # now, because it may close files
     rows = first_rows(store)
     if not cached:
         monkeypatch.delenv("RAYREID_CACHE")
