@@ -81,9 +81,9 @@ def test_a_training_that_is_stopped_says_so_and_goes_on_when_it_is_submitted_aga
 
 
 def statuses(head) -> dict[str, str]:
-    """Of all runs of the experiment, by name; no two have the same."""
+    """Of all runs of the experiment, by name; only the ingests of pool and target have the same."""
     client = MlflowClient(f"sqlite:///{head.root}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
     found = {run.info.run_name: run.info.status for run in runs}
-    assert len(found) == len(runs)
+    assert len(found) == len(runs) - 1
     return found

@@ -23,6 +23,7 @@ from killed import newest_step, wait_for_step
 from rayreid.config.loading import load_experiment
 from rayreid.pipeline.graph import plan
 from rayreid.storage.metrics_log import Journal
+from rayreid.tracking.database import fix_locations
 from tiny_experiment import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -124,6 +125,7 @@ def dead(file, tmp_path_factory) -> Path:
 def test_after_the_driver_s_death_the_same_command_goes_on(file, whole, dead, tmp_path, truncated):
     root = tmp_path / "root"
     shutil.copytree(dead, root, symlinks=True)
+    fix_locations(root)  # as `rayreid doctor --fix-locations` does for outputs that were moved
     last = newest_step(root)
     if truncated:
         (path,) = root.glob(f"pretrain/*/checkpoints/{last:08d}.pt")
