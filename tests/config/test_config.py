@@ -18,6 +18,7 @@ from rayreid.config import (
     Sweep,
 )
 from rayreid.config.section import RUNTIME
+from rayreid.errors import UserError
 from rayreid.evaluation.metrics import METRICS
 from rayreid.selection.registry import STRATEGIES
 
@@ -63,7 +64,7 @@ def test_identity_holds_everything_else(section):
         "max_bad_fraction",
     }
     runtime |= {"num_heads", "last_stride", "semantic_weight", "queue", "freeze_patch"}  # added later: see below
-    runtime |= {"sampler", "margin", "rerank"}
+    runtime |= {"sampler", "margin", "rerank", "steps"}
     runtime |= {"teacher_temp_start", "teacher_temp_warmup_epochs", "label_smoothing", "layer_decay", "freeze_epochs"}
     runtime |= {"triplet_weight", "triplet_start_epoch", "triplet_normalise"}
     runtime |= {"temperature"} if section is Pretrain else set()
@@ -176,9 +177,38 @@ def test_auto_learning_rate_is_scaled_with_the_global_batch():
 
 
 def test_probes_are_ten_over_the_run_unless_said_otherwise():
-    assert [Pretrain(epochs=n).probe_epochs for n in (100, 25, 10, 8, 1)] == [10, 3, 1, 1, 1]
-    assert Pretrain(probe_every=7).probe_epochs == 7
-    assert Pretrain(probe_every=0).probe_epochs == 0
+    assert [Pretrain().probe_interval(n) for n in (100, 25, 10, 8, 1, 10.5, 0.3)] == [10, 3, 1, 1, 1, 2, 1]
+    assert Pretrain(probe_every=7).probe_interval(100) == 7
+    assert Pretrain(probe_every=7).probed
+    assert not Pretrain(probe_every=0).probed
+
+
+def test_steps_replace_epochs_in_the_id():
+    assert "steps" not in Pretrain().identity()
+    assert Pretrain().identity()["epochs"] == 100
+    given = [Pretrain(steps=630, epochs=epochs).identity() for epochs in (100, 7)]
+    assert given[0] == given[1]
+    assert given[0]["steps"] == 630
+    assert "epochs" not in given[0]
+
+
+def test_the_length_in_steps_is_a_number_of_epochs():
+    assert Pretrain(epochs=7).length(105) == 7
+    assert Pretrain(steps=630).length(105) == 6
+    assert Pretrain(steps=250).length(100) == 2.5
+
+
+def test_warm_up_of_a_length_in_steps():
+    warmups = [Pretrain(method="mocov3", steps=n).recipe(Backbone(stem="ics"), 100).warmup_epochs for n in (600, 75, 1)]
+    assert [round(100 * epochs) for epochs in warmups] == [80, 10, 0]
+    assert Pretrain(steps=250, warmup_epochs=2).recipe(Backbone(), 100).warmup_epochs == 2
+    with pytest.raises(
+        UserError, match=r"pretrain\.warmup_epochs=3 of 100 steps each are longer than pretrain\.steps=250"
+    ):
+        Pretrain(steps=250, warmup_epochs=3).recipe(Backbone(), 100)
+    Pretrain(steps=250, warmup_epochs=3).recipe(Backbone())  # as long as the pool is not known
+    with pytest.raises(ValueError, match="longer than the 2 epochs"):
+        Pretrain(epochs=2, warmup_epochs=3)
 
 
 def test_auto_warm_up_is_the_published_share_of_the_epochs():

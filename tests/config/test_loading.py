@@ -177,6 +177,20 @@ def test_a_row_s_unknown_key_is_refused_with_its_number(write):
         rows(experiment)
 
 
+def test_a_length_in_epochs_replaces_one_in_steps(write):
+    text = """
+pretrain: {steps: 630}
+proxy: {pretrain: {epochs: 4}}
+compare: [{}, {pretrain.epochs: 3}, {pretrain: {steps: 5, epochs: 3}}]
+"""
+    experiment = load_experiment(write(text))
+    assert [row.pretrain.steps for row in rows(experiment).values()] == [630, None, 5]
+    assert (experiment.proxy.pretrain.steps, experiment.proxy.pretrain.epochs) == (None, 4)
+    assert load_experiment(write("pretrain: {steps: 630}")).proxy.pretrain.steps == 630
+    assert load_experiment(write("pretrain: {steps: 630}"), ["pretrain.epochs=20"]).pretrain.steps is None
+    assert load_experiment(write(dump(experiment), sources=False)) == experiment
+
+
 def test_change_takes_dotted_and_nested_keys(write):
     experiment = load_experiment(write("pretrain: {clip: 1.0}"))
     dotted = change(experiment, {"pretrain.epochs": 2})

@@ -65,3 +65,9 @@ def test_a_falling_effective_rank_is_told(ranks, falls):
 def test_all_signs_stand_in_one_sentence():
     said = told(CHANCE, FLAT, (0.2, 0.1), ranks=(10.0, 2.0))
     assert said.count(";") == 2 and "\n" not in said
+
+
+def test_the_last_probe_of_a_run_may_be_inside_an_epoch():
+    watch = LearningWatch(5, 5 / 3, True, None)
+    probes = [{"step": step, "epoch": epoch, "probe_mAP": 0.2} for step, epoch in ((-1, 0.0), (2, 1.0), (4, 5 / 3))]
+    assert [bool(watch(row)) for row in probes] == [False, False, True]

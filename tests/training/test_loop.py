@@ -299,6 +299,24 @@ def test_after_each_epoch_and_its_checkpoint_the_caller_is_asked_and_its_figures
     assert [row["step"] for row in rows if "loss" in row] == list(range(STEPS))
 
 
+def test_a_run_that_ends_inside_an_epoch_is_logged_saved_and_asked_there(tmp_path):
+    checkpoints, asked = Checkpoints(tmp_path), []
+
+    def probe(epochs: float) -> dict[str, float]:
+        asked.append((epochs, checkpoints.newest()))
+        return {"probe": epochs}
+
+    rows: list[dict[str, float]] = []
+    length = settings(epochs=5 / STEPS_PER_EPOCH, log_every=100, checkpoint_seconds=1e9)
+    train(Tiny(), batches(), length, CPU, checkpoints, rows.append, probe)
+    assert asked == [(0, 0), (1, 3), (5 / 3, 5)]
+    assert [(row["step"], row["epoch"]) for row in rows if "loss" in row] == [(2, 1.0), (4, 5 / 3)]
+    assert rows[-1] == {"step": 4, "epoch": 5 / 3, "probe": 5 / 3}
+    # A finished run that is started again asks once more, because it may have been interrupted there.
+    train(Tiny(init=1), batches(), length, CPU, checkpoints, rows.append, probe)
+    assert asked[3:] == [(5 / 3, 5)]
+
+
 def test_what_the_caller_does_after_an_epoch_changes_no_training():
     expected, asked = Tiny(), Tiny()
     run(expected)

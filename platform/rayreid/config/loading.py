@@ -123,7 +123,7 @@ def _merge(base: Any, over: Any) -> Any:
     A section given as a word (`pretrain: none`) keeps that method when more of its keys are changed, and a section to
     which a word is given (`adapt: usl`) keeps its other keys. A section that names another dataset starts afresh,
     because its previous root and options belonged to the old dataset. Likewise, if `pretrain` names another method, the
-    keys that are specific to the old method are dropped.
+    keys that are specific to the old method are dropped. A length in `epochs` replaces one in `steps`.
     """
     if base in _METHODS and isinstance(over, Mapping):
         base = {"method": base}
@@ -134,6 +134,8 @@ def _merge(base: Any, over: Any) -> Any:
             return dict(over)
         if _another_method(base, over):
             base = {key: value for key, value in base.items() if key not in OWN_KEYS}
+        if "epochs" in over and "steps" not in over:
+            base = {key: value for key, value in base.items() if key != "steps"}
         merged = dict(base)
         for key, value in over.items():
             merged[key] = _merge(base[key], value) if key in base else value

@@ -19,7 +19,7 @@ class Recipe:
     Attributes:
         optimizer: AdamW, SGD or LARS.
         lr: Peak learning rate.
-        warmup_epochs: Epochs of linear warm-up.
+        warmup_epochs: Epochs of linear warm-up; not whole if the length of the run is given in steps.
         min_lr: Learning rate at the end of the cosine.
         weight_decay: Weight decay; for DINO, its initial value.
         teacher_momentum: Momentum of the moving average; where it rises, its initial value.
@@ -35,7 +35,7 @@ class Recipe:
 
     optimizer: Literal["adamw", "sgd", "lars"]
     lr: float
-    warmup_epochs: int
+    warmup_epochs: float
     min_lr: float
     weight_decay: float
     teacher_momentum: float
@@ -71,12 +71,12 @@ class Published:
         return Recipe(**{**scaled, **self.numbers, **given})
 
 
-def warmup(epochs: int, share: Fraction) -> int:
-    """Return that share of the epochs, rounded up, because short runs need warm-up most.
+def warmup(length: int, share: Fraction) -> int:
+    """Return that share of a length in epochs or steps, rounded up, because short runs need warm-up most.
 
-    At least one epoch is left at the peak rate.
+    At least one epoch or step is left at the peak rate.
     """
-    return min(math.ceil(epochs * share), epochs - 1)
+    return min(math.ceil(length * share), length - 1)
 
 
 _CONTRAST = {

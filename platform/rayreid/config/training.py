@@ -20,9 +20,12 @@ from rayreid.config.section import (
     Shares,
     Size,
 )
+from rayreid.errors import UserError
 
 
 def _within_epochs(warmup: int | Auto, info: ValidationInfo) -> int | Auto:
+    if info.data.get("steps") is not None:  # the size of an epoch is not known yet; `Pretrain.recipe` checks it
+        return warmup
     epochs = info.data.get("epochs")  # absent if it was refused itself
     if warmup != "auto" and epochs is not None and warmup > epochs:
         raise ValueError(f"a warm-up cannot be longer than the {epochs} epochs of the training")
@@ -38,6 +41,9 @@ class Pretrain(Section):
 
     method: Literal["dino", "mocov3", "mocov2", "moby", "none"] = "dino"
     epochs: PositiveInt = 100
+    steps: Annotated[PositiveInt | None, ADDED] = None
+    """Number of optimizer steps, in place of `epochs`. An epoch in another key is then one of the whole pool, so that
+    runs on parts of the pool differ only in their images. Where a change gives `epochs` alone, it replaces `steps`."""
     batch_size: PositiveInt = 512
     accumulate: PositiveInt = 1
     lr: Annotated[float, Field(gt=0)] | Auto = "auto"
@@ -111,10 +117,13 @@ class Pretrain(Section):
     def identity(self) -> dict[str, Any]:
         """Return the fields that change the result, without those that the method does not use; see `Section.identity`.
 
+        `steps` replaces `epochs`.
         For DINO, numbers replace `auto`, except in `lr`, `warmup_epochs` and `local_size`: when the first artifacts
         were made, DINO was the only method.
         """
         fields = super().identity()
+        if self.steps is not None:
+            del fields["epochs"]
         if self.method in ("dino", "none"):
             return {
                 name: method_defaults.DINO.numbers[name]
@@ -124,21 +133,43 @@ class Pretrain(Section):
             }
         return {name: value for name, value in fields.items() if method_defaults.uses(self.method, name)}
 
-    def recipe(self, backbone: Backbone) -> method_defaults.Recipe:
+    def length(self, steps_per_epoch: int) -> float:
+        """Return the number of epochs; with `steps` the last one may be a part of an epoch."""
+        return self.epochs if self.steps is None else self.steps / steps_per_epoch
+
+    def recipe(self, backbone: Backbone, steps_per_epoch: int | None = None) -> method_defaults.Recipe:
         """Return the method's hyper-parameters for a backbone, with `auto` resolved.
 
+        Args:
+            backbone: The network.
+            steps_per_epoch: Optimizer steps of one epoch of the whole pool; None, as long as the pool is not known:
+                the length of the warm-up means nothing if `steps` is set.
+
         Raises:
-            UserError: The method does not support the backbone; the message gives the reason.
+            UserError: The method does not support the backbone, or the warm-up is longer than the run; the message
+                gives the reason.
         """
         given = {name: value for name in method_defaults.BY_METHOD if (value := getattr(self, name)) != "auto"}
         if self.method == "mocov3" and backbone.name.startswith("vit"):
             given.setdefault("freeze_patch", backbone.stem == "patchify")
-        return method_defaults.published(self.method, backbone.name).recipe(self.batch_size, self.epochs, given)
+        published = method_defaults.published(self.method, backbone.name)
+        if self.steps is not None and steps_per_epoch is not None:
+            given.setdefault("warmup_epochs", method_defaults.warmup(self.steps, published.warmup) / steps_per_epoch)
+            if given["warmup_epochs"] * steps_per_epoch > self.steps:
+                raise UserError(
+                    f"pretrain.warmup_epochs={given['warmup_epochs']} of {steps_per_epoch} steps each are longer than "
+                    f"pretrain.steps={self.steps}; lower it"
+                )
+        return published.recipe(self.batch_size, self.epochs, given)
 
     @property
-    def probe_epochs(self) -> int:
-        """Return the epochs between two probes; 0: no probe."""
-        return math.ceil(self.epochs / 10) if self.probe_every == "auto" else self.probe_every
+    def probed(self) -> bool:
+        """Return whether probes are wanted."""
+        return self.probe_every != 0
+
+    def probe_interval(self, epochs: float) -> int:
+        """Return the epochs between two probes of a run of that length; 0: no probe."""
+        return math.ceil(epochs / 10) if self.probe_every == "auto" else self.probe_every
 
     def crop_sizes(self, img_size: tuple[int, int], patch: int = PATCH) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the sizes of global crops (the backbone's image size) and local ones.

@@ -13,12 +13,12 @@ KINDS = ("probe", "eval")
 """Kinds of evaluation: on the target's split train, and on its query and gallery."""
 
 
-def due(epochs: int, every: int, total: int) -> bool:
+def due(epochs: float, every: int, total: float) -> bool:
     """Return whether an evaluation is due after `epochs` epochs.
 
     Args:
-        epochs: Number of completed epochs.
-        every: Interval between evaluations in epochs; the last epoch also has one. 0 disables them.
+        epochs: Number of completed epochs; a fraction at the end of a training that ends inside an epoch.
+        every: Interval between evaluations in epochs; the end of the training also has one. 0 disables them.
         total: Number of epochs of the whole training.
     """
     return bool(every) and (epochs % every == 0 or epochs == total)
@@ -37,7 +37,7 @@ def outcome(context: StageContext, history: Sequence[Mapping[str, float]]) -> di
             # The names must differ from the rows': facts are also metrics of the run, and would add a point to curves.
             facts |= {f"final_{name}": rows[-1][name] for name in names}
             facts |= {f"best_{name}": best[name] for name in names}
-            facts[f"best_{kind}_epoch"] = round(best["epoch"])
+            facts[f"best_{kind}_epoch"] = round(best["epoch"], 2)
     return facts
 
 

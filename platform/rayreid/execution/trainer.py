@@ -63,6 +63,7 @@ class Training:
         build: Function (device) → (method on that device, prepare function for the feed).
         save: Function that is called on worker 0 with the trained method.
         epochs: See `LoopSettings`.
+        steps_per_epoch: See `LoopSettings`; None: those of `plan`.
         accumulate: See `LoopSettings`.
         precision: See `LoopSettings`; "auto" is resolved on the worker.
         seed: See `LoopSettings`.
@@ -82,22 +83,33 @@ class Training:
     plan: BatchPlan
     build: Callable[[torch.device], tuple[Method, Callable[..., Any]]]
     save: Callable[[Any], None]
-    epochs: int
+    epochs: float
     accumulate: int
     precision: WantedPrecision
     seed: int
     checkpoint_minutes: float
     keep_checkpoints: int
     keep_every_epochs: int | None
-    probe: Callable[[Any, torch.device, int], Callable[[int], dict[str, float]]] | None = None
+    probe: Callable[[Any, torch.device, int], Callable[[float], dict[str, float]]] | None = None
     feed: Callable[[Any, Any, torch.device, int, Log], Callable[[int], Iterator[Batch]]] | None = None
     compile: bool | Auto = "auto"
     deterministic: bool = False
+    steps_per_epoch: int | None = None
+
+    @property
+    def epoch_steps(self) -> int:
+        """Return the number of optimizer steps in an epoch, as the loop counts them."""
+        return self.plan.steps_per_epoch if self.steps_per_epoch is None else self.steps_per_epoch
+
+    @property
+    def steps(self) -> int:
+        """Return the number of optimizer steps of the whole training."""
+        return round(self.epochs * self.epoch_steps)
 
     def settings(self, device: torch.device) -> LoopSettings:
         """Return the loop's settings on a worker with the given device."""
         return LoopSettings(
-            steps_per_epoch=self.plan.steps_per_epoch,
+            steps_per_epoch=self.epoch_steps,
             epochs=self.epochs,
             accumulate=self.accumulate,
             precision=resolve_precision(self.precision, device),
@@ -109,7 +121,7 @@ class Training:
     def checkpoints(self) -> Checkpoints:
         """Return the checkpoints that hold the training's state."""
         every = self.keep_every_epochs
-        milestones = Milestones(self.folder / "epochs", every, self.plan.steps_per_epoch) if every else None
+        milestones = Milestones(self.folder / "epochs", every, self.epoch_steps) if every else None
         return Checkpoints(self.folder / "checkpoints", self.keep_checkpoints, milestones)
 
 
@@ -135,7 +147,7 @@ def fit(
     """
     share = awaited_share(resources)
     context.resolved({}, {"workers": share.workers, "cpus_per_worker": share.cpus, "gpu": share.gpu})
-    total = training.plan.steps_per_epoch * training.epochs
+    total = training.steps
     for old in _failures(context.folder):
         old.unlink()
     (context.folder / _RESOLVED).unlink(missing_ok=True)

@@ -139,7 +139,7 @@ def _check_finetuning(key: str, config: Finetune, role: str, target: Contents) -
 
 def _check_probe(e: Experiment, target: Contents) -> None:
     """Refuse a probe that would find nothing."""
-    if not target.findable and any(config.probe_epochs for _, config in _pretrainings(e).values()):
+    if not target.findable and any(config.probed for _, config in _pretrainings(e).values()):
         raise UserError(f"target: dataset {e.target.dataset}: {NOTHING_TO_FIND}")
 
 

@@ -23,11 +23,11 @@ class DINOSchedules:
     The teacher's temperature changes by epoch, all others by step, as published.
 
     Attributes:
-        epochs: Number of epochs of the run.
+        epochs: Number of epochs of the run, which need not be whole.
         steps_per_epoch: Number of optimizer steps per epoch.
         lr: Peak learning rate, already scaled to the global batch (5e-4 × batch/256).
         min_lr: Rate that the cosine approaches.
-        warmup_epochs: Number of epochs of linear warm-up from 0.
+        warmup_epochs: Number of epochs of linear warm-up from 0, likewise.
         weight_decay: AdamW's initial decay; it changes by a cosine.
         weight_decay_end: AdamW's final decay.
         teacher_momentum: Momentum at the first step; it rises by a cosine to 1.
@@ -39,11 +39,11 @@ class DINOSchedules:
         UserError: There are more epochs of warm-up than epochs.
     """
 
-    epochs: int
+    epochs: float
     steps_per_epoch: int
     lr: float
     min_lr: float = 1e-6
-    warmup_epochs: int = 10
+    warmup_epochs: float = 10
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
     teacher_momentum: float = 0.996
@@ -64,10 +64,10 @@ class DINOSchedules:
 
     def at(self, step: int) -> DINORates:
         """Return the rates of optimizer step `step` (0-based)."""
-        steps = self.epochs * self.steps_per_epoch
+        steps, warmup = (round(epochs * self.steps_per_epoch) for epochs in (self.epochs, self.warmup_epochs))
         coldest = self.teacher_temp if self.warmup_teacher_temp is None else self.warmup_teacher_temp
         return DINORates(
-            lr=WarmupCosine(self.lr, self.min_lr, steps, self.warmup_epochs * self.steps_per_epoch)(step),
+            lr=WarmupCosine(self.lr, self.min_lr, steps, warmup)(step),
             weight_decay=WarmupCosine(self.weight_decay, self.weight_decay_end, steps)(step),
             teacher_momentum=WarmupCosine(self.teacher_momentum, 1.0, steps)(step),
             teacher_temp=LinearWarmup(coldest, self.teacher_temp, self.warmup_teacher_temp_epochs)(self.epoch(step)),

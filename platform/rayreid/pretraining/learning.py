@@ -18,12 +18,12 @@ class LearningWatch:
 
     Args:
         steps: Number of optimizer steps of the run.
-        epochs: Number of epochs of the run.
+        epochs: Number of epochs of the run, which need not be whole.
         probed: Whether the run has probes.
         chance: The loss of chance; None if it is not known.
     """
 
-    def __init__(self, steps: int, epochs: int, probed: bool, chance: float | None):
+    def __init__(self, steps: int, epochs: float, probed: bool, chance: float | None):
         self.steps, self.epochs, self.probed, self.chance = steps, epochs, probed, chance
         self._start: Mapping[str, float] | None = None
         self._last: Mapping[str, float] | None = None

@@ -50,13 +50,13 @@ def plan(
         backbone: The network.
         seed: The experiment's seed.
         resources: Resources of the training.
-        target: Image store that a probe runs on, if `probe_epochs` is set. It does not affect the weights, so it is
+        target: Image store that a probe runs on, if `probe_every` is not 0. It does not affect the weights, so it is
             an auxiliary artifact and not an input.
         stopping: Rule that may stop the training early, which then has no weights; None: never.
     """
     images = {"pool": pool, **({"subset": subset} if subset else {})}
     job = partial(_pretrain, config, backbone, seed, resources, stopping)
-    auxiliary = {"target": target} if target and config.probe_epochs else {}
+    auxiliary = {"target": target} if target and config.probed else {}
     return plan_training("pretrain", VERSION, images, None, config, backbone, seed, job, auxiliary)
 
 
@@ -87,35 +87,40 @@ def _pretrain(
         subset_rows(store, context.input("subset")) if "subset" in context.artifact.inputs else np.arange(len(store))
     )
     weights, started = initial_weights.prepare(context, backbone)
-    steps = ShufflePlan(chosen, config.batch_size, seed)
-    probe = on_target(context, config, backbone)
-    header = header_of(context, config.method, config.epochs)
+    batches = ShufflePlan(chosen, config.batch_size, seed)
+    epoch = batches.steps_per_epoch if config.steps is None else len(store) // config.batch_size
+    length = config.length(epoch)
+    probe = on_target(context, config, backbone, length)
+    header = header_of(context, config.method, length)
     training = training_on(
         context,
         store,
         config,
         seed,
-        plan=steps,
-        build=_Build(config, backbone, seed, steps.steps_per_epoch, weights),
+        plan=batches,
+        epochs=length,
+        steps_per_epoch=epoch,
+        build=_Build(config, backbone, seed, epoch, weights),
         save=partial(_save, context.folder / WEIGHTS, header),
         accumulate=config.accumulate,
         probe=Judged(probe, stopping, context.folder / METRICS) if probe and stopping else probe,
     )
     context.run.dataset("pool", store.fingerprint, str(store.directory), {"images": len(chosen)}, "pretrain")
     context.resolved(
-        resolved(config, backbone),
-        {"probe_every": config.probe_epochs, "probe_images": len(probe.probe.rows)} if probe else {},
+        resolved(config, backbone, epoch),
+        {"probe_every": probe.every, "probe_images": len(probe.probe.rows)} if probe else {},
     )
-    facts = fit(context, training, resources, _watch(config, backbone, steps.steps_per_epoch, probe is not None))
+    facts = fit(context, training, resources, _watch(config, backbone, epoch, probe is not None))
     context.run.file(context.folder / WEIGHTS, "weights")
     return {"images": len(chosen), **facts, **started}
 
 
 def _watch(config: Pretrain, backbone: Backbone, steps_per_epoch: int, probed: bool) -> Watch:
     """Return the watch over a run's rows: for a collapse at any time, and at the end for what was not learned."""
-    entry, recipe = METHODS[config.method], config.recipe(backbone)
+    entry, recipe = METHODS[config.method], config.recipe(backbone, steps_per_epoch)
     collapse = entry.watch(config, recipe)
-    learning = LearningWatch(config.epochs * steps_per_epoch, config.epochs, probed, entry.chance(recipe))
+    epochs = config.length(steps_per_epoch)
+    learning = LearningWatch(round(epochs * steps_per_epoch), epochs, probed, entry.chance(recipe))
 
     def watch(row: Mapping[str, float]) -> str | None:
         return "; ".join(filter(None, (collapse(row), learning(row)))) or None
@@ -134,7 +139,7 @@ class _Build:
     weights: Start | None
 
     def __call__(self, device: torch.device) -> tuple[Pretraining, Callable[..., Any]]:
-        recipe = self.config.recipe(self.backbone)
+        recipe = self.config.recipe(self.backbone, self.steps_per_epoch)
         checkpointed = self.config.checkpoint_activations
         trained = network(self.backbone, recipe.drop_path, self.weights, checkpointed)
         follower = network(self.backbone)

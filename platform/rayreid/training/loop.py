@@ -73,8 +73,9 @@ class LoopSettings:
     """Settings of a run that do not belong to the method.
 
     Attributes:
-        steps_per_epoch: Number of optimizer steps in an epoch.
-        epochs: Number of epochs.
+        steps_per_epoch: Number of optimizer steps in an epoch. Epochs here only measure the length of the run; which
+            images a step takes is up to the batches.
+        epochs: Number of epochs; the run may end inside one.
         accumulate: Number of micro-batches per optimizer step.
         precision: Precision of the forward pass; parameters and optimizer stay float32 (or in the model's type).
         seed: With step and rank, it seeds torch's generator before every step, so that a resumed run draws the same
@@ -85,7 +86,7 @@ class LoopSettings:
     """
 
     steps_per_epoch: int
-    epochs: int
+    epochs: float
     accumulate: int = 1
     precision: Precision = "fp32"
     seed: int = 0
@@ -96,7 +97,7 @@ class LoopSettings:
     @property
     def steps(self) -> int:
         """Return the number of optimizer steps of the whole run."""
-        return self.steps_per_epoch * self.epochs
+        return round(self.steps_per_epoch * self.epochs)
 
 
 def resolve_precision(wanted: WantedPrecision, device: torch.device) -> Precision:
@@ -125,7 +126,7 @@ def train(
     device: torch.device,
     checkpoints: Checkpoints | None = None,
     log: Callable[[dict[str, float]], None] = lambda row: None,
-    after_epoch: Callable[[int], dict[str, float]] | None = None,
+    after_epoch: Callable[[float], dict[str, float]] | None = None,
 ) -> None:
     """Train a method from its newest checkpoint, or from the start, to the end.
 
@@ -140,9 +141,10 @@ def train(
             `gpu_hours` (since the start, of all workers; 0 on CPUs), in fp16 `loss_scale` and, at an epoch's last step,
             `seconds_epoch`: the time since the epoch began or was resumed, including waits.
         after_epoch: Called on every worker after each epoch's last step and its checkpoint, with the number of epochs
-            done, and with 0 before the first step. The scalars that it returns are logged as a separate row, with
-            `epoch` and `step` (−1 before the first step). Its time does not count in the throughput. A run resumed at
-            the end of an epoch calls it again for that epoch, because it may have been interrupted.
+            done, with 0 before the first step, and at the end of a run that ends inside an epoch. The scalars that it
+            returns are logged as a separate row, with `epoch` and `step` (−1 before the first step). Its time does not
+            count in the throughput. A run resumed at the end of an epoch calls it again for that epoch, because it may
+            have been interrupted.
 
     Raises:
         NonFiniteLossError: On every worker, for a step with a non-finite loss on any of them; in fp32 and bf16 also for
@@ -172,7 +174,7 @@ class LoopState:
         device: torch.device,
         checkpoints: Checkpoints | None,
         log: Callable[[dict[str, float]], None],
-        after_epoch: Callable[[int], dict[str, float]] | None,
+        after_epoch: Callable[[float], dict[str, float]] | None,
     ):
         self.method, self.optimizer, self.scaler = method, optimizer, scaler
         self.settings, self.device, self.checkpoints = settings, device, checkpoints
@@ -231,17 +233,18 @@ class LoopState:
         return self.device.type == "cuda"
 
     def _ends_epoch(self, step: int) -> bool:
-        return (step + 1) % self.settings.steps_per_epoch == 0
+        """Whether an epoch ends with this step, or the run, which may end inside one."""
+        return (step + 1) % self.settings.steps_per_epoch == 0 or step + 1 == self.settings.steps
 
     def end_epoch(self, done: int) -> None:
-        """Call `after_epoch` and log its scalars, if `done` steps are whole epochs."""
-        epoch, within = divmod(done, self.settings.steps_per_epoch)
-        if within:
+        """Call `after_epoch` and log its scalars, if an epoch or the run ends after `done` steps."""
+        if not self._ends_epoch(done - 1):
             return
         if self.after_epoch is not None:
-            scalars = self.after_epoch(epoch)
+            epochs = done / self.settings.steps_per_epoch
+            scalars = self.after_epoch(epochs)
             if scalars and parallel.rank() == 0:
-                self.log({"step": done - 1, "epoch": float(epoch), **scalars})
+                self.log({"step": done - 1, "epoch": epochs, **scalars})
             self.meter.restart()
         self.epoch_began = time.monotonic()
 
@@ -279,7 +282,7 @@ class LoopState:
 
     def _save(self, done: int) -> None:
         epoch, within = divmod(done, self.settings.steps_per_epoch)
-        due = not within or time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
+        due = self._ends_epoch(done - 1) or time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
         if self.checkpoints is None or not due or not self.guard.clean():
             return
         state = {

@@ -133,7 +133,7 @@ def test_only_dino_has_local_crops(method, views):
 
 
 def test_what_auto_came_to_is_told_with_the_optimizer():
-    found = resolved(Pretrain(method="mocov3", epochs=300, batch_size=1024, lr=0.5), Backbone())
+    found = resolved(Pretrain(method="mocov3", epochs=300, batch_size=1024, lr=0.5), Backbone(), 10)
     assert found == {
         "warmup_epochs": 40,
         "min_lr": 0.0,
@@ -146,7 +146,7 @@ def test_what_auto_came_to_is_told_with_the_optimizer():
         "freeze_patch": True,
         "optimizer": "adamw",
     }
-    told = resolved(Pretrain(), Backbone())
+    told = resolved(Pretrain(), Backbone(), 10)
     assert told["local_size"] == (128, 64) and "queue" not in told and "temperature" not in told
 
 

@@ -34,7 +34,7 @@ class MedianStopping:
     journals: tuple[Path, ...]
     grace: int
 
-    def verdict(self, epochs: int, best: float, own: Path) -> str | None:
+    def verdict(self, epochs: float, best: float, own: Path) -> str | None:
         """Return why a training should stop; None if it should go on.
 
         Args:
@@ -49,7 +49,7 @@ class MedianStopping:
         if len(others) < LEAST or best >= median(others):
             return None
         return (
-            f"stopped after epoch {epochs}: its probe's mAP of {100 * best:.1f} lies below the median of "
+            f"stopped after epoch {epochs:g}: its probe's mAP of {100 * best:.1f} lies below the median of "
             f"{len(others)} other trials, {100 * median(others):.1f}"
         )
 
@@ -64,11 +64,11 @@ class Judged:
         journal: Journal of this training.
     """
 
-    probe: Callable[[Pretraining, torch.device, int], Callable[[int], dict[str, float]]]
+    probe: Callable[[Pretraining, torch.device, int], Callable[[float], dict[str, float]]]
     stopping: MedianStopping
     journal: Path
 
-    def __call__(self, method: Pretraining, device: torch.device, threads: int) -> Callable[[int], dict[str, float]]:
+    def __call__(self, method: Pretraining, device: torch.device, threads: int) -> Callable[[float], dict[str, float]]:
         """Return a function (finished epochs) → probe results, empty if no probe is due.
 
         Raises (the returned function):
@@ -76,7 +76,7 @@ class Judged:
         """
         look = self.probe(method, device, threads)
 
-        def judge(epochs: int) -> dict[str, float]:
+        def judge(epochs: float) -> dict[str, float]:
             found = look(epochs)
             if found and epochs and parallel.rank() == 0:
                 best = max(found[_MEASURE], _best(self.journal, epochs, whole=False) or 0.0)
@@ -88,7 +88,7 @@ class Judged:
         return judge
 
 
-def _best(path: Path, epochs: int, whole: bool = True) -> float | None:
+def _best(path: Path, epochs: float, whole: bool = True) -> float | None:
     """Return a journal's best probe up to an epoch; None without one or, if `whole`, if no probe has come that far."""
     probes = [(row["epoch"], row[_MEASURE]) for row in Journal(path).history() if _MEASURE in row and row["epoch"] > 0]
     if whole and not any(epoch >= epochs for epoch, _ in probes):

@@ -41,7 +41,8 @@ class MethodSetup:
     Attributes:
         config: The section `pretrain` of the experiment file.
         recipe: Hyper-parameters of the method, with `auto` resolved.
-        steps_per_epoch: Number of optimizer steps per epoch.
+        steps_per_epoch: Number of optimizer steps per epoch of the whole pool if the length is given in steps, else of
+            the images to train on.
         fresh: Whether the networks were initialised at random, not loaded.
     """
 
@@ -53,8 +54,8 @@ class MethodSetup:
     def rates(self, momentum: Schedule | None = None, clip: float | None = None) -> Rates:
         """Return warm-up and cosine; the momentum encoder's momentum rises to 1 unless `momentum` is given."""
         r = self.recipe
-        steps = self.config.epochs * self.steps_per_epoch
-        lr = WarmupCosine(r.lr, r.min_lr, steps, r.warmup_epochs * self.steps_per_epoch)
+        steps = round(self.config.length(self.steps_per_epoch) * self.steps_per_epoch)
+        lr = WarmupCosine(r.lr, r.min_lr, steps, round(r.warmup_epochs * self.steps_per_epoch))
         rising = WarmupCosine(r.teacher_momentum, 1.0, steps)
         return Rates(r.optimizer, lr, r.weight_decay, momentum or rising, clip)
 
@@ -83,7 +84,7 @@ def _dino(student: backbones.Backbone, teacher: backbones.Backbone, setup: Metho
         student,
         teacher,
         DINOSchedules(
-            epochs=c.epochs,
+            epochs=c.length(setup.steps_per_epoch),
             steps_per_epoch=setup.steps_per_epoch,
             lr=r.lr,
             min_lr=r.min_lr,
@@ -165,9 +166,9 @@ def crops_of(config: Pretrain, recipe: Recipe, img_size: tuple[int, int], patch:
     return MultiCrop(global_size, local_size, recipe.local_crops, config.global_scale, config.local_scale)
 
 
-def resolved(config: Pretrain, backbone: Backbone) -> dict[str, Any]:
-    """Return the resolved value of every `auto` of the method, and its optimizer."""
-    recipe = config.recipe(backbone)
+def resolved(config: Pretrain, backbone: Backbone, steps_per_epoch: int) -> dict[str, Any]:
+    """Return the resolved value of every `auto` of the method, and its optimizer; see `Pretrain.recipe`."""
+    recipe = config.recipe(backbone, steps_per_epoch)
     words = [name for name in BY_METHOD if getattr(config, name) == "auto" and uses(config.method, name)]
     found = {**{name: getattr(recipe, name) for name in words}, "optimizer": recipe.optimizer}
     if config.local_size == "auto" and recipe.local_crops:

@@ -25,8 +25,8 @@ class TargetProbe:
         store: Path of the target's image store.
         probe: The choice of images.
         size: (height, width) of the backbone's input in pixels.
-        every: Number of epochs between two probes; the last epoch is always probed.
-        epochs: Number of epochs of the training.
+        every: Number of epochs between two probes; the end of the training is always probed.
+        epochs: Number of epochs of the training, which need not be whole.
         precision: Precision of the forward pass.
     """
 
@@ -34,16 +34,16 @@ class TargetProbe:
     probe: Probe
     size: tuple[int, int]
     every: int
-    epochs: int
+    epochs: float
     precision: WantedPrecision
 
-    def __call__(self, method: Pretraining, device: torch.device, threads: int) -> Callable[[int], dict[str, float]]:
+    def __call__(self, method: Pretraining, device: torch.device, threads: int) -> Callable[[float], dict[str, float]]:
         """Return a function (finished epochs) → probe results, empty if no probe is due."""
         store = ImageStore(self.store)
         transform = ReIDTest(self.size, IMAGENET_MEAN, IMAGENET_STD)
         precision = resolve_precision(self.precision, device)
 
-        def look(epochs: int) -> dict[str, float]:
+        def look(epochs: float) -> dict[str, float]:
             if not periodic_metrics.due(epochs, self.every, self.epochs):
                 return {}
             features = extract(method.backbone, store, self.probe.rows, transform, device, precision, threads)
@@ -52,8 +52,8 @@ class TargetProbe:
         return look
 
 
-def on_target(context: StageContext, config: Pretrain, backbone: Backbone) -> TargetProbe | None:
-    """Return the probe on the stage's auxiliary input `target`; None if the stage has no such input.
+def on_target(context: StageContext, config: Pretrain, backbone: Backbone, epochs: float) -> TargetProbe | None:
+    """Return the probe of a run of that length on the stage's auxiliary input `target`; None without such an input.
 
     Raises:
         UserError: No identity of the target can be found by a probe.
@@ -64,4 +64,5 @@ def on_target(context: StageContext, config: Pretrain, backbone: Backbone) -> Ta
     probe = choose_probe(store.pids, store.camids, store.rows_of("train"), config.probe_images)
     profile = {"queries": probe.queries, "gallery": len(probe.rows) - probe.queries}
     context.run.dataset("target", store.fingerprint, str(store.directory), profile, "probe")
-    return TargetProbe(store.directory, probe, backbone.img_size, config.probe_epochs, config.epochs, config.precision)
+    every = config.probe_interval(epochs)
+    return TargetProbe(store.directory, probe, backbone.img_size, every, epochs, config.precision)

@@ -57,6 +57,8 @@ def training_on(
     seed: int,
     *,
     plan: BatchPlan,
+    epochs: float | None = None,
+    steps_per_epoch: int | None = None,
     build: Callable[[torch.device], tuple[Any, Callable[..., Any]]],
     save: Callable[[Any], None],
     accumulate: int = 1,
@@ -77,7 +79,8 @@ def training_on(
         plan=plan,
         build=build,
         save=save,
-        epochs=config.epochs,
+        epochs=config.epochs if epochs is None else epochs,
+        steps_per_epoch=steps_per_epoch,
         accumulate=accumulate,
         precision=config.precision,
         compile=config.compile,
@@ -91,7 +94,7 @@ def training_on(
     )
 
 
-def header_of(context: StageContext, method: str, epochs: int) -> dict[str, Any]:
+def header_of(context: StageContext, method: str, epochs: float) -> dict[str, Any]:
     """Return the metadata of the weights file about its origin."""
     return {"method": method, "epochs": epochs, "artifact": str(context.artifact)}
 

@@ -60,14 +60,14 @@ class Look:
     precision: WantedPrecision
     best: Best | None = None
 
-    def __call__(self, method: nn.Module, device: torch.device, threads: int) -> Callable[[int], dict[str, float]]:
+    def __call__(self, method: nn.Module, device: torch.device, threads: int) -> Callable[[float], dict[str, float]]:
         """Return a function (finished epochs) → `eval_mAP` and `eval_rank1`; empty if not due or not on worker 0."""
         store = ImageStore(self.store)
         query, gallery = store.rows_of("query"), store.rows_of("gallery")
         rows, n = np.concatenate([query, gallery]), len(query)
         precision = resolve_precision(self.precision, device)
 
-        def look(epochs: int) -> dict[str, float]:
+        def look(epochs: float) -> dict[str, float]:
             if not epochs or not periodic_metrics.due(epochs, self.every, self.epochs):
                 return {}
             # If batch norm uses each worker's own statistics, those of worker 0 are kept.
@@ -81,7 +81,7 @@ class Look:
             )
             seen = {"eval_mAP": report.mAP, "eval_rank1": report.rank(1)}
             if self.best is not None:
-                self.best(method, epochs, seen)
+                self.best(method, round(epochs), seen)
             return seen
 
         return look
