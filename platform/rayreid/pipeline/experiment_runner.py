@@ -105,9 +105,9 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
     Raises:
         UserError: As for `run`; or the experiment does not use that stage.
     """
-    label, row = next(iter(rows(experiment.model_copy(update={"compare": []})).items()))
+    row = experiment.alone
     graph = plan(row, output_root())
-    check([row], {label: graph})
+    check([row], {row.name: graph})
     wanted = [artifact for role, artifact in graph.items() if Role(role).kind in STAGE_ROLE[stage]]
     if not wanted:
         raise UserError(f"stage {stage}: experiment {experiment.name!r} has no use for it as configured")
@@ -115,7 +115,7 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
     with connect(), experiment_run(session, row) as parent, watched(parent):
         check_storage()
         check_workers([row])
-        make_stores(wanted, {label: row}, {label: graph}, parent, session.screen, tags_of(row))
+        make_stores(wanted, {row.name: row}, {row.name: graph}, parent, session.screen, tags_of(row))
         made = [produce(artifact, parent, session.screen, tags_of(row)) for artifact in wanted]
     for artifact in made:
         session.screen.say(escape(str(artifact.path)))
@@ -205,7 +205,7 @@ def _params(experiment: Experiment) -> dict[str, Any]:
 
     A stage that does not run has only its `method: none`; a pre-training omits the keys that its method does not use.
     """
-    tree = experiment.model_dump(mode="json", exclude={"compare", "sweep", "matrix"})
+    tree = experiment.model_dump(mode="json", exclude={"compare", "seeds", "sweep", "matrix"})
     method = experiment.pretrain.method
     if method == "none":
         tree["pretrain"] = {"method": "none"}

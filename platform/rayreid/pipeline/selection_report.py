@@ -117,10 +117,10 @@ def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Pat
 
 def _variants(experiment: Experiment, strategies: Iterable[str]) -> dict[str, Experiment]:
     """Return the file with each strategy, and its rows; rows with the same ranking are compared only once."""
-    alone = experiment.model_copy(update={"compare": [], "sweep": None})
+    alone = experiment.alone
     whole = {"select.fraction": 0.5} if alone.select.whole else {}
     table = {name: change(alone, {"select.strategy": name, **whole}, "--strategy") for name in strategies}
-    if experiment.compare:
+    if experiment.compares:
         table |= {label: row for label, row in rows(experiment).items() if label not in table}
     distinct: dict[str, tuple[str, Experiment]] = {}
     for label, row in table.items():
