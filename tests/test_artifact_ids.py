@@ -4,6 +4,7 @@ A new configuration field is ADDED (left out of the identity at its default) or 
 stage's result changes on purpose, raise its VERSION and write the pins again: `python tests/test_artifact_ids.py`.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -11,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rayreid.config import Experiment
 from rayreid.config.loading import load_experiment, rows
 from rayreid.models.hub import is_name
+from rayreid.pipeline.experiment_runner import digest_of
 from rayreid.pipeline.graph import plan
 from rayreid.storage.artifacts import lineage
 from rayreid.sweeps.trials import corners, trials
@@ -75,6 +78,27 @@ def test_no_artifact_id_changes(file, monkeypatch, tmp_path):
         if pinned[label].get(role) != found[label].get(role)
     ]
     assert not changed, "artifact ids changed; a new config field is ADDED or RUNTIME:\n" + "\n".join(changed)
+
+
+def test_a_row_at_one_of_several_seeds_is_the_file_with_that_seed(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAYREID_DATA", str(tmp_path))
+    several = load_experiment(EXPERIMENTS / "demo.yaml", ["seeds=[0, 3]"])
+    for seed in several.seeds:
+        one = load_experiment(EXPERIMENTS / "demo.yaml", [f"seed={seed}", "proxy.seed=0"])
+        for label, row in rows(one).items():
+            assert dict(_artifacts(rows(several)[f"{label} · seed {seed}"])) == dict(_artifacts(row))
+            assert digest_of(rows(several)[f"{label} · seed {seed}"]) == digest_of(row)
+
+
+def test_the_digest_of_a_file_without_seeds_stays():
+    """`<root>/experiments/<name>-<digest>/` and the runs in MLflow are found by it."""
+    experiment = load_experiment(EXPERIMENTS / "demo.yaml")
+    shown = yaml.safe_dump(
+        {name: value for name, value in experiment.model_dump(mode="json").items() if name != "seeds"},
+        sort_keys=False,
+        allow_unicode=True,
+    )
+    assert digest_of(experiment) == hashlib.blake2b(shown.encode(), digest_size=4).hexdigest()
 
 
 def test_every_pinned_file_exists():

@@ -1,6 +1,6 @@
 """A finished sweep in MLflow, put down as the stages would, without any training."""
 
-from rayreid.pipeline.experiment_runner import COLUMNS
+from rayreid.pipeline.tags import COLUMNS
 from rayreid.tracking.run import Run, Tracker
 
 SCORES = {"cfs": {0.25: 0.30, 0.5: 0.42}, "random": {0.25: 0.22, 0.5: 0.31}}

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from rayreid.config import Experiment
-from rayreid.config.loading import change, describe, dump, flatten, load_experiment, rows
+from rayreid.config.loading import change, describe, dump, flatten, load_experiment, row_labels, rows
 from rayreid.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -43,9 +43,9 @@ def combinations(experiment: Experiment) -> list[Experiment]:
         key: values if isinstance(values, list) else [*(values.uniform or values.loguniform)]
         for key, values in experiment.sweep.parameters.items()
     }
-    alone = experiment.model_copy(update={"compare": [], "sweep": None})
     return [
-        change(alone, dict(zip(parameters, values, strict=True))) for values in itertools.product(*parameters.values())
+        change(experiment.alone, dict(zip(parameters, values, strict=True)))
+        for values in itertools.product(*parameters.values())
     ]
 
 
@@ -189,6 +189,64 @@ compare: [{}, {pretrain.epochs: 3}, {pretrain: {steps: 5, epochs: 3}}]
     assert load_experiment(write("pretrain: {steps: 630}")).proxy.pretrain.steps == 630
     assert load_experiment(write("pretrain: {steps: 630}"), ["pretrain.epochs=20"]).pretrain.steps is None
     assert load_experiment(write(dump(experiment), sources=False)) == experiment
+
+
+# Seeds
+
+
+def test_rows_run_once_per_seed_and_all_rows_of_a_seed_come_first(write):
+    experiment = load_experiment(write("seeds: [4, 1]\ncompare: [{label: bare, pretrain: none}, {label: half}]"))
+    table = rows(experiment)
+    assert list(table) == ["bare · seed 4", "half · seed 4", "bare · seed 1", "half · seed 1"]
+    assert [row.seed for row in table.values()] == [4, 4, 1, 1]
+    assert list(row_labels(experiment)) == list(table)
+    assert list(row_labels(experiment).values()) == ["bare", "half", "bare", "half"]
+    assert all(row.proxy == experiment.proxy and row.proxy.seed == 0 for row in table.values())
+    assert all(not (row.seeds or row.compare) for row in table.values())
+
+
+def test_a_file_without_rows_runs_once_per_seed(write):
+    experiment = load_experiment(write("name: mine\nseed: 5"), ["seeds=[0, 5]"])
+    assert list(rows(experiment)) == ["mine · seed 0", "mine · seed 5"]
+    assert {row.proxy.seed for row in rows(experiment).values()} == {5}
+    assert rows(experiment)["mine · seed 5"] == load_experiment(write("name: mine\nseed: 5"))
+
+
+def test_without_seeds_labels_are_those_of_the_rows(write):
+    experiment = load_experiment(write("compare: [{label: a}, {seed: 1}]"))
+    assert row_labels(experiment) == {"a": "a", "seed=1": "seed=1"}
+
+
+def test_seeds_stand_in_the_dump_only_where_there_are_any(write):
+    assert "seeds" not in yaml.safe_load(dump(load_experiment(write(""))))
+    experiment = load_experiment(write("seeds: [2, 0]"))
+    assert yaml.safe_load(dump(experiment))["seeds"] == [2, 0]
+    assert Experiment.model_validate(experiment.model_dump()) == experiment
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds: [0, 1, 0]", "seeds: 0 is given twice"),
+        ("seeds: [0, -1]", "seeds.1"),
+        ("seeds: [0]\nsweep: {parameters: {finetune.lr: [0.1]}}", "seeds: a sweep names its seeds among its values"),
+        ("sweep: {parameters: {seeds: [0, 1]}}", "give the values under the key seed "),
+    ],
+)
+def test_seeds_that_mean_nothing_are_refused(write, text, message):
+    assert message in refused(write(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("compare: [{}, {label: a, seeds: [1]}]", r"^compare\[1\]: seeds belong to the whole file"),
+        ("seeds: [0, 1]\ncompare: [{seed: 3}]", r"^compare\[0\]: seed=3, but seeds sets it in every row"),
+    ],
+)
+def test_seeds_are_not_a_row_s_own(write, text, message):
+    with pytest.raises(UserError, match=message):
+        rows(load_experiment(write(text)))
 
 
 def test_change_takes_dotted_and_nested_keys(write):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rayreid.errors import UserError
-from rayreid.evaluation.comparison import align, compare_queries
+from rayreid.evaluation.comparison import align, compare_queries, compare_seeds
 
 
 def drawn(seed, queries=400, gain=0.0, noise=0.05):
@@ -74,3 +74,55 @@ def test_values_are_brought_into_one_order():
     np.testing.assert_array_equal(other, [10, 20, 30])
     with pytest.raises(UserError, match=r"same queries.*'d'"):
         align([["a", "b"], ["a", "d", "b"]], [[1, 2], [1, 2, 3]])
+
+
+def kinds(seed, seeds=3, queries=300, gain=0.0, between=0.0, noise=0.05):
+    """Two kinds of models: queries differ much, the pairs' gains by `between` from seed to seed, and by noise."""
+    rng = np.random.default_rng(seed)
+    first = np.tile(rng.uniform(0, 1, queries), (seeds, 1))
+    shift = gain + between * rng.standard_normal((seeds, 1))
+    return first, first + shift + noise * rng.standard_normal((seeds, queries))
+
+
+def test_seeds_and_queries_both_widen_the_interval():
+    alike, apart = (compare_seeds(*kinds(0, between=between)) for between in (0, 0.03))
+    assert apart.high - apart.low > 2 * (alike.high - alike.low)
+    one = compare_seeds(*kinds(0, seeds=1, between=0.03))  # with one seed the spread of training cannot be seen
+    assert one.high - one.low < (apart.high - apart.low) / 2
+
+
+def test_the_interval_over_seeds_and_queries_is_that_of_a_plain_loop():
+    first, second = kinds(1, seeds=4, queries=60, gain=0.01, between=0.02)
+    rng, gain = np.random.default_rng(9), second - first
+    means = [gain[rng.integers(4, size=4)][:, rng.integers(60, size=60)].mean() for _ in range(9_999)]
+    found = compare_seeds(first, second)
+    low, high = np.percentile(means, [2.5, 97.5])
+    assert found.difference == pytest.approx(gain.mean())
+    assert found.low == pytest.approx(low, abs=0.03 * (high - low))
+    assert found.high == pytest.approx(high, abs=0.03 * (high - low))
+
+
+def test_one_seed_gives_the_interval_over_queries():
+    first, second = drawn(3, queries=500, gain=0.01)
+    one, other = compare_seeds([first], [second]), compare_queries(first, second)
+    assert (one.difference, one.better, one.queries) == (pytest.approx(other.difference), other.better, other.queries)
+    assert one.low == pytest.approx(other.low, abs=0.05 * (other.high - other.low))
+
+
+def test_an_interval_over_many_seeds_covers_the_truth_about_as_often_as_it_says():
+    inside = 0
+    for seed in range(40):
+        found = compare_seeds(*kinds(seed, seeds=12, queries=80, gain=0.02, between=0.02), confidence=0.8)
+        inside += found.low <= 0.02 <= found.high
+    assert 26 <= inside <= 38  # 32 expected
+
+
+def test_queries_not_counted_by_any_seed_are_left_out_and_others_refused():
+    first, second = kinds(2)
+    first[:, :10] = second[:, :10] = np.nan
+    assert compare_seeds(first, second).queries == 290
+    first[1, 20] = np.nan
+    with pytest.raises(UserError, match="1 queries were counted by one model only"):
+        compare_seeds(first, second)
+    with pytest.raises(UserError, match=r"\(2, 3\) against \(3, 3\)"):
+        compare_seeds(np.zeros((2, 3)), np.zeros((3, 3)))

@@ -219,9 +219,9 @@ def test_results_of_a_pool_with_test_images_are_marked(experiment, stored, data,
     for role in ("weights", "model", "metrics"):
         graph[role].path.mkdir(parents=True)
         graph[role].finish({**scores, "images": 40, "steps": 1, "seconds": 1})
-    row = row_of("mine", graph, None)
+    row = row_of("mine", allowed, graph)
     assert row.metrics()[TEST_IMAGES] == 1
-    assert TEST_IMAGES not in row_of("mine", {**graph, "pool": stored["pool"]}, None).metrics()
+    assert TEST_IMAGES not in row_of("mine", allowed, {**graph, "pool": stored["pool"]}).metrics()
     printed = io.StringIO()
     show_table(Screen(Console(file=printed, width=200)), [row])
     assert "mine †" in printed.getvalue()

@@ -21,17 +21,33 @@ _STAGES = {
 
 
 @app.command()
-def run(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
+def run(
+    file: File,
+    overrides: Overrides = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="LABEL",
+            help="Row to compare the others with, query by query (default: the first, if the file has several seeds).",
+            show_default=False,
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
     """Run all rows of an experiment, or its sweep if the file has one; skip complete stages."""
     experiment = experiment_of(file, overrides)
     if experiment.sweep is not None:
+        from rayreid.errors import UserError
         from rayreid.sweeps.sweep_runner import sweep as run_sweep
 
+        if against is not None:
+            raise UserError(f"--against {against}: a sweep has no rows; compare its trials with rayreid report {file}")
         run_sweep(experiment)
     else:
         from rayreid.pipeline.experiment_runner import run as run_experiment
 
-        run_experiment(experiment)
+        run_experiment(experiment, against)
 
 
 @app.command()

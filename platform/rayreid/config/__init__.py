@@ -8,7 +8,7 @@ which it builds). `experiments/defaults.yaml` shows all of them; a test keeps it
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
 from rayreid.config.evaluation import Evaluate, Matrix, MatrixTarget, Rerank
 from rayreid.config.inputs import Backbone, Checkpoint, Ingest, Source
@@ -85,6 +85,35 @@ class Experiment(Section):
     """Rows of the comparison. Each is a set of changes to this file, with an optional `label`."""
     matrix: Matrix = Matrix()
     sweep: Sweep | None = None
+    seeds: list[Seed] = Field(default_factory=list)
+    """Seeds with which each row is run, instead of `seed`; the proxies keep the seed of the file, so that the scores
+    are the same for all seeds."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _told_apart(cls, seeds: list[int], info: ValidationInfo) -> list[int]:
+        twice = [seed for seed in dict.fromkeys(seeds) if seeds.count(seed) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} is given twice; leave one out")
+        if seeds and info.data.get("sweep") is not None:
+            raise ValueError("a sweep names its seeds among its values: sweep.parameters: {seed: [0, 1, 2]}")
+        return seeds
+
+    @model_serializer(mode="wrap")
+    def _without_empty_seeds(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `seeds` out where there are none, so that the hash by which runs of older files are found stays."""
+        tree = dump(self)
+        return tree if self.seeds else {key: value for key, value in tree.items() if key != "seeds"}
+
+    @property
+    def compares(self) -> bool:
+        """Return whether the file stands for several experiments side by side: rows, or one row with several seeds."""
+        return bool(self.compare or self.seeds)
+
+    @property
+    def alone(self) -> "Experiment":
+        """Return the file as one experiment: without rows, seeds and sweep."""
+        return self.model_copy(update={"compare": [], "seeds": [], "sweep": None})
 
     @property
     def selects(self) -> bool:

@@ -63,20 +63,51 @@ def change(experiment: Experiment, changes: Mapping[str, Any], source: str = "co
 
 
 def rows(experiment: Experiment) -> dict[str, Experiment]:
-    """Return the rows of `compare` by label.
+    """Return the experiments of a file by label: the rows of `compare`, or with `seeds` each row once per seed.
 
-    Without `compare` there is one row, labelled with the experiment's name.
+    Without `compare` the file is the only row, labelled with the experiment's name. All rows with the first seed come
+    before those with the second, so that a run that is stopped leaves whole comparisons.
+
+    Raises:
+        UserError: A key or value is not allowed in a row, or two rows have the same label.
     """
-    alone = experiment.model_copy(update={"compare": [], "sweep": None})
+    table = _table(experiment)
+    if not experiment.seeds:
+        return table
+    return {
+        _seeded(label, seed): change(row, {"seed": seed}, "seeds")
+        for seed in experiment.seeds
+        for label, row in table.items()
+    }
+
+
+def row_labels(experiment: Experiment) -> dict[str, str]:
+    """Return, for each label in `rows`, the label of its row: the same one, or with `seeds` that without the seed."""
+    labels = list(_table(experiment))
+    if not experiment.seeds:
+        return dict(zip(labels, labels, strict=True))
+    return {_seeded(label, seed): label for seed in experiment.seeds for label in labels}
+
+
+def _seeded(label: str, seed: int) -> str:
+    return f"{label} · seed {seed}"
+
+
+def _table(experiment: Experiment) -> dict[str, Experiment]:
+    """Return the rows of `compare` by label, with the seed of the file."""
     if not experiment.compare:
-        return {experiment.name: alone}
+        return {experiment.name: experiment.alone}
     table: dict[str, Experiment] = {}
     for number, row in enumerate(experiment.compare):
         changes = {key: value for key, value in row.items() if key != "label"}
+        if "seeds" in changes:
+            raise UserError(f"compare[{number}]: seeds belong to the whole file; write them beside compare")
+        if experiment.seeds and "seed" in changes:
+            raise UserError(f"compare[{number}]: seed={changes['seed']}, but seeds sets it in every row; leave one out")
         label = str(row.get("label") or describe(changes))
         if label in table:
             raise UserError(f"compare[{number}]: the label {label!r} is used twice")
-        table[label] = change(alone, changes, f"compare[{number}]")
+        table[label] = change(experiment.alone, changes, f"compare[{number}]")
     return table
 
 

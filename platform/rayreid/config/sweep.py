@@ -55,6 +55,8 @@ class Sweep(Section):
     def _parsed(cls, parameters: Any) -> Any:
         if not isinstance(parameters, Mapping):
             return parameters
+        if "seeds" in parameters:
+            raise ValueError("seeds: a trial has one seed; give the values under the key seed")
         return {key: _values(key, values) for key, values in parameters.items()}
 
     @model_validator(mode="after")

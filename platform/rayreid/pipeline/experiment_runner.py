@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from rich.markup import escape
 
 from rayreid.config import Experiment, method_defaults
-from rayreid.config.loading import dump, flatten, rows
+from rayreid.config.loading import dump, flatten, row_labels, rows
 from rayreid.console import Screen
 from rayreid.disk_faults import explained
 from rayreid.errors import UserError
@@ -25,16 +25,14 @@ from rayreid.paths import output_root
 from rayreid.pipeline.graph import STAGE_ROLE, plan, shared
 from rayreid.pipeline.ingestion import make_stores
 from rayreid.pipeline.preflight import check, check_workers
+from rayreid.pipeline.seed_groups import baseline_of, grouped, parent_metrics, show_groups
 from rayreid.pipeline.summary import TEST_IMAGES, Row, row_of, show_hint, show_table, show_times
-from rayreid.selection.provenance import provenance_of
+from rayreid.pipeline.tags import COLUMNS, budget_tags, common_tags, shared_tags, tags_of
 from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.roles import Role
 from rayreid.tracking.run import Run, Tracker
 from rayreid.tracking.system_metrics import watched
-
-COLUMNS = ("strategy", "fraction", "stem", "backbone", "method", "adapt", "seed")
-"""Names of the tags and parameters by which runs are compared; every experiment's run has all of them."""
 
 _LEAST_ROOM = 4 * 2**20  # bytes; a new MLflow database takes 1 MiB, and as much again while it is made
 
@@ -72,13 +70,22 @@ def open_session(experiment: Experiment, screen: Screen | None = None, patience:
     return Session(root, Tracker(root, experiment.name, lambda line: screen.say(escape(line)), patience), screen)
 
 
-def run(experiment: Experiment) -> list[Row]:
-    """Run all rows of an experiment, skipping stages that are complete, and print the table.
+def run(experiment: Experiment, against: str | None = None) -> list[Row]:
+    """Run all rows of an experiment, with all its seeds, skipping stages that are complete, and print the table.
+
+    Args:
+        experiment: The experiment.
+        against: Label of the row with which the others are compared query by query. None: the first row if the file
+            has several seeds; with one seed there is no such comparison.
+
+    Returns:
+        The outcomes in the order in which they were run: all rows with the first seed, then all with the second.
 
     Raises:
         UserError: The user can fix the cause, which is checked before anything starts wherever possible.
     """
-    table = rows(experiment)
+    table, labels = rows(experiment), row_labels(experiment)
+    baseline = baseline_of(labels.values(), against)
     root = output_root()
     plans = {label: plan(row, root) for label, row in table.items()}
     check(table.values(), plans)
@@ -86,14 +93,20 @@ def run(experiment: Experiment) -> list[Row]:
     with connect(), experiment_run(session, experiment) as parent, watched(parent):
         check_storage()
         check_workers(table.values())
-        if experiment.compare:
-            results = _run_rows(table, plans, session, parent)
+        if experiment.compares:
+            results = _run_rows(table, labels, plans, session, parent)
+            parent.tags(budget_tags(results))
+            draw_curves(plans, labels, folder_of(root, experiment) / "cmc.png", parent)
         else:
             results = [run_row(experiment.name, table[experiment.name], session, parent)]
-        write_results(session, experiment, results)
-        if experiment.compare:
-            draw_curves(plans, folder_of(root, experiment) / "cmc.png", parent)
-        show_table(session.screen, results)
+        if experiment.seeds or against is not None:
+            groups = grouped(results, labels, plans, baseline)
+            write_results(session, experiment, [group.content() for group in groups])
+            parent.metrics(parent_metrics(groups))
+            show_groups(session.screen, groups)
+        else:
+            write_results(session, experiment, contents(results))
+            show_table(session.screen, results)
         show_times(session.screen, plans.values())
         show_hint(session.screen, session.tracker.uri, session.tracker.experiment_id)
     return results
@@ -105,9 +118,9 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
     Raises:
         UserError: As for `run`; or the experiment does not use that stage.
     """
-    label, row = next(iter(rows(experiment.model_copy(update={"compare": []})).items()))
+    row = experiment.alone
     graph = plan(row, output_root())
-    check([row], {label: graph})
+    check([row], {row.name: graph})
     wanted = [artifact for role, artifact in graph.items() if Role(role).kind in STAGE_ROLE[stage]]
     if not wanted:
         raise UserError(f"stage {stage}: experiment {experiment.name!r} has no use for it as configured")
@@ -115,7 +128,7 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
     with connect(), experiment_run(session, row) as parent, watched(parent):
         check_storage()
         check_workers([row])
-        make_stores(wanted, {label: row}, {label: graph}, parent, session.screen, tags_of(row))
+        make_stores(wanted, {row.name: row}, {row.name: graph}, parent, session.screen, tags_of(row))
         made = [produce(artifact, parent, session.screen, tags_of(row)) for artifact in wanted]
     for artifact in made:
         session.screen.say(escape(str(artifact.path)))
@@ -123,15 +136,28 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
 
 
 def run_row(
-    label: str, experiment: Experiment, session: Session, run: Run, stopping: MedianStopping | None = None
+    label: str,
+    experiment: Experiment,
+    session: Session,
+    run: Run,
+    stopping: MedianStopping | None = None,
+    row: str | None = None,
 ) -> Row:
     """Produce one experiment's metrics under its own MLflow run.
+
+    Args:
+        label: The label of the experiment.
+        experiment: The experiment.
+        session: The output root, the tracking store and the screen.
+        run: Its MLflow run.
+        stopping: Rule that may stop the pre-training early; None: never.
+        row: Label of its row in the file, the same for all seeds (default: `label`).
 
     Raises:
         StoppedEarly: The median rule stopped the pre-training.
     """
     graph = plan(experiment, session.root, stopping)
-    tags = {**tags_of(experiment), "row": label}
+    tags = {**tags_of(experiment), "row": row or label}
     run.tags(tags)
     make_stores(graph.values(), {label: experiment}, {label: graph}, run, session.screen, tags)
     produce(graph["metrics"], run, session.screen, tags)
@@ -141,14 +167,18 @@ def run_row(
         if role in graph:
             facts = graph[role].facts
             run.dataset(role, facts["fingerprint"], str(graph[role].path), {"images": facts["images"]}, context)
-    row = row_of(label, graph, provenance_of(experiment.pool))
-    run.tags({"target": row.target, **({TEST_IMAGES: row.test_images} if row.test_images else {})})
-    run.metrics(row.metrics())
-    return row
+    outcome = row_of(label, experiment, graph)
+    run.tags({"target": outcome.target, **({TEST_IMAGES: outcome.test_images} if outcome.test_images else {})})
+    run.metrics(outcome.metrics())
+    return outcome
 
 
 def _run_rows(
-    table: Mapping[str, Experiment], plans: Mapping[str, Mapping[str, Artifact]], session: Session, parent: Run
+    table: Mapping[str, Experiment],
+    labels: Mapping[str, str],
+    plans: Mapping[str, Mapping[str, Artifact]],
+    session: Session,
+    parent: Run,
 ) -> list[Row]:
     tags = shared_tags(next(iter(table.values())))
     everything = [artifact for graph in plans.values() for artifact in graph.values()]
@@ -159,7 +189,7 @@ def _run_rows(
     for label, experiment in table.items():
         session.screen.say(f"[bold cyan]{escape(label)}[/]")
         with experiment_run(session, experiment, label, parent) as run:
-            results.append(run_row(label, experiment, session, run))
+            results.append(run_row(label, experiment, session, run, row=labels[label]))
     return results
 
 
@@ -177,10 +207,10 @@ def experiment_run(
         if continued is not None:
             return continued
     name = label or experiment.name
-    several = experiment.compare or experiment.sweep
+    several = experiment.compares or experiment.sweep
     tags = common_tags(experiment) if several else tags_of(experiment)
     tags |= {"experiment": experiment.name, "config": digest_of(experiment)}
-    tags["level"] = "sweep" if experiment.sweep else "comparison" if experiment.compare else "experiment"
+    tags["level"] = "sweep" if experiment.sweep else "comparison" if experiment.compares else "experiment"
     run = parent.child(name, tags) if parent else session.tracker.run(name, tags)
     write_atomically(folder / "config.yaml", dump(experiment))
     write_atomically(note, json.dumps({"run": run.id}))
@@ -205,7 +235,7 @@ def _params(experiment: Experiment) -> dict[str, Any]:
 
     A stage that does not run has only its `method: none`; a pre-training omits the keys that its method does not use.
     """
-    tree = experiment.model_dump(mode="json", exclude={"compare", "sweep", "matrix"})
+    tree = experiment.model_dump(mode="json", exclude={"compare", "seeds", "sweep", "matrix"})
     method = experiment.pretrain.method
     if method == "none":
         tree["pretrain"] = {"method": "none"}
@@ -228,40 +258,20 @@ def digest_of(experiment: Experiment) -> str:
     return hashlib.blake2b(dump(experiment).encode(), digest_size=4).hexdigest()
 
 
-def tags_of(experiment: Experiment) -> dict[str, Any]:
-    """Return the tags by which runs are compared."""
-    share = "count" if experiment.select.share is None else experiment.select.share
-    return {
-        "backbone": experiment.backbone.name,
-        "stem": experiment.backbone.stem,
-        "method": experiment.pretrain.method,
-        "strategy": experiment.select.strategy if experiment.selects else "none",
-        "fraction": 0 if experiment.pretrain.method == "none" else share,
-        "target": experiment.target.dataset,
-        "adapt": experiment.adapt.method,
-        "seed": experiment.seed,
-    }
+def contents(results: Iterable[Row]) -> list[dict[str, Any]]:
+    """Return outcomes as the entries of `results.json`."""
+    return [{"label": row.label, **row.metrics()} for row in results]
 
 
-def common_tags(experiment: Experiment) -> dict[str, Any]:
-    """Return the tags that apply to several experiments together, without those in which these differ."""
-    tags = tags_of(experiment)
-    return {name: tags[name] for name in ("backbone", "target")}
-
-
-def shared_tags(experiment: Experiment) -> dict[str, Any]:
-    """Return the tags of stages that several experiments share."""
-    return common_tags(experiment) | {"shared": "true"}
-
-
-def write_results(session: Session, experiment: Experiment, results: list[Row]) -> None:
+def write_results(session: Session, experiment: Experiment, content: Sequence[Mapping[str, Any]]) -> None:
     """Write the table as JSON next to the configuration."""
-    content = [{"label": row.label, **row.metrics()} for row in results]
     write_atomically(folder_of(session.root, experiment) / "results.json", json.dumps(content, indent=1))
 
 
-def draw_curves(plans: Mapping[str, Mapping[str, Artifact]], path: Path, run: Run) -> None:
-    """Draw the CMC curves of all rows in one plot, next to the configuration and in MLflow."""
-    curves = {label: np.load(graph["metrics"].path / "cmc.npy") for label, graph in plans.items()}
-    cmc_curve(curves).savefig(path)
+def draw_curves(plans: Mapping[str, Mapping[str, Artifact]], labels: Mapping[str, str], path: Path, run: Run) -> None:
+    """Draw the CMC curves of all rows, each the mean over its seeds, next to the configuration and in MLflow."""
+    found: dict[str, list[np.ndarray]] = {}
+    for label, graph in plans.items():
+        found.setdefault(labels[label], []).append(np.load(graph["metrics"].path / "cmc.npy"))
+    cmc_curve({label: np.mean(curves, axis=0) for label, curves in found.items()}).savefig(path)
     run.file(path, "figures")

@@ -24,11 +24,12 @@ from rayreid.execution.shared_storage import check_storage
 from rayreid.files import write_atomically
 from rayreid.paths import output_root
 from rayreid.pipeline.dataset_facts import Datasets, check_answers
-from rayreid.pipeline.experiment_runner import experiment_run, folder_of, open_session, tags_of
+from rayreid.pipeline.experiment_runner import experiment_run, folder_of, open_session
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.ingestion import leaked_images, make_stores, refuse_leak
 from rayreid.pipeline.preflight import check, check_workers
 from rayreid.pipeline.summary import LEAK_MARK, TEST_IMAGES, show_leaks
+from rayreid.pipeline.tags import tags_of
 from rayreid.stages import evaluate, given_model, ingest
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.names import slug

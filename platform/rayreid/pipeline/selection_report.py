@@ -22,10 +22,11 @@ from rayreid.execution.production import produce
 from rayreid.execution.shared_storage import check_storage
 from rayreid.files import write_atomically
 from rayreid.paths import output_root
-from rayreid.pipeline.experiment_runner import experiment_run, folder_of, open_session, tags_of
+from rayreid.pipeline.experiment_runner import experiment_run, folder_of, open_session
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.ingestion import make_stores
 from rayreid.pipeline.preflight import check
+from rayreid.pipeline.tags import tags_of
 from rayreid.selection.overlap import jaccard, rank_correlation
 from rayreid.selection.provenance import Provenance, provenance_of
 from rayreid.selection.registry import STRATEGIES, Basis
@@ -117,10 +118,10 @@ def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Pat
 
 def _variants(experiment: Experiment, strategies: Iterable[str]) -> dict[str, Experiment]:
     """Return the file with each strategy, and its rows; rows with the same ranking are compared only once."""
-    alone = experiment.model_copy(update={"compare": [], "sweep": None})
+    alone = experiment.alone
     whole = {"select.fraction": 0.5} if alone.select.whole else {}
     table = {name: change(alone, {"select.strategy": name, **whole}, "--strategy") for name in strategies}
-    if experiment.compare:
+    if experiment.compares:
         table |= {label: row for label, row in rows(experiment).items() if label not in table}
     distinct: dict[str, tuple[str, Experiment]] = {}
     for label, row in table.items():

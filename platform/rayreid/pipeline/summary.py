@@ -3,17 +3,19 @@
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
+from rayreid.config import Experiment
 from rayreid.console import Screen, clock
 from rayreid.evaluation.metrics import RERANKED, percent, scores_in
+from rayreid.pipeline.budget import NO_BUDGET, budget_note, budget_of
 from rayreid.pipeline.ingestion import leaked_images
-from rayreid.selection.provenance import Provenance
+from rayreid.selection.provenance import provenance_of
 from rayreid.stages.score import auc_of
 from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.tracking.store import results_page
@@ -40,6 +42,8 @@ class Row:
         test_images: Number of the target's test images in the pool of the pre-training; 0 unless the file allows it.
         auc: AUC of the CFS against the origin of the pool's images; None if the origin is not known.
         warnings: Warnings of the same stages, for example that a pre-training learned little.
+        budget: Length of the pre-training as the file gives it; see `budget_of`.
+        seed: Seed of the experiment.
     """
 
     label: str
@@ -52,6 +56,8 @@ class Row:
     auc: float | None
     warnings: tuple[str, ...] = ()
     test_images: int = 0
+    budget: str = NO_BUDGET
+    seed: int = 0
 
     def metrics(self) -> dict[str, float]:
         """Return the outcome as metrics, under the names that are the same in every run."""
@@ -62,8 +68,8 @@ class Row:
         return {**self.scores, **cost, "gpu_hours": self.gpu_hours, **known}
 
 
-def row_of(label: str, graph: Mapping[str, Artifact], provenance: Provenance | None) -> Row:
-    """Return the outcome of a finished experiment from its artifacts' facts; `provenance` gives the AUC of the CFS."""
+def row_of(label: str, experiment: Experiment, graph: Mapping[str, Artifact]) -> Row:
+    """Return the outcome of a finished experiment from its artifacts' facts."""
     own = [graph[role].facts for role in ("weights", "model", "adapted", "metrics") if role in graph]
     weights = graph["weights"].facts if "weights" in graph else {"images": 0, "steps": 0}
     return Row(
@@ -74,19 +80,19 @@ def row_of(label: str, graph: Mapping[str, Artifact], provenance: Provenance | N
         seconds=sum(facts["seconds"] for facts in own),
         gpu_hours=sum(facts.get("gpu_hours", 0.0) for facts in own),
         scores=scores_in(graph["metrics"].facts),
-        auc=auc_of(graph["scores"], provenance) if "scores" in graph else None,
+        auc=auc_of(graph["scores"], provenance_of(experiment.pool)) if "scores" in graph else None,
         warnings=tuple(warning for facts in own for warning in facts.get("warnings", ())),
         test_images=leaked_images(graph["pool"], graph["target"]) if "pool" in graph else 0,
+        budget=budget_of(experiment),
+        seed=experiment.seed,
     )
 
 
-def show_table(screen: Screen, rows: list[Row]) -> None:
+def show_table(screen: Screen, rows: Sequence[Row]) -> None:
     """Print the rows side by side."""
     table = Table(title=None, header_style="bold", pad_edge=False)
     table.add_column("")
-    shown = {name: percent(name) for name in ("mAP", "rank1", "mINP")}
-    if any(f"mAP{RERANKED}" in row.scores for row in rows):
-        shown |= {f"mAP{RERANKED}": f"re-ranked {percent('mAP')}", f"rank1{RERANKED}": percent("rank1")}
+    shown = columns_of(rows)
     for name in (*shown.values(), "images", "steps", "time"):
         table.add_column(name, justify="right")
     for row in rows:
@@ -94,9 +100,25 @@ def show_table(screen: Screen, rows: list[Row]) -> None:
         label = row.label + (LEAK_MARK if row.test_images else "")
         table.add_row(escape(label), *quality, f"{row.images:,}", f"{row.steps:,}", clock(row.seconds))
     screen.console.print(table)
+    show_notes(screen, rows)
+
+
+def columns_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the titles of the scores that a table shows, by their names."""
+    shown = {name: percent(name) for name in ("mAP", "rank1", "mINP")}
+    if any(f"mAP{RERANKED}" in row.scores for row in rows):
+        shown |= {f"mAP{RERANKED}": f"re-ranked {percent('mAP')}", f"rank1{RERANKED}": percent("rank1")}
+    return shown
+
+
+def show_notes(screen: Screen, rows: Sequence[Row]) -> None:
+    """Print what a table's numbers depend on: test images in a pool, the target, the budgets, warnings, the AUC."""
     show_leaks(screen, {row.label: row.test_images for row in rows if row.test_images})
     if rows:
         screen.say(escape(f"evaluated on {', '.join(dict.fromkeys(row.target for row in rows))}"))
+    note = budget_note((row.budget, row.steps) for row in rows)
+    if note:
+        screen.say(escape(note))
     for row in rows:
         for warning in row.warnings:
             screen.say(f"[yellow]warning:[/] {escape(row.label or 'this run')}: {escape(warning)}")

@@ -14,7 +14,7 @@ from rayreid.console import Screen
 from rayreid.errors import UserError, one_line
 from rayreid.models.extractor import load_extractor
 from rayreid.paths import output_root
-from rayreid.pipeline.experiment_runner import COLUMNS
+from rayreid.pipeline.tags import COLUMNS
 from rayreid.reports.sweep_report import find
 from rayreid.reports.trial_results import Trial, trials_of
 from rayreid.tracking.run import Run, Tracker

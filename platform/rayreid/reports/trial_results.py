@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from rayreid.errors import UserError
 from rayreid.evaluation.metrics import METRICS
 from rayreid.evaluation.outcomes import Outcome
-from rayreid.pipeline.experiment_runner import COLUMNS
 from rayreid.pipeline.summary import TEST_IMAGES
+from rayreid.pipeline.tags import COLUMNS
 from rayreid.storage.roles import Role
 from rayreid.tracking.history import History, Record
 

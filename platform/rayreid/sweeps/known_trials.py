@@ -4,8 +4,9 @@ from collections.abc import Container, Mapping
 
 from rayreid.config import Experiment
 from rayreid.execution.trainer import METRICS
-from rayreid.pipeline.experiment_runner import Session, experiment_run, is_recorded, run_row, shared_tags
+from rayreid.pipeline.experiment_runner import Session, experiment_run, is_recorded, run_row
 from rayreid.pipeline.graph import shared
+from rayreid.pipeline.tags import shared_tags
 from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact
 from rayreid.sweeps.ray_tune import run_trials, slots, stops

@@ -3,8 +3,9 @@
 from rayreid.config import Experiment
 from rayreid.config.loading import describe
 from rayreid.errors import UserError
-from rayreid.pipeline.experiment_runner import Session, experiment_run, folder_of, is_recorded, run_row, shared_tags
+from rayreid.pipeline.experiment_runner import Session, experiment_run, folder_of, is_recorded, run_row
 from rayreid.pipeline.graph import plan, shared
+from rayreid.pipeline.tags import shared_tags
 from rayreid.sweeps.optuna_search import OptunaSearcher
 from rayreid.sweeps.ray_tune import run_trials, slots
 from rayreid.sweeps.shared_artifacts import produce_all, refused_trials

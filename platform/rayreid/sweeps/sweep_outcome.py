@@ -8,7 +8,6 @@ from rich.markup import escape
 from rayreid.config import Experiment
 from rayreid.console import Screen
 from rayreid.pipeline.summary import Row, row_of, show_table, show_times
-from rayreid.selection.provenance import provenance_of
 from rayreid.storage.artifacts import Artifact
 
 Plans = Mapping[str, Mapping[str, Artifact]]
@@ -32,9 +31,7 @@ class SweepOutcome:
     def rows(self) -> list[Row]:
         """Return the results of the trials that have one."""
         return [
-            row_of(label, graph, provenance_of(self.trials[label].pool))
-            for label, graph in self.plans.items()
-            if graph["metrics"].complete
+            row_of(label, self.trials[label], graph) for label, graph in self.plans.items() if graph["metrics"].complete
         ]
 
     def show(self, screen: Screen, rows: list[Row], stopped: Mapping[str, str]) -> None:

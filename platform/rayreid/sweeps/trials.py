@@ -49,8 +49,7 @@ def trial(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
     Raises:
         UserError: A key or value is not valid in an experiment.
     """
-    alone = experiment.model_copy(update={"compare": [], "sweep": None})
-    return change(alone, changes, "sweep.parameters")
+    return change(experiment.alone, changes, "sweep.parameters")
 
 
 def corners(experiment: Experiment) -> list[Experiment]:

@@ -5,7 +5,8 @@ import torch
 
 from pairs import PAIRS, SIZE, SMALL, shrink
 from rayreid.config import Backbone, Experiment, Pretrain, Source
-from rayreid.pipeline.experiment_runner import _params, tags_of
+from rayreid.pipeline.experiment_runner import _params
+from rayreid.pipeline.tags import tags_of
 from rayreid.pretraining.collapse import CollapseWatch, SpreadWatch
 from rayreid.pretraining.dino import DINO
 from rayreid.pretraining.moby import MoBY
