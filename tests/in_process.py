@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from rayreid.console import Screen
-from rayreid.execution import trainer
+from rayreid.execution import delivery, trainer
 from rayreid.execution.production import StageContext
 from rayreid.execution.resources import Share
 from rayreid.storage.artifacts import Artifact
@@ -30,7 +30,7 @@ def train_here(monkeypatch) -> None:
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.setattr(trainer, "Trainer", InProcess)
-    monkeypatch.setattr(trainer, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(delivery, "_POLL_SECONDS", 0.05)
 
 
 def work_on(artifact: Artifact) -> StageContext:

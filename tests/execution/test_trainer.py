@@ -25,7 +25,7 @@ from rayreid.data.sampling.batch_plans import ShufflePlan
 from rayreid.data.store.store import Record, finish_store, write_shard
 from rayreid.disk_faults import StorageError
 from rayreid.errors import UserError
-from rayreid.execution import trainer
+from rayreid.execution import delivery, failures, trainer
 from rayreid.execution.production import SCRATCH, StageContext
 from rayreid.execution.resources import Share
 from rayreid.execution.sealed import Sealed
@@ -280,7 +280,7 @@ def test_a_disk_too_full_for_the_reason_prevents_a_restart_all_the_same(work, tr
             full(None)
         write(path, content)
 
-    monkeypatch.setattr(trainer, "write_atomically", refuse)
+    monkeypatch.setattr(failures, "write_atomically", refuse)
     with pytest.raises(StorageError, match=f"{work.folder}: no room is left"):
         fit(work, replace(training, build=build), Resources(max_failures=3))
     assert len(tries) == 1
@@ -365,17 +365,17 @@ def test_rows_of_an_earlier_process_reach_the_watch_but_not_the_bar_s_clock(work
     journal.append({"step": 9, **row})
     seen, shown = [], []
     bar = type("Shown", (), {"to": lambda self, done, note: shown.append(done)})()
-    delivery = trainer._Delivery(work, bar, lambda row: seen.append(row["step"]))
-    delivery._try()
+    delivered = delivery.Delivery(work, bar, lambda row: seen.append(row["step"]))
+    delivered._try()
     assert (seen, shown) == ([9], [])
     journal.append({"step": 19, **row})
-    delivery._try()
+    delivered._try()
     assert (seen, shown) == ([9, 19], [20])
 
 
 def test_the_note_beside_the_bar_says_pace_and_waiting():
     row = {"epoch": 1.25, "loss": 2.0, "images_per_second": 812.4, "wait": 0.034}
-    assert trainer._note(row) == "epoch 1.2  loss 2.000  812 images/s, 3 % waiting"
+    assert delivery._note(row) == "epoch 1.2  loss 2.000  812 images/s, 3 % waiting"
 
 
 # What is kept
@@ -479,7 +479,7 @@ def test_the_bar_tells_the_newest_figures(work):
             notes.append((done, note))
 
     journal = Journal(work.folder / "metrics.jsonl")
-    delivery = trainer._Delivery(work, Bar(), lambda row: None)
+    delivered = delivery.Delivery(work, Bar(), lambda row: None)
     pace = {"images_per_second": 9.0, "wait": 0.1}
     for rows in (
         [{"step": 0, "epoch": 0.5, "loss": 3.0, **pace}],
@@ -490,7 +490,7 @@ def test_the_bar_tells_the_newest_figures(work):
     ):
         for row in rows:
             journal.append(row)
-        delivery._show()
+        delivered._show()
     seen = "  probe mAP 25.0  Rank-1 50.0"
     assert notes == [
         (1, "epoch 0.5  loss 3.000  9 images/s, 10 % waiting"),

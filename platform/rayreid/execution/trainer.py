@@ -1,10 +1,8 @@
-"""Connection of the training loop to Ray Train: workers, restarts, failures, and the delivery of their metrics."""
+"""Connection of the training loop to Ray Train: workers, restarts, and the facts of the result."""
 
-import contextlib
 import json
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,23 +11,23 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import TrainingFailedError
-from rich.markup import escape
 
 from rayreid.config import Auto, Resources
-from rayreid.console import Bar
 from rayreid.data.sampling.batch_plans import BatchPlan
 from rayreid.data.store.store import ImageStore
-from rayreid.disk_faults import FULL, StorageError, as_storage_error, explained
-from rayreid.errors import StoppedEarly, UserError
+from rayreid.disk_faults import explained
+from rayreid.errors import UserError
 from rayreid.evaluation.figures import loss_curves
 from rayreid.execution import periodic_metrics, prestart
+from rayreid.execution.delivery import METRICS, RESOLVED, Delivery, Watch
+from rayreid.execution.failures import note_failure, noted_failures, raise_failure, raise_refusal
 from rayreid.execution.gpus import assigned_device, check_alike, out_of_memory
 from rayreid.execution.production import StageContext
 from rayreid.execution.ray_trainer import Trainer
 from rayreid.execution.resources import awaited_share
 from rayreid.execution.sealed import Sealed
 from rayreid.files import write_atomically
-from rayreid.storage.metrics_log import Journal, MetricsFeed
+from rayreid.storage.metrics_log import Journal
 from rayreid.training import parallel
 from rayreid.training.checkpoint import Checkpoints, Milestones
 from rayreid.training.compilation import resolve_compile
@@ -38,16 +36,8 @@ from rayreid.training.feed import Prefetcher
 from rayreid.training.guard import NonFiniteLossError
 from rayreid.training.loop import Batch, LoopSettings, Method, WantedPrecision, resolve_precision, train
 
-METRICS = "metrics.jsonl"
-"""File of a training's journal, in its artifact's folder."""
-_FAILURE = "failure-{}.json"
-_RESOLVED = "resolved.json"
 _NO_CURVE = ("step", "epoch", "time", "wait", "gpu_hours")
 _NO_CURVE_PREFIXES = (*(f"{kind}_" for kind in periodic_metrics.KINDS), "seconds_")
-_POLL_SECONDS = 2.0
-
-Watch = Callable[[Mapping[str, float]], str | None]
-"""A function that gets every logged row, in order, and returns a warning for the user, or None."""
 
 Log = Callable[[dict[str, float]], None]
 
@@ -148,9 +138,9 @@ def fit(
     share = awaited_share(resources)
     context.resolved({}, {"workers": share.workers, "cpus_per_worker": share.cpus, "gpu": share.gpu})
     total = training.steps
-    for old in _failures(context.folder):
+    for old in noted_failures(context.folder):
         old.unlink()
-    (context.folder / _RESOLVED).unlink(missing_ok=True)
+    (context.folder / RESOLVED).unlink(missing_ok=True)
     trainer = Trainer(
         _worker,
         train_loop_config={"training": Sealed(training), "cpus": share.cpus, "gpu": share.gpu},
@@ -167,14 +157,14 @@ def fit(
             worker_runtime_env={"env_vars": _environment(training, share.cpus)},
         ),
     )
-    with context.screen.bar(context.artifact.stage, total) as bar, _Delivery(context, bar, watch) as delivery:
+    with context.screen.bar(context.artifact.stage, total) as bar, Delivery(context, bar, watch) as delivery:
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            _raise_failure(context.folder)
-            _raise_refusal(context.folder, error)
+            raise_failure(context.folder)
+            raise_refusal(context.folder, error)
             raise RuntimeError(f"{context.artifact}: training failed on its workers\n{error}") from error
-    _raise_failure(context.folder)
+    raise_failure(context.folder)
     history = Journal(context.folder / METRICS).history()
     drawn = [name for name in history[-1] if name not in _NO_CURVE and not name.startswith(_NO_CURVE_PREFIXES)]
     context.run.figure(loss_curves(history, drawn), "figures/loss.png")
@@ -186,7 +176,7 @@ def fit(
         **periodic_metrics.outcome(context, history),
         "workers": share.workers,
         "gpu_hours": history[-1]["gpu_hours"],
-        **json.loads((context.folder / _RESOLVED).read_text()),
+        **json.loads((context.folder / RESOLVED).read_text()),
     }
 
 
@@ -199,7 +189,7 @@ def _environment(training: Training, cpus: int) -> dict[str, str]:
 
 def _worker(config: dict[str, Any]) -> None:
     training: Training = config["training"].open()
-    if _failures(training.folder):
+    if noted_failures(training.folder):
         # After an error on any worker Ray restarts all workers, and no kind of error prevents this. The workers return
         # at once, which ends the training, and the driver reports the reason.
         return
@@ -207,35 +197,18 @@ def _worker(config: dict[str, Any]) -> None:
         with explained(training.folder):  # a full disk is not a lost worker: another one would find it as full
             _train(training, config["cpus"], config["gpu"])
     except (UserError, NonFiniteLossError) as error:
-        _note_failure(training.folder, error)
+        note_failure(training.folder, error)
         raise
     except torch.OutOfMemoryError as error:
         fault = out_of_memory(error)
-        _note_failure(training.folder, fault)
+        note_failure(training.folder, fault)
         raise fault from error
     except RuntimeError as error:
         refused = refusal(error)
         if refused is None:
             raise
-        _note_failure(training.folder, refused)
+        note_failure(training.folder, refused)
         raise refused from error
-
-
-def _note_failure(folder: Path, error: UserError | NonFiniteLossError) -> None:
-    """Write the error's message to a file for the driver.
-
-    Often the error occurs only on this worker, which has the bad image, while the others wait for its gradients. When
-    the error is raised, Ray stops the others, so the message must be on disk before that.
-    """
-    path = folder / _FAILURE.format(parallel.rank())
-    where = f"; all {len(error.keys)} keys: {path}" if isinstance(error, NonFiniteLossError) else ""
-    content = {"message": f"{error}{where}", "keys": getattr(error, "keys", [])}
-    content["hopeless"] = isinstance(error, StoppedEarly)
-    try:
-        write_atomically(path, json.dumps(content))
-    except OSError:  # not even this fits on the disk; an empty file, which takes no room, still prevents a restart
-        with contextlib.suppress(OSError):
-            path.touch()
 
 
 def _train(training: Training, cpus: int, gpu: bool) -> None:
@@ -258,7 +231,7 @@ def _train(training: Training, cpus: int, gpu: bool) -> None:
         resolved = {"precision": settings.precision, "compile": settings.compile, "device": device.type}
         if warning:
             resolved["warning"] = warning
-        write_atomically(training.folder / _RESOLVED, json.dumps(resolved))
+        write_atomically(training.folder / RESOLVED, json.dumps(resolved))
     after_epoch = training.probe(method, device, cpus) if training.probe else None
     train(method, feed, settings, device, training.checkpoints(), journal.append, after_epoch)
     if parallel.rank() == 0:
@@ -269,105 +242,3 @@ def _compared(device: torch.device, precision: str) -> str | None:
     """Return a warning if the workers have different GPUs; see `check_alike`."""
     names = parallel.gather_texts(torch.cuda.get_device_name(device), device)
     return check_alike(names, parallel.gather_texts(precision, device))
-
-
-def _failures(folder: Path) -> list[Path]:
-    """Return the files in which workers of this training reported why it cannot continue."""
-    return sorted(folder.glob(_FAILURE.format("*")))
-
-
-def _raise_failure(folder: Path) -> None:
-    for path in _failures(folder):
-        text = path.read_text(encoding="utf-8")
-        if not text:
-            raise StorageError(f"{folder}: {FULL.format(reason='a worker could not even write why it stopped')}")
-        content = json.loads(text)
-        raise (StoppedEarly if content["hopeless"] else UserError)(content["message"])
-
-
-def _raise_refusal(folder: Path, error: TrainingFailedError) -> None:
-    """Explain a failure of Ray Train's own that the storage caused: it keeps records in the artifact's folder."""
-    failures = [getattr(error, "controller_failure", None), *getattr(error, "worker_failures", {}).values()]
-    for failure in filter(None, failures):
-        refused = as_storage_error(failure, folder)
-        if refused is not None:
-            raise refused from error
-
-
-class _Delivery:
-    """A thread of the driver that delivers the workers' rows to MLflow, the progress bar and the watch function.
-
-    Attributes:
-        warnings: What the watch function has returned so far.
-    """
-
-    def __init__(self, context: StageContext, bar: Bar, watch: Watch):
-        self._feed = MetricsFeed(context.folder / METRICS, context.run)
-        # The journal is read independently of the feed, so an unreachable tracking server hides nothing from the user.
-        self._journal, self._offset = Journal(context.folder / METRICS), 0
-        self._work, self._bar, self._watch = context, bar, watch
-        self._last: dict[str, float] = {}
-        self.warnings: list[str] = []
-        self._tagged = 0
-        self._read()  # rows of an earlier process are only for the watch: they say nothing about this process's pace
-        self._complained = self._announced = False
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._keep, daemon=True)
-
-    def __enter__(self) -> "_Delivery":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._done.set()
-        self._thread.join()
-        if not self._try():
-            self._work.run.owe(self._work.folder / METRICS)
-
-    def _keep(self) -> None:
-        while not self._done.wait(_POLL_SECONDS):
-            self._try()
-
-    def _try(self) -> bool:
-        """Deliver new rows, and return whether all rows that were written so far are delivered."""
-        try:
-            self._announce()
-            self._show()
-            self._feed.deliver()
-            if len(self.warnings) > self._tagged:
-                self._work.run.tags({"warning": "; ".join(self.warnings)})
-                self._tagged = len(self.warnings)
-        except Exception as error:
-            # An unreachable tracking server does not stop training: the rows it missed are delivered with the next.
-            if not self._complained:
-                reason = escape(f"{type(error).__name__}: {error}")
-                self._work.screen.say(f"  metrics cannot be logged for now ({reason})")
-            self._complained = True
-            return False
-        return True
-
-    def _announce(self) -> None:
-        """Show once how the workers resolved `auto`, which depends on their device."""
-        path = self._work.folder / _RESOLVED
-        if not self._announced and path.exists():
-            self._announced = True
-            self._work.resolved({}, json.loads(path.read_text()))
-
-    def _show(self) -> None:
-        if self._read() and "loss" in self._last:
-            self._bar.to(int(self._last["step"]) + 1, _note(self._last))
-
-    def _read(self) -> list[dict[str, float]]:
-        """Return the journal's rows since the last call, after passing them to the watch and keeping their values."""
-        written, self._offset = self._journal.read(self._offset)
-        for warning in filter(None, map(self._watch, written)):
-            self.warnings.append(warning)
-            self._work.screen.say(f"  [yellow]warning:[/] {escape(warning)}")
-        for row in written:
-            self._last.update(row)
-        return written
-
-
-def _note(row: Mapping[str, float]) -> str:
-    pace = f"{row['images_per_second']:.0f} images/s, {100 * row['wait']:.0f} % waiting"
-    return f"epoch {row['epoch']:.1f}  loss {row['loss']:.3f}  {pace}{periodic_metrics.note(row)}"
