@@ -24,6 +24,7 @@ from rayreid.errors import StoppedEarly, UserError
 from rayreid.evaluation.figures import loss_curves
 from rayreid.execution import periodic_metrics, prestart
 from rayreid.execution.gpus import assigned_device, check_alike, out_of_memory
+from rayreid.execution.machine import machine_name
 from rayreid.execution.production import StageContext
 from rayreid.execution.ray_trainer import Trainer
 from rayreid.execution.resources import awaited_share
@@ -256,6 +257,7 @@ def _train(training: Training, cpus: int, gpu: bool) -> None:
     warning = _compared(device, settings.precision) if gpu else None
     if parallel.rank() == 0:
         resolved = {"precision": settings.precision, "compile": settings.compile, "device": device.type}
+        resolved["machine"] = machine_name(device)
         if warning:
             resolved["warning"] = warning
         write_atomically(training.folder / _RESOLVED, json.dumps(resolved))
