@@ -211,9 +211,10 @@ def gain_figure(experiments: dict[str, dict[str, Runs]]) -> Figure:
     axes = dress(figure.add_subplot(), grid="both")
     axes.axhline(0, color=INK, linewidth=1, linestyle="--", label=BASELINE)
     pools = sorted({pool for _, pool in points})
-    for (label, pool), found in sorted(points.items(), key=lambda item: (SHOWN.index(item[0][0]), item[0][1])):
+    ordered = sorted(points.items(), key=lambda item: (SHOWN.index(item[0][0]), item[0][1]))
+    for number, ((label, pool), found) in enumerate(ordered):
         found.sort(key=lambda point: point[0])
-        aside = 0.004 * (pools.index(pool) - (len(pools) - 1) / 2)  # bars at one share must not hide one another
+        aside = 0.005 * (number - (len(ordered) - 1) / 2)  # bars at one share must not hide one another
         axes.errorbar(
             [share + aside for share, _ in found],
             [100 * gain.mean for _, gain in found],
@@ -229,7 +230,8 @@ def gain_figure(experiments: dict[str, dict[str, Runs]]) -> Figure:
     axes.set_xlabel("share of relevant images in the pool")
     axes.set_ylabel("mAP over random selection, points")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.legend(frameon=False, fontsize=SMALL)
+    title = "bars: 95 % t-interval over seeds"
+    axes.legend(frameon=False, fontsize=SMALL, title=title, title_fontsize=SMALL, alignment="left")
     return figure
 
 
