@@ -43,7 +43,8 @@ def _trial(
     row = row or f"{strategy} {fraction} {stem} {seed}"
     columns = {"strategy": strategy, "fraction": fraction, "stem": stem, "backbone": "vit_tiny", "method": method}
     columns |= {"adapt": "none", "seed": seed}
-    tags = {**columns, "target": target, "experiment": name, "row": row, "level": "experiment"}
+    budget = {"budget": "none" if method == "none" else "epochs=3"}
+    tags = {**columns, **budget, "target": target, "experiment": name, "row": row, "level": "experiment"}
     # What two trials share has one artifact, made by one run.
     tags |= {"artifact.metrics": f"evaluate/{fraction} {strategy} {stem} {seed}", "run.metrics": evaluated.id}
     if scores is not None and strategy == "cfs":
@@ -52,5 +53,13 @@ def _trial(
     run = top.child(row, tags)
     run.params({**columns, "select.fraction": fraction, "pretrain.epochs": 3})
     reached = {"mAP": value, "rank1": value + 0.1, "rank5": 0.8, "rank10": 0.9, "mINP": value / 3}
-    run.metrics({**reached, "images": 1000 * fraction, "gpu_hours": 4 * fraction + 1, "total_seconds": 3600.0})
+    run.metrics(
+        {
+            **reached,
+            "images": 1000 * fraction,
+            "gpu_hours": 4 * fraction + 1,
+            "total_seconds": 3600.0,
+            "pretrain_steps": 96 * fraction,
+        }
+    )
     run.finish()

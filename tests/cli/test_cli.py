@@ -86,6 +86,24 @@ def test_strategies_to_compare_are_those_there_are(refused):
     assert "nothing to compare" in refused("selections", {**GOOD, "pretrain": "none"}, "--strategy", "random")
 
 
+def test_a_row_to_compare_with_is_one_of_the_file(refused):
+    tree = {**GOOD, "compare": [{"label": "none", "pretrain": "none"}, {"label": "half"}]}
+    assert "--against whole: no row has this label; there are: none, half" in refused("run", tree, "--against", "whole")
+    message = refused("run", {**GOOD, "sweep": {"parameters": {"seed": [0, 1]}}}, "--against", "half")
+    assert "--against half: a sweep has no rows" in message
+
+
+def test_a_ledger_is_a_csv_file_of_rows(refused):
+    assert "--to ledger.txt: name it *.csv" in refused("ledger", GOOD, "--to", "ledger.txt")
+    assert "is a sweep" in refused("ledger", {**GOOD, "sweep": {"parameters": {"seed": [0, 1]}}})
+
+
+@pytest.mark.parametrize("command", ["run", "matrix", "selections", "ledger"])
+def test_seeds_that_a_row_gives_itself(refused, command):
+    tree = {**GOOD, "seeds": [0, 1], "compare": [{"label": "a", "seed": 3}]}
+    assert "compare[0]: seed=3, but seeds sets it in every row" in refused(command, tree)
+
+
 # What the file says
 
 
@@ -737,6 +755,7 @@ def test_help_is_quick_and_names_the_commands():
         "adapt",
         "evaluate",
         "config",
+        "ledger",
         *LOOKING,
     ):
         assert f" {command} " in done.stdout

@@ -4,6 +4,7 @@ import errno
 import io
 import shutil
 import threading
+from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,7 @@ from rayreid.errors import UserError
 from rayreid.execution.production import StageContext, produce
 from rayreid.files import TEMPORARY
 from rayreid.storage.artifacts import Artifact
+from rayreid.tracking.revision import git_sha
 from recorded_run import RecordedRun
 
 
@@ -32,7 +34,8 @@ def test_what_is_complete_is_not_made_again(make):
     assert calls == [artifact.path]
     facts = artifact.facts
     assert facts.pop("seconds") >= 0
-    assert facts == {"images": 3, "resumed": False, "run": "r"}
+    assert datetime.fromisoformat(facts.pop("finished")) <= datetime.now(UTC)
+    assert facts == {"images": 3, "resumed": False, "run": "r", "git_sha": git_sha()}
 
 
 def test_who_waits_for_another_run_is_told(tmp_path):

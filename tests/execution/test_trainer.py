@@ -26,6 +26,7 @@ from rayreid.data.store.store import Record, finish_store, write_shard
 from rayreid.disk_faults import StorageError
 from rayreid.errors import UserError
 from rayreid.execution import delivery, failures, trainer
+from rayreid.execution.machine import machine_name
 from rayreid.execution.production import SCRATCH, StageContext
 from rayreid.execution.resources import Share
 from rayreid.execution.sealed import Sealed
@@ -398,13 +399,14 @@ def test_it_says_on_how_many_workers_it_trains(work, training, workers):
     assert "workers 2, cpus_per_worker 1, gpu False" in work.screen.console.file.getvalue()
     shares = {"resolved.workers": 2, "resolved.cpus_per_worker": 1, "resolved.gpu": False}
     chosen = {"resolved.precision": "fp32", "resolved.compile": False, "resolved.device": "cpu"}
+    chosen["resolved.machine"] = machine_name(torch.device("cpu"))
     assert work.run.tagged == shares | chosen
 
 
 def test_it_says_once_what_its_workers_chose_for_their_device(work, training, workers):
     facts = fit(work, training, Resources())
     assert work.screen.console.file.getvalue().count("precision fp32, compile False, device cpu") == 1
-    chosen = {"precision": "fp32", "compile": False, "device": "cpu"}
+    chosen = {"precision": "fp32", "compile": False, "device": "cpu", "machine": machine_name(torch.device("cpu"))}
     assert facts.items() >= chosen.items()
 
 

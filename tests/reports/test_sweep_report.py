@@ -43,6 +43,10 @@ def test_outcomes_are_read_back_and_what_two_trials_share_counts_once(swept, roo
     assert selection_costs(history, [one.record for one in trials]) == {"score": (1, 0.5, 0.5)}
 
 
+def test_the_page_says_whether_trials_share_epochs_or_steps(page):
+    assert "Budget of the pre-trainings: rows share their epochs (3), not their steps (24 to 96)." in page
+
+
 def test_a_parameter_that_no_column_tells_parts_settings(root):
     top = put_down(root, "rates", seeds=(0,))
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")

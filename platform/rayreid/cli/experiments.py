@@ -1,4 +1,4 @@
-"""Commands for an experiment file: `run`, `sweep`, one per stage, `config`, `selections`, `report`."""
+"""Commands for an experiment file: `run`, `sweep`, one per stage, `config`, `selections`, `ledger`, `report`."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -97,6 +97,28 @@ def selections(
     from rayreid.pipeline.selection_report import COMPARED, compare
 
     compare(experiment_of(file, overrides), strategy or COMPARED)
+
+
+@app.command()
+def ledger(
+    file: File,
+    overrides: Overrides = None,
+    to: Annotated[
+        str, typer.Option("--to", metavar="FILE.csv", help="CSV file to append to; it is created if it does not exist.")
+    ] = "docs/results/ledger.csv",
+    note: Annotated[str, typer.Option("--note", metavar="TEXT", help="Text for the last column of new lines.")] = "",
+    machine: Annotated[
+        str, typer.Option("--machine", metavar="TEXT", help="Machine of artifacts that do not record theirs.")
+    ] = "",
+    debug: Debug = False,
+) -> None:
+    """Append the finished rows of an experiment to a CSV file, one line per row and seed; lines that are there stay."""
+    from rayreid.pipeline.ledger import enter
+
+    entered = enter(experiment_of(file, overrides), to, note, machine)
+    typer.echo(
+        f"{entered.path}: {entered.added} added, {entered.known} already there, {entered.unfinished} not finished"
+    )
 
 
 @app.command()

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rayreid.disk_faults import explained
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.files import remove_temporaries, write_atomically
 from rayreid.storage.artifacts import Artifact
+from rayreid.tracking.revision import git_sha
 from rayreid.tracking.run import Run
 
 _NOTE = "run.json"
@@ -112,7 +114,8 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
             run.metrics({name: value for name, value in facts.items() if isinstance(value, int | float)})
             run.metrics({"seconds": seconds})
             # The time that an interrupted process spent is unknown: `resumed` says that `seconds` does not include it.
-            artifact.finish({**facts, "seconds": round(seconds, 1), "resumed": resumed, "run": run.id})
+            made = {"finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "git_sha": git_sha()}
+            artifact.finish({**facts, "seconds": round(seconds, 1), "resumed": resumed, "run": run.id, **made})
             for name in SCRATCH:
                 shutil.rmtree(folder / name, ignore_errors=True)
     except Exception as error:

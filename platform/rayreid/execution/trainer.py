@@ -22,6 +22,7 @@ from rayreid.execution import periodic_metrics, prestart
 from rayreid.execution.delivery import METRICS, RESOLVED, Delivery, Watch
 from rayreid.execution.failures import note_failure, noted_failures, raise_failure, raise_refusal
 from rayreid.execution.gpus import assigned_device, check_alike, out_of_memory
+from rayreid.execution.machine import machine_name
 from rayreid.execution.production import StageContext
 from rayreid.execution.ray_trainer import Trainer
 from rayreid.execution.resources import awaited_share
@@ -229,6 +230,7 @@ def _train(training: Training, cpus: int, gpu: bool) -> None:
     warning = _compared(device, settings.precision) if gpu else None
     if parallel.rank() == 0:
         resolved = {"precision": settings.precision, "compile": settings.compile, "device": device.type}
+        resolved["machine"] = machine_name(device)
         if warning:
             resolved["warning"] = warning
         write_atomically(training.folder / RESOLVED, json.dumps(resolved))

@@ -9,10 +9,11 @@ NO_BUDGET = "none"
 
 
 def budget_of(experiment: Experiment) -> str:
-    """Return the length that the file gives to the pre-training, e.g. `epochs=12`; `NO_BUDGET` if there is none."""
-    if experiment.pretrain.method == "none":
+    """Return the length of the pre-training as the file gives it, `epochs=12` or `steps=630`; `NO_BUDGET` if none."""
+    pretrain = experiment.pretrain
+    if pretrain.method == "none":
         return NO_BUDGET
-    return f"epochs={experiment.pretrain.epochs}"
+    return f"epochs={pretrain.epochs}" if pretrain.steps is None else f"steps={pretrain.steps}"
 
 
 def budget_note(spent: Iterable[tuple[str, int]]) -> str:

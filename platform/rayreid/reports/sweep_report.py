@@ -18,6 +18,7 @@ from rayreid.evaluation.sweep_figures import cost_figure, fraction_curves
 from rayreid.files import make_folder, write_atomically
 from rayreid.models.stems import STEMS
 from rayreid.paths import output_root
+from rayreid.pipeline.budget import NO_BUDGET, budget_note
 from rayreid.pipeline.experiment_runner import digest_of
 from rayreid.reports.trial_results import Trial, latest, selection_costs, trials_of
 from rayreid.tracking.history import History, Record
@@ -86,6 +87,10 @@ def _page(history: History, top: Record, trials: Sequence[Trial], drawn: dict[st
         f"{len(done)} of {len(trials)} trials have a result, on {targets}{ended}. Scores are measured on the target's "
         f"query and gallery images; ± is one standard deviation over n seeds. MLflow run {top.id}."
     )
+    spent = [(one.record.tags.get("budget", NO_BUDGET), one.record.metrics) for one in trials if one.outcome]
+    note = budget_note((budget, int(metrics["pretrain_steps"])) for budget, metrics in spent if budget != NO_BUDGET)
+    if note:
+        page.text(f"Budget of the pre-trainings: {note}.")
     lines = curves(groups)
     if all(len(line.points) == 1 for line in lines):  # a single fraction, as in a search over other keys
         lines = []
