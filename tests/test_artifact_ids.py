@@ -51,6 +51,8 @@ def ids_of(file: str, data: Path) -> dict[str, dict[str, str]]:
         weights = experiment.backbone.weights
         if weights is not None and not is_name(weights):  # the id holds the content's checksum, so that of this line
             _write(data / weights, "weights\n")
+        if experiment.select.list is not None:
+            _write(data / experiment.select.list, "a.jpg\n")
     return {label: dict(_artifacts(experiment)) for label, experiment in found.items()}
 
 

@@ -439,7 +439,7 @@ def test_a_misshapen_override_is_refused(write, override):
 def test_every_experiment_of_the_repository_loads(path):
     experiment = load_experiment(path)
     table = rows(experiment)
-    assert len(table) == max(1, len(experiment.compare))
+    assert len(table) == max(1, len(experiment.compare)) * max(1, len(experiment.seeds))
     if experiment.sweep is not None:
         trials = combinations(experiment)
         assert len({dump(trial) for trial in trials}) == len(trials) > 1
