@@ -57,9 +57,10 @@ def test_without_a_probe_the_loss_decides_at_the_last_step():
 
 
 @pytest.mark.parametrize(("ranks", "falls"), [((10.0, 8.9), True), ((10.0, 9.1), False), ((10.0, 30.0), False)])
-def test_a_falling_effective_rank_is_told(ranks, falls):
-    said = told(None, FALLING, (0.05, 0.2), ranks=ranks)
+def test_a_falling_effective_rank_is_told_where_the_probe_does_not_rise(ranks, falls):
+    said = told(None, FALLING, (0.05, 0.04), ranks=ranks)
     assert ("effective rank of its features fell from 10.0 to 8.9" in said) == falls
+    assert told(None, FALLING, (0.05, 0.2), ranks=ranks) == ""
 
 
 def test_all_signs_stand_in_one_sentence():

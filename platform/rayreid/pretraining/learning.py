@@ -52,7 +52,10 @@ class LearningWatch:
         if self._start is None or self._last is None:
             return []
         before, after = (100 * row["probe_mAP"] for row in (self._start, self._last))
-        signs = [] if after > before else [f"its probe went from {before:.1f} to {after:.1f} mAP"]
+        if after > before:
+            return []
+        signs = [f"its probe went from {before:.1f} to {after:.1f} mAP"]
+        # Alone, this is no sign: in runs that learn the features also come to share one large component.
         ranks = [row.get("probe_effective_rank", 0.0) for row in (self._start, self._last)]
         if ranks[1] < LOST * ranks[0]:
             signs.append(f"the effective rank of its features fell from {ranks[0]:.1f} to {ranks[1]:.1f}")
