@@ -11,7 +11,8 @@ import naive_neighbours as naive
 from rayreid.errors import UserError
 from rayreid.neighbours.k_reciprocal import half_list
 from rayreid.neighbours.knn import nearest
-from rayreid.reid.clustering import Clusters, cluster, cluster_means, label_quality
+from rayreid.reid.clustering import AUTO_EPS, Clusters, cluster, cluster_means, label_quality
+from rayreid.reid.pseudo_labels import Clustering
 
 
 def named_by_first(labels):
@@ -42,6 +43,21 @@ def test_labels_match_dbscan_on_the_dense_matrix(case, eps):
         found.append((len(clusters), (expected < 0).sum()))
     assert max(number for number, _ in found) > 2  # the cases are of some interest
     assert max(outliers for _, outliers in found) > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_without_eps_it_is_the_one_with_the_most_clusters(seed):
+    features = naive.clustered(seed, 150)
+    neighbours = nearest(features, 10)
+    by_eps = {eps: cluster(neighbours, 10, 3, eps, 4) for eps in AUTO_EPS}
+    best = max(AUTO_EPS, key=lambda eps: (len(by_eps[eps]), eps))
+    chosen = cluster(neighbours, 10, 3, None, 4)
+    assert chosen.eps == best
+    assert named_by_first(chosen.labels) == named_by_first(by_eps[best].labels)
+    assert chosen.sizes.tolist() == by_eps[best].sizes.tolist()
+    assert len({len(found) for found in by_eps.values()}) > 2  # the values differ in what they give
+    logged = [Clustering(10, 3, eps, 4)(torch.from_numpy(features))[1] for eps in (None, 0.6)]
+    assert [row.get("eps") for row in logged] == [best, None]
 
 
 def test_no_cluster_one_cluster_and_fewer_images_than_a_list():

@@ -260,8 +260,9 @@ class Adapt(Section):
     k1: Annotated[int, Field(ge=2)] = 30
     """Entries of a neighbour list, including the image itself."""
     k2: Annotated[int, Field(ge=1, validate_default=True)] = 6
-    eps: Annotated[float, Field(gt=0, lt=1)] = 0.6
-    """DBSCAN's ε, a Jaccard distance; published 0.6 for Market-1501, 0.7 for MSMT17."""
+    eps: Annotated[float, Field(gt=0, lt=1)] | Auto = 0.6
+    """DBSCAN's ε, a Jaccard distance; published 0.6 for Market-1501, 0.7 for MSMT17. `auto`: in each epoch, the one of
+    0.30, 0.35, …, 0.70 that gives the most clusters."""
     min_samples: PositiveInt = 4
     search: Literal["torch", "faiss", "approximate"] = "torch"
     memory: Literal["hard", "mean"] = "hard"

@@ -14,6 +14,8 @@ from rayreid.errors import UserError
 from rayreid.neighbours.k_reciprocal import encode, half_list, jaccard_distances
 from rayreid.neighbours.knn import Neighbours
 
+AUTO_EPS = tuple(percent / 100 for percent in range(30, 71, 5))
+"""The values of ε among which `cluster` chooses if it is given none."""
 OUTLIER = -1
 UNKNOWN = -1  # pid
 
@@ -25,10 +27,12 @@ class Clusters:
     Attributes:
         labels: (N,) int64 in [0, C), `OUTLIER` for images in no cluster.
         sizes: (C,) int64, number of images per cluster.
+        eps: The ε with which they were found; None if it is not known.
     """
 
     labels: np.ndarray
     sizes: np.ndarray
+    eps: float | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -50,21 +54,27 @@ class Clusters:
         }
 
 
-def cluster(neighbours: Neighbours, k1: int = 30, k2: int = 6, eps: float = 0.6, min_samples: int = 4) -> Clusters:
+def cluster(
+    neighbours: Neighbours, k1: int = 30, k2: int = 6, eps: float | None = 0.6, min_samples: int = 4
+) -> Clusters:
     """Return clusters of images by the Jaccard distance of their neighbour lists.
+
+    Without ε, that of `AUTO_EPS` is taken which gives the most clusters (of several, the largest). The number of
+    clusters rises with ε as more images find company, and falls again when clusters merge; where it is largest, most
+    groups stand apart. The rule needs no labels. It costs one DBSCAN for each value, on the same distances.
 
     Args:
         neighbours: Neighbours of all images, in lists of `k1` entries (`knn.nearest(features, k1)`). If there are fewer
             images, every list has all of them.
         k1: Number of entries of a list, including the image itself.
         k2: Number of rows that query expansion averages, including the image's own.
-        eps: ε, largest distance between neighbours of one cluster, in (0, 1).
+        eps: ε, largest distance between neighbours of one cluster, in (0, 1); None: see above.
         min_samples: Number of images within ε, including the image itself, that make an image the core of a cluster.
 
     Raises:
         UserError: A number is out of range, or the features have collapsed.
     """
-    if not 0 < eps < 1:
+    if eps is not None and not 0 < eps < 1:
         raise UserError(f"clustering with eps {eps:g}: choose it between 0 and 1, where images share no neighbours")
     if not 1 <= k2 <= k1:
         raise UserError(f"clustering with k1 {k1}, k2 {k2}: need 1 <= k2 <= k1")
@@ -74,11 +84,16 @@ def cluster(neighbours: Neighbours, k1: int = 30, k2: int = 6, eps: float = 0.6,
     from sklearn.cluster import DBSCAN
     from sklearn.neighbors import sort_graph_by_row_values
 
+    tried = AUTO_EPS if eps is None else (eps,)
     encoding = encode(neighbours, k1, half_list(k1), k2)
-    graph = jaccard_distances(encoding, encoding.tocsc(), eps)
+    graph = jaccard_distances(encoding, encoding.tocsc(), max(tried))
     graph = sort_graph_by_row_values(graph, copy=False, warn_when_not_sorted=False)
-    labels = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(graph).labels_
-    return Clusters(labels, np.bincount(labels[labels != OUTLIER], minlength=0))
+
+    def found(within: float) -> Clusters:
+        labels = DBSCAN(eps=within, min_samples=min_samples, metric="precomputed").fit(graph).labels_
+        return Clusters(labels, np.bincount(labels[labels != OUTLIER], minlength=0), within)
+
+    return max(map(found, reversed(tried)), key=len)
 
 
 def cluster_means(features: Tensor, clusters: Clusters) -> Tensor:

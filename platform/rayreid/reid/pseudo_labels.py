@@ -23,19 +23,20 @@ class Clustering:
 
     k1: int = 30
     k2: int = 6
-    eps: float = 0.6
+    eps: float | None = 0.6
     min_samples: int = 4
     engine: Engine = "torch"
 
     def __call__(self, features: Tensor) -> tuple[Clusters, dict[str, float]]:
-        """Return the clusters of features (N, D), with the search's recall and the duration of each part in seconds."""
+        """Return the clusters of features (N, D), the search's recall, the seconds of each part, and ε if chosen here."""
         began = time.monotonic()
         neighbours = nearest(features, self.k1, self.engine)
         searched = time.monotonic()
         clusters = cluster(neighbours, self.k1, self.k2, self.eps, self.min_samples)
         ended = time.monotonic()
         seconds = {"seconds_neighbours": searched - began, "seconds_cluster": ended - searched}
-        return clusters, {"neighbour_recall": neighbours.recall, **seconds}
+        chosen = {} if self.eps is not None or clusters.eps is None else {"eps": clusters.eps}
+        return clusters, {"neighbour_recall": neighbours.recall, **chosen, **seconds}
 
 
 @dataclass

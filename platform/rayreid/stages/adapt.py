@@ -165,7 +165,7 @@ class _Feeding:
                 self.labels,
                 rows,
                 store.pids[rows],
-                Clustering(c.k1, c.k2, c.eps, c.min_samples, c.search),
+                Clustering(c.k1, c.k2, None if c.eps == "auto" else c.eps, c.min_samples, c.search),
                 c.clusters,
             ),
             prepare,
