@@ -28,7 +28,7 @@ class Clustering:
     engine: Engine = "torch"
 
     def __call__(self, features: Tensor) -> tuple[Clusters, dict[str, float]]:
-        """Return the clusters of features (N, D), the search's recall, the seconds of each part, and ε if chosen here."""
+        """Return the clusters of features (N, D), the search's recall, the seconds of each part, and ε if chosen."""
         began = time.monotonic()
         neighbours = nearest(features, self.k1, self.engine)
         searched = time.monotonic()
