@@ -68,7 +68,7 @@ class Pencil:
         for breadth, colour in strokes:
             self.draw.line(pixels, colour, max(1, round(breadth)))
             for x, y in pixels:
-                r = breadth / 2 - 0.5
+                r = max(0.0, breadth / 2 - 0.5)  # a thin limb of a small person
                 self.draw.ellipse((x - r, y - r, x + r, y + r), colour)
 
     def garment(self, points: Sequence[Point], look: Appearance, view: str) -> None:
