@@ -29,7 +29,7 @@ from rayreid.pipeline.seed_groups import baseline_of, grouped, parent_metrics, s
 from rayreid.pipeline.summary import TEST_IMAGES, Row, row_of, show_hint, show_table, show_times
 from rayreid.pipeline.tags import COLUMNS, budget_tags, common_tags, shared_tags, tags_of
 from rayreid.stages.training.early_stopping import MedianStopping
-from rayreid.storage.artifacts import Artifact
+from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.storage.roles import Role
 from rayreid.tracking.run import Run, Tracker
 from rayreid.tracking.system_metrics import watched
@@ -183,14 +183,28 @@ def _run_rows(
     tags = shared_tags(next(iter(table.values())))
     everything = [artifact for graph in plans.values() for artifact in graph.values()]
     make_stores(everything, table, plans, parent, session.screen, tags)
-    for artifact in shared(plans):
-        produce(artifact, parent, session.screen, tags)
-    results = []
-    for label, experiment in table.items():
-        session.screen.say(f"[bold cyan]{escape(label)}[/]")
-        with experiment_run(session, experiment, label, parent) as run:
-            results.append(run_row(label, experiment, session, run, row=labels[label]))
+    common, results = shared(plans), []
+    for part in _seed_by_seed(labels):
+        used = lineage({f"{label} {role}": one for label in part for role, one in plans[label].items()})
+        for artifact in common:
+            if artifact.id in used:
+                produce(artifact, parent, session.screen, tags)
+        for label in part:
+            session.screen.say(f"[bold cyan]{escape(label)}[/]")
+            with experiment_run(session, table[label], label, parent) as run:
+                results.append(run_row(label, table[label], session, run, row=labels[label]))
     return results
+
+
+def _seed_by_seed(labels: Mapping[str, str]) -> list[list[str]]:
+    """Return the labels of all rows with the first seed, then of all with the second; see `row_labels`."""
+    parts: list[list[str]] = []
+    run_of: dict[str, int] = {}
+    for label, row in labels.items():
+        number = run_of[row] = run_of.get(row, -1) + 1
+        parts.extend([] for _ in range(len(parts), number + 1))
+        parts[number].append(label)
+    return parts
 
 
 def experiment_run(
