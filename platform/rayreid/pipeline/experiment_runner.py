@@ -1,14 +1,12 @@
 """Execution of experiments: all rows of a file, with missing artifacts made once and the results in one table."""
 
-import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.markup import escape
 
 from rayreid.config import Experiment, method_defaults
@@ -16,12 +14,12 @@ from rayreid.config.loading import dump, flatten, row_labels, rows
 from rayreid.console import Screen
 from rayreid.disk_faults import explained
 from rayreid.errors import UserError
-from rayreid.evaluation.retrieval_figures import cmc_curve
 from rayreid.execution.connection import connect
 from rayreid.execution.production import produce
 from rayreid.execution.shared_storage import check_storage
 from rayreid.files import make_folder, write_atomically
 from rayreid.paths import output_root
+from rayreid.pipeline.experiment_folder import contents, digest_of, draw_curves, folder_of, write_results
 from rayreid.pipeline.graph import STAGE_ROLE, plan, shared
 from rayreid.pipeline.ingestion import make_stores
 from rayreid.pipeline.preflight import check, check_workers
@@ -101,11 +99,11 @@ def run(experiment: Experiment, against: str | None = None) -> list[Row]:
             results = [run_row(experiment.name, table[experiment.name], session, parent)]
         if experiment.seeds or against is not None:
             groups = grouped(results, labels, plans, baseline)
-            write_results(session, experiment, [group.content() for group in groups])
+            write_results(root, experiment, [group.content() for group in groups])
             parent.metrics(parent_metrics(groups))
             show_groups(session.screen, groups)
         else:
-            write_results(session, experiment, contents(results))
+            write_results(root, experiment, contents(results))
             show_table(session.screen, results)
         show_times(session.screen, plans.values())
         show_hint(session.screen, session.tracker.uri, session.tracker.experiment_id)
@@ -258,34 +256,3 @@ def _params(experiment: Experiment) -> dict[str, Any]:
     if experiment.adapt.method == "none":
         tree["adapt"] = {"method": "none"}
     return flatten(tree)
-
-
-def folder_of(root: Path, experiment: Experiment) -> Path:
-    """Return the folder of an experiment's configuration and table: `<root>/experiments/<name>-<config hash>`."""
-    folder = root / "experiments" / f"{experiment.name}-{digest_of(experiment)}"
-    make_folder(folder)
-    return folder
-
-
-def digest_of(experiment: Experiment) -> str:
-    """Return a hash of the whole configuration, by which runs of exactly this file are found."""
-    return hashlib.blake2b(dump(experiment).encode(), digest_size=4).hexdigest()
-
-
-def contents(results: Iterable[Row]) -> list[dict[str, Any]]:
-    """Return outcomes as the entries of `results.json`."""
-    return [{"label": row.label, **row.metrics()} for row in results]
-
-
-def write_results(session: Session, experiment: Experiment, content: Sequence[Mapping[str, Any]]) -> None:
-    """Write the table as JSON next to the configuration."""
-    write_atomically(folder_of(session.root, experiment) / "results.json", json.dumps(content, indent=1))
-
-
-def draw_curves(plans: Mapping[str, Mapping[str, Artifact]], labels: Mapping[str, str], path: Path, run: Run) -> None:
-    """Draw the CMC curves of all rows, each the mean over its seeds, next to the configuration and in MLflow."""
-    found: dict[str, list[np.ndarray]] = {}
-    for label, graph in plans.items():
-        found.setdefault(labels[label], []).append(np.load(graph["metrics"].path / "cmc.npy"))
-    cmc_curve({label: np.mean(curves, axis=0) for label, curves in found.items()}).savefig(path)
-    run.file(path, "figures")
