@@ -17,7 +17,7 @@ import yaml
 from rayreid.config import Experiment
 from rayreid.config.loading import load_experiment, rows
 from rayreid.models.hub import is_name
-from rayreid.pipeline.experiment_runner import digest_of
+from rayreid.pipeline.experiment_folder import digest_of
 from rayreid.pipeline.graph import plan
 from rayreid.storage.artifacts import lineage
 from rayreid.sweeps.trials import corners, trials

@@ -8,7 +8,7 @@ import pytest
 from rayreid.config.loading import load_experiment, rows
 from rayreid.errors import UserError
 from rayreid.pipeline import ledger as module
-from rayreid.pipeline.experiment_runner import digest_of
+from rayreid.pipeline.experiment_folder import digest_of
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.ledger import COLUMNS, enter
 from rayreid.storage.metrics_log import Journal

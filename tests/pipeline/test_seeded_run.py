@@ -7,7 +7,8 @@ import pytest
 from mlflow import MlflowClient
 
 from rayreid.config.loading import load_experiment
-from rayreid.pipeline.experiment_runner import folder_of, run
+from rayreid.pipeline.experiment_folder import folder_of
+from rayreid.pipeline.experiment_runner import run
 from rayreid.pipeline.ledger import enter
 from rayreid.tracking.revision import git_sha
 

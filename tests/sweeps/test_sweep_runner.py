@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from rayreid.config.loading import load_experiment
 from rayreid.errors import UserError
 from rayreid.execution.connection import connect
-from rayreid.pipeline.experiment_runner import folder_of, open_session
+from rayreid.pipeline.experiment_folder import folder_of
+from rayreid.pipeline.experiment_runner import open_session
 from rayreid.reports.model_registry import register_best
 from rayreid.reports.sweep_report import report
 from rayreid.storage.lease import here

@@ -1,14 +1,12 @@
 """Execution of experiments: all rows of a file, with missing artifacts made once and the results in one table."""
 
-import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.markup import escape
 
 from rayreid.config import Experiment, method_defaults
@@ -16,12 +14,12 @@ from rayreid.config.loading import dump, flatten, row_labels, rows
 from rayreid.console import Screen
 from rayreid.disk_faults import explained
 from rayreid.errors import UserError
-from rayreid.evaluation.retrieval_figures import cmc_curve
 from rayreid.execution.connection import connect
 from rayreid.execution.production import produce
 from rayreid.execution.shared_storage import check_storage
 from rayreid.files import make_folder, write_atomically
 from rayreid.paths import output_root
+from rayreid.pipeline.experiment_folder import contents, digest_of, draw_curves, folder_of, write_results
 from rayreid.pipeline.graph import STAGE_ROLE, plan, shared
 from rayreid.pipeline.ingestion import make_stores
 from rayreid.pipeline.preflight import check, check_workers
@@ -29,7 +27,7 @@ from rayreid.pipeline.seed_groups import baseline_of, grouped, parent_metrics, s
 from rayreid.pipeline.summary import TEST_IMAGES, Row, row_of, show_hint, show_table, show_times
 from rayreid.pipeline.tags import COLUMNS, budget_tags, common_tags, shared_tags, tags_of
 from rayreid.stages.training.early_stopping import MedianStopping
-from rayreid.storage.artifacts import Artifact
+from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.storage.roles import Role
 from rayreid.tracking.run import Run, Tracker
 from rayreid.tracking.system_metrics import watched
@@ -101,11 +99,11 @@ def run(experiment: Experiment, against: str | None = None) -> list[Row]:
             results = [run_row(experiment.name, table[experiment.name], session, parent)]
         if experiment.seeds or against is not None:
             groups = grouped(results, labels, plans, baseline)
-            write_results(session, experiment, [group.content() for group in groups])
+            write_results(root, experiment, [group.content() for group in groups])
             parent.metrics(parent_metrics(groups))
             show_groups(session.screen, groups)
         else:
-            write_results(session, experiment, contents(results))
+            write_results(root, experiment, contents(results))
             show_table(session.screen, results)
         show_times(session.screen, plans.values())
         show_hint(session.screen, session.tracker.uri, session.tracker.experiment_id)
@@ -183,14 +181,28 @@ def _run_rows(
     tags = shared_tags(next(iter(table.values())))
     everything = [artifact for graph in plans.values() for artifact in graph.values()]
     make_stores(everything, table, plans, parent, session.screen, tags)
-    for artifact in shared(plans):
-        produce(artifact, parent, session.screen, tags)
-    results = []
-    for label, experiment in table.items():
-        session.screen.say(f"[bold cyan]{escape(label)}[/]")
-        with experiment_run(session, experiment, label, parent) as run:
-            results.append(run_row(label, experiment, session, run, row=labels[label]))
+    common, results = shared(plans), []
+    for part in _seed_by_seed(labels):
+        used = lineage({f"{label} {role}": one for label in part for role, one in plans[label].items()})
+        for artifact in common:
+            if artifact.id in used:
+                produce(artifact, parent, session.screen, tags)
+        for label in part:
+            session.screen.say(f"[bold cyan]{escape(label)}[/]")
+            with experiment_run(session, table[label], label, parent) as run:
+                results.append(run_row(label, table[label], session, run, row=labels[label]))
     return results
+
+
+def _seed_by_seed(labels: Mapping[str, str]) -> list[list[str]]:
+    """Return the labels of all rows with the first seed, then of all with the second; see `row_labels`."""
+    parts: list[list[str]] = []
+    run_of: dict[str, int] = {}
+    for label, row in labels.items():
+        number = run_of[row] = run_of.get(row, -1) + 1
+        parts.extend([] for _ in range(len(parts), number + 1))
+        parts[number].append(label)
+    return parts
 
 
 def experiment_run(
@@ -244,34 +256,3 @@ def _params(experiment: Experiment) -> dict[str, Any]:
     if experiment.adapt.method == "none":
         tree["adapt"] = {"method": "none"}
     return flatten(tree)
-
-
-def folder_of(root: Path, experiment: Experiment) -> Path:
-    """Return the folder of an experiment's configuration and table: `<root>/experiments/<name>-<config hash>`."""
-    folder = root / "experiments" / f"{experiment.name}-{digest_of(experiment)}"
-    make_folder(folder)
-    return folder
-
-
-def digest_of(experiment: Experiment) -> str:
-    """Return a hash of the whole configuration, by which runs of exactly this file are found."""
-    return hashlib.blake2b(dump(experiment).encode(), digest_size=4).hexdigest()
-
-
-def contents(results: Iterable[Row]) -> list[dict[str, Any]]:
-    """Return outcomes as the entries of `results.json`."""
-    return [{"label": row.label, **row.metrics()} for row in results]
-
-
-def write_results(session: Session, experiment: Experiment, content: Sequence[Mapping[str, Any]]) -> None:
-    """Write the table as JSON next to the configuration."""
-    write_atomically(folder_of(session.root, experiment) / "results.json", json.dumps(content, indent=1))
-
-
-def draw_curves(plans: Mapping[str, Mapping[str, Artifact]], labels: Mapping[str, str], path: Path, run: Run) -> None:
-    """Draw the CMC curves of all rows, each the mean over its seeds, next to the configuration and in MLflow."""
-    found: dict[str, list[np.ndarray]] = {}
-    for label, graph in plans.items():
-        found.setdefault(labels[label], []).append(np.load(graph["metrics"].path / "cmc.npy"))
-    cmc_curve({label: np.mean(curves, axis=0) for label, curves in found.items()}).savefig(path)
-    run.file(path, "figures")

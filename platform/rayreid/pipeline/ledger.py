@@ -17,7 +17,7 @@ from rayreid.errors import UserError
 from rayreid.execution.trainer import METRICS
 from rayreid.files import make_folder
 from rayreid.paths import expanded, output_root
-from rayreid.pipeline.experiment_runner import digest_of
+from rayreid.pipeline.experiment_folder import digest_of
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.summary import row_of
 from rayreid.pipeline.tags import tags_of

@@ -22,7 +22,8 @@ from rayreid.execution.production import produce
 from rayreid.execution.shared_storage import check_storage
 from rayreid.files import write_atomically
 from rayreid.paths import output_root
-from rayreid.pipeline.experiment_runner import experiment_run, folder_of, open_session
+from rayreid.pipeline.experiment_folder import folder_of
+from rayreid.pipeline.experiment_runner import experiment_run, open_session
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.ingestion import make_stores
 from rayreid.pipeline.preflight import check

@@ -19,7 +19,7 @@ from rayreid.files import make_folder, write_atomically
 from rayreid.models.stems import STEMS
 from rayreid.paths import output_root
 from rayreid.pipeline.budget import NO_BUDGET, budget_note
-from rayreid.pipeline.experiment_runner import digest_of
+from rayreid.pipeline.experiment_folder import digest_of
 from rayreid.reports.trial_results import Trial, latest, selection_costs, trials_of
 from rayreid.tracking.history import History, Record
 from rayreid.tracking.run import Run, Tracker

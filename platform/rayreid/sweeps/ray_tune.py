@@ -24,7 +24,8 @@ from rayreid.execution.interrupts import handler_kept
 from rayreid.execution.resources import training_share
 from rayreid.files import make_folder, write_atomically
 from rayreid.paths import output_root
-from rayreid.pipeline.experiment_runner import Session, digest_of, experiment_run, folder_of, open_session, run_row
+from rayreid.pipeline.experiment_folder import digest_of, folder_of
+from rayreid.pipeline.experiment_runner import Session, experiment_run, open_session, run_row
 from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.sweeps.optuna_search import OptunaSearcher
 from rayreid.sweeps.trials import sweep_of, trial

@@ -3,7 +3,8 @@
 from rayreid.config import Experiment
 from rayreid.config.loading import describe
 from rayreid.errors import UserError
-from rayreid.pipeline.experiment_runner import Session, experiment_run, folder_of, is_recorded, run_row
+from rayreid.pipeline.experiment_folder import folder_of
+from rayreid.pipeline.experiment_runner import Session, experiment_run, is_recorded, run_row
 from rayreid.pipeline.graph import plan, shared
 from rayreid.pipeline.tags import shared_tags
 from rayreid.sweeps.optuna_search import OptunaSearcher

@@ -8,14 +8,8 @@ from rayreid.errors import UserError
 from rayreid.execution.connection import connect
 from rayreid.execution.shared_storage import check_storage
 from rayreid.paths import output_root
-from rayreid.pipeline.experiment_runner import (
-    Session,
-    contents,
-    experiment_run,
-    folder_of,
-    open_session,
-    write_results,
-)
+from rayreid.pipeline.experiment_folder import contents, folder_of, write_results
+from rayreid.pipeline.experiment_runner import Session, experiment_run, open_session
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.preflight import check, check_workers
 from rayreid.pipeline.summary import Row, show_hint
@@ -61,7 +55,7 @@ def sweep(experiment: Experiment) -> list[Row]:
             outcome = run_known(experiment, known, plans, session, parent)
         stopped = stops(session, experiment)
         rows = outcome.rows()
-        write_results(session, experiment, contents(rows))
+        write_results(root, experiment, contents(rows))
         outcome.show(session.screen, rows, stopped)
         show_hint(session.screen, session.tracker.uri, session.tracker.experiment_id)
     if not rows:

@@ -1,0 +1,48 @@
+"""The folder of an experiment under the output root: its configuration, its table and its curves."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayreid.config import Experiment
+from rayreid.config.loading import dump
+from rayreid.evaluation.retrieval_figures import cmc_curve
+from rayreid.files import make_folder, write_atomically
+from rayreid.pipeline.summary import Row
+from rayreid.storage.artifacts import Artifact
+from rayreid.tracking.run import Run
+
+
+def folder_of(root: Path, experiment: Experiment) -> Path:
+    """Return the folder of an experiment's configuration and table: `<root>/experiments/<name>-<config hash>`."""
+    folder = root / "experiments" / f"{experiment.name}-{digest_of(experiment)}"
+    make_folder(folder)
+    return folder
+
+
+def digest_of(experiment: Experiment) -> str:
+    """Return a hash of the whole configuration, by which runs of exactly this file are found."""
+    return hashlib.blake2b(dump(experiment).encode(), digest_size=4).hexdigest()
+
+
+def contents(results: Iterable[Row]) -> list[dict[str, Any]]:
+    """Return outcomes as the entries of `results.json`."""
+    return [{"label": row.label, **row.metrics()} for row in results]
+
+
+def write_results(root: Path, experiment: Experiment, content: Sequence[Mapping[str, Any]]) -> None:
+    """Write the table as JSON next to the configuration."""
+    write_atomically(folder_of(root, experiment) / "results.json", json.dumps(content, indent=1))
+
+
+def draw_curves(plans: Mapping[str, Mapping[str, Artifact]], labels: Mapping[str, str], path: Path, run: Run) -> None:
+    """Draw the CMC curves of all rows, each the mean over its seeds, next to the configuration and in MLflow."""
+    found: dict[str, list[np.ndarray]] = {}
+    for label, graph in plans.items():
+        found.setdefault(labels[label], []).append(np.load(graph["metrics"].path / "cmc.npy"))
+    cmc_curve({label: np.mean(curves, axis=0) for label, curves in found.items()}).savefig(path)
+    run.file(path, "figures")
