@@ -27,6 +27,8 @@ from rayreid.pipeline.ingestion import make_stores
 from rayreid.pipeline.preflight import check, check_workers
 from rayreid.pipeline.summary import TEST_IMAGES, Row, row_of, show_hint, show_table, show_times
 from rayreid.selection.provenance import provenance_of
+from rayreid.stages.score_meaning import TAG, show
+from rayreid.stages.select import separation_of
 from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.roles import Role
@@ -116,8 +118,12 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
         check_storage()
         check_workers([row])
         make_stores(wanted, {label: row}, {label: graph}, parent, session.screen, tags_of(row))
+        earlier = {artifact.id for artifact in wanted if artifact.complete}
         made = [produce(artifact, parent, session.screen, tags_of(row)) for artifact in wanted]
     for artifact in made:
+        if stage == "score":
+            separation = separation_of(artifact, provenance_of(row.pool))
+            show(session.screen, artifact, separation, again=artifact.id in earlier)
         session.screen.say(escape(str(artifact.path)))
     return made
 
@@ -142,7 +148,8 @@ def run_row(
             facts = graph[role].facts
             run.dataset(role, facts["fingerprint"], str(graph[role].path), {"images": facts["images"]}, context)
     row = row_of(label, graph, provenance_of(experiment.pool))
-    run.tags({"target": row.target, **({TEST_IMAGES: row.test_images} if row.test_images else {})})
+    known = {TEST_IMAGES: row.test_images, TAG: row.score_meaning}
+    run.tags({"target": row.target, **{name: value for name, value in known.items() if value}})
     run.metrics(row.metrics())
     return row
 
