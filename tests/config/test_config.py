@@ -77,6 +77,8 @@ def test_a_field_that_was_added_later_leaves_the_ids_of_what_was_made_before():
     assert set(Backbone().identity()) == {"name", "stem", "img_size", "depth"}
     assert Backbone(num_heads=None).identity() == Backbone().identity()
     assert Evaluate(rerank=False).identity() == Evaluate().identity() == {"max_rank": 50}
+    assert Evaluate(feature="before").identity() == {"max_rank": 50}
+    assert Evaluate(feature="after").identity() == {"max_rank": 50, "feature": "after"}
     assert Evaluate(rerank=True).identity()["rerank"] == {"k1": 20, "k2": 6, "weight": 0.3}
     assert Backbone(num_heads=12).identity() == {**Backbone().identity(), "num_heads": 12}
     assert Backbone(last_stride=None, semantic_weight=None).identity() == Backbone().identity()
