@@ -63,7 +63,7 @@ def test_identity_holds_everything_else(section):
         "max_bad_fraction",
     }
     runtime |= {"num_heads", "last_stride", "semantic_weight", "queue", "freeze_patch"}  # added later: see below
-    runtime |= {"sampler", "margin", "rerank"}
+    runtime |= {"sampler", "margin", "rerank", "feature"}
     runtime |= {"teacher_temp_start", "teacher_temp_warmup_epochs", "label_smoothing", "layer_decay", "freeze_epochs"}
     runtime |= {"triplet_weight", "triplet_start_epoch", "triplet_normalise"}
     runtime |= {"temperature"} if section is Pretrain else set()

@@ -56,7 +56,7 @@ def test_a_training_begins_without_it_and_the_report_says_so(saved):
 def test_a_file_without_one_has_the_identity(tmp_path):
     save_backbone(tmp_path / "model.safetensors", build("vit_tiny", depth=1), HALF, HALF)
     assert isinstance(load_neck(tmp_path / "model.safetensors"), nn.Identity)
-    with pytest.raises(UserError, match="evaluate.feature is after, but these weights have no BNNeck"):
+    with pytest.raises(UserError, match=r"evaluate\.feature is after, but these weights have no BNNeck"):
         load_neck(tmp_path / "model.safetensors", after=True)
 
 
