@@ -132,7 +132,7 @@ def drive(root: Path, notes: Path, seconds: float) -> None:
     notes.mkdir(exist_ok=True)
     actor_pool._CHUNK["cpu"] = (16, 16)
     head = score._Head
-    score._Head = lambda *arguments: Counting(head(*arguments), notes, seconds)
+    score._Head = lambda *given, **named: Counting(head(*given, **named), notes, seconds)
     with connect(), Tracker(root, "killed").run("scoring") as run:
         produce(artifact_in(root), run, Screen(), {})
 

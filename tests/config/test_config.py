@@ -64,7 +64,7 @@ def test_identity_holds_everything_else(section):
         "max_bad_fraction",
     }
     runtime |= {"num_heads", "last_stride", "semantic_weight", "queue", "freeze_patch"}  # added later: see below
-    runtime |= {"sampler", "margin", "rerank", "steps"}
+    runtime |= {"sampler", "margin", "rerank", "steps", "feature"}
     runtime |= {"teacher_temp_start", "teacher_temp_warmup_epochs", "label_smoothing", "layer_decay", "freeze_epochs"}
     runtime |= {"triplet_weight", "triplet_start_epoch", "triplet_normalise"}
     runtime |= {"temperature"} if section is Pretrain else set()
@@ -78,6 +78,8 @@ def test_a_field_that_was_added_later_leaves_the_ids_of_what_was_made_before():
     assert set(Backbone().identity()) == {"name", "stem", "img_size", "depth"}
     assert Backbone(num_heads=None).identity() == Backbone().identity()
     assert Evaluate(rerank=False).identity() == Evaluate().identity() == {"max_rank": 50}
+    assert Evaluate(feature="before").identity() == {"max_rank": 50}
+    assert Evaluate(feature="after").identity() == {"max_rank": 50, "feature": "after"}
     assert Evaluate(rerank=True).identity()["rerank"] == {"k1": 20, "k2": 6, "weight": 0.3}
     assert Backbone(num_heads=12).identity() == {**Backbone().identity(), "num_heads": 12}
     assert Backbone(last_stride=None, semantic_weight=None).identity() == Backbone().identity()

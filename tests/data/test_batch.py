@@ -69,3 +69,8 @@ def test_a_photograph_among_crops_takes_the_memory_of_its_own_pixels():
     done = subprocess.run([sys.executable, "-c", WITHIN], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 600
+
+
+def test_the_brightness_is_the_mean_of_each_image():
+    images = [np.full((3, 2, 3), 255, np.uint8), np.arange(12, dtype=np.uint8).reshape(2, 2, 3)]
+    np.testing.assert_allclose(ImageBatch.collate(images).brightness(), [1.0, 5.5 / 255], rtol=1e-6)

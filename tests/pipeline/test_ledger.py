@@ -3,6 +3,8 @@
 import csv
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rayreid.config.loading import load_experiment, rows
@@ -47,6 +49,8 @@ def finish(graph, warnings=(), **recorded):
     for role in facts.keys() & graph.keys():
         if not graph[role].complete:
             graph[role].path.mkdir(parents=True)
+            if role == "priority":  # of an image whose origin is not known
+                pq.write_table(pa.table({"key": ["x"], "priority": [0.5]}), graph[role].path / "priority.parquet")
             graph[role].finish(facts[role] | ({"warnings": list(warnings)} if role == "weights" and warnings else {}))
     if "weights" in graph:
         journal = Journal(graph["weights"].path / "metrics.jsonl")

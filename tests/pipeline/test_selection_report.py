@@ -13,6 +13,7 @@ from rayreid.config.loading import load_experiment
 from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.pipeline import selection_report
 from rayreid.pipeline.selection_report import COMPARED, Selection
+from rayreid.selection.meaning import Diagnosis
 from rayreid.selection.provenance import Provenance
 from recorded_run import RecordedRun
 from tiny_experiment import TINY
@@ -66,8 +67,9 @@ def page(tmp_path_factory):
     rising[3] = np.nan
     proxies = {role: {"artifact": f"proxy/of-{role}", "weights": 16 * role} for role in ("source", "target")}
     manifest = {"count": 20, "cut": 20.0, "proxies": proxies}
+    figures = Diagnosis(40, 0.9, 0.01, 1e-5, 0.74, 0.998, rank_direction=0.996)
     found = [
-        Selection("cfs", "cfs", "select/1", manifest, rising),
+        Selection("cfs", "cfs", "select/1", manifest, rising, figures),
         Selection("turned <over>", "target_similarity", "select/2", {**manifest, "count": 10}, -rising),
         Selection("random", "random", "select/3", {**manifest, "proxies": {}}, np.random.default_rng(0).random(IMAGES)),
     ]
@@ -113,3 +115,12 @@ def test_the_page_says_what_was_compared(page):
     )
     assert "<tr><td>cfs</td><td>target</td><td>proxy/of-target</td><td>targettarget</td></tr>" in html
     assert "<tr><td>random</td><td>source</td>" not in html
+
+
+def test_the_page_says_what_the_order_of_each_selection_means(page):
+    html, run = page
+    assert "<td>cfs</td><td>direction</td><td>0.9</td><td>0.01</td><td>0.74</td><td>0.998</td><td>0.996</td>" in html
+    assert "cfs: the score is the projection of θs on one direction" in html
+    assert "<td>turned &lt;over&gt;</td><td>not known: made by an earlier version</td>" in html
+    assert run.tagged == {"score_meaning.cfs": "direction"}
+    assert run.values["diagnosis.cfs.rank_direction"] == 0.996

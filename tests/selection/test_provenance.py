@@ -75,17 +75,17 @@ def test_a_parquet_file_is_read_like_a_csv_file(tmp_path):
 def test_the_relevant_origin_is_what_a_priority_is_judged_by(source):
     content = b"key,origin\na,near\nb,near\nc,far\nd,far\n"
     keys, priority = np.array(list("abcd"), dtype=object), np.array([0.9, 0.4, 0.6, 0.1])
-    assert provenance_of(source(content)).judge(keys, priority) == {"auc": 0.75}
-    assert provenance_of(source(content, "far")).judge(keys, priority) == {"auc": 0.25}
+    assert provenance_of(source(content)).judge(keys, priority).auc == 0.75
+    assert provenance_of(source(content, "far")).judge(keys, priority).auc == 0.25
 
 
 def test_images_of_which_nothing_is_known_are_not_judged(source):
     keys = np.array(list("abcdxyz"), dtype=object)
     priority = np.array([0.9, 0.8, 0.6, 0.1, 0.99, 0.7, 0.0])
     named = provenance_of(source(b"key,origin\na,near\nb,near\nc,far\nd,unknown\n"))
-    assert named.judge(keys, priority) == {"auc": 1.0}
+    assert named.judge(keys, priority).auc == 1.0
     assert named.separation(keys, priority) == pytest.approx({"near": 1.0, "far": 1 / 3, "unknown": 0.0})
-    assert provenance_of(source(b"key,origin\na,near\nb,near\n")).judge(keys, priority) == {}
+    assert provenance_of(source(b"key,origin\na,near\nb,near\n")).judge(keys, priority) is None
 
 
 def test_a_file_that_was_changed_is_read_again(source, tmp_path):

@@ -151,3 +151,14 @@ def test_another_fraction_computes_no_priority_anew(known):
     configs = [Select(strategy="cluster"), Select(strategy="cluster", clusters=9)]
     assert len({priority.plan(made.pool, made.found, {}, config, 0, None).id for config in configs}) == 2
     assert len({priority.plan(made.pool, made.found, {}, configs[0], seed, None).id for seed in (0, 1)}) == 2
+
+
+def test_the_figures_of_priorities_leave_out_what_cannot_be_decoded(known):
+    own = known(3)
+    store = ImageStore(own.pool.path)
+    values = np.where(np.arange(IMAGES) == 7, np.nan, np.arange(IMAGES, dtype=float))
+    found = priority._diagnosis(store, values, features.read(own.found.path, store, "all"))
+    mean = directions(np.delete(np.arange(IMAGES), 7)).astype(np.float64).mean(axis=0)
+    assert found.images == IMAGES - 1 and found.mean == pytest.approx(np.nanmean(values))
+    assert found.source_mean_length == pytest.approx(np.linalg.norm(mean), rel=1e-3)
+    assert found.rank_direction is None and found.rank_brightness is None  # no θt; all images are black

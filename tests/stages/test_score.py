@@ -1,23 +1,28 @@
 """Scoring, interrupted and continued, and what is drawn and judged of it; without a cluster."""
 
 import io
+import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
+import scoring_parts
 from rayreid.config import Score, Select
 from rayreid.console import Screen
+from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.errors import UserError
 from rayreid.execution import shard_results
 from rayreid.execution.production import StageContext
 from rayreid.execution.resources import Share
 from rayreid.selection.provenance import Provenance
-from rayreid.stages import score, select
+from rayreid.stages import score, score_meaning, scored_sample, select
 from rayreid.storage.artifacts import Artifact
 from recorded_run import RecordedRun
 
@@ -30,25 +35,41 @@ def scores_of(rows):
 
 
 class Proxies:
-    """Stands for the actors: a result per five images, in the middle of shards too; stops after some."""
+    """Stands for the actors: a result per five images, in the middle of shards too; stops after some.
+
+    The heads that keep what is known of a sample (`scored_sample.packed`) give it one feature in each proxy.
+    """
 
     def __init__(self, broken=(), stop=None, gain=(1.0,), twice=False, size=5):
-        self.broken, self.stop, self.size, self.asked = set(broken), stop, size, []
+        self.broken, self.stop, self.size, self.asked, self.parts = set(broken), stop, size, [], 0
         self.gain, self.twice = np.asarray(gain, np.float32), twice
 
     def __call__(self, store, rows, build, batch_size):
-        self.asked = [int(row) for piece in rows for row in piece]
-        for number, start in enumerate(range(0, len(self.asked), self.size)):
-            if number == self.stop:
+        asked = [int(row) for piece in rows for row in piece]
+        kept = build.keywords.get("keep", False)
+        for start in range(0, len(asked), self.size):
+            if self.parts == self.stop:
                 raise KeyboardInterrupt
-            part = self.asked[start : start + self.size]
+            self.parts += 1
+            part = asked[start : start + self.size]
+            self.asked += part
             good = np.array([row for row in part if row not in self.broken], np.int64)
+            values = scores_of(good)[:, None] * self.gain
+            if kept:
+                values = np.concatenate([values, self.sample(good)], axis=1, dtype=np.float32)
             result = (
-                scores_of(good)[:, None] * self.gain if len(good) else np.zeros(0, np.float32),  # as of a `Pass`
+                values if len(good) else np.zeros(0, np.float32),  # as of a `Pass`
                 {row: f"truncated {row}" for row in part if row in self.broken},
             )
             for _ in range(1 + self.twice):
                 yield good, *result
+
+    def sample(self, rows):
+        """Rounding, brightness, and directions of θs and of each θt, which all lie on one line."""
+        source = np.stack([scores_of(rows), np.sqrt(1 - scores_of(rows) ** 2)], axis=1)
+        target = np.tile([1.0, 0.0], (len(rows), 1))
+        own = np.stack([np.full(len(rows), 1e-5), rows % 2], axis=1)
+        return np.concatenate([own, source, *[target] * len(self.gain)], axis=1)
 
 
 @pytest.fixture
@@ -85,10 +106,13 @@ def scoring(pool, monkeypatch):
         monkeypatch.setattr(shard_results, "stream", proxies)
         artifact = planned(pool, Score(max_bad_fraction=most), provenance, targets)
         artifact.path.mkdir(parents=True, exist_ok=True)
-        run = RecordedRun()
-        facts = artifact.job(StageContext(artifact, artifact.path, run, Screen(Console(file=io.StringIO()))))
+        run, printed = RecordedRun(), io.StringIO()
+        facts = artifact.job(StageContext(artifact, artifact.path, run, Screen(Console(file=printed, width=1000))))
         artifact.finish({**facts, "run": "r"})
-        return SimpleNamespace(facts=facts, artifact=artifact, figures=run.drawn, logged=run.values)
+        shown = printed.getvalue()
+        return SimpleNamespace(
+            facts=facts, artifact=artifact, figures=run.drawn, logged=run.values, tagged=run.tagged, printed=shown
+        )
 
     return scoring
 
@@ -236,6 +260,101 @@ def test_without_one_usable_image_there_are_no_scores(scoring):
         scoring(Proxies(broken=range(IMAGES)))
 
 
+# The sample
+
+
+@pytest.mark.parametrize("size", [1, 7, IMAGES])
+def test_no_image_is_scored_twice_for_the_sake_of_the_sample(scoring, monkeypatch, size):
+    monkeypatch.setattr(scored_sample, "SAMPLE", size)
+    proxies = Proxies(broken=[4], gain=(1.0, 0.5))
+    done = scoring(proxies, targets=("a", "b"))
+    assert sorted(proxies.asked) == list(range(IMAGES))
+    table = score.read_scores(done.artifact.path)
+    expected = np.where(np.arange(IMAGES) == 4, np.nan, scores_of(np.arange(IMAGES)))
+    np.testing.assert_array_equal(table["cfs_a"].to_numpy(), expected)
+    np.testing.assert_array_equal(table["cfs_b"].to_numpy(), expected * np.float32(0.5))
+    found = done.facts.get("diagnosis", {"images": 0})["images"]
+    assert found == size - 1  # the broken image has the highest hash of all, so that every sample has it
+    assert listed(done.artifact) == ["04.jpg\ttruncated 4"]
+
+
+def test_a_sample_goes_on_where_it_stopped(scoring, monkeypatch):
+    monkeypatch.setattr(scored_sample, "SAMPLE", 12)
+    whole = scoring(Proxies())
+    shutil.rmtree(whole.artifact.path)
+    first, second = Proxies(stop=2, size=3), Proxies(size=3)
+    with pytest.raises(KeyboardInterrupt):
+        scoring(first)
+    done = scoring(second)
+    assert len(first.asked) == 6 and len(second.asked) < IMAGES  # finished shards of the sample are kept
+    assert {**done.facts, "run": ""} == {**whole.facts, "run": ""}
+    np.testing.assert_array_equal(score.read_scores(done.artifact.path)["cfs"].to_numpy(), scores_of(np.arange(IMAGES)))
+
+
+def test_a_collapsed_proxy_is_reported_before_a_subset_is_cut(scoring, pool):
+    done = scoring(Proxies())
+    figures = done.facts["diagnosis"]
+    assert figures["rank_direction"] == pytest.approx(1) and figures["target_mean_length"] == pytest.approx(1)
+    assert figures["images"] == IMAGES and abs(figures["rank_brightness"]) < 0.2
+    assert done.facts["meaning"] == done.tagged["score_meaning"] == "direction"
+    [warning] = done.facts["warnings"]
+    assert warning.startswith("CFS: the score is the projection of θs on one direction")
+    assert done.tagged["warning"] == warning and done.printed.count(warning) == 1
+    assert done.logged["diagnosis.rank_direction"] == figures["rank_direction"]
+    printed, run = io.StringIO(), RecordedRun()
+    subset = select.plan(pool, done.artifact, Select(fraction=0.2), 0, None)
+    subset.path.mkdir(parents=True)
+    facts = subset.job(StageContext(subset, subset.path, run, Screen(Console(file=printed, width=1000))))
+    assert warning in printed.getvalue()
+    assert facts["meaning"] == run.tagged["score_meaning"] == "direction"
+
+
+def test_known_origins_show_that_a_high_score_means_distance(scoring):
+    far = Provenance(lambda: NEAR, "far")
+    done = scoring(Proxies(), provenance=far)
+    assert done.facts["meaning"] == "direction, inverted" and done.facts["auc"] == 0.0
+    assert "AUC 0.000" in done.facts["warnings"][1]
+    assert done.printed.count("AUC 0.000") == 1  # told after the sample, and not again
+    later = score_meaning.meaning_of(
+        done.artifact, select.separation_of(done.artifact, Provenance(lambda: NEAR, "near"))
+    )
+    assert later.word == "direction"
+
+
+def test_scores_of_an_earlier_version_have_no_meaning(scoring):
+    done = scoring(Proxies())
+    new = ("diagnosis", "meaning", "warnings")
+    done.artifact.finish({name: value for name, value in done.facts.items() if name not in new})
+    assert score_meaning.meaning_of(done.artifact, None) is None
+    printed = io.StringIO()
+    score_meaning.show(Screen(Console(file=printed, width=200)), done.artifact, None, again=True)
+    assert "made by a version" in printed.getvalue()
+
+
+def test_the_store_of_a_target_is_no_part_of_the_identity(pool):
+    store = Artifact(pool.root, "ingest", 1, {"name": "target"})
+    proxy = Artifact(pool.root, "proxy", 1, {})
+    with_store = score.plan(pool, proxy, {"": proxy}, Score(), None, {"": store})
+    assert with_store.auxiliary == {"target_images": store}
+    assert with_store.id == score.plan(pool, proxy, {"": proxy}, Score(), None).id
+
+
+def test_the_kept_features_give_the_scores(tmp_path):
+    paths = scoring_parts.write_proxies(tmp_path / "proxies")
+    rng = np.random.default_rng(0)
+    images = ImageBatch.collate([rng.integers(0, 256, (32, 16, 3), np.uint8) for _ in range(4)])
+    keys = list("abcd")
+    build = partial(score._Head, paths[0], {"": paths[1]}, "fp32", False, torch.device("cpu"))
+    scores, kept = build()(images, keys), build(keep=True)(images, keys)
+    np.testing.assert_array_equal(kept[:, :1], scores)
+    np.testing.assert_allclose(kept[:, 1], 1e-5)
+    naive = [images.image(n).double().mean() / 255 for n in range(4)]
+    np.testing.assert_allclose(kept[:, 2], naive, rtol=1e-5)
+    source, target = np.split(kept[:, 3:], 2, axis=1)
+    np.testing.assert_allclose(np.linalg.norm(source, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose((source * target).sum(axis=1), scores[:, 0], atol=1e-6)
+
+
 # What is judged and drawn
 
 
@@ -256,11 +375,11 @@ NEAR = pa.table({"key": [f"{n:02d}.jpg" for n in range(IMAGES)], "origin": ["far
 def test_a_provenance_that_comes_after_the_scoring_counts(scoring):
     scores = scoring(Proxies(broken=[4])).artifact
     assert "auc" not in scores.facts
-    assert score.auc_of(scores, None) is None
-    assert score.auc_of(scores, Provenance(lambda: NEAR, "near")) == 1.0
-    assert score.auc_of(scores, Provenance(lambda: NEAR, "far")) == 0.0
-    assert score.auc_of(scores, Provenance(lambda: NEAR.slice(0, 20), "far")) is None  # of all known images
-    assert score.auc_of(scores, Provenance(lambda: NEAR, "elsewhere")) is None
+    assert select.separation_of(scores, None) is None
+    assert select.separation_of(scores, Provenance(lambda: NEAR, "near")).auc == 1.0
+    assert select.separation_of(scores, Provenance(lambda: NEAR, "far")).auc == 0.0
+    assert select.separation_of(scores, Provenance(lambda: NEAR.slice(0, 20), "far")) is None  # of all known images
+    assert select.separation_of(scores, Provenance(lambda: NEAR, "elsewhere")) is None
 
 
 def kept(figure) -> list[str]:

@@ -34,6 +34,10 @@ class Evaluate(Section):
     rerank: Annotated[Rerank | Literal[False], ADDED] = False
     """Whether the metrics of the re-ranked lists are computed too; `true`: with the published parameters."""
 
+    feature: Annotated[Literal["before", "after"], ADDED] = "before"
+    """Whether fine-tuned models are compared by the feature before or after the BNNeck; adapted ones always by the
+    feature after it."""
+
     @field_validator("rerank", mode="before")
     @classmethod
     def _word(cls, value: Any) -> Any:

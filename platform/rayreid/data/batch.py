@@ -47,6 +47,10 @@ class ImageBatch:
         end = int(offsets[-1] + 3 * heights[-1] * widths[-1])
         return type(self)(self.pixels[int(offsets[0]) : end], offsets - offsets[0], heights, widths)
 
+    def brightness(self) -> torch.Tensor:
+        """Return the mean over pixels and channels of each image, float32 (B,) in [0, 1]."""
+        return torch.stack([self.image(number).float().mean() for number in range(len(self))]) / 255
+
     def frames(self) -> torch.Tensor:
         """Return uint8 (B, 3, Hmax, Wmax), with each image in the upper left corner of a frame of zeros."""
         frames = self.pixels.new_zeros(len(self), int(self.heights.max()), int(self.widths.max()), 3)

@@ -20,9 +20,9 @@ from rayreid.models.embedding import Embedder
 class _Head:
     """A head that returns global features as arrays."""
 
-    def __init__(self, path: Path, strict: bool, device: torch.device):
+    def __init__(self, path: Path, strict: bool, after: bool, device: torch.device):
         # bf16 rounds coarsely enough to swap close ranks; published numbers use float32.
-        self.embed = Embedder(path, device, "fp32", strict=strict)
+        self.embed = Embedder(path, device, "fp32", strict=strict, after=after)
 
     def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
         return self.embed(images).cpu().numpy()
@@ -35,6 +35,7 @@ def extract(
     batch_size: int | Auto,
     screen: Screen,
     strict: bool = True,
+    after: bool = False,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Return features of the given images, computed on all GPUs or CPUs of the cluster.
 
@@ -45,6 +46,7 @@ def extract(
         batch_size: Images per forward pass.
         screen: Screen that shows the progress.
         strict: See `rayreid.models.weights.load_weights`.
+        after: See `rayreid.models.neck.load_neck`.
 
     Returns:
         Features float32 (n, D) in the order of `rows`, and {row: reason} of the images that could not be decoded; the
@@ -60,7 +62,7 @@ def extract(
     broken: dict[int, str] = {}
     with screen.bar("features", len(rows)) as bar:
         done = 0
-        for part, values, bad in stream(source, [ascending], partial(_Head, weights, strict), batch_size):
+        for part, values, bad in stream(source, [ascending], partial(_Head, weights, strict, after), batch_size):
             broken.update(bad)
             if len(part):
                 features = np.full((len(rows), values.shape[1]), np.nan, np.float32) if features is None else features

@@ -1,5 +1,6 @@
 """Results per image of a pool, in one file per shard, which is written when the shard is complete; restarts use it."""
 
+import io
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -21,6 +22,26 @@ UNDECODABLE = "undecodable.tsv"
 """File that lists the images that could not be decoded, with the reason."""
 
 
+class Undecodable:
+    """The list of images that cannot be decoded, each once: those of an unfinished shard are found again by a restart.
+
+    Args:
+        path: The file: a line `key<TAB>reason` per image. What an interrupted process left in it is kept.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._listed = _listed(path)
+
+    def add(self, broken: Mapping[str, str]) -> None:
+        """List images by key, with the reason, unless they are listed."""
+        new = {key: reason for key, reason in broken.items() if key not in self._listed}
+        if new:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.writelines(f"{key}\t{reason}\n" for key, reason in new.items())
+            self._listed.update(new)
+
+
 class ShardResults(ABC):
     """Files of float values per image, one per shard, with NaN for images that could not be decoded.
 
@@ -30,6 +51,8 @@ class ShardResults(ABC):
         folder: Folder for the files; it is created if it does not exist.
         store: The images.
         rows: Index rows of the requested images; all by default.
+        undecodable: The list of images that cannot be decoded, if it is shared with other results; by default the
+            file `undecodable.tsv` beside the folder.
 
     Attributes:
         images: Number of requested images.
@@ -40,7 +63,13 @@ class ShardResults(ABC):
     suffix: str
     dtype: type[np.floating]
 
-    def __init__(self, folder: Path, store: ImageStore, rows: np.ndarray | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        store: ImageStore,
+        rows: np.ndarray | None = None,
+        undecodable: Undecodable | None = None,
+    ):
         self.folder, self.store = folder, store
         folder.mkdir(exist_ok=True)
         self.shards = rows_by_shard(store, rows)
@@ -50,8 +79,7 @@ class ShardResults(ABC):
         usable = [self.usable(self.path(shard)) for shard in self.shards if self.path(shard).exists()]
         self.bad = sum(int((~good).sum()) for good in usable)
         self.done = sum(map(len, usable))
-        self._list = folder.parent / UNDECODABLE
-        self._listed = _listed(self._list)
+        self.undecodable = Undecodable(folder.parent / UNDECODABLE) if undecodable is None else undecodable
         self._shape = self.shape()
 
     @abstractmethod
@@ -76,8 +104,9 @@ class ShardResults(ABC):
         return self.folder / f"{shard:05d}{self.suffix}"
 
     def missing(self) -> dict[int, np.ndarray]:
-        """Return the index rows of the shards that have no file yet, by shard."""
-        return {shard: rows for shard, rows in self.shards.items() if not self.path(shard).exists()}
+        """Return the index rows without a result of the shards that have no file yet, by shard."""
+        missing = {shard: rows for shard, rows in self.shards.items() if not self.path(shard).exists()}
+        return {shard: rows[self._left[shard]] if shard in self._left else rows for shard, rows in missing.items()}
 
     def add(self, rows: np.ndarray, values: np.ndarray, broken: Mapping[int, str]) -> None:
         """Add a result, and write the files of the shards that it completes.
@@ -89,7 +118,8 @@ class ShardResults(ABC):
         """
         bad = np.fromiter(broken, np.int64)
         if broken:
-            self._tell(dict(zip(self.store.keys_of(bad).to_pylist(), broken.values(), strict=True)))
+            keys = self.store.keys_of(bad).to_pylist()
+            self.undecodable.add(dict(zip(keys, broken.values(), strict=True)))
         if len(rows):  # without rows, the shape of `values` says nothing
             self._shape = values.shape[1:]
         shards, bad_shards = self.store.shards[rows], self.store.shards[bad]
@@ -106,7 +136,7 @@ class ShardResults(ABC):
         if self.bad > most * self.images:
             raise UserError(
                 f"{self.store.directory}: {self.bad} of {self.images} images cannot be decoded, more than "
-                f"score.max_bad_fraction={most}; see {self._list}"
+                f"score.max_bad_fraction={most}; see {self.undecodable.path}"
             )
 
     def finish(self) -> None:
@@ -116,15 +146,7 @@ class ShardResults(ABC):
             UserError: None of the images could be decoded, so no file could be written.
         """
         if self._left:
-            raise UserError(f"{self.store.directory}: no image could be decoded; see {self._list}")
-
-    def _tell(self, broken: Mapping[str, str]) -> None:
-        """List undecodable images, each once: those of an unfinished shard are reported again after a restart."""
-        new = {key: reason for key, reason in broken.items() if key not in self._listed}
-        if new:
-            with self._list.open("a", encoding="utf-8") as stream:
-                stream.writelines(f"{key}\t{reason}\n" for key, reason in new.items())
-            self._listed.update(new)
+            raise UserError(f"{self.store.directory}: no image could be decoded; see {self.undecodable.path}")
 
     def _fill(self, shard: int, rows: np.ndarray, values: np.ndarray, bad: np.ndarray) -> None:
         if self.path(shard).exists():
@@ -155,20 +177,44 @@ class ShardResults(ABC):
         return np.full((len(self.shards[shard]), *self._shape), np.nan, self.dtype)
 
 
+class ArrayFiles(ShardResults):
+    """Memory-mapped NumPy files of one vector per image, in the order of the index.
+
+    The length of a vector becomes known with the first result, unless an earlier process left a file.
+    """
+
+    suffix = ".npy"
+
+    def shape(self) -> tuple[int, ...] | None:
+        """Return the shape that files of an earlier process have; None if there are none."""
+        there = next((path for path in map(self.path, self.shards) if path.exists()), None)
+        return np.load(there, mmap_mode="r").shape[1:] if there else None
+
+    def encode(self, rows: np.ndarray, values: np.ndarray) -> bytes:
+        """Encode the vectors, (n, …)."""
+        sink = io.BytesIO()
+        np.save(sink, values)
+        return sink.getvalue()
+
+    def usable(self, path: Path) -> np.ndarray:
+        """Return which images of a file have a vector."""
+        return ~np.isnan(np.load(path, mmap_mode="r")[:, 0])
+
+
 def fill(
     results: ShardResults,
     build: Callable[[torch.device], BatchFunction],
     config: Score,
     context: StageContext,
     title: str,
-) -> None:
-    """Compute the missing results on all GPUs or CPUs of the cluster.
+) -> float:
+    """Compute the missing results on all GPUs or CPUs of the cluster, and return the GPU-hours.
 
     Args:
         results: The results to complete.
         build: Function (device) → head; it is pickled and sent to the actors.
         config: The batch size and the permitted fraction of undecodable images.
-        context: The stage's context, for progress and metrics.
+        context: The stage's context, for progress.
         title: Title of the progress bar.
 
     Raises:
@@ -185,7 +231,7 @@ def fill(
             bar.to(results.done)
         results.finish()
         gpus = share.workers if share.gpu else 0
-        context.run.metrics({"gpu_hours": gpus * (time.monotonic() - began) / 3600})
+        return gpus * (time.monotonic() - began) / 3600
 
 
 def rows_by_shard(store: ImageStore, rows: np.ndarray | None = None) -> dict[int, np.ndarray]:

@@ -44,6 +44,7 @@ class Embedder:
         precision: Precision of the forward pass; features are returned in float32.
         compile: Whether to compile the forward pass; "auto": on a GPU.
         strict: See `rayreid.models.weights.load_weights`.
+        after: See `rayreid.models.neck.load_neck`.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class Embedder:
         precision: WantedPrecision,
         compile: bool | Auto = "auto",
         strict: bool = True,
+        after: bool = False,
     ):
         backbone, header = load_backbone(path, strict, drop_path=0.0)
         self.backbone = backbone.eval().to(device)
-        self.neck = load_neck(path).to(device)
+        self.neck = load_neck(path, after).to(device)
         height, width = backbone.spec["img_size"]
         how = header.get("interpolation", "bilinear")
         self.transform = ReIDTest((height, width), header["mean"], header["std"], how)

@@ -3,6 +3,9 @@
 A model that was trained without labels is compared by the output of its BNNeck. In eval mode that is one scale and one
 shift per channel, whatever the backbone. They are stored with the backbone's tensors as `neck.scale` and `neck.shift`.
 They are used only to compute the model's own features; a new training starts without them.
+
+A model that was trained with labels is compared by the feature before its BNNeck. The neck is stored beside it as
+`bnneck.scale` and `bnneck.shift`, for evaluations that ask for the feature after it.
 """
 
 from collections.abc import Mapping
@@ -11,8 +14,13 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from rayreid.errors import UserError
+
 PREFIX = "neck."
 LEFT_OUT = "neck of the model's own features"
+
+UNUSED_PREFIX = "bnneck."
+UNUSED = "BNNeck, which only evaluate.feature: after uses"
 
 
 class Neck(nn.Module):
@@ -36,20 +44,37 @@ class Neck(nn.Module):
         return features * self.scale + self.shift
 
 
-def named(neck: Neck) -> dict[str, Tensor]:
+def named(neck: Neck, prefix: str = PREFIX) -> dict[str, Tensor]:
     """Return the neck's tensors under their names in a file."""
-    return {PREFIX + name: value.detach().cpu().contiguous() for name, value in neck.state_dict().items()}
+    return {prefix + name: value.detach().cpu().contiguous() for name, value in neck.state_dict().items()}
 
 
 def part_neck(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return a file's tensors without the neck's, and the names of the neck's → the reason to leave them out."""
-    rest = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
-    return rest, dict.fromkeys((name for name in state if name not in rest), LEFT_OUT)
+    """Return a file's tensors without the necks', and the names of the necks' → the reason to leave them out."""
+    reasons = {f"{UNUSED_PREFIX}{name}": UNUSED for name in ("scale", "shift")}
+    reasons |= {name: LEFT_OUT for name in state if name.startswith(PREFIX)}
+    rest = {name: value for name, value in state.items() if name not in reasons}
+    return rest, {name: reasons[name] for name in state if name not in rest}
 
 
-def load_neck(path: Path) -> nn.Module:
-    """Return the neck in a weights file of ours; the identity if it has none."""
+def load_neck(path: Path, after: bool = False) -> nn.Module:
+    """Return the neck in a weights file of ours through which the features to compare pass; the identity if none does.
+
+    Args:
+        path: The file.
+        after: Whether the feature after the BNNeck is wanted also of models that are compared by the one before it.
+
+    Raises:
+        UserError: The feature after the BNNeck is wanted, and the file has no neck.
+    """
     with safe_open(path, framework="pt") as file:
-        if not any(name.startswith(PREFIX) for name in file.keys()):  # noqa: SIM118 (not a dict)
-            return nn.Identity()
-        return Neck(file.get_tensor(f"{PREFIX}scale"), file.get_tensor(f"{PREFIX}shift"))
+        names = set(file.keys())
+        for prefix in (PREFIX, UNUSED_PREFIX) if after else (PREFIX,):
+            if f"{prefix}scale" in names:
+                return Neck(file.get_tensor(f"{prefix}scale"), file.get_tensor(f"{prefix}shift"))
+    if after:
+        raise UserError(
+            f"{path}: evaluate.feature is after, but these weights have no BNNeck; set evaluate.feature=before, or, if "
+            "`finetune` of an earlier version made them, delete their folder and run again"
+        )
+    return nn.Identity()

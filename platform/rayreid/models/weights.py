@@ -16,7 +16,7 @@ from rayreid.models.backbones import VITS, Backbone, build_backbone
 from rayreid.models.checkpoints import HEADER_KEY, Checkpoint, describe, read_checkpoint, read_header_text
 from rayreid.models.finiteness import check_finite
 from rayreid.models.formats import TITLES
-from rayreid.models.neck import Neck, named
+from rayreid.models.neck import UNUSED_PREFIX, Neck, named
 from rayreid.models.positions import Grid, ambiguity, class_rows, fit_positions, is_assumed, patch_of
 from rayreid.models.report import LoadReport
 from rayreid.models.stems import Stem
@@ -37,6 +37,7 @@ def save_backbone(
     mean: Sequence[float],
     std: Sequence[float],
     neck: Neck | None = None,
+    bnneck: Neck | None = None,
     **facts: Any,
 ) -> None:
     """Write a backbone as safetensors, atomically; dtypes are kept.
@@ -47,11 +48,13 @@ def save_backbone(
         mean: Mean per channel, in [0, 1], with which images are normalised for these weights.
         std: Standard deviation per channel, in [0, 1].
         neck: The layer between the feature and the one that is compared, if there is one.
+        bnneck: The neck of a model that is compared by the feature before it.
         facts: Other JSON-able facts (method, epochs, dataset).
     """
     header = {**facts, "format": FORMAT, "backbone": backbone.spec, "mean": list(mean), "std": list(std)}
     state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
     state |= named(neck) if neck is not None else {}
+    state |= named(bnneck, UNUSED_PREFIX) if bnneck is not None else {}
     # safetensors' own `save_file` makes the file unreadable for all other users
     write_atomically(Path(path), save(state, metadata={HEADER_KEY: json.dumps(header)}))
 

@@ -26,6 +26,9 @@ from rayreid.pipeline.preflight import check, check_workers
 from rayreid.pipeline.seed_groups import baseline_of, grouped, parent_metrics, show_groups
 from rayreid.pipeline.summary import TEST_IMAGES, Row, row_of, show_hint, show_table, show_times
 from rayreid.pipeline.tags import COLUMNS, budget_tags, common_tags, shared_tags, tags_of
+from rayreid.selection.provenance import provenance_of
+from rayreid.stages.score_meaning import TAG, show
+from rayreid.stages.select import separation_of
 from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.storage.roles import Role
@@ -127,8 +130,12 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
         check_storage()
         check_workers([row])
         make_stores(wanted, {row.name: row}, {row.name: graph}, parent, session.screen, tags_of(row))
+        earlier = {artifact.id for artifact in wanted if artifact.complete}
         made = [produce(artifact, parent, session.screen, tags_of(row)) for artifact in wanted]
     for artifact in made:
+        if stage == "score":
+            separation = separation_of(artifact, provenance_of(row.pool))
+            show(session.screen, artifact, separation, again=artifact.id in earlier)
         session.screen.say(escape(str(artifact.path)))
     return made
 
@@ -166,7 +173,8 @@ def run_row(
             facts = graph[role].facts
             run.dataset(role, facts["fingerprint"], str(graph[role].path), {"images": facts["images"]}, context)
     outcome = row_of(label, experiment, graph)
-    run.tags({"target": outcome.target, **({TEST_IMAGES: outcome.test_images} if outcome.test_images else {})})
+    known = {TEST_IMAGES: outcome.test_images, TAG: outcome.score_meaning}
+    run.tags({"target": outcome.target, **{name: value for name, value in known.items() if value}})
     run.metrics(outcome.metrics())
     return outcome
 

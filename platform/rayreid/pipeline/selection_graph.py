@@ -34,7 +34,10 @@ def _scores(
 ) -> dict[str, Artifact]:
     made = _target_proxies(e, source, target)
     thetas = {Role(role).target: proxy for role, proxy in made.items() if Role(role).kind == "target_proxy"}
-    return {**made, "scores": score.plan(pool, source, thetas, e.score, provenance)}
+    stores = {Role(role).target: store for role, store in made.items() if Role(role).kind == "target"}
+    if not e.score.targets:
+        stores[""] = target
+    return {**made, "scores": score.plan(pool, source, thetas, e.score, provenance, stores)}
 
 
 def _priority(

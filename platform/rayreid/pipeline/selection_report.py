@@ -26,14 +26,17 @@ from rayreid.pipeline.experiment_folder import folder_of
 from rayreid.pipeline.experiment_runner import experiment_run, open_session
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.ingestion import make_stores
+from rayreid.pipeline.meaning_table import add_meanings
 from rayreid.pipeline.preflight import check
 from rayreid.pipeline.tags import tags_of
+from rayreid.selection.meaning import Diagnosis
 from rayreid.selection.overlap import jaccard, rank_correlation
 from rayreid.selection.provenance import Provenance, provenance_of
 from rayreid.selection.registry import STRATEGIES, Basis
 from rayreid.selection.strategies import cut
 from rayreid.stages import select
 from rayreid.stages.score import extremes
+from rayreid.stages.score_meaning import figures_of
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.names import slug
 from rayreid.tracking.run import Run
@@ -58,6 +61,8 @@ class Selection:
         artifact: The subset.
         manifest: Manifest of the subset.
         priority: Priority by index row of the pool, float64 (N,), NaN: never selected.
+        figures: What is known of the order of the priorities; None for strategies that neither score nor rank, and for
+            artifacts of earlier versions.
     """
 
     label: str
@@ -65,6 +70,7 @@ class Selection:
     artifact: Artifact
     manifest: Mapping[str, Any]
     priority: np.ndarray
+    figures: Diagnosis | None = None
 
     @property
     def cut(self) -> float:
@@ -137,7 +143,8 @@ def _selection(label: str, e: Experiment, graph: Mapping[str, Artifact], store: 
     ranked = graph.get("scores") or graph.get("priority")
     priority = select.ranking(e.select, e.seed, store, ranked.path if ranked else None)
     manifest = json.loads((graph["subset"].path / select.MANIFEST).read_text(encoding="utf-8"))
-    return Selection(label, e.select.strategy, graph["subset"], manifest, priority)
+    figures = figures_of(ranked) if ranked else None
+    return Selection(label, e.select.strategy, graph["subset"], manifest, priority, figures)
 
 
 def _page(
@@ -149,6 +156,9 @@ def _page(
         "Subsets of one strategy are nested: a smaller one is a part of every larger one."
     )
     _add_facts(page, experiment, store, found, provenance)
+    ranked = [one for one in found if STRATEGIES[one.strategy].ranking]
+    separations = {one.label: provenance.judge(store.keys, one.priority) if provenance else None for one in ranked}
+    add_meanings(page, {one.label: one.figures for one in ranked}, separations, run)
     groups = provenance.groups(store.keys) if provenance else {}
     _add_overlap(page, store, found, run)
     if provenance:

@@ -16,7 +16,8 @@ from rayreid.evaluation.metrics import RERANKED, percent, scores_in
 from rayreid.pipeline.budget import NO_BUDGET, budget_note, budget_of
 from rayreid.pipeline.ingestion import leaked_images
 from rayreid.selection.provenance import provenance_of
-from rayreid.stages.score import auc_of
+from rayreid.stages.score_meaning import label_of, meaning_of, warnings_of
+from rayreid.stages.select import separation_of
 from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.tracking.store import results_page
 
@@ -41,7 +42,8 @@ class Row:
         scores: Scores found by `scores_in`.
         test_images: Number of the target's test images in the pool of the pre-training; 0 unless the file allows it.
         auc: AUC of the CFS against the origin of the pool's images; None if the origin is not known.
-        warnings: Warnings of the same stages, for example that a pre-training learned little.
+        warnings: Warnings of the same stages, for example that a pre-training learned little, and of the scores.
+        score_meaning: What the order of the scores means, in a word; empty if there are none, or if it is not known.
         budget: Length of the pre-training as the file gives it; see `budget_of`.
         seed: Seed of the experiment.
     """
@@ -58,6 +60,7 @@ class Row:
     test_images: int = 0
     budget: str = NO_BUDGET
     seed: int = 0
+    score_meaning: str = ""
 
     def metrics(self) -> dict[str, float]:
         """Return the outcome as metrics, under the names that are the same in every run."""
@@ -72,6 +75,12 @@ def row_of(label: str, experiment: Experiment, graph: Mapping[str, Artifact]) ->
     """Return the outcome of a finished experiment from its artifacts' facts."""
     own = [graph[role].facts for role in ("weights", "model", "adapted", "metrics") if role in graph]
     weights = graph["weights"].facts if "weights" in graph else {"images": 0, "steps": 0}
+    warnings = [warning for facts in own for warning in facts.get("warnings", ())]
+    ranked = graph.get("scores") or graph.get("priority")
+    separation = separation_of(ranked, provenance_of(experiment.pool)) if ranked else None
+    meaning = meaning_of(ranked, separation) if ranked else None
+    if ranked and meaning:
+        warnings += warnings_of(meaning, label_of(ranked))
     return Row(
         label=label,
         target=graph["target"].facts["dataset"],
@@ -80,8 +89,9 @@ def row_of(label: str, experiment: Experiment, graph: Mapping[str, Artifact]) ->
         seconds=sum(facts["seconds"] for facts in own),
         gpu_hours=sum(facts.get("gpu_hours", 0.0) for facts in own),
         scores=scores_in(graph["metrics"].facts),
-        auc=auc_of(graph["scores"], provenance_of(experiment.pool)) if "scores" in graph else None,
-        warnings=tuple(warning for facts in own for warning in facts.get("warnings", ())),
+        auc=separation.auc if separation and "scores" in graph else None,
+        warnings=tuple(warnings),
+        score_meaning=meaning.word if meaning else "",
         test_images=leaked_images(graph["pool"], graph["target"]) if "pool" in graph else 0,
         budget=budget_of(experiment),
         seed=experiment.seed,

@@ -16,6 +16,7 @@ from rayreid.data.datasets.table_file import TableFile, as_text
 from rayreid.data.synthetic.synthetic import ORIGINS
 from rayreid.errors import UserError
 from rayreid.paths import data_path
+from rayreid.selection.meaning import Separation
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,18 @@ class Provenance:
         """Return the origin of each key, (N,); `unknown` for keys that the table does not hold."""
         return np.array(pc.fill_null(self._known(keys), "unknown").to_pylist())
 
-    def judge(self, keys: np.ndarray, priority: np.ndarray) -> dict[str, float]:
-        """Return the AUC with which a priority separates the target's own domain from the other origins.
+    def judge(self, keys: np.ndarray, priority: np.ndarray) -> Separation | None:
+        """Return how well a priority separates the target's own domain from the other origins.
 
-        It is computed over the images that have both a priority and an origin. The result is empty unless these include
-        the target's own domain and another origin.
+        It is computed over the images that have both a priority and an origin. It is None unless these include the
+        target's own domain and another origin.
         """
-        known = self.separation(keys, priority)
-        return {"auc": known[self.relevant]} if self.relevant in known else {}
+        found = self.separation(keys, priority)
+        if self.relevant not in found:
+            return None
+        usable = np.isfinite(priority) & self._known(keys).is_valid().to_numpy()
+        own = int((self.origins(keys[usable]) == self.relevant).sum())
+        return Separation(found[self.relevant], own, int(usable.sum()) - own)
 
     def separation(self, keys: np.ndarray, priority: np.ndarray) -> dict[str, float]:
         """Return, for each origin, the AUC of a priority for this origin against all others.

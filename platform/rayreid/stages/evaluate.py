@@ -20,6 +20,7 @@ from rayreid.evaluation.retrieval import RetrievalReport, evaluate_retrieval
 from rayreid.evaluation.spread import ALIKE, effective_rank, mean_length
 from rayreid.execution.feature_extraction import extract
 from rayreid.execution.production import StageContext, identity
+from rayreid.models.neck import load_neck
 from rayreid.models.weights import weights_of
 from rayreid.parquet import write_table
 from rayreid.stages.evaluation_figures import Rankings, draw
@@ -49,7 +50,10 @@ def _evaluate(config: Evaluate, context: StageContext) -> dict[str, Any]:
         )
     context.run.dataset("target", store.fingerprint, str(store.directory), store.manifest["counts"], "evaluate")
     weights = weights_of(context.input("model"))
-    features, broken = extract(store, np.concatenate([query, gallery]), weights, config.batch_size, context.screen)
+    after = config.feature == "after"
+    load_neck(weights, after)  # a missing neck is reported here, not by a worker
+    both = np.concatenate([query, gallery])
+    features, broken = extract(store, both, weights, config.batch_size, context.screen, after=after)
     if broken:
         row, reason = next(iter(broken.items()))
         raise UserError(f"{store.directory}: image {store.keys[row]!r} cannot be decoded ({reason})")

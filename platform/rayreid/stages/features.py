@@ -3,7 +3,6 @@
 They are extracted once per store and proxy, and shared by all strategies.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from rayreid.config import Auto, Score
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
 from rayreid.execution.production import StageContext, identity
-from rayreid.execution.shard_results import ShardResults, fill, rows_by_shard
+from rayreid.execution.shard_results import ArrayFiles, fill, rows_by_shard
 from rayreid.models.embedding import Embedder
 from rayreid.models.weights import weights_of
 from rayreid.selection.cfs import directions
@@ -56,24 +55,10 @@ class _Head:
         return directions(self.embed(images), keys, "source").half().cpu().numpy()
 
 
-class _Files(ShardResults):
-    """Memory-mapped NumPy files: 0.8 kB per image at 384 dimensions."""
+class _Files(ArrayFiles):
+    """Directions: 0.8 kB per image at 384 dimensions."""
 
-    suffix = ".npy"
     dtype = np.float16
-
-    def shape(self) -> tuple[int, ...] | None:
-        """Return the shape that files of an earlier process have; None if there are none."""
-        there = next((path for path in map(self.path, self.shards) if path.exists()), None)
-        return np.load(there, mmap_mode="r").shape[1:] if there else None
-
-    def encode(self, rows: np.ndarray, values: np.ndarray) -> bytes:
-        sink = io.BytesIO()
-        np.save(sink, values)
-        return sink.getvalue()
-
-    def usable(self, path: Path) -> np.ndarray:
-        return ~np.isnan(np.load(path, mmap_mode="r")[:, 0])
 
 
 def _path(folder: Path, shard: int) -> Path:
@@ -85,5 +70,5 @@ def _extract(part: Part, config: Score, context: StageContext) -> dict[str, Any]
     context.run.dataset("images", store.fingerprint, str(store.directory), {"images": len(store)}, "features")
     files = _Files(context.folder / "features", store, rows_of(store, part))
     head = partial(_Head, weights_of(context.input("source")), config.precision, config.compile)
-    fill(files, head, config, context, "features")
+    context.run.metrics({"gpu_hours": fill(files, head, config, context, "features")})
     return {"images": files.done, "bad": files.bad}

@@ -19,6 +19,7 @@ from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.execution.production import StageContext
 from rayreid.execution.trainer import fit
+from rayreid.models.neck import Neck
 from rayreid.models.weights import BEST, save_backbone
 from rayreid.reid.alike import AlikeWatch
 from rayreid.reid.supervised import SupervisedReID
@@ -177,4 +178,5 @@ def _prepare(
 
 
 def _save(header: Mapping[str, Any], path: Path, method: SupervisedReID, **facts: Any) -> None:
-    save_backbone(path, method.base, MEAN, STD, **{**header, **facts})
+    bnneck = Neck(*method.bottleneck.scale_and_shift())
+    save_backbone(path, method.base, MEAN, STD, bnneck=bnneck, **{**header, **facts})

@@ -3,7 +3,7 @@
 The priorities are an artifact of their own, so that a cut at another fraction recomputes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from rayreid.execution.gpus import assigned_device
 from rayreid.execution.production import StageContext, identity
 from rayreid.execution.resources import ANYWHERE, Share, training_share
 from rayreid.parquet import write_table
+from rayreid.selection.meaning import ROUNDING, Diagnosis, diagnose
 from rayreid.selection.provenance import Provenance
 from rayreid.selection.registry import STRATEGIES
 from rayreid.selection.similarity import Features
 from rayreid.stages import features, score
+from rayreid.stages.score_meaning import facts_of, tell
+from rayreid.stages.scored_sample import SAMPLE, sampled_rows
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.roles import Role
 
@@ -75,9 +78,39 @@ def _rank(config: Select, seed: int, provenance: Provenance | None, context: Sta
     columns = {"key": store.keys_of(np.arange(len(store))), "priority": pa.array(priority)}
     write_table(context.folder / "priority.parquet", pa.table(columns))
     context.run.file(context.folder / "priority.parquet")
-    judged = provenance.judge(store.keys, priority) if provenance else {}
+    separation = provenance.judge(store.keys, priority) if provenance else None
+    figures = _diagnosis(store, priority, features.read(context.input("features"), store, "all"))
+    known = facts_of(context.artifact, figures, tell(context, figures, separation)) if figures else {}
     score.draw(context, store, priority, provenance, config.strategy)
-    return {"images": len(priority), "bad": int(np.isnan(priority).sum()), **facts, **judged}
+    judged = {"auc": separation.auc} if separation else {}
+    return {"images": len(priority), "bad": int(np.isnan(priority).sum()), **facts, **judged, **known}
+
+
+def _diagnosis(
+    store: ImageStore, priority: np.ndarray, parts: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> Diagnosis | None:
+    """Return the figures of a sample of the priorities; None if no image of the sample has one.
+
+    Args:
+        store: The pool.
+        priority: Priorities by index row, float64 (N,), NaN if an image cannot be decoded.
+        parts: Index rows and features of θs, as `features.read` yields them.
+    """
+    chosen = sampled_rows(store, np.arange(len(store)), SAMPLE)
+    found = [(rows[here], units[here]) for rows, units in parts if (here := np.isin(rows, chosen)).any()]
+    rows, source = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    usable = np.isfinite(priority[rows])
+    rows, source = rows[usable], source[usable].astype(np.float32)
+    if not len(rows):
+        return None
+    return diagnose(
+        priority[rows],
+        ROUNDING["fp16"],  # features are stored in it
+        heights=store.heights[rows],
+        widths=store.widths[rows],
+        brightness=np.array([image.mean() / 255 for image in store.images(rows.tolist())]),
+        source=source,
+    )
 
 
 def _compute(config: Select, seed: int, folders: Mapping[str, Path], share: Share) -> tuple[np.ndarray, dict[str, int]]:

@@ -1,7 +1,8 @@
 """Stage *score*: pool + θs + θt → catastrophic-forgetting score per image (Luo et al., arXiv 2111.12084, eq. 1–2).
 
 With several targets the pool is read and decoded only once, and θs is computed only once; the score is the mean over
-the targets.
+the targets. A sample of the pool is scored first and its features are kept, so that the stage can say what the scores
+mean (`rayreid.selection.meaning`) before it scores the rest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,9 +25,12 @@ from rayreid.execution.shard_results import ShardResults, fill
 from rayreid.models.embedding import Embedder
 from rayreid.models.weights import weights_of
 from rayreid.parquet import encode_table
-from rayreid.selection.cfs import cfs
+from rayreid.selection.cfs import cfs, directions
+from rayreid.selection.meaning import Separation
 from rayreid.selection.provenance import Provenance
 from rayreid.selection.registry import STRATEGIES
+from rayreid.stages.score_meaning import facts_of, tell
+from rayreid.stages.scored_sample import TARGET_IMAGES, SampleFiles, diagnosis, packed
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.roles import Role
 from rayreid.training.loop import WantedPrecision
@@ -36,7 +40,12 @@ SHEET = 48
 
 
 def plan(
-    pool: Artifact, source: Artifact, targets: Mapping[str, Artifact], config: Score, provenance: Provenance | None
+    pool: Artifact,
+    source: Artifact,
+    targets: Mapping[str, Artifact],
+    config: Score,
+    provenance: Provenance | None,
+    stores: Mapping[str, Artifact] | None = None,
 ) -> Artifact:
     """Plan the scores of a pool under θs and the θt of one or several targets.
 
@@ -46,10 +55,13 @@ def plan(
         targets: The proxies θt by target name; the name "" means a single target, which needs no column of its own.
         config: The section `score`.
         provenance: Origins of the pool's images, used only to judge the scores; None: not known.
+        stores: Image stores of the targets by name, as far as they are at hand; used only to judge the scores.
     """
     proxies: dict[str, Artifact] = {Role.of("target", name): proxy for name, proxy in targets.items()}
     inputs = {"pool": pool, "source": source, **proxies}
-    return Artifact(pool.root, "score", VERSION, identity(score=config), inputs, partial(_score, config, provenance))
+    auxiliary: dict[str, Artifact] = {Role.of(TARGET_IMAGES, name): store for name, store in (stores or {}).items()}
+    job = partial(_score, config, provenance)
+    return Artifact(pool.root, "score", VERSION, identity(score=config), inputs, job, auxiliary=auxiliary)
 
 
 def read_scores(folder: Path) -> pa.Table:
@@ -60,25 +72,8 @@ def read_scores(folder: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(path) for path in sorted((folder / "scores").glob("*.parquet"))])
 
 
-def auc_of(scores: Artifact, provenance: Provenance | None) -> float | None:
-    """Return the AUC with which complete scores separate the target's domain from the rest of the pool.
-
-    It is None if the origins are not known. It is computed from the stored scores, so that a provenance counts that was
-    named or changed after the scoring: provenance is not part of the artifact's identity, and `auc` in its facts comes
-    from what was known when the artifact was made.
-    """
-    if provenance is None:
-        return None
-    keys, values = _columns(read_scores(scores.path))
-    return provenance.judge(keys, values).get("auc")
-
-
-def _columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    return np.array(table["key"].to_pylist(), dtype=object), table["cfs"].to_numpy()
-
-
 class _Head:
-    """Scores of one decoded batch under all proxies."""
+    """Scores of one decoded batch under all proxies; with `keep`, all that is kept of a sample (`packed`)."""
 
     def __init__(
         self,
@@ -87,19 +82,23 @@ class _Head:
         precision: WantedPrecision,
         compile: bool | Auto,
         device: torch.device,
+        keep: bool = False,
     ):
+        self.keep = keep
         self.source = Embedder(source, device, precision, compile)
         self.targets = {name: Embedder(path, device, precision, compile) for name, path in targets.items()}
 
     def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
-        """Return the scores, float32 (B, targets)."""
+        """Return the scores, float32 (B, targets), or the rows that `packed` returns."""
         images = images.to(self.source.device)
-        features = self.source(images)
-        scores = [
-            cfs(features, embed(images), keys, ("source", f"target {name}".strip()))
-            for name, embed in self.targets.items()
-        ]
-        return torch.stack(scores, dim=1).cpu().numpy()
+        source = self.source(images)
+        targets = {f"target {name}".strip(): embed(images) for name, embed in self.targets.items()}
+        each = [cfs(source, features, keys, ("source", name)) for name, features in targets.items()]
+        scores = torch.stack(each, dim=1)
+        if self.keep:
+            units = [directions(features, keys, name) for name, features in targets.items()]
+            scores = packed(scores, self.source.precision, images, directions(source, keys, "source"), units)
+        return scores.cpu().numpy()
 
 
 class ScoreFiles(ShardResults):
@@ -144,23 +143,41 @@ def _score(config: Score, provenance: Provenance | None, context: StageContext) 
         if role.kind == "target"
     }
     files = ScoreFiles(context.folder / "scores", store, list(targets))
-    fill(
-        files,
-        partial(_Head, weights_of(context.input("source")), targets, config.precision, config.compile),
-        config,
-        context,
-        "scoring",
-    )
+    head = partial(_Head, weights_of(context.input("source")), targets, config.precision, config.compile)
+    sampled = SampleFiles(context.folder / "sample", files, len(targets))
+    gpu_hours = fill(sampled, partial(head, keep=True), config, context, "scoring a sample")
+    sample = sampled.sample()
+    figures = told = None
+    if sample:
+        figures = diagnosis(sample, config, store, context)
+        told = tell(context, figures, _judged(provenance, store, sample.scores, sample.rows))
+    gpu_hours += fill(files, head, config, context, "scoring")
+    context.run.metrics({"gpu_hours": gpu_hours})
     scores = files.scores()
     usable = scores[np.isfinite(scores)]
     if not len(usable):
         raise UserError(f"{store.directory}: no image could be decoded; see {context.folder}")
-    facts = {"images": len(scores), "bad": len(scores) - len(usable), "cfs_mean": float(usable.mean())}
-    judged = provenance.judge(store.keys, scores) if provenance else {}
+    facts = {
+        "images": len(scores),
+        "bad": len(scores) - len(usable),
+        "cfs_mean": float(usable.mean()),
+        "cfs_std": float(usable.std()),
+    }
+    separation = _judged(provenance, store, scores)
+    known = facts_of(context.artifact, figures, tell(context, figures, separation, told)) if figures else {}
     draw(context, store, scores, provenance, "cfs")
     for path in sorted((context.folder / "scores").glob("*.parquet")):
         context.run.file(path, "scores")
-    return {**facts, **judged}
+    return {**facts, **({"auc": separation.auc} if separation else {}), **known}
+
+
+def _judged(
+    provenance: Provenance | None, store: ImageStore, scores: np.ndarray, rows: np.ndarray | None = None
+) -> Separation | None:
+    """Return how well scores separate the target's domain; `rows`: the images that they belong to (default: all)."""
+    if provenance is None:
+        return None
+    return provenance.judge(store.keys if rows is None else store.keys[rows], scores)
 
 
 def draw(

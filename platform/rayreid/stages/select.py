@@ -17,12 +17,14 @@ from rayreid.files import checksum, write_atomically
 from rayreid.models.weights import weights_of
 from rayreid.paths import data_path
 from rayreid.selection.filelist import match_entries, read_list
+from rayreid.selection.meaning import Separation
 from rayreid.selection.provenance import Provenance
 from rayreid.selection.registry import STRATEGIES, Basis, priority
 from rayreid.selection.strategies import cut
 from rayreid.selection.subset_file import SUBSET, write_subset
 from rayreid.stages import score
 from rayreid.stages.priority import read_priority
+from rayreid.stages.score_meaning import TAG, meaning_of, warn
 from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.storage.roles import Role
 
@@ -92,10 +94,26 @@ def ranking(
     return priority(config.strategy, store.keys, seed=seed, scores=scores, match=match)
 
 
+def separation_of(ranked: Artifact, provenance: Provenance | None) -> Separation | None:
+    """Return how well complete scores or priorities separate the target's domain from the rest of the pool.
+
+    It is None if the origins are not known. It is computed from the stored values, so that a provenance counts that was
+    named or changed later: provenance is not part of an artifact's identity, and `auc` in its facts comes from what was
+    known when the artifact was made.
+    """
+    if provenance is None:
+        return None
+    scores = ranked.stage == "score"
+    table = score.read_scores(ranked.path) if scores else read_priority(ranked.path)
+    keys = np.array(table["key"].to_pylist(), dtype=object)
+    return provenance.judge(keys, table["cfs" if scores else "priority"].to_numpy())
+
+
 def _select(config: Select, seed: int, provenance: Provenance | None, context: StageContext) -> dict[str, Any]:
     store = ImageStore(context.input("pool"))
     role = STRATEGIES[config.strategy].ranking
     ranked = ranking(config, seed, store, context.input(role) if role else None, context.screen.say)
+    known = _told(context, config.strategy, store, ranked, provenance)
     chosen = cut(store.keys, ranked, config.size(len(store)))
     keys = store.keys[chosen]
     write_subset(context.folder, keys, ranked[chosen])
@@ -105,7 +123,23 @@ def _select(config: Select, seed: int, provenance: Provenance | None, context: S
         context.run.file(context.folder / name)
     if role:
         _draw(context, store.keys, ranked, facts["cut"], provenance, config.strategy)
-    return {**facts, **(provenance.shares(keys) if provenance else {})}
+    return {**facts, **known, **(provenance.shares(keys) if provenance else {})}
+
+
+def _told(
+    context: StageContext, strategy: str, store: ImageStore, ranked: np.ndarray, provenance: Provenance | None
+) -> dict[str, str]:
+    """Warn, before the cut, of what the order of the priorities means; return the meaning, if it is known."""
+    role = STRATEGIES[strategy].ranking
+    if role is None:
+        return {}
+    separation = provenance.judge(store.keys, ranked) if provenance else None
+    meaning = meaning_of(context.artifact.inputs[role], separation)
+    if meaning is None:
+        return {}
+    warn(context.screen, meaning, STRATEGIES[strategy].label)
+    context.run.tags({TAG: meaning.word})
+    return {"meaning": meaning.word}
 
 
 def _manifest(artifact: Artifact, config: Select, store: ImageStore, facts: Mapping[str, Any]) -> dict[str, Any]:
