@@ -14,7 +14,7 @@ from rayreid.errors import UserError
 from rayreid.execution.actor_pool import stream
 from rayreid.execution.production import StageContext
 from rayreid.execution.resources import scoring_actors
-from rayreid.files import write_atomically
+from rayreid.files import check_guards, write_atomically
 from rayreid.models.embedding import BatchFunction
 
 UNDECODABLE = "undecodable.tsv"
@@ -122,6 +122,7 @@ class ShardResults(ABC):
         """List undecodable images, each once: those of an unfinished shard are reported again after a restart."""
         new = {key: reason for key, reason in broken.items() if key not in self._listed}
         if new:
+            check_guards(self._list)
             with self._list.open("a", encoding="utf-8") as stream:
                 stream.writelines(f"{key}\t{reason}\n" for key, reason in new.items())
             self._listed.update(new)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayreid import __version__
 from rayreid.files import make_folder
+from rayreid.storage.lease import LeaseLostError
 from rayreid.storage.metrics_log import MetricsFeed
 from rayreid.tracking.outage import Outage, reason
 from rayreid.tracking.outbox import Outbox
@@ -261,6 +262,8 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, LeaseLostError):
+            return  # the process that has taken over continues this run, or has ended it
         stopped = kind in (KeyboardInterrupt, SystemExit)  # `ray job stop` raises SystemExit
         if self._given_up:
             self.finish()
