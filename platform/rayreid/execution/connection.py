@@ -11,6 +11,7 @@ from rayreid.errors import UserError, one_line
 from rayreid.execution.prestart import ALLOWED
 from rayreid.execution.private_ray import private
 from rayreid.execution.ray_internals import KEPT_PROCESSES
+from rayreid.masking import holds_credentials
 from rayreid.paths import cache_folder, data_path, inside_job, output_root
 from rayreid.tracking.store import tracking_uri
 
@@ -62,6 +63,7 @@ def _start(environment: dict[str, str]) -> None:
 
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    places = {**environment, **_without_credentials(_places())}
     path = os.pathsep.join(filter(None, [str(_PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     try:
         ray.init(
@@ -71,7 +73,7 @@ def _start(environment: dict[str, str]) -> None:
             configure_logging=True,
             logging_level=logging.WARNING,
             _system_config=KEPT_PROCESSES,
-            runtime_env={"env_vars": {"PYTHONPATH": path, ALLOWED: "1", **environment, **_places()}},
+            runtime_env={"env_vars": {"PYTHONPATH": path, ALLOWED: "1", **places}},
         )
     except (OSError, RuntimeError) as error:
         raise UserError(
@@ -102,6 +104,14 @@ def _attach(address: str) -> None:
             "(RAY_AUTH_MODE=token, RAY_AUTH_TOKEN or ~/.ray/auth_token), or run another version? "
             "Unset RAY_ADDRESS to start Ray here"
         ) from None
+
+
+def _without_credentials(places: dict[str, str]) -> dict[str, str]:
+    """Return variables without those that hold credentials, which Ray would log.
+
+    The processes of a Ray that is started here inherit these from this one's environment.
+    """
+    return {name: value for name, value in places.items() if not holds_credentials(value)}
 
 
 def _places() -> dict[str, str]:
