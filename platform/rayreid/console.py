@@ -19,6 +19,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from rayreid.masking import masked
+
 _LINE_SECONDS = 15.0
 
 _PLAIN = {
@@ -109,8 +111,8 @@ class Screen:
         return Screen, ()
 
     def say(self, text: str) -> None:
-        """Print one line."""
-        self.console.print(text)
+        """Print one line, credentials masked."""
+        self.console.print(masked(text))
 
     def facts(self, values: Mapping[str, object], width: int) -> None:
         """Print a line for each name and value, the values aligned after `width` columns; empty ones are left out."""

@@ -2,13 +2,18 @@
 
 from typing import Literal
 
+from rayreid.masking import masked
+
 
 class UserError(Exception):
     """An error that the user can fix: a missing folder, a wrong value, a file of the wrong kind.
 
     The message is one clear line that names the file or key and says what to do. The command line prints it
-    without a traceback (unless `--debug`) and exits with status 2.
+    without a traceback (unless `--debug`) and exits with status 2. Credentials in it are masked.
     """
+
+    def __init__(self, *arguments: object):
+        super().__init__(*(masked(one) if isinstance(one, str) else one for one in arguments))
 
 
 class StoppedEarly(UserError):  # noqa: N818 - no fault
@@ -26,7 +31,7 @@ def escaped(text: str) -> str:
 def one_line(
     error: BaseException | str, part: Literal["first", "last", "all"] = "first", limit: int | None = None
 ) -> str:
-    """Return an error's text as one line; the name of its class where it has no text.
+    """Return an error's text as one line, credentials masked; the name of its class where it has no text.
 
     Args:
         error: The error, or its text.
@@ -34,7 +39,7 @@ def one_line(
             the traceback of another process. "all": joined by spaces, where the reason runs over several lines.
         limit: Characters to keep, if not all.
     """
-    text = str(error).strip() or type(error).__name__
+    text = masked(str(error)).strip() or type(error).__name__
     if part == "all":
         return " ".join(text.split())[:limit]
     return text.splitlines()[0 if part == "first" else -1][:limit]

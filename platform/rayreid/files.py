@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +16,11 @@ _CHUNK = 2**20
 
 TEMPORARY = ".tmp"
 """Suffix of a file that is still being written."""
+
+Guard = Callable[[], None]
+"""A function that raises if this process may no longer write to a folder."""
+
+_GUARDS: dict[Path, Guard] = {}
 
 
 def make_folder(path: Path) -> None:
@@ -35,6 +40,40 @@ def make_folder(path: Path) -> None:
         raise UserError(f"{path}: cannot make this output folder ({error.strerror}); see RAYREID_ROOT") from None
 
 
+@contextlib.contextmanager
+def guarded(folder: Path, guard: Guard | None) -> Iterator[None]:
+    """Check a guard before each file that this process writes below a folder, within a `with` block.
+
+    Args:
+        folder: The folder.
+        guard: The guard; None checks nothing.
+    """
+    if guard is None:
+        yield
+        return
+    outer = _GUARDS.get(folder)
+    _GUARDS[folder] = guard
+    try:
+        yield
+    finally:
+        if outer is None:
+            del _GUARDS[folder]
+        else:
+            _GUARDS[folder] = outer
+
+
+def guard_of(folder: Path) -> Guard | None:
+    """Return the guard of a folder, for the processes that write to it for this one."""
+    return _GUARDS.get(folder)
+
+
+def check_guards(path: Path) -> None:
+    """Raise what the guards of the folders above a path raise, or of the path itself."""
+    for folder, guard in list(_GUARDS.items()):
+        if path.is_relative_to(folder):
+            guard()
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: readers see the old content or the new one."""
     with replacing(path) as temporary:
@@ -48,6 +87,10 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     If the block fails, the temporary file is removed, and `path` stays unchanged. An OSError without a path gets this
     one.
 
+    The guards of the folders above are checked when the temporary file exists. Whoever takes a folder over first makes
+    its guard raise, and then removes the temporary files. So a process that is stopped between the check and the
+    renaming finds nothing to rename when it wakes.
+
     Args:
         path: The file to write.
         sync: Whether to force the bytes to disk before the file gets its name. This is necessary whenever readers take
@@ -60,7 +103,27 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
             if sync:
                 with temporary.open("rb") as stream:
                     os.fsync(stream.fileno())  # else a power failure could leave an empty file under that name
+            check_guards(path)
             temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def creating(path: Path) -> Iterator[Path]:
+    """Yield a temporary path like `replacing`, for a file that must not exist yet.
+
+    Raises:
+        FileExistsError: The file exists.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        with naming(path):
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            check_guards(path)
+            os.link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -107,6 +107,16 @@ def test_workers_are_told_where_runs_are_kept(started, monkeypatch, tmp_path, sa
     assert asked["runtime_env"]["env_vars"]["MLFLOW_TRACKING_URI"] == told.format(tmp_path)
 
 
+def test_credentials_reach_workers_here_by_the_environment_alone(started, monkeypatch):
+    """Ray logs runtime environments."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:hunter2@db/mlflow")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with connect():
+        ((asked,),) = started
+        assert os.environ["MLFLOW_TRACKING_URI"] == "postgresql://me:hunter2@db/mlflow"
+    assert "hunter2" not in str(asked)
+
+
 def test_a_ray_that_cannot_be_started_here_is_one_line_too(started, monkeypatch):
     def refuse(**rest):
         raise OSError("AF_UNIX path length cannot exceed 107 bytes")

@@ -84,7 +84,7 @@ def test_a_full_disk_is_named_and_leaves_no_temporary(make, tmp_path):
     with pytest.raises(UserError, match=r"/shards: no room is left on this disk .*run the same command again"):
         make(fill)
     [folder] = tmp_path.glob("stage/*")
-    assert sorted(path.name for path in folder.rglob("*")) == ["done", "run.json", "shards"]
+    assert sorted(path.name for path in folder.rglob("*")) == [".writers.json", "done", "run.json", "shards"]
     assert make(lambda work: {}).facts["resumed"] is True
 
 

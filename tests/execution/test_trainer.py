@@ -192,7 +192,7 @@ def test_a_fault_on_one_worker_ends_the_training_with_its_message(work, training
 
 def test_the_worker_raises_so_that_ray_stops_those_that_wait_for_it(training, workers):
     with pytest.raises(UserError, match=r"x\.pth"):
-        trainer._worker({"training": Sealed(replace(training, build=refuse)), "cpus": 1, "gpu": False})
+        trainer._worker({"training": Sealed(replace(training, build=refuse)), "cpus": 1, "gpu": False, "fence": None})
 
 
 def exhausted(device):
@@ -207,7 +207,7 @@ def test_a_gpu_that_is_too_small_ends_the_stage_with_what_helps(work, training, 
 def test_workers_that_are_started_again_after_it_do_nothing(training, workers):
     (training.folder / "failure-1.json").write_text(json.dumps({"message": "5.jpg is broken"}))
     for _ in workers:
-        trainer._worker({"training": Sealed(training), "cpus": 1, "gpu": False})
+        trainer._worker({"training": Sealed(training), "cpus": 1, "gpu": False, "fence": None})
     assert [path.name for path in training.folder.iterdir()] == ["failure-1.json"]
 
 

@@ -1,13 +1,22 @@
 import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from rayreid import files
 from rayreid.config import Pretrain
 from rayreid.errors import UserError
-from rayreid.files import make_folder
+from rayreid.files import guard_of, guarded, make_folder, remove_temporaries, write_atomically
 from rayreid.paths import data_path, output_root
 from rayreid.storage.artifacts import Artifact, lineage
+from rayreid.storage.lease import LeaseLostError
+from rayreid.storage.metrics_log import Journal
 
 
 def artifact(root=Path("/outputs"), stage="pretrain", version=1, fields=None, inputs=None, job=None) -> Artifact:
@@ -100,6 +109,123 @@ def test_who_lost_the_lease_cannot_finish(tmp_path):
         with pytest.raises(UserError, match="took this artifact over"):
             made.finish({})
     assert not made.complete
+
+
+def taken_over(folder: Path) -> None:
+    """Another machine's run holds the lease, and has begun."""
+    (folder / "lease.json").write_text(json.dumps({"token": "t", "host": "another", "pid": 1, "started": 1}))
+    remove_temporaries(folder)
+
+
+def test_who_lost_the_lease_writes_nothing(tmp_path):
+    made = artifact(root=tmp_path)
+    with made.writing() as folder:
+        write_atomically(folder / "weights", "mine")
+        fence = guard_of(folder)
+        taken_over(folder)
+        with pytest.raises(LeaseLostError, match=r"took this artifact over.*run again"):
+            write_atomically(folder / "weights", "not mine any more")
+        with pytest.raises(LeaseLostError), guarded(folder, pickle.loads(pickle.dumps(fence))):  # as in a worker
+            write_atomically(folder / "sub", "either")
+        (folder / "lease.json").unlink()
+        (folder / "lease.json").mkdir()  # whatever it is, it is not its own
+        with pytest.raises(LeaseLostError):
+            write_atomically(folder / "weights", "not mine any more")
+    assert (folder / "weights").read_text() == "mine"
+    write_atomically(folder / "weights", "no lease is asked for outside")
+
+
+def test_who_is_stopped_between_the_check_and_the_renaming_finds_nothing_to_rename(tmp_path, monkeypatch):
+    made = artifact(root=tmp_path)
+    with made.writing() as folder:
+        check = files.check_guards
+
+        def check_and_sleep(path):
+            check(path)
+            taken_over(folder)
+
+        monkeypatch.setattr(files, "check_guards", check_and_sleep)
+        with pytest.raises(FileNotFoundError):
+            write_atomically(folder / "weights", "mine")
+    assert not (folder / "weights").exists()
+
+
+def test_an_artifact_is_finished_once(tmp_path):
+    made = artifact(tmp_path)
+    with made.writing():
+        made.finish({"by": 1})
+        with pytest.raises(LeaseLostError, match="another run has finished this artifact"):
+            made.finish({"by": 2})
+    assert made.facts == {"by": 1}
+
+
+@pytest.mark.parametrize("damage", [None, "", "{}", "[" * 2000, '{"number": "x"}'])
+def test_each_writer_has_a_higher_number_than_those_before(tmp_path, damage):
+    made, numbers = artifact(tmp_path), []
+    for _ in range(3):
+        with made.writing() as folder:
+            (folder / "kept").touch()
+            numbers.append(guard_of(folder).number)
+            if damage is not None and len(numbers) == 2:
+                (folder / ".writers.json").write_text(damage)
+    assert numbers == sorted(set(numbers)) and numbers[0] == 1
+    with made.writing():
+        made.finish({})
+    assert sorted(path.name for path in made.path.iterdir()) == ["artifact.json", "kept"]
+
+
+ELSEWHERE = """
+import os, sys
+from pathlib import Path
+from rayreid.errors import UserError
+from rayreid.files import guard_of, write_atomically
+from rayreid.storage import lease, lease_place
+from rayreid.storage.artifacts import Artifact
+from rayreid.storage.metrics_log import Journal
+lease.here = lease_place.here = lambda: f"machine of {os.getpid()}"  # as if each were on a machine of its own
+artifact = Artifact(Path(sys.argv[1]), "pretrain", 1, {"epochs": 3})
+try:
+    with artifact.writing() as folder:
+        journal = Journal(folder / "metrics.jsonl", guard_of(folder).number)
+        journal.append({"step": 0, "by": os.getpid()})
+        write_atomically(folder / "weights", str(os.getpid()))
+        print("begun", flush=True)
+        sys.stdin.readline()
+        journal.append({"step": 1, "by": os.getpid()})
+        write_atomically(folder / "weights", str(os.getpid()))
+        artifact.finish({"by": os.getpid()})
+except UserError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_was_stopped_for_longer_than_its_lease_fails_in_one_line(tmp_path):
+    def start():
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "platform")}
+        command = [sys.executable, "-c", ELSEWHERE, str(tmp_path)]
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+
+    first = start()
+    assert first.stdout.readline() == "begun\n"
+    first.send_signal(signal.SIGSTOP)
+    second = start()
+    began = time.monotonic()
+    assert second.stdout.readline() == "begun\n"
+    assert time.monotonic() - began > 20  # its lease had to get stale
+    output, complaint = second.communicate("go on\n", timeout=60)
+    assert second.returncode == 0, complaint
+    first.send_signal(signal.SIGCONT)
+    output, complaint = first.communicate("go on\n", timeout=60)
+    assert (first.returncode, complaint) == (2, "")
+    made = artifact(tmp_path)
+    assert output == f"{made.path}: another run took this artifact over while this one stood still; run again\n"
+    assert made.facts == {"by": second.pid} and (made.path / "weights").read_text() == str(second.pid)
+    rows = Journal(made.path / "metrics.jsonl").read()[0]
+    assert [(row["step"], row["by"]) for row in rows] == [(0, first.pid), (0, second.pid), (1, second.pid)]
 
 
 def test_an_interrupted_writer_leaves_no_lease_and_nothing_complete(tmp_path):

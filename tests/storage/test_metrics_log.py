@@ -1,5 +1,8 @@
 """The journal of a training run."""
 
+import pytest
+
+from rayreid.files import guarded
 from rayreid.storage.metrics_log import Journal
 
 
@@ -37,3 +40,28 @@ def test_rows_of_one_step_become_one(tmp_path):
         journal.append(row)
     (row,) = journal.history()
     assert {name: row[name] for name in ("step", "loss", "probe")} == {"step": 1, "loss": 1.5, "probe": 0.5}
+
+
+def test_rows_of_a_writer_that_has_lost_its_lease_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    Journal(path).append({"step": 0, "loss": 4.0})  # as files without numbers have them
+    first, second = Journal(path, 1), Journal(path, 2)
+    first.append({"step": 1, "loss": 3.0})
+    second.append({"step": 1, "loss": 2.0})
+    reader = Journal(path)
+    rows, offset = reader.read()
+    assert [row["loss"] for row in rows] == [4.0, 3.0, 2.0] and all("writer" not in row for row in rows)
+    first.append({"step": 2, "loss": 9.0})  # it wakes
+    assert reader.read(offset)[0] == []
+    second.append({"step": 2, "loss": 1.0})
+    assert [row["loss"] for row in reader.read(offset)[0]] == [1.0]
+    assert [row["loss"] for row in Journal(path).history()] == [4.0, 2.0, 1.0]
+
+
+def test_a_row_is_refused_to_who_may_not_write_to_the_folder(tmp_path):
+    def refuse():
+        raise PermissionError("taken over")
+
+    with guarded(tmp_path, refuse), pytest.raises(PermissionError, match="taken over"):
+        Journal(tmp_path / "metrics.jsonl", 1).append({"step": 0})
+    assert list(tmp_path.iterdir()) == []

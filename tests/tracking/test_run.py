@@ -50,6 +50,21 @@ def data_of(run: Run):
 # Runs
 
 
+def test_no_credential_is_logged(tracker):
+    uri = "s3://key:hunter2@bucket/pool?secret_key=hunter2"
+    run = tracker.run("a run", {"source": uri})
+    run.params({"pool.root": uri})
+    run.tags({"note": f"see {uri}"})
+    run.dataset("pool", "0123", uri, {"images": 1}, "pool")
+    run.text(f"root: {uri}", "config.yaml")
+    run.fail(f"{uri} is away")
+    logged = run.client.get_run(run.id)
+    written = Path(run.client.download_artifacts(run.id, "config.yaml")).read_text()
+    assert "hunter2" not in str(logged.to_dictionary()) + written
+    assert logged.data.params["pool.root"] == "s3://***@bucket/pool?secret_key=***"
+    assert logged.data.tags["error"] == "s3://***@bucket/pool?secret_key=*** is away"
+
+
 def test_the_default_store_is_a_database_in_the_output_root(tracker, root):
     assert tracker.uri == f"sqlite:///{root}/mlflow.db"
     assert (root / "mlflow.db").is_file()

@@ -5,6 +5,8 @@ fast.
 """
 
 import sys
+import traceback
+from types import TracebackType
 
 import typer
 
@@ -14,6 +16,7 @@ from rayreid.cli.options import GROUP, ErrorDisplay
 from rayreid.console import any_encoding
 from rayreid.disk_faults import as_storage_error
 from rayreid.errors import UserError, cause_of
+from rayreid.masking import masked
 from rayreid.paths import output_root
 
 app = typer.Typer(
@@ -41,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: Arguments of the command line (default: `sys.argv[1:]`).
     """
     display = ErrorDisplay()
+    sys.excepthook = _show_masked
     for stream in (sys.stdout, sys.stderr):
         any_encoding(stream)
     try:
@@ -55,5 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
         told = cause if isinstance(cause, UserError) else as_storage_error(error, output_root())
         if display.traceback or told is None:
             raise
-        print(f"rayreid: {told}", file=sys.stderr)
+        print(masked(f"rayreid: {told}"), file=sys.stderr)
         sys.exit(2)
+
+
+def _show_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of an error that nobody caught, credentials masked."""
+    print(masked("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from rayreid.errors import UserError, one_line
 from rayreid.execution.prestart import ALLOWED
+from rayreid.execution.private_ray import private
 from rayreid.execution.ray_internals import KEPT_PROCESSES
+from rayreid.masking import holds_credentials
 from rayreid.paths import cache_folder, data_path, inside_job, output_root
 from rayreid.tracking.store import tracking_uri
 
 _PACKAGE = Path(__file__).parents[1]
 
 _QUIET = {
-    "RAY_AUTH_MODE": "disabled",  # for clusters started here; otherwise it depends on earlier runs on this machine
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
@@ -30,7 +31,7 @@ def connect() -> Iterator[None]:
     """Connect to Ray within a `with` block.
 
     In a submitted job this is the job's own cluster, otherwise the one at `RAY_ADDRESS`, otherwise a cluster that is
-    started here and stopped afterwards.
+    started here, serves this command alone (see `private_ray`), and is stopped afterwards.
 
     The workers of a submitted job receive the package through the job's runtime environment (`jobs/runtime_env.yaml`),
     those of `RAY_ADDRESS` through `py_modules`. Ray gives workers a different current folder from this process's, so
@@ -46,23 +47,23 @@ def connect() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.WARNING)
-    if inside_job():
-        ray.init(log_to_driver=False)
-    elif address and address != "local":
-        _attach(address)
-    else:
-        _start()
-    try:
+    with contextlib.ExitStack() as stack:
+        if inside_job():
+            ray.init(log_to_driver=False)
+        elif address and address != "local":
+            _attach(address)
+        else:
+            _start(stack.enter_context(private()))
+        stack.callback(ray.shutdown)
         yield
-    finally:
-        ray.shutdown()
 
 
-def _start() -> None:
+def _start(environment: dict[str, str]) -> None:
     import ray
 
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    places = {**environment, **_without_credentials(_places())}
     path = os.pathsep.join(filter(None, [str(_PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     try:
         ray.init(
@@ -72,7 +73,7 @@ def _start() -> None:
             configure_logging=True,
             logging_level=logging.WARNING,
             _system_config=KEPT_PROCESSES,
-            runtime_env={"env_vars": {"PYTHONPATH": path, ALLOWED: "1", **_places()}},
+            runtime_env={"env_vars": {"PYTHONPATH": path, ALLOWED: "1", **places}},
         )
     except (OSError, RuntimeError) as error:
         raise UserError(
@@ -103,6 +104,14 @@ def _attach(address: str) -> None:
             "(RAY_AUTH_MODE=token, RAY_AUTH_TOKEN or ~/.ray/auth_token), or run another version? "
             "Unset RAY_ADDRESS to start Ray here"
         ) from None
+
+
+def _without_credentials(places: dict[str, str]) -> dict[str, str]:
+    """Return variables without those that hold credentials, which Ray would log.
+
+    The processes of a Ray that is started here inherit these from this one's environment.
+    """
+    return {name: value for name, value in places.items() if not holds_credentials(value)}
 
 
 def _places() -> dict[str, str]:

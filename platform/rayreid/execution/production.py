@@ -19,7 +19,8 @@ from rayreid.console import Screen, clock
 from rayreid.disk_faults import explained
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.files import remove_temporaries, write_atomically
-from rayreid.storage.artifacts import Artifact
+from rayreid.storage.artifacts import LEFT_BY_WRITERS, Artifact
+from rayreid.storage.lease import LeaseLostError
 from rayreid.tracking.revision import git_sha
 from rayreid.tracking.run import Run
 
@@ -98,7 +99,6 @@ def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, 
 def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: Mapping[str, Any]) -> None:
     if artifact.job is None:
         raise ValueError(f"{artifact} has no job that could make it")
-    remove_temporaries(folder)  # of a run that was killed; they may be what fills the disk
     began = time.monotonic()
     resumed = (folder / _NOTE).exists()
     try:
@@ -118,6 +118,8 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
             artifact.finish({**facts, "seconds": round(seconds, 1), "resumed": resumed, "run": run.id, **made})
             for name in SCRATCH:
                 shutil.rmtree(folder / name, ignore_errors=True)
+    except LeaseLostError:
+        raise  # nothing in the folder is this run's any more
     except Exception as error:
         with contextlib.suppress(OSError):  # the storage may be what fails
             _clear_up(folder, begun=not isinstance(error, UserError))
@@ -131,7 +133,7 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
 def _clear_up(folder: Path, begun: bool) -> None:
     """Remove what a failed stage leaves that no later call could use."""
     remove_temporaries(folder)  # of workers that were stopped while they wrote
-    if not begun and {path.name for path in folder.iterdir()} <= {_NOTE, "lease.json"}:
+    if not begun and {path.name for path in folder.iterdir()} <= {_NOTE, *LEFT_BY_WRITERS}:
         (folder / _NOTE).unlink(missing_ok=True)  # there is nothing that a later call could resume
 
 

@@ -6,8 +6,11 @@ which `rayreid.paths` recognises a submitted job, and the settings that keep Ray
 `rayreid.execution.connection` and `rayreid.sweeps.ray_tune`.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 HEAD_RESOURCE = "node:__internal_head__"
@@ -54,6 +57,72 @@ class WithoutRayData:
         return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
 
 
+@contextlib.contextmanager
+def loopback_only() -> Iterator[None]:
+    """Let a Ray that is started within a `with` block listen on the loopback address alone.
+
+    Ray replaces a loopback address that it is given by one that other machines can reach, and with such an address most
+    of its servers listen on all interfaces. It has a switch against this, meant for other operating systems than
+    Linux, which it reads when it is imported.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def reread_authentication() -> None:
+    """Let Ray read its mode of authentication and its token again; it reads either only once in a process."""
+    from ray import _raylet
+
+    core: Any = _raylet  # a compiled module, whose names no type checker sees
+    core.Config.initialize("")
+    core.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def meeting_in_a_file(folder: Path) -> Any:
+    """Return a torch configuration with which the workers of a training find one another through a file.
+
+    With Ray's own, the first worker runs a server for this, which torch binds to all interfaces and which asks nobody
+    for a token.
+
+    Args:
+        folder: A folder that all workers see, and nobody else.
+    """
+    import ray
+    from ray.train.torch import TorchConfig
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
+
+    class FileBackend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(_set_torch_distributed_env_vars)
+            place = folder / uuid.uuid4().hex  # after a failure the workers meet again, at a file of their own
+            joined = [
+                worker_group.execute_single_async(
+                    rank,
+                    _setup_torch_process_group,
+                    backend=backend_config.backend,
+                    world_rank=rank,
+                    world_size=len(worker_group),
+                    init_method=f"file://{place}",
+                    timeout_s=backend_config.timeout_s,
+                )
+                for rank in range(len(worker_group))
+            ]
+            ray.get(joined)
+
+    class FileConfig(TorchConfig):
+        @property
+        def backend_cls(self) -> type:
+            return FileBackend
+
+    return FileConfig()
+
+
 def controller_environment() -> dict[str, str]:
     """Return the environment variables that Ray Train gives to the controller of a training.
 
@@ -77,8 +146,8 @@ def start_processes(environment: Mapping[str, str], count: int, keep_seconds: in
     Raises:
         Exception: Any error of the call; no process was started then.
     """
-    import grpc
     import ray
+    from ray._private.grpc_utils import init_grpc_channel  # it sends the cluster's token
     from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
 
     common: Any = common_pb2  # generated modules create their names at run time
@@ -96,5 +165,5 @@ def start_processes(environment: Mapping[str, str], count: int, keep_seconds: in
     # Ray compares environments as text: its core writes one that is merged from a parent's and a child's like this.
     text = json.dumps(merged, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     request.runtime_env_info.serialized_runtime_env = text
-    with grpc.insecure_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
+    with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
         node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=_CALL_SECONDS)

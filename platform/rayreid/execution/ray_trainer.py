@@ -8,7 +8,13 @@ import ray.train.torch
 
 from rayreid.execution import prestart
 from rayreid.execution.nodes import alone
-from rayreid.execution.ray_internals import KnownController, WithoutRayData, controller_environment
+from rayreid.execution.private_ray import meeting_place
+from rayreid.execution.ray_internals import (
+    KnownController,
+    WithoutRayData,
+    controller_environment,
+    meeting_in_a_file,
+)
 
 _POLLING = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 """Ray Train notices the end or the failure of a training when it polls the workers, by default every two seconds."""
@@ -24,7 +30,14 @@ class Trainer(KnownController, WithoutRayData, ray.train.torch.TorchTrainer):
     - On Ctrl-C, `fit` raises KeyboardInterrupt and ends the workers.
     - On a cluster that `connect` started, the processes of a training start in parallel, and each worker imports the
       modules that it will need. By itself, Ray starts each process only when the previous one requests it.
+    - On such a cluster, no worker listens on another interface than the loopback.
     """
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        place = meeting_place()
+        if place:
+            settings["torch_config"] = meeting_in_a_file(place)
+        super().__init__(*arguments, **settings)
 
     def fit(self) -> ray.train.Result:
         """Run the training and return its result.

@@ -15,7 +15,7 @@ from rayreid.errors import UserError
 from rayreid.execution.actor_pool import stream
 from rayreid.execution.production import StageContext
 from rayreid.execution.resources import scoring_actors
-from rayreid.files import write_atomically
+from rayreid.files import check_guards, write_atomically
 from rayreid.models.embedding import BatchFunction
 
 UNDECODABLE = "undecodable.tsv"
@@ -37,6 +37,7 @@ class Undecodable:
         """List images by key, with the reason, unless they are listed."""
         new = {key: reason for key, reason in broken.items() if key not in self._listed}
         if new:
+            check_guards(self.path)
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.writelines(f"{key}\t{reason}\n" for key, reason in new.items())
             self._listed.update(new)

@@ -1,5 +1,6 @@
 """Connection of the training loop to Ray Train: workers, restarts, and the facts of the result."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -27,7 +28,8 @@ from rayreid.execution.production import StageContext
 from rayreid.execution.ray_trainer import Trainer
 from rayreid.execution.resources import awaited_share
 from rayreid.execution.sealed import Sealed
-from rayreid.files import write_atomically
+from rayreid.files import check_guards, guard_of, guarded, write_atomically
+from rayreid.storage.lease import Fence, LeaseLostError
 from rayreid.storage.metrics_log import Journal
 from rayreid.training import parallel
 from rayreid.training.checkpoint import Checkpoints, Milestones
@@ -139,12 +141,18 @@ def fit(
     share = awaited_share(resources)
     context.resolved({}, {"workers": share.workers, "cpus_per_worker": share.cpus, "gpu": share.gpu})
     total = training.steps
+    check_guards(context.folder)
     for old in noted_failures(context.folder):
         old.unlink()
     (context.folder / RESOLVED).unlink(missing_ok=True)
     trainer = Trainer(
         _worker,
-        train_loop_config={"training": Sealed(training), "cpus": share.cpus, "gpu": share.gpu},
+        train_loop_config={
+            "training": Sealed(training),
+            "cpus": share.cpus,
+            "gpu": share.gpu,
+            "fence": guard_of(context.folder),
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=share.workers,
             use_gpu=share.gpu,
@@ -162,9 +170,11 @@ def fit(
         try:
             trainer.fit()
         except TrainingFailedError as error:
+            check_guards(context.folder)  # workers that lost the folder to another run have failed for no other reason
             raise_failure(context.folder)
             raise_refusal(context.folder, error)
             raise RuntimeError(f"{context.artifact}: training failed on its workers\n{error}") from error
+    check_guards(context.folder)
     raise_failure(context.folder)
     history = Journal(context.folder / METRICS).history()
     drawn = [name for name in history[-1] if name not in _NO_CURVE and not name.startswith(_NO_CURVE_PREFIXES)]
@@ -190,13 +200,23 @@ def _environment(training: Training, cpus: int) -> dict[str, str]:
 
 def _worker(config: dict[str, Any]) -> None:
     training: Training = config["training"].open()
+    fence: Fence | None = config["fence"]
+    # Workers that have lost the folder to another run return like those after an error: see below.
+    with contextlib.suppress(LeaseLostError), guarded(training.folder, fence):
+        check_guards(training.folder)
+        _guarded_worker(training, config["cpus"], config["gpu"], fence.number if fence else 0)
+
+
+def _guarded_worker(training: Training, cpus: int, gpu: bool, writer: int) -> None:
     if noted_failures(training.folder):
         # After an error on any worker Ray restarts all workers, and no kind of error prevents this. The workers return
         # at once, which ends the training, and the driver reports the reason.
         return
     try:
         with explained(training.folder):  # a full disk is not a lost worker: another one would find it as full
-            _train(training, config["cpus"], config["gpu"])
+            _train(training, cpus, gpu, writer)
+    except LeaseLostError:
+        raise
     except (UserError, NonFiniteLossError) as error:
         note_failure(training.folder, error)
         raise
@@ -212,7 +232,7 @@ def _worker(config: dict[str, Any]) -> None:
         raise refused from error
 
 
-def _train(training: Training, cpus: int, gpu: bool) -> None:
+def _train(training: Training, cpus: int, gpu: bool, writer: int) -> None:
     torch.set_num_threads(cpus)
     assigned_device(gpu)
     if training.deterministic:
@@ -220,7 +240,7 @@ def _train(training: Training, cpus: int, gpu: bool) -> None:
     device = ray.train.torch.get_device()
     torch.manual_seed(training.seed)
     method, prepare = training.build(device)
-    journal = Journal(training.folder / METRICS)
+    journal = Journal(training.folder / METRICS, writer)
     feed: Callable[[int], Iterator[Batch]] = (
         training.feed(method, prepare, device, cpus, journal.append)
         if training.feed

@@ -20,6 +20,7 @@ from rayreid.evaluation.retrieval import RetrievalReport, evaluate_retrieval
 from rayreid.evaluation.spread import ALIKE, effective_rank, mean_length
 from rayreid.execution.feature_extraction import extract
 from rayreid.execution.production import StageContext, identity
+from rayreid.files import replacing
 from rayreid.models.neck import load_neck
 from rayreid.models.weights import weights_of
 from rayreid.parquet import write_table
@@ -64,9 +65,9 @@ def _evaluate(config: Evaluate, context: StageContext) -> dict[str, Any]:
     report = evaluate_retrieval(*sides, *labels, max_rank=config.max_rank)
     reranked = _reranked(config.rerank, sides, labels, config.max_rank, context) if config.rerank else None
     _write_queries(context.folder / "queries.parquet", store, query, report, reranked)
-    np.save(context.folder / "cmc.npy", report.cmc)
+    _write_curve(context.folder / "cmc.npy", report.cmc)
     if reranked:
-        np.save(context.folder / f"cmc{RERANKED}.npy", reranked.cmc)
+        _write_curve(context.folder / f"cmc{RERANKED}.npy", reranked.cmc)
     draw(context, Rankings(store, query, gallery, *sides), report, reranked, weights)
     context.run.file(context.folder / "queries.parquet")
     return {
@@ -126,6 +127,11 @@ def _copies(store: ImageStore, query: np.ndarray, gallery: np.ndarray) -> int:
 
 def _digest(store: ImageStore, row: int) -> bytes:
     return hashlib.blake2b(store.encoded(row), digest_size=16).digest()
+
+
+def _write_curve(path: Path, values: np.ndarray) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, values)
 
 
 def _write_queries(

@@ -13,7 +13,7 @@ from rayreid.evaluation.attention import attention_sheet
 from rayreid.evaluation.retrieval import RetrievalReport, top_k
 from rayreid.evaluation.retrieval_figures import cmc_curve, ranked_lists
 from rayreid.execution.production import StageContext
-from rayreid.files import make_folder
+from rayreid.files import make_folder, replacing
 from rayreid.models.backbones import ViT
 from rayreid.models.embedding import Embedder
 
@@ -49,7 +49,8 @@ def draw(
     folder = context.folder / FOLDER
     make_folder(folder)
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png")
+        with replacing(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, format="png")
         context.run.file(folder / f"{name}.png", FOLDER)
 
 

@@ -27,6 +27,7 @@ from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet
 from rayreid.execution.production import StageContext, identity
 from rayreid.execution.resources import ANYWHERE
+from rayreid.files import Guard, check_guards, guard_of, guarded
 from rayreid.storage.artifacts import Artifact
 
 VERSION = 3  # raise it also when the synthetic dataset draws other images
@@ -68,10 +69,20 @@ def _stored(dataset: Dataset, source: Source, context: StageContext) -> tuple[di
         context.screen.say(escape(f"    {note}"))
     if not shards:
         raise UserError(f"{source.root or source.dataset}: no image found for dataset {source.dataset!r}")
-    join = ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(_join)
+    join = ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(_for_this_run)
     left_out = {reason: count for reason, (count, _) in dataset.left_out.items()}
     return ray.get(
-        join.remote(context.folder, shards, dataset.name, dataset.version, dataset.ignored, listed, left_out)
+        join.remote(
+            _join,
+            guard_of(context.folder),
+            context.folder,
+            shards,
+            dataset.name,
+            dataset.version,
+            dataset.ignored,
+            listed,
+            left_out,
+        )
     )
 
 
@@ -80,6 +91,7 @@ def _begin(folder: Path, dataset: Dataset, place: str) -> None:
 
     An ingest that was refused for its rejected images reads the shards of these again: they may have been mended.
     """
+    check_guards(folder)
     witness = Witness(folder)
     begun = (folder / "shards").exists()  # a first ingest need not list the files twice
     if begun and witness.digest != digest_of_files(dataset.sources()):
@@ -104,12 +116,13 @@ def _check_rejected(source: Source, config: Ingest, manifest: Mapping[str, Any],
 def _write(dataset: Dataset, folder: Path, verify: Literal["decode", "header"], bar: Bar) -> tuple[int, int]:
     """Write all shards, some at a time, and return the number of shards and of listed images."""
     clear_strays(folder)
-    task = ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(write_part)
+    task = ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(_for_this_run)
+    guard = guard_of(folder)
     read: ray.ObjectRef[Callable[[Record], bytes]] = ray.put(dataset.read)
     images: dict[ray.ObjectRef[None], int] = {}
     listed = done = shards = 0
     for part in deal(dataset.records()):
-        images[task.remote(folder, shards, part, read, verify)] = part.images
+        images[task.remote(write_part, guard, folder, shards, part, read, verify)] = part.images
         listed += part.images
         shards += 1
         while len(images) >= _ahead():
@@ -120,6 +133,12 @@ def _write(dataset: Dataset, folder: Path, verify: Literal["decode", "header"], 
         done += _finished(images)
         bar.to(done)
     return shards, listed
+
+
+def _for_this_run(write: Callable[..., Any], guard: Guard | None, folder: Path, *rest: Any) -> Any:
+    """Call a function that writes to a folder, in a Ray task, under the guard of the process that started the task."""
+    with guarded(folder, guard):
+        return write(folder, *rest)
 
 
 def _ahead() -> int:

@@ -2,12 +2,14 @@
 
 An artifact's id is a hash of the fields that change its result, of its inputs' ids and of the stage's version. It is
 complete when its `artifact.json` exists, which is written last and atomically. A run that writes an artifact holds its
-lease, so that two runs never write the same one.
+lease, so that two runs never write the same one. A run that loses the lease, because it stood still, is refused each
+file that it would write afterwards, and its rows in the journal are not read (see `Fence`).
 """
 
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,12 +17,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from rayreid.disk_faults import explained
 from rayreid.errors import UserError
-from rayreid.files import make_folder, write_atomically
-from rayreid.storage.lease import Lease, held_by_another
+from rayreid.files import creating, guarded, make_folder, remove_temporaries, write_atomically
+from rayreid.storage.lease import Fence, Lease, LeaseLostError, held_by_another
 
 _FACTS = "artifact.json"
 _LEASE = "lease.json"
+_WRITERS = ".writers.json"
+
+LEFT_BY_WRITERS = (_LEASE, _WRITERS)
+"""Files in an incomplete artifact's folder that say who writes it."""
 
 
 class Job(Protocol):
@@ -100,14 +107,16 @@ class Artifact:
 
     @contextmanager
     def writing(self, waiting: Callable[[], None] = lambda: None) -> Iterator[Path]:
-        """Yield the folder, and hold its lease meanwhile.
+        """Yield the folder, and hold its lease meanwhile; within the block, each file written there is guarded by it.
+
+        What an earlier writer left unfinished is removed first.
 
         Args:
             waiting: Function that is called once if another live run is writing it, before waiting for that run.
         """
         make_folder(self.path)
         try:
-            with Lease(self.path / _LEASE, waiting=waiting):
+            with Lease(self.path / _LEASE, waiting=waiting) as lease, self._fenced(lease):
                 yield self.path
         finally:
             with contextlib.suppress(
@@ -115,19 +124,60 @@ class Artifact:
             ):  # only an empty folder is removed: a stage that wrote nothing leaves none
                 self.path.rmdir()
 
+    @contextmanager
+    def _fenced(self, lease: Lease) -> Iterator[None]:
+        # First of all: an earlier writer that is only suspended must not rename these when it wakes. They may also be
+        # what fills the disk.
+        remove_temporaries(self.path)
+        counter = self.path / _WRITERS
+        number = _number(counter) + 1
+        with guarded(self.path, Fence(lease.path, lease.token, number)):
+            if not self.complete:
+                with explained(self.path):
+                    write_atomically(counter, json.dumps({"number": number}))
+            try:
+                yield
+            finally:
+                if lease.held() and (self.complete or self._holds_nothing()):
+                    counter.unlink(missing_ok=True)
+
+    def _holds_nothing(self) -> bool:
+        return {path.name for path in self.path.iterdir()} <= set(LEFT_BY_WRITERS)
+
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Mark it as complete, with the given facts.
 
         Raises:
-            UserError: Another run has taken over the lease, which happens if this run did not renew it for long.
+            LeaseLostError: Another run has finished the artifact, or has taken over the lease, which happens if this
+                run did not renew it for long.
         """
         if held_by_another(self.path / _LEASE):
-            raise UserError(f"{self.path}: another run took this artifact over while this one stood still; run again")
+            raise LeaseLostError(
+                f"{self.path}: another run took this artifact over while this one stood still; run again"
+            )
         content = {"id": self.id, "recipe": self.identity, "facts": dict(facts)}
-        write_atomically(self.path / _FACTS, json.dumps(content, indent=1))
+        try:
+            with creating(self.path / _FACTS) as temporary:
+                temporary.write_text(json.dumps(content, indent=1))
+        except FileExistsError:
+            raise LeaseLostError(f"{self.path}: another run has finished this artifact; run again") from None
 
     def __str__(self) -> str:
         return f"{self.stage}/{self.id}"
+
+
+def _number(counter: Path) -> int:
+    """Return the number of the newest writer; 0 if there was none.
+
+    A damaged counter would leave the order of writers unknown, so that the time takes its place: it is higher than any
+    count, and later times are higher still.
+    """
+    try:
+        return int(json.loads(counter.read_text())["number"])
+    except FileNotFoundError:
+        return 0
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return time.time_ns()
 
 
 def lineage(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:

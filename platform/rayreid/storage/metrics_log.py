@@ -7,40 +7,67 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rayreid.files import naming, write_atomically
+from rayreid.files import check_guards, naming, write_atomically
 
+_WRITER = "writer"
 _BEFORE = -2  # below every step: a probe before the first step is logged at step -1
+
+
+class Newest:
+    """The newest writer of a journal so far."""
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def counts(self, writer: int) -> bool:
+        """Return whether the next row, which a writer wrote, counts after all rows before it."""
+        self._number = max(self._number, writer)
+        return writer == self._number
 
 
 class Journal:
     """Rows in a file that outlives its writers; a line truncated by a killed worker is skipped.
 
+    Rows name their writer. Once a writer has written, rows that an earlier one still appends are skipped: that one has
+    lost its lease.
+
     Args:
         path: The file; created with the first row.
+        writer: Number of the writer, higher than those of earlier ones; 0, as of files without numbers, to read only.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, writer: int = 0):
         self.path = path
+        self._writer = writer
+        self._newest = Newest()
 
     def append(self, row: dict[str, Any]) -> None:
         """Append a row with the time (seconds since the epoch), and flush it to disk."""
+        check_guards(self.path)
+        content = {**row, "time": time.time(), **({_WRITER: self._writer} if self._writer else {})}
         with naming(self.path), self.path.open("ab") as stream:
             # A line that an earlier writer left unfinished must not run into this one.
             if stream.tell() and not self._ends_whole():
                 stream.write(b"\n")
-            stream.write(json.dumps({**row, "time": time.time()}).encode() + b"\n")
+            stream.write(json.dumps(content).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
 
     def read(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-        """Return the complete rows from byte `offset` on, and the offset after them."""
+        """Return the complete rows from byte `offset` on, and the offset after them.
+
+        An offset other than 0 must be what the last call returned.
+        """
+        if not offset:
+            self._newest = Newest()
         if not self.path.exists():
             return [], offset
         with self.path.open("rb") as stream:
             stream.seek(offset)
             lines = stream.read().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith(b"\n")]
-        return [row for row in map(_parse, whole) if row is not None], offset + sum(map(len, whole))
+        rows = [row for row in map(_parse, whole) if row is not None and self._newest.counts(row.pop(_WRITER, 0))]
+        return rows, offset + sum(map(len, whole))
 
     def history(self) -> list[dict[str, Any]]:
         """Return one row per step, in order, merged from all rows of that step; the last value written counts."""

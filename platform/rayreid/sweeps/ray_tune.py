@@ -23,6 +23,7 @@ from rayreid.execution.actor_pool import LOST
 from rayreid.execution.interrupts import handler_kept
 from rayreid.execution.resources import training_share
 from rayreid.files import make_folder, write_atomically
+from rayreid.masking import masked
 from rayreid.paths import output_root
 from rayreid.pipeline.experiment_folder import digest_of, folder_of
 from rayreid.pipeline.experiment_runner import Session, experiment_run, open_session, run_row
@@ -148,7 +149,7 @@ def _trial(
         raise
     except Exception as error:
         with contextlib.suppress(OSError):  # the disk may be full
-            write_atomically(failure, traceback.format_exc())
+            write_atomically(failure, masked(traceback.format_exc()))
         error = as_storage_error(error, output_root()) or error
         reached = {_FAILED: one_line(error, "last")}
     tune.report(reached)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from rayreid import __version__
 from rayreid.files import make_folder
+from rayreid.masking import masked, masked_values
+from rayreid.storage.lease import LeaseLostError
 from rayreid.storage.metrics_log import MetricsFeed
 from rayreid.tracking.outage import Outage, reason
 from rayreid.tracking.outbox import Outbox
@@ -69,7 +71,9 @@ class Tracker:
         code = {"rayreid": __version__, "git_sha": commit, "mlflow.source.git.commit": commit}
         # A trial runs in a process of Ray's, whose own command says nothing.
         source = parent.source() if parent else source_tags()
-        given = {key: str(value) for key, value in {**code, **source, **(tags or {})}.items() if value is not None}
+        given = {
+            key: masked(str(value)) for key, value in {**code, **source, **(tags or {})}.items() if value is not None
+        }
         if parent is not None:
             given[PARENT] = parent.id
         created = self.outage.wait(lambda: self.client.create_run(self.experiment_id, run_name=name, tags=given))
@@ -165,7 +169,7 @@ class Run:
 
     def text(self, text: str, name: str) -> None:
         """Log a text as an artifact."""
-        self._log("artifact", {"name": name}, text.encode())
+        self._log("artifact", {"name": name}, masked(text).encode())
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run."""
@@ -193,14 +197,14 @@ class Run:
 
     def owe(self, journal: Path) -> None:
         """Queue a journal whose rows `MetricsFeed` could not deliver, until the store answers again."""
-        self._outbox.put({"uri": self.tracker.uri, "kind": "journal", "what": str(journal.absolute())})
+        self._outbox.put({"uri": masked(self.tracker.uri), "kind": "journal", "what": str(journal.absolute())})
 
     def deliver(self) -> None:
         """Deliver queued entries for as long as the store answers."""
         from mlflow.exceptions import MlflowException
 
         for entry in self._outbox.entries():
-            if entry.content["uri"] != self.tracker.uri:
+            if masked(entry.content["uri"]) != masked(self.tracker.uri):
                 return
             try:
                 self._send(entry.content["kind"], entry.content["what"], entry.payload)
@@ -221,6 +225,8 @@ class Run:
 
     def _log(self, kind: str, what: Any, payload: bytes | None = None) -> None:
         """Send an entry now, after all queued ones; queue it if the store is unreachable."""
+        if kind in ("params", "tags", "dataset"):
+            what = masked_values(what)
         name = PurePosixPath(what["name"]).name if payload is not None else ""
         if not self.tracker.outage.lasts():
             self.deliver()
@@ -236,7 +242,7 @@ class Run:
             except Exception as error:
                 if not self.tracker.outage.began(error):
                     raise
-        self._outbox.put({"uri": self.tracker.uri, "kind": kind, "what": what}, name, payload)
+        self._outbox.put({"uri": masked(self.tracker.uri), "kind": kind, "what": what}, name, payload)
 
     def _send(self, kind: str, what: Any, payload: Path | None) -> None:
         match kind:
@@ -261,6 +267,8 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, LeaseLostError):
+            return  # the process that has taken over continues this run, or has ended it
         stopped = kind in (KeyboardInterrupt, SystemExit)  # `ray job stop` raises SystemExit
         if self._given_up:
             self.finish()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from rayreid.errors import UserError, one_line
-from rayreid.files import checksum, remove_temporaries, replacing
+from rayreid.files import check_guards, checksum, remove_temporaries, replacing
 
 
 class Stateful(Protocol):
@@ -58,8 +58,8 @@ class Checkpoints:
         Later checkpoints are removed too: they were damaged, or this run would have resumed from them.
         """
         self.folder.mkdir(exist_ok=True)  # no parents: a run whose folder has vanished must not go on unnoticed
+        check_guards(path := self._path(step))  # before anything is removed
         remove_temporaries(self.folder)  # states are large
-        path = self._path(step)
         with replacing(path, sync=False) as temporary:  # the seal tells whether the bytes reached the disk
             with temporary.open("wb") as stream:  # given a path, torch loses the reason for which it cannot write
                 torch.save(state, stream)
@@ -69,6 +69,7 @@ class Checkpoints:
         stays = self.milestones.path(epoch) if self.milestones and epoch is not None else None
         if stays is not None:
             _link(path, stays)
+        check_guards(path)
         newest_first = sorted(self.folder.glob("*.pt"), reverse=True)
         place = newest_first.index(path)
         for other in newest_first[:place] + newest_first[place + self.keep :]:

@@ -2,7 +2,6 @@
 
 import copy
 import posixpath
-import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,10 +11,10 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSy
 from rayreid.data.datasets.tree import check_plain
 from rayreid.data.store.shards import MissingImageError
 from rayreid.errors import UserError, one_line
+from rayreid.masking import holds_credentials, masked
 from rayreid.paths import expanded
 
 _RETRY, _RETRY_SECONDS = "retry_limit_seconds", 60  # Google's client would try for a quarter of an hour
-_PASSWORD = re.compile(r"://[^/?#@]*:(?!\d+(?:[/?#&]|$))[^@]*@")  # not a port, which may well be followed by an "@"
 
 
 def is_uri(root: str | Path | None) -> bool:
@@ -134,12 +133,11 @@ class Place:
 
 
 def _refuse_password(address: str) -> None:
-    """Raise a UserError if an address contains a password, because addresses are stored with the results."""
-    if _PASSWORD.search(address):
-        shown = f"{address.partition('://')[0]}://***@{address.rpartition('@')[2]}"
+    """Raise a UserError if an address contains a password or a key: addresses are stored with the results."""
+    if is_uri(address) and holds_credentials(address):
         raise UserError(
-            f"{shown}: take the password out of the URI, which is stored with the results; credentials come from the "
-            "environment of the object store's own tools"
+            f"{masked(address)}: take the password out of the URI, which is stored with the results; credentials come "
+            "from the environment of the object store's own tools"
         )
 
 
