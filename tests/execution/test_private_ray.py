@@ -3,7 +3,6 @@
 import http.client
 import ipaddress
 import os
-import secrets
 import subprocess
 import sys
 import urllib.error
@@ -17,6 +16,9 @@ import ray
 from rayreid.execution.connection import connect
 from rayreid.execution.private_ray import meeting_place, private
 from rayreid.execution.ray_trainer import Trainer
+
+WRONG = "0" * 64
+"""A token of the form that Ray accepts; that of a session is random."""
 
 INTRUDER = """
 import os, sys
@@ -116,7 +118,7 @@ def test_the_workers_of_a_training_listen_on_the_loopback_too(session, tmp_path)
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("environment", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": secrets.token_hex(32)}])
+@pytest.mark.parametrize("environment", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": WRONG}], ids=["none", "wrong"])
 def test_a_task_without_the_token_is_refused(session, environment):
     refused = intrude(session, **{"RAY_AUTH_MODE": "token", **environment})
     assert refused.returncode != 0 and "42" not in refused.stdout
@@ -130,7 +132,7 @@ def test_a_task_with_the_token_runs(session):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("token", [None, secrets.token_hex(32)])
+@pytest.mark.parametrize("token", [None, WRONG], ids=["none", "wrong"])
 def test_no_listener_takes_a_job_without_the_token(session, token):
     """Ray's agent takes jobs by HTTP; whatever else listens answers this as no server of jobs, or not at all."""
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
