@@ -118,7 +118,9 @@ def test_the_workers_of_a_training_listen_on_the_loopback_too(session, tmp_path)
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("environment", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": WRONG}], ids=["none", "wrong"])
+@pytest.mark.parametrize(
+    "environment", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": WRONG}], ids=["none", "wrong"]
+)
 def test_a_task_without_the_token_is_refused(session, environment):
     refused = intrude(session, **{"RAY_AUTH_MODE": "token", **environment})
     assert refused.returncode != 0 and "42" not in refused.stdout
