@@ -1,7 +1,7 @@
 """Tables and the figure of docs/results.md, from the ledger that `rayreid ledger` keeps.
 
     python benchmarks/evidence.py docs/results/ledger.csv > tables.md
-    python benchmarks/evidence.py docs/results/ledger.csv --experiment evidence-real --against random
+    python benchmarks/evidence.py docs/results/ledger.csv --experiment evidence-real --against "random half"
     python benchmarks/evidence.py docs/results/ledger.csv --figure docs/results/gain.svg
 
 One table per experiment, one line per row: mean ± standard deviation (n − 1) over the seeds, and the difference in mAP
@@ -218,7 +218,7 @@ def gain_figure(experiments: dict[str, dict[str, Runs]]) -> Figure:
         axes.errorbar(
             [share + aside for share, _ in found],
             [100 * gain.mean for _, gain in found],
-            [100 * (gain.half or 0) for _, gain in found],
+            [100 * (math.nan if gain.half is None else gain.half) for _, gain in found],
             fmt=f"{'osD^'[pools.index(pool) % 4]}-",
             color=PALETTE[SHOWN.index(label)],
             alpha=1 if pool == pools[-1] else 0.6,

@@ -205,7 +205,7 @@ def test_warm_up_of_a_length_in_steps():
     assert [round(100 * epochs) for epochs in warmups] == [80, 10, 0]
     assert Pretrain(steps=250, warmup_epochs=2).recipe(Backbone(), 100).warmup_epochs == 2
     with pytest.raises(
-        UserError, match=r"pretrain\.warmup_epochs=3 of 100 steps each are longer than pretrain\.steps=250"
+        UserError, match=r"pretrain\.warmup_epochs=3 is 300 steps \(100 each\), more than the pretrain\.steps=250"
     ):
         Pretrain(steps=250, warmup_epochs=3).recipe(Backbone(), 100)
     Pretrain(steps=250, warmup_epochs=3).recipe(Backbone())  # as long as the pool is not known

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from rayreid.errors import UserError
 from rayreid.evaluation.comparison import align, compare_queries, compare_seeds
@@ -92,14 +93,30 @@ def test_seeds_and_queries_both_widen_the_interval():
 
 
 def test_the_interval_over_seeds_and_queries_is_that_of_a_plain_loop():
-    first, second = kinds(1, seeds=4, queries=60, gain=0.01, between=0.02)
+    first, second = kinds(1, seeds=5, queries=60, gain=0.01, between=0.02)
     rng, gain = np.random.default_rng(9), second - first
-    means = [gain[rng.integers(4, size=4)][:, rng.integers(60, size=60)].mean() for _ in range(9_999)]
+    means = [gain[rng.integers(5, size=5)][:, rng.integers(60, size=60)].mean() for _ in range(9_999)]
     found = compare_seeds(first, second)
     low, high = np.percentile(means, [2.5, 97.5])
     assert found.difference == pytest.approx(gain.mean())
     assert found.low == pytest.approx(low, abs=0.03 * (high - low))
     assert found.high == pytest.approx(high, abs=0.03 * (high - low))
+
+
+def test_with_few_seeds_the_interval_is_at_least_student_s():
+    inside = 0
+    for seed in range(40):
+        first, second = kinds(seed, seeds=3, queries=40, gain=0.02, between=0.02)
+        found = compare_seeds(first, second, confidence=0.8)
+        inside += found.low <= 0.02 <= found.high
+        low, high = t.interval(0.8, 2, *_mean_and_error((second - first).mean(axis=1)))
+        assert found.low <= low + 1e-9
+        assert found.high >= high - 1e-9
+    assert inside >= 28  # 32 expected of Student's; the bootstrap alone covers some 20
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    return values.mean(), values.std(ddof=1) / np.sqrt(len(values))
 
 
 def test_one_seed_gives_the_interval_over_queries():

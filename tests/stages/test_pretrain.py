@@ -77,5 +77,5 @@ def test_in_epochs_a_part_of_the_pool_has_fewer_steps(make):
 
 
 def test_a_warm_up_that_is_longer_than_the_steps_is_refused(make):
-    with pytest.raises(UserError, match=r"warmup_epochs=2 of 8 steps each are longer than pretrain\.steps=10"):
+    with pytest.raises(UserError, match=r"warmup_epochs=2 is 16 steps \(8 each\), more than the pretrain\.steps=10"):
         make(False, warmup_epochs=2)

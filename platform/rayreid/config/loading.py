@@ -118,7 +118,12 @@ def describe(changes: Mapping[str, Any]) -> str:
 
 def dump(experiment: Experiment) -> str:
     """Return the resolved experiment as YAML, in the form that is written next to the outputs."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return to_yaml(experiment.model_dump(mode="json"))
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """Return nested mappings as YAML, in their order."""
+    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -157,8 +157,8 @@ class Pretrain(Section):
             given.setdefault("warmup_epochs", method_defaults.warmup(self.steps, published.warmup) / steps_per_epoch)
             if given["warmup_epochs"] * steps_per_epoch > self.steps:
                 raise UserError(
-                    f"pretrain.warmup_epochs={given['warmup_epochs']} of {steps_per_epoch} steps each are longer than "
-                    f"pretrain.steps={self.steps}; lower it"
+                    f"pretrain.warmup_epochs={given['warmup_epochs']} is {given['warmup_epochs'] * steps_per_epoch:,} "
+                    f"steps ({steps_per_epoch:,} each), more than the pretrain.steps={self.steps} of the run; lower it"
                 )
         return published.recipe(self.batch_size, self.epochs, given)
 

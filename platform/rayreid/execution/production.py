@@ -104,6 +104,7 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
     try:
         # Explained twice: the run records why its stage failed, and may fail itself, as its store shares the disk.
         with explained(folder), _stage_run(artifact, folder, parent, tags) as run, explained(folder):
+            run.follows_lease = True
             screen.say(f"[bold]▸ {artifact}[/]")  # not before: what is announced has a run, whatever interrupts it
             try:
                 facts = artifact.job(StageContext(artifact, folder, run, screen))

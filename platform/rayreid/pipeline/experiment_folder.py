@@ -1,5 +1,6 @@
 """The folder of an experiment under the output root: its configuration, its table and its curves."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from rayreid.config import Experiment
-from rayreid.config.loading import dump
+from rayreid.config.loading import dump, to_yaml
 from rayreid.evaluation.retrieval_figures import cmc_curve
 from rayreid.files import make_folder, write_atomically
 from rayreid.pipeline.summary import Row
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.run import Run
+
+LATER = {"pretrain.steps": None, "proxy.pretrain.steps": None, "evaluate.feature": "before"}
+"""Keys that were added after experiments had been run, with their defaults."""
 
 
 def folder_of(root: Path, experiment: Experiment) -> Path:
@@ -25,8 +30,17 @@ def folder_of(root: Path, experiment: Experiment) -> Path:
 
 
 def digest_of(experiment: Experiment) -> str:
-    """Return a hash of the whole configuration, by which runs of exactly this file are found."""
-    return hashlib.blake2b(dump(experiment).encode(), digest_size=4).hexdigest()
+    """Return a hash of the whole configuration, by which runs of exactly this file are found.
+
+    Keys of `LATER` do not count at their default, so that runs of older versions are found, too.
+    """
+    tree = yaml.safe_load(dump(experiment))
+    for path, default in LATER.items():
+        *sections, key = path.split(".")
+        section = functools.reduce(lambda inner, name: inner[name], sections, tree)
+        if section.get(key, default) == default:
+            section.pop(key, None)
+    return hashlib.blake2b(to_yaml(tree).encode(), digest_size=4).hexdigest()
 
 
 def contents(results: Iterable[Row]) -> list[dict[str, Any]]:

@@ -118,8 +118,9 @@ def enter(experiment: Experiment, ledger: str, note: str = "", machine: str = ""
         _line(experiment.name, labels[label], table[label], graph, machine) | told for label, graph in finished.items()
     ]
     new = [line for line in lines if tuple(line[name] for name in _KEY) not in known]
-    make_folder(path.parent)
-    _append(path, new)
+    if new:
+        make_folder(path.parent)
+        _append(path, new)
     return Entered(path, len(new), len(lines) - len(new), len(graphs) - len(finished))
 
 
@@ -131,7 +132,11 @@ def _known(path: Path) -> set[tuple[str, ...]]:
     """
     if not path.exists() or not path.stat().st_size:
         return set()
-    with path.open(encoding="utf-8", newline="") as stream:
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the first column
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: it is no text in UTF-8; name another file with --to") from None
+    with io.StringIO(text, newline="") as stream:
         reader = csv.DictReader(stream)
         found = reader.fieldnames or ()
         odd = sorted(set(found) ^ set(COLUMNS))
@@ -147,8 +152,11 @@ def _append(path: Path, lines: list[dict[str, str]]) -> None:
     """Append lines in one write, so that another process's lines stay whole; a new file begins with the columns."""
     sink = io.StringIO()
     writer = csv.DictWriter(sink, COLUMNS, lineterminator="\n")
-    if not path.exists() or not path.stat().st_size:
+    present = path.read_bytes() if path.exists() else b""
+    if not present:
         writer.writeheader()
+    elif not present.endswith(b"\n"):  # as an editor or a merge may leave it
+        sink.write("\n")
     writer.writerows(lines)
     with path.open("a", encoding="utf-8", newline="") as stream:
         stream.write(sink.getvalue())
@@ -159,6 +167,7 @@ def _line(name: str, label: str, experiment: Experiment, graph: Mapping[str, Art
     outcome, tags = row_of(label, experiment, graph), tags_of(experiment)
     trained = [graph[role].facts for role in ("weights", "model", "adapted") if role in graph]
     machines = dict.fromkeys(facts.get("machine", machine) for facts in trained)
+    stages = [graph[role] for role in ("weights", "model", "adapted", "metrics") if role in graph]
     auc = graph["priority"].facts.get("auc") if "priority" in graph else outcome.auc
     values: dict[str, Any] = {
         "experiment": name,
@@ -166,7 +175,7 @@ def _line(name: str, label: str, experiment: Experiment, graph: Mapping[str, Art
         "seed": experiment.seed,
         "date": _date(graph["metrics"]),
         "config": digest_of(experiment),
-        "commit": _commit(graph["metrics"]),
+        "commit": " | ".join(dict.fromkeys(filter(None, map(_commit, stages)))),
         "machine": " | ".join(filter(None, machines)),
         **{
             column: tags[column] for column in ("backbone", "stem", "method", "strategy", "fraction", "budget", "adapt")

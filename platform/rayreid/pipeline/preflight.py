@@ -159,8 +159,10 @@ def _check_images(e: Experiment, pool: Contents) -> None:
     if not chosen:
         raise UserError(f"{share} of the pool's {stored} images selects none; raise it")
     _check_batch("pretrain", e.pretrain, chosen, f"{share} of the pool's {stored}")
+    _check_warmup("pretrain", e.backbone, e.pretrain, stored)
     if pretrains_proxy(e):
         _check_batch("proxy.pretrain", e.proxy.pretrain, stored, "the pool")
+        _check_warmup("proxy.pretrain", e.proxy.backbone, e.proxy.pretrain, stored)
 
 
 def _check_batch(key: str, config: Pretrain, images: int, source: str) -> None:
@@ -168,6 +170,14 @@ def _check_batch(key: str, config: Pretrain, images: int, source: str) -> None:
         raise UserError(
             f"{key}.batch_size={config.batch_size} is more than the {images} images to train on ({source}); lower it"
         )
+
+
+def _check_warmup(key: str, backbone: Backbone, config: Pretrain, stored: int) -> None:
+    """Refuse a warm-up that is longer than a length in steps, which the size of the pool decides."""
+    try:
+        config.recipe(backbone, stored // config.batch_size)
+    except UserError as error:
+        raise UserError(f"{key.removesuffix('pretrain')}{error}") from None
 
 
 def _check_method(key: str, backbone: Backbone, config: Pretrain) -> None:

@@ -149,7 +149,7 @@ def _show_gains(screen: Screen, groups: Sequence[SeedGroup]) -> None:
     seeds = [run.seed for run in groups[0].runs]
     if len(seeds) > 1:
         named = ", ".join(map(str, seeds))
-        screen.say(f"mean ± standard deviation over {len(seeds)} seeds ({named}); the proxies have one seed")
+        screen.say(f"mean ± standard deviation over {len(seeds)} seeds ({named}); proxies, if any, have one seed")
     compared = [(group.label, group.gain) for group in groups if group.gain is not None]
     if not compared:
         return
@@ -163,7 +163,7 @@ def _show_gains(screen: Screen, groups: Sequence[SeedGroup]) -> None:
     screen.console.print(table)
     if len(seeds) > 1:
         screen.say(
-            "the intervals count the spread of queries and of seeds, paired by both; with few seeds they are too narrow"
+            "the intervals count the spread of queries and of seeds, paired by both; with few seeds they are wide"
         )
     else:
         screen.say("the intervals count the spread of queries alone: one seed does not show the spread of training")

@@ -37,20 +37,21 @@ def tell(
     known = told.reasons if told else {}
     warn(context.screen, Meaning({r: reason for r, reason in meaning.reasons.items() if r not in known}), label)
     warnings = warnings_of(meaning, label)
-    context.run.tags({TAG: meaning.word, **({"warning": "; ".join(warnings)} if warnings else {})})
+    # An empty tag replaces the warning of an earlier call, which the rest of the pool did not confirm.
+    context.run.tags({TAG: meaning.word, **({"warning": "; ".join(warnings)} if warnings or known else {})})
     context.run.metrics({f"{_FIGURES}.{name}": value for name, value in figures.figures().items()})
     return meaning
 
 
 def warn(screen: Screen, meaning: Meaning, label: str) -> None:
-    """Print a warning for each peculiarity."""
+    """Print a warning for each peculiarity, with advice: no subset has been cut by these priorities yet."""
     for warning in warnings_of(meaning, label):
-        screen.say(f"    [yellow]warning:[/] {escape(warning)}")
+        screen.say(f"    [yellow]warning:[/] {escape(warning)}; {_ADVICE}")
 
 
 def warnings_of(meaning: Meaning, label: str) -> list[str]:
     """Return a line for each peculiarity."""
-    return [f"{label}: {reason}; {_ADVICE}" for reason in meaning.reasons.values()]
+    return [f"{label}: {reason}" for reason in meaning.reasons.values()]
 
 
 def show(screen: Screen, ranked: Artifact, separation: Separation | None, again: bool) -> None:

@@ -169,13 +169,14 @@ class Artifact:
 def _number(counter: Path) -> int:
     """Return the number of the newest writer; 0 if there was none.
 
-    A damaged counter would leave the order of writers unknown, so that the time takes its place: it is higher than any
-    count, and later times are higher still.
+    A counter that is damaged, or missing beside a journal (a hidden file is easily left behind by a copy), would leave
+    the order of writers unknown, so that the time takes its place: it is higher than any count, and later times are
+    higher still.
     """
     try:
         return int(json.loads(counter.read_text())["number"])
     except FileNotFoundError:
-        return 0
+        return time.time_ns() if any(counter.parent.glob("*.jsonl")) else 0
     except (ValueError, TypeError, KeyError, RecursionError):
         return time.time_ns()
 

@@ -214,7 +214,11 @@ def check_held(place: LeasePlace, token: str) -> None:
         LeaseLostError: It does not.
     """
     holder = place.holder()
-    if holder is None or holder.token != token:
+    if holder is None:
+        raise LeaseLostError(
+            f"{place.path.parent}: the lease of this run is gone, as if the folder had been removed; run again"
+        )
+    if holder.token != token:
         raise LeaseLostError(
             f"{place.path.parent}: another run took this artifact over while this one stood still; run again"
         )

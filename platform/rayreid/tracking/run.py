@@ -115,6 +115,9 @@ class Run:
 
     Whatever is logged while the store is unreachable is kept in the output root and delivered in order once the store
     answers again: before the next log call, or when the next process opens a tracker on that root.
+
+    Attributes:
+        follows_lease: Whether another process continues the run if this one loses a lease; it is then not ended.
     """
 
     def __init__(self, tracker: Tracker, run_id: str, source: Mapping[str, str | None] | None = None):
@@ -122,7 +125,7 @@ class Run:
         self.client = tracker.client
         self.id = run_id
         self._outbox = Outbox(tracker.outboxes / run_id)
-        self._failed = self._given_up = False
+        self._failed = self._given_up = self.follows_lease = False
         self._source = source
 
     def source(self) -> Mapping[str, str | None]:
@@ -267,7 +270,7 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, LeaseLostError):
+        if isinstance(error, LeaseLostError) and self.follows_lease:
             return  # the process that has taken over continues this run, or has ended it
         stopped = kind in (KeyboardInterrupt, SystemExit)  # `ray job stop` raises SystemExit
         if self._given_up:
