@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from in_process import work_on
+from rayreid.config import Evaluate
+from rayreid.errors import UserError
+from rayreid.stages import evaluate
 from rayreid.stages.evaluate import _copies, _warned
 from rayreid.storage.artifacts import Artifact
 
@@ -46,3 +49,15 @@ def test_features_that_rounding_cannot_tell_apart_are_warned_of(tmp_path):
     (warning,) = _warned(0.999999, work)
     assert "length 0.999999" in warning and work.run.tagged == {"warning": warning}
     assert warning in work.screen.console.file.getvalue().replace("\n", " ")
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_the_feature_after_a_neck_that_cannot_be_there_is_refused_beforehand(tmp_path, stage):
+    target, model = Artifact(tmp_path, "ingest", 1, {}), Artifact(tmp_path, stage, 1, {})
+    for feature in ("before", "after"):
+        metrics = evaluate.plan(target, model, Evaluate(feature=feature))
+        if (stage, feature) == ("pretrain", "after"):
+            with pytest.raises(UserError, match="without fine-tuning has no BNNeck"):
+                evaluate.check_feature(metrics)
+        else:
+            evaluate.check_feature(metrics)

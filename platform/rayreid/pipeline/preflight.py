@@ -13,7 +13,7 @@ from rayreid.pipeline.dataset_facts import Contents, Datasets
 from rayreid.pipeline.selection_graph import check_proxies, finetunes_proxies, needs_source, pretrains_proxy
 from rayreid.selection.filelist import read_list
 from rayreid.selection.registry import STRATEGIES, Basis
-from rayreid.stages import adapt, select
+from rayreid.stages import adapt, evaluate, select
 from rayreid.stages.training import initial_weights
 from rayreid.storage.artifacts import Artifact
 
@@ -30,12 +30,12 @@ def check(
 
     Raises:
         UserError: One of these was found: a missing or empty dataset, a dataset that changed since it was ingested, a
-            target that lacks a split, a pool with test images, an unknown backbone or stem, an image size that is not a
-            multiple of the patch, weights of another architecture, an empty subset, a batch that cannot be filled or
+            target that lacks a split, a pool with test images, an unknown backbone or stem, an image size that is not
+            a multiple of the patch, weights of another architecture, an empty subset, a batch that cannot be filled or
             divided among workers and micro-batches, an unreadable file list, a proxy without pre-training or with two
             definitions, a method that the backbone does not support, checkpointed activations of a network that is not
-            a ViT, a probe that would find nothing, fewer target images than entries in a neighbour list, or a
-            validation without query and gallery.
+            a ViT, a feature after the BNNeck of a model without one, a probe that would find nothing, fewer target
+            images than entries in a neighbour list, or a validation without query and gallery.
     """
     experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
@@ -50,6 +50,9 @@ def check(
             _check_local_size(key, backbone, config)
         if e.selects and STRATEGIES[e.select.strategy].basis is Basis.LIST:
             _check_batch("pretrain", e.pretrain, len(read_list(select.list_file(e.select))), "select.list")
+    for graph in plans.values():
+        if "metrics" in graph:
+            evaluate.check_feature(graph["metrics"])
     screen = screen or Screen()
     check_sources(experiments, plans, lambda line: screen.say(escape(line)))
 

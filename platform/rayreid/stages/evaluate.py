@@ -36,6 +36,21 @@ def plan(target: Artifact, model: Artifact, config: Evaluate) -> Artifact:
     return Artifact(target.root, "evaluate", VERSION, identity(evaluate=config), inputs, partial(_evaluate, config))
 
 
+def check_feature(metrics: Artifact) -> None:
+    """Refuse the feature after the BNNeck of a model without one, as far as that is known before the model is trained.
+
+    Raises:
+        UserError: The model is a backbone without fine-tuning, or complete weights without a neck.
+    """
+    model = metrics.inputs["model"]
+    if metrics.fields["evaluate"].get("feature") != "after":
+        return
+    if model.stage == "pretrain":
+        raise UserError("evaluate.feature is after, but a backbone without fine-tuning has no BNNeck; set it to before")
+    if model.complete:
+        load_neck(weights_of(model.path), after=True)
+
+
 def _evaluate(config: Evaluate, context: StageContext) -> dict[str, Any]:
     store = ImageStore(context.input("target"))
     query, gallery = store.rows_of("query"), store.rows_of("gallery")
