@@ -108,7 +108,8 @@ def test_a_sweep_that_is_stopped_leaves_nothing_running_and_goes_on_when_it_is_s
         said = statuses(head.root)
         assert {said[name] for name in ("tiny", *LABELS)} == {"KILLED"}
         trained = {status for name, status in said.items() if name.startswith("finetune/")}
-        assert trained == {"KILLED"} and "RUNNING" not in said.values()
+        # On a busy machine one of the two may be finished before the stop arrives.
+        assert {"KILLED"} <= trained <= {"KILLED", "FINISHED"} and "RUNNING" not in said.values()
         steps = sorted(head.root.glob("finetune/*/checkpoints/*.json"))
         time.sleep(3)
         assert sorted(head.root.glob("finetune/*/checkpoints/*.json")) == steps  # nothing trains on
