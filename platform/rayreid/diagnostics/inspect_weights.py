@@ -15,9 +15,10 @@ from rayreid.diagnostics.convert_weights import OWN_FACTS, listed, reasons
 from rayreid.errors import UserError
 from rayreid.models.architecture import Shape, read_off
 from rayreid.models.backbones import SWINS, Backbone, DINOv3, Solider, Swin, ViT, build_backbone
+from rayreid.models.checkpoint_contents import Checkpoint
 from rayreid.models.checkpoints import read_checkpoint, refusal, stem_of
 from rayreid.models.finiteness import not_finite
-from rayreid.models.formats import TITLES, Checkpoint
+from rayreid.models.formats import TITLES
 from rayreid.models.positions import class_rows, patch_of
 from rayreid.models.swin import SEMANTIC_SWINS
 from rayreid.models.weights import check_weights, read_header

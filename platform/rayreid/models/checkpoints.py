@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from rayreid.errors import UserError, one_line
 from rayreid.models import hub
-from rayreid.models.formats import TITLES, Checkpoint, Contents, adapt
+from rayreid.models.checkpoint_contents import Checkpoint, Contents
+from rayreid.models.formats import TITLES
 from rayreid.models.neck import part_neck
 from rayreid.models.tensor_kinds import check_usable
+from rayreid.models.translation import adapt
 from rayreid.models.wrappers import opened
 
 HEADER_KEY = "rayreid"
