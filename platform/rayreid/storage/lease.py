@@ -216,7 +216,8 @@ def check_held(place: LeasePlace, token: str) -> None:
     holder = place.holder()
     if holder is None:
         raise LeaseLostError(
-            f"{place.path.parent}: the lease of this run is gone, as if the folder had been removed; run again"
+            f"{place.path.parent}: the lease of this run is gone: another run took this artifact over while this one "
+            "stood still, and has ended, or the folder was removed; run again"
         )
     if holder.token != token:
         raise LeaseLostError(
