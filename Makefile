@@ -29,7 +29,7 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 SPREAD := --numprocesses $(TEST_WORKERS) --dist loadfile
 FAST   := -m "not ray and not slow and not gpu"
 
-.PHONY: help install demo test test-ray test-slow test-all test-newest coverage format lint types hooks check clean
+.PHONY: help install demo test test-ray test-slow test-all test-newest fuzz coverage format lint types hooks check clean
 
 help:             ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ test-newest:      ## run `make test` with the newest allowed dependencies, in .v
 	$(call make_venv,$(NEWEST))
 	$(call pip_upgrade,$(NEWEST)) --editable '.[dev]'
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(NEWEST)/bin/python -m pytest $(SPREAD) $(FAST)
+
+FUZZ ?= 5000
+fuzz: $(READY)    ## give each reader of untrusted input FUZZ random inputs (5,000; about an hour)
+	RAYREID_FUZZ=$(FUZZ) $(PYTEST) $(SPREAD) tests/config/test_config_fuzz.py tests/data/datasets/test_mutations.py
 
 coverage: $(READY) ## run `make test` and list the lines that it does not reach in its own process
 	$(PYTEST) $(SPREAD) $(FAST) --cov --cov-report=term-missing:skip-covered

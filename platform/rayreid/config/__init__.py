@@ -12,7 +12,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field
 
 from rayreid.config.evaluation import Evaluate, Matrix, MatrixTarget, Rerank
 from rayreid.config.inputs import Backbone, Checkpoint, Ingest, Source
-from rayreid.config.section import PATCH, Auto, PositiveInt, Section, Seed
+from rayreid.config.section import MOST, PATCH, Auto, PositiveInt, Section, Seed
 from rayreid.config.selection import Proxy, Score, ScoreTarget, Select
 from rayreid.config.sweep import Range, Sweep
 from rayreid.config.training import Adapt, Finetune, Pretrain
@@ -58,7 +58,7 @@ class Resources(Section):
     gpu: bool | Auto = "auto"
     """Whether each training worker takes a GPU. `auto`: if Ray sees one. `true`: always; an autoscaling cluster then
     starts one."""
-    max_failures: Annotated[int, Field(ge=-1)] = 3
+    max_failures: Annotated[int, Field(ge=-1, le=MOST)] = 3
     """Number of times that a training stage restarts after losing a worker; -1: no limit."""
 
 

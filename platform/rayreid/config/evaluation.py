@@ -6,15 +6,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from rayreid.config.inputs import Checkpoint, Source
-from rayreid.config.section import ADDED, RUNTIME, PositiveInt, Section
+from rayreid.config.section import ADDED, RUNTIME, BatchSize, PositiveInt, Section
 
 
 class Rerank(Section):
     """k-reciprocal re-ranking (Zhong et al., arXiv 1701.08398), as published."""
 
-    k1: PositiveInt = 20
+    k1: BatchSize = 20
     """Number of neighbours of an image, not counting the image itself."""
-    k2: PositiveInt = 6
+    k2: BatchSize = 6
     """Number of neighbours whose vectors are averaged, including the image itself."""
     weight: Annotated[float, Field(ge=0, le=1)] = 0.3
     """The paper's λ: the share of the original distance in the final one."""
@@ -29,7 +29,7 @@ class Rerank(Section):
 class Evaluate(Section):
     """Retrieval evaluation on the target's query and gallery."""
 
-    batch_size: Annotated[PositiveInt, RUNTIME] = 256
+    batch_size: Annotated[BatchSize, RUNTIME] = 256
     max_rank: PositiveInt = 50
     rerank: Annotated[Rerank | Literal[False], ADDED] = False
     """Whether the metrics of the re-ranked lists are computed too; `true`: with the published parameters."""

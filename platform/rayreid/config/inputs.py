@@ -11,8 +11,9 @@ from rayreid.config.section import (
     RUNTIME,
     Auto,
     Channels,
+    Count,
+    Depth,
     Part,
-    PositiveInt,
     Section,
     Size,
 )
@@ -32,7 +33,7 @@ class Source(Section):
     verify_source: Annotated[Literal["full", "quick", "never"], RUNTIME] = "quick"
     """How the files are compared with the store that was made of them, at each start. `quick`: names, sizes and times,
     and contents only if these differ. `full`: all contents. `never`: not at all."""
-    revision: Annotated[int, Field(ge=0), ADDED] = 0
+    revision: Annotated[Count, ADDED] = 0
     """Number to raise after the files changed on purpose: another revision is another store."""
     allow_test_images: Annotated[bool, RUNTIME] = False
     """Whether a pool may contain query or gallery images of the target. If it does, all results say so."""
@@ -56,8 +57,8 @@ class Backbone(Section):
     name: str = "vit_small"
     stem: str = "patchify"
     img_size: Size = (256, 128)
-    depth: PositiveInt | None = None
-    num_heads: Annotated[PositiveInt | None, ADDED] = None
+    depth: Depth | None = None
+    num_heads: Annotated[Depth | None, ADDED] = None
     """Attention heads of a ViT, if not those that the name implies. The tensors of a checkpoint do not reveal the
     number."""
     last_stride: Annotated[Literal[1, 2] | None, ADDED] = None

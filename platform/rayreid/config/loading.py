@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +23,10 @@ _BRANCH = re.compile(r"constrained-\w+|(literal|tuple|list)\[.*\]|function-.*|Ra
 """Parts that pydantic adds to an error's location for each branch of a union that it tried; they are not keys of the
 file."""
 
+_SHORT = reprlib.Repr()
+"""Shows values in messages; a value may be as long as a file."""
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
+
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read and resolve an experiment file.
@@ -40,8 +45,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not key:
-            raise UserError(f"override {override!r}: write key.path=value, e.g. select.fraction=0.25")
-        over = _merge(over, _nest(key, parse_yaml(value, f"override {override!r}")))
+            raise UserError(f"override {_SHORT.repr(override)}: write key.path=value, e.g. select.fraction=0.25")
+        over = _merge(over, _nest(key, parse_yaml(value, f"override {_SHORT.repr(override)}")))
     tree = _merge(tree, over)
     proxy = tree.get("proxy") or {}
     if isinstance(proxy, Mapping):
@@ -185,7 +190,7 @@ def _another_method(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
     `none` is not a method and has no keys of its own.
     """
     old, new = base.get("method", "dino"), over.get("method")
-    return new in PUBLISHED and old in PUBLISHED and new != old
+    return all(isinstance(one, str) and one in PUBLISHED for one in (old, new)) and new != old
 
 
 def _nest(dotted: str, value: Any) -> dict[str, Any]:
@@ -230,7 +235,7 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[0].lower()}{message[1:]} (found {problem['input']!r})"
+    return f"{key}: {message[0].lower()}{message[1:]} (found {_SHORT.repr(problem['input'])})"
 
 
 def _keys_at(location: Sequence[str]) -> list[str]:

@@ -19,10 +19,28 @@ DINOV2_PATCH = 14
 
 Auto = Literal["auto"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-PositiveInt = Annotated[int, Field(ge=1)]
-Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="height, width in pixels")]
+
+# Every number has an upper bound, far above any sensible value: a slip of the hand such as 1e30 is then refused with
+# its key before anything runs, and not by the allocation or the loop that meets it hours later.
+MOST = 10**9
+MOST_IN_A_BATCH = 2**20
+MOST_WIDE = 2**24
+MOST_DEEP = 1000
+MOST_PIXELS = 8192
+LARGEST = 1e6
+
+Count = Annotated[int, Field(ge=0, le=MOST)]
+PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
+BatchSize = Annotated[int, Field(ge=1, le=MOST_IN_A_BATCH)]
+SeveralInABatch = Annotated[int, Field(ge=2, le=MOST_IN_A_BATCH)]
+Width = Annotated[int, Field(ge=1, le=MOST_WIDE)]
+Depth = Annotated[int, Field(ge=1, le=MOST_DEEP)]
+Pixels = Annotated[int, Field(ge=0, le=MOST_PIXELS)]
+Side = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
+Size = Annotated[tuple[Side, Side], Field(description="height, width in pixels")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-NotNegative = Annotated[float, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0, le=LARGEST)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
 Part = Annotated[float, Field(gt=0, le=1)]
 
 

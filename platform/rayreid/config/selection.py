@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from rayreid.config.inputs import Backbone, Checkpoint, Source
-from rayreid.config.section import RUNTIME, Auto, Part, PositiveInt, Precision, Section, Seed
+from rayreid.config.section import RUNTIME, Auto, BatchSize, Count, Part, PositiveInt, Precision, Section, Seed
 from rayreid.config.training import Finetune, Pretrain
 
 
@@ -39,7 +39,7 @@ class ScoreTarget(Section):
     verify: Literal["decode", "header"] = "decode"
     cameras: Literal["use", "ignore"] = "use"
     verify_source: Literal["full", "quick", "never"] = "quick"
-    revision: Annotated[int, Field(ge=0)] = 0
+    revision: Count = 0
     proxy: Checkpoint | None = None
 
     @model_validator(mode="after")
@@ -77,7 +77,7 @@ class Score(Section):
     targets: Annotated[list[ScoreTarget], RUNTIME] = Field(default_factory=list)
     """Several targets to score for in one pass; the score is their mean. Without any, the experiment's own `target` is
     used. The identity of the scores depends on the proxies made for these targets, not on these lines."""
-    batch_size: Annotated[PositiveInt | Auto, RUNTIME] = "auto"
+    batch_size: Annotated[BatchSize | Auto, RUNTIME] = "auto"
     """Images per forward pass. `auto`: 32 on a CPU; 512 on a GPU, halved whenever memory does not suffice."""
     precision: Precision = "auto"
     compile: Annotated[bool | Auto, RUNTIME] = "auto"

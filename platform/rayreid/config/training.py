@@ -10,15 +10,23 @@ from rayreid.config import method_defaults
 from rayreid.config.inputs import Backbone
 from rayreid.config.section import (
     ADDED,
+    MOST,
+    MOST_DEEP,
     PATCH,
     RUNTIME,
     Auto,
+    BatchSize,
+    Count,
     NotNegative,
+    Pixels,
+    Positive,
     PositiveInt,
     Precision,
     Section,
+    SeveralInABatch,
     Shares,
     Size,
+    Width,
 )
 from rayreid.errors import UserError
 
@@ -44,38 +52,38 @@ class Pretrain(Section):
     steps: Annotated[PositiveInt | None, ADDED] = None
     """Number of optimizer steps, in place of `epochs`. An epoch in another key is then one of the whole pool, so that
     runs on parts of the pool differ only in their images. Where a change gives `epochs` alone, it replaces `steps`."""
-    batch_size: PositiveInt = 512
+    batch_size: BatchSize = 512
     accumulate: PositiveInt = 1
-    lr: Annotated[float, Field(gt=0)] | Auto = "auto"
+    lr: Positive | Auto = "auto"
     min_lr: NotNegative | Auto = "auto"
-    warmup_epochs: Annotated[int, Field(ge=0)] | Auto = "auto"
+    warmup_epochs: Count | Auto = "auto"
     """Epochs of linear warm-up. `auto`: the published share of the epochs, e.g. 10 of 100, but at least one epoch if
     there are two or more."""
     weight_decay: NotNegative | Auto = "auto"
     weight_decay_end: NotNegative = 0.4
     teacher_momentum: Annotated[float, Field(ge=0, le=1)] | Auto = "auto"
     """Momentum of the network that follows the trained one. It rises to 1, except for MoCo v2."""
-    teacher_temp: Annotated[float, Field(gt=0)] = 0.04
-    teacher_temp_start: Annotated[Annotated[float, Field(gt=0)] | None, ADDED] = None
+    teacher_temp: Positive = 0.04
+    teacher_temp_start: Annotated[Positive | None, ADDED] = None
     """The teacher's temperature in the first epoch; null: `teacher_temp` throughout."""
-    teacher_temp_warmup_epochs: Annotated[int, Field(ge=0), ADDED] = 0
+    teacher_temp_warmup_epochs: Annotated[Count, ADDED] = 0
     """Epochs over which the teacher's temperature then changes linearly to `teacher_temp`."""
-    student_temp: Annotated[float, Field(gt=0)] = 0.1
+    student_temp: Positive = 0.1
     centre_momentum: Annotated[float, Field(ge=0, le=1)] = 0.9
-    clip: Annotated[float, Field(gt=0)] | Auto = "auto"
-    freeze_last_layer_epochs: Annotated[int, Field(ge=0)] = 1
+    clip: Positive | Auto = "auto"
+    freeze_last_layer_epochs: Count = 1
     drop_path: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
     """Rate of drop path, in the trained network only."""
-    out_dim: PositiveInt | Auto = "auto"
-    hidden_dim: PositiveInt | Auto = "auto"
-    bottleneck_dim: PositiveInt = 256
-    temperature: Annotated[Annotated[float, Field(gt=0)] | Auto, ADDED] = "auto"
+    out_dim: Width | Auto = "auto"
+    hidden_dim: Width | Auto = "auto"
+    bottleneck_dim: Width = 256
+    temperature: Annotated[Positive | Auto, ADDED] = "auto"
     """Temperature of the contrastive loss."""
-    queue: Annotated[PositiveInt | Auto, ADDED] = "auto"
+    queue: Annotated[Width | Auto, ADDED] = "auto"
     """Number of keys of earlier batches that the loss contrasts with."""
     freeze_patch: Annotated[bool | Auto, ADDED] = "auto"
     """Whether a ViT's patch projection keeps its initial weights; `auto`: only with the stem `patchify`."""
-    local_crops: Annotated[int, Field(ge=0)] | Auto = "auto"
+    local_crops: Annotated[int, Field(ge=0, le=MOST_DEEP)] | Auto = "auto"
     local_size: Size | Auto = "auto"
     global_scale: Shares = (0.4, 1.0)
     local_scale: Shares = (0.05, 0.4)
@@ -86,15 +94,15 @@ class Pretrain(Section):
     """Of a ViT: the backward pass computes every block again, which takes less memory and more time."""
     deterministic: Annotated[bool, RUNTIME] = False
     """On a GPU: only kernels that give the same bits again; where there is none the training is refused."""
-    checkpoint_minutes: Annotated[float, Field(gt=0), RUNTIME] = 10
+    checkpoint_minutes: Annotated[Positive, RUNTIME] = 10
     """Longest time between two checkpoints, in minutes. One is also written after every epoch."""
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
     """Number of newest checkpoints that are kept."""
     keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = 20
     """Interval in epochs at which a checkpoint is kept for good, in the artifact's `epochs/`; null: none is."""
-    probe_every: Annotated[Annotated[int, Field(ge=0)] | Auto, RUNTIME] = "auto"
+    probe_every: Annotated[Count | Auto, RUNTIME] = "auto"
     """Epochs between two probes of the features on the target's train split; 0: no probe; `auto`: ten over the run."""
-    probe_images: Annotated[int, Field(ge=4), RUNTIME] = 12_000
+    probe_images: Annotated[int, Field(ge=4, le=MOST), RUNTIME] = 12_000
     """Largest number of target images that a probe uses; about a sixth of them are queries."""
 
     @model_validator(mode="before")
@@ -186,42 +194,42 @@ class Finetune(Section):
     """Supervised fine-tuning (identity and triplet loss with BNNeck)."""
 
     epochs: PositiveInt = 120
-    identities: PositiveInt = 16
-    instances: Annotated[int, Field(ge=2)] = 4
+    identities: BatchSize = 16
+    instances: SeveralInABatch = 4
     sampler: Annotated[Literal["identity", "camera", "plain", "balanced"], ADDED] = "identity"
     """How a batch of P × K images is drawn. `identity` and `camera` take P identities and K images of each, `camera`
     from different cameras. `plain` shuffles all images; `balanced` takes every identity equally often."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: Annotated[float, Field(gt=0)] = 4e-4
+    lr: Positive = 4e-4
     weight_decay: NotNegative = 1e-4
     bias_lr_factor: NotNegative = 2.0
-    warmup_epochs: Annotated[int, Field(ge=0)] | Auto = "auto"
+    warmup_epochs: Count | Auto = "auto"
     """Epochs of linear warm-up. `auto`: a sixth of the epochs (the published 20 of 120), but at least one if there are
     two or more."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     erasing: Annotated[float, Field(ge=0, le=1)] = 0.5
-    padding: Annotated[int, Field(ge=0)] = 10
+    padding: Pixels = 10
     margin: Annotated[NotNegative | None, ADDED] = None
     """Margin of the triplet loss, in the feature's unit; null: the soft margin."""
     global_mining: bool = False
     label_smoothing: Annotated[float, Field(ge=0, lt=1), ADDED] = 0.0
     triplet_weight: Annotated[NotNegative, ADDED] = 1.0
-    triplet_start_epoch: Annotated[int, Field(ge=0), ADDED] = 0
+    triplet_start_epoch: Annotated[Count, ADDED] = 0
     """First epoch, from 0, in which the triplet loss counts."""
     triplet_normalise: Annotated[bool, ADDED] = False
     """Whether the triplet loss compares features of length 1."""
     layer_decay: Annotated[float, Field(gt=0, le=1), ADDED] = 1.0
     """Factor of the learning rate from each layer to the one below it."""
-    freeze_epochs: Annotated[int, Field(ge=0), ADDED] = 0
+    freeze_epochs: Annotated[Count, ADDED] = 0
     """Epochs from the start in which the backbone's weights stay as they are."""
     precision: Precision = "auto"
     compile: Annotated[bool | Auto, RUNTIME] = "auto"
     checkpoint_activations: Annotated[bool, RUNTIME] = False
     deterministic: Annotated[bool, RUNTIME] = False
-    checkpoint_minutes: Annotated[float, Field(gt=0), RUNTIME] = 10
+    checkpoint_minutes: Annotated[Positive, RUNTIME] = 10
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
     keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = None
-    evaluate_every: Annotated[int, Field(ge=0), RUNTIME] = 0
+    evaluate_every: Annotated[Count, RUNTIME] = 0
     """Epochs between two evaluations on query and gallery, for the record only; 0: only the stage `evaluate` evaluates.
     """
 
@@ -251,15 +259,15 @@ class Adapt(Section):
     method: Literal["none", "usl", "uda"] = "none"
     """`usl` starts from the pre-trained backbone, `uda` from that backbone fine-tuned on `source`. `none`: the target's
     labels are used, by `finetune`."""
-    epochs: Annotated[int, Field(ge=0)] = 50
+    epochs: Count = 50
     """Number of epochs; 0: the network that adaptation would start from is evaluated as it is."""
     iterations: PositiveInt = 200
     """Optimizer steps per epoch."""
-    clusters: Annotated[int, Field(ge=2)] = 32
-    instances: Annotated[int, Field(ge=2)] = 8
-    k1: Annotated[int, Field(ge=2)] = 30
+    clusters: SeveralInABatch = 32
+    instances: SeveralInABatch = 8
+    k1: SeveralInABatch = 30
     """Entries of a neighbour list, including the image itself."""
-    k2: Annotated[int, Field(ge=1, validate_default=True)] = 6
+    k2: Annotated[BatchSize, Field(validate_default=True)] = 6
     eps: Annotated[float, Field(gt=0, lt=1)] | Auto = 0.6
     """DBSCAN's ε, a Jaccard distance; published 0.6 for Market-1501, 0.7 for MSMT17. `auto`: in each epoch, the one of
     0.30, 0.35, …, 0.70 that gives the most clusters."""
@@ -267,23 +275,23 @@ class Adapt(Section):
     search: Literal["torch", "faiss", "approximate"] = "torch"
     memory: Literal["hard", "mean"] = "hard"
     memory_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    temperature: Annotated[float, Field(gt=0)] = 0.05
-    lr: Annotated[float, Field(gt=0)] = 3.5e-4
+    temperature: Positive = 0.05
+    lr: Positive = 3.5e-4
     decay_every: PositiveInt | Auto = "auto"
     """Epochs after which the learning rate falls to a tenth; `auto`: two fifths of the epochs (the published 20 of 50).
     """
     weight_decay: NotNegative = 5e-4
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.3
     erasing: Annotated[float, Field(ge=0, le=1)] = 0.5
-    padding: Annotated[int, Field(ge=0)] = 10
+    padding: Pixels = 10
     precision: Precision = "fp32"
     compile: Annotated[bool | Auto, RUNTIME] = "auto"
     checkpoint_activations: Annotated[bool, RUNTIME] = False
     deterministic: Annotated[bool, RUNTIME] = False
-    checkpoint_minutes: Annotated[float, Field(gt=0), RUNTIME] = 10
+    checkpoint_minutes: Annotated[Positive, RUNTIME] = 10
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
     keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = None
-    evaluate_every: Annotated[int, Field(ge=0), RUNTIME] = 0
+    evaluate_every: Annotated[Count, RUNTIME] = 0
     """Epochs between two evaluations on query and gallery, for the record only; 0: only the stage `evaluate` evaluates.
     """
 

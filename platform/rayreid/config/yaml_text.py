@@ -8,6 +8,7 @@ import yaml
 from rayreid.errors import UserError, one_line
 
 _MERGE = "tag:yaml.org,2002:merge"  # "<<"
+_LONGEST = 300  # characters of a parser's message, which may repeat the document
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -23,16 +24,31 @@ def parse_yaml(text: str, source: str) -> Any:
     try:
         return _checked(yaml.SafeLoader(text), source)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-02-30
-        raise UserError(f"{source}: not valid YAML ({one_line(error, 'all')})") from None
+        raise UserError(f"{source}: not valid YAML ({one_line(error, 'all', _LONGEST)})") from None
 
 
 def _checked(loader: yaml.SafeLoader, source: str) -> Any:
     node = loader.get_single_node()
     if node is None:
         return None
+    _refuse_circle(node, set(), set())
     for mapping in _mappings(node):
         _refuse_repetition(loader, mapping, source)
     return loader.construct_document(node)
+
+
+def _refuse_circle(node: yaml.Node, above: set[int], sound: set[int]) -> None:
+    """Refuse a value that contains itself by an alias: nothing that walks through it would ever end."""
+    if id(node) in above:
+        raise yaml.YAMLError(f"the value in line {node.start_mark.line + 1} contains itself by an alias")
+    if id(node) in sound or not isinstance(node, yaml.CollectionNode):
+        return
+    above.add(id(node))
+    for entry in node.value:
+        for child in entry if isinstance(entry, tuple) else (entry,):
+            _refuse_circle(child, above, sound)
+    above.remove(id(node))
+    sound.add(id(node))
 
 
 def _mappings(root: yaml.Node) -> Iterator[yaml.MappingNode]:

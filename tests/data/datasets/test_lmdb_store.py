@@ -112,7 +112,7 @@ def test_of_another_layout_names_what_is_missing(tmp_path):
     with pytest.raises(UserError, match=r"does not exist"):
         LmdbStore(str(tmp_path / "absent"))
     (tmp_path / "file").write_bytes(b"x" * 8192)
-    with pytest.raises(UserError, match=r"cannot be opened"):
+    with pytest.raises(UserError, match=r"is damaged or no LMDB \(InvalidError: .*\); copy it again"):
         LmdbStore(str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"has no image"):
         list(LmdbStore(str(write_lmdb(tmp_path / "empty", {}))).records())

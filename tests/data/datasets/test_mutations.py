@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fuzzing import fuzzed
 from rayreid.config import Source
 from rayreid.config.yaml_text import parse_yaml
 from rayreid.data.datasets import open_dataset
@@ -26,7 +27,7 @@ from rayreid.errors import UserError
 from rayreid.selection.filelist import match_entries, read_list
 from rayreid.selection.provenance import provenance_of
 
-rounds = pytest.mark.parametrize("rounds", [20, pytest.param(500, marks=pytest.mark.slow)])
+rounds = fuzzed(20, 500)
 
 CHARACTERS = [
     *"aC_-0199.,;:*?[](){}'\"\\ \t\n\r%#~&|",
@@ -265,6 +266,31 @@ def test_every_key_of_an_lmdb_is_accounted_for(tmp_path, rounds):
         assert account("lmdb", tmp_path / "lmdb") == 6
         file.write_bytes(flipped(data, rng))
         account("lmdb", tmp_path / "lmdb")
+
+
+@rounds
+def test_a_damaged_lmdb_is_refused_or_read_and_never_kills_the_process(tmp_path, rounds):
+    rng = random.Random(6)
+    environment = lmdb.open(str(tmp_path / "sound"), map_size=2**20)
+    with environment.begin(write=True) as transaction:
+        for number in range(150):  # branch pages, leaf pages and values of several pages
+            transaction.put(b"image %03d" % number, rng.randbytes(rng.choice([20, 500, 9000])))
+    environment.close()
+    sound = (tmp_path / "sound" / "data.mdb").read_bytes()
+    pages = range(0, len(sound), 4096)
+    refused = 0
+    for number in range(rounds):
+        content = bytearray(sound)
+        for _ in range(rng.choice([1, 1, 20])):
+            content[rng.choice(pages) + rng.choice([rng.randrange(24), rng.randrange(4096)])] = rng.randrange(256)
+        file = tmp_path / f"{number}.mdb"
+        file.write_bytes(content)
+        dataset = checked(lambda path=file: open_dataset("lmdb", str(path)))
+        if dataset is None:
+            refused += 1
+            continue
+        assert all(isinstance(dataset.read(record), bytes) for record in dataset.records())
+    assert 0 < refused < rounds
 
 
 # Tables

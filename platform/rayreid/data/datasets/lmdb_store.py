@@ -6,12 +6,14 @@ keys.pkl                         next to it or inside a pickled list of the keys
 
 import os
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from rayreid.data.datasets.keylist import check_key_list, read_keys
 from rayreid.data.datasets.layout import LocalLayout
+from rayreid.data.datasets.lmdb_check import cut_off, fault_of
 from rayreid.data.images import SUFFIXES
 from rayreid.data.store.shards import MissingImageError, Record
 from rayreid.data.store.witness import SourceFile, file_at
@@ -48,7 +50,7 @@ class LmdbStore(LocalLayout):
             self.require("data.mdb")
         self._keys = self._find_keys(keys)
         self._database = self.root.resolve()  # one name per process, however many links lead to it
-        _environment(self._database)
+        _check(self._database)
 
     def records(self) -> Iterator[Record]:
         """List the images, in the order of the key list, or else of the database.
@@ -83,8 +85,7 @@ class LmdbStore(LocalLayout):
 
     def sources(self) -> Iterator[SourceFile]:
         """List the database's file and the list of keys; the file of its locks changes whenever it is read."""
-        database = self._database / "data.mdb" if self._database.is_dir() else self._database
-        yield file_at("data.mdb", database)
+        yield file_at("data.mdb", _file_of(self._database))
         if self._keys is not None:
             yield file_at(self._keys.name, self._keys)
 
@@ -166,21 +167,38 @@ def _environment(root: Path) -> Any:
     Raises:
         UserError: The database cannot be opened, or was most likely copied only in part.
     """
-    try:
-        import lmdb
-    except ImportError as error:
-        raise UserError("dataset lmdb needs the package lmdb; install it with pip") from error
+    import lmdb
+
     try:
         environment = lmdb.open(
             str(root), subdir=root.is_dir(), readonly=True, lock=False, readahead=False, meminit=False
         )
     except lmdb.Error as error:
         raise UserError(f"dataset lmdb: {root} cannot be opened: {error}") from error
-    file = root / "data.mdb" if root.is_dir() else root
-    expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    # Reading beyond the end of a mapped file kills the process. A sound file may lack pages at its end that were
-    # released before they were ever written, but only a few.
-    if file.stat().st_size < 0.99 * expected:
+    cut = cut_off(environment, _file_of(root))
+    if cut is not None:
         environment.close()
-        raise UserError(f"dataset lmdb: {file} is cut off: {file.stat().st_size} of {expected} bytes; copy it again")
+        raise UserError(f"dataset lmdb: {root}: {cut}; copy it again")
     return environment
+
+
+def _check(root: Path) -> None:
+    """Refuse a database that is damaged, without opening it in this process."""
+    if find_spec("lmdb") is None:
+        raise UserError("dataset lmdb needs the package lmdb; install it with pip")
+    try:
+        status = _file_of(root).stat()
+    except OSError as error:
+        raise UserError(f"dataset lmdb: {root} cannot be read ({error.strerror})") from None
+    fault = _fault(root, status.st_ino, status.st_size, status.st_mtime_ns)
+    if fault is not None:
+        raise UserError(f"dataset lmdb: {root} is damaged or no LMDB ({fault}); copy it again")
+
+
+@lru_cache
+def _fault(root: Path, inode: int, size: int, modified: int) -> str | None:
+    return fault_of(root)
+
+
+def _file_of(root: Path) -> Path:
+    return root / "data.mdb" if root.is_dir() else root
