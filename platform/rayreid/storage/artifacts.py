@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from rayreid import forms
 from rayreid.disk_faults import explained
 from rayreid.errors import UserError
 from rayreid.files import creating, guarded, make_folder, remove_temporaries, write_atomically
+from rayreid.state_files import if_whole, read_json
 from rayreid.storage.lease import Fence, Lease, LeaseLostError, held_by_another
 
 _FACTS = "artifact.json"
@@ -173,12 +175,11 @@ def _number(counter: Path) -> int:
     the order of writers unknown, so that the time takes its place: it is higher than any count, and later times are
     higher still.
     """
-    try:
-        return int(json.loads(counter.read_text())["number"])
-    except FileNotFoundError:
+    if not counter.exists():
         return time.time_ns() if any(counter.parent.glob("*.jsonl")) else 0
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return time.time_ns()
+    read = partial(read_json, counter, forms.record({"number": forms.count}))
+    found = if_whole(counter, read, "the time is this writer's number")
+    return time.time_ns() if found is None else int(found["number"])
 
 
 def lineage(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
