@@ -12,9 +12,11 @@ from rayreid import forms
 from rayreid.files import check_guards, naming, write_atomically
 from rayreid.state_files import DamagedFileError, if_whole, read_json
 
+MARK = "delivered.json"
+"""File, beside a journal, that says how far it is delivered."""
 _WRITER = "writer"
 _ROW = forms.record({"step": forms.whole, "time": forms.finite}, {_WRITER: forms.count}, forms.number)
-_MARK = forms.record({"run": forms.text, "steps": forms.mapping_of(forms.whole)})
+MARK_FORM = forms.record({"run": forms.text, "steps": forms.mapping_of(forms.whole)})
 _BEFORE = -2  # below every step: a probe before the first step is logged at step -1
 
 
@@ -127,8 +129,8 @@ class MetricsFeed:
     def __init__(self, path: Path, run: Receiver):
         self.run = run
         self._journal = Journal(path)
-        self._mark = path.with_name("delivered.json")
-        mark = if_whole(self._mark, partial(read_json, self._mark, _MARK), "all rows are delivered again")
+        self._mark = path.with_name(MARK)
+        mark = if_whole(self._mark, partial(read_json, self._mark, MARK_FORM), "all rows are delivered again")
         self._last: dict[str, int] = mark["steps"] if mark is not None and mark["run"] == run.id else {}
         self._offset = 0
 

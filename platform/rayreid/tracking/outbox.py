@@ -12,7 +12,7 @@ from typing import Any
 
 from rayreid import forms
 from rayreid.files import make_folder, write_atomically
-from rayreid.state_files import damaged, if_whole, move_aside, read_json
+from rayreid.state_files import DamagedFileError, damaged, if_whole, move_aside, read_json
 
 _FILE_NAME = forms.matching(r"(?!\.{1,2}$)[^/\0]{1,255}")
 _INSTEAD = "what it holds is not delivered to MLflow"
@@ -74,17 +74,28 @@ class Outbox:
 
     def entries(self) -> Iterator[Entry]:
         """Yield the entries, oldest first."""
-        try:
-            paths = sorted(self.folder.iterdir())
-        except FileNotFoundError:  # no entry was put yet, or another process delivered them all
-            return
-        for path in paths:
-            if path.name.startswith(".") or path.suffix != ".json":  # still being written, or a payload
-                continue
+        for path in self._paths():
             # There is none if another process has delivered it meanwhile.
             entry = if_whole(path, partial(self._read, path), _INSTEAD)
             if entry is not None:
                 yield entry
+
+    def damaged(self) -> Iterator[tuple[Path, str]]:
+        """Yield the entries that cannot be read, and why; they stay where they are."""
+        for path in self._paths():
+            try:
+                self._read(path)
+            except DamagedFileError as error:
+                if path.exists():
+                    yield path, error.why
+
+    def _paths(self) -> list[Path]:
+        try:
+            paths = sorted(self.folder.iterdir())
+        except FileNotFoundError:  # no entry was put yet, or another process delivered them all
+            return []
+        # A hidden file is still being written, and a folder is a payload's.
+        return [path for path in paths if not path.name.startswith(".") and path.suffix == ".json"]
 
     def _read(self, path: Path) -> Entry:
         held = read_json(path, self._form)

@@ -8,7 +8,7 @@ from rayreid import forms
 from rayreid.files import write_atomically
 from rayreid.state_files import if_whole, read_json
 
-_NOTE = forms.record({"run": forms.matching(r"[0-9A-Za-z_-]{1,64}")})  # an id is also the name of a folder
+NOTE_FORM = forms.record({"run": forms.matching(r"[0-9A-Za-z_-]{1,64}")})  # an id is also the name of a folder
 
 
 class RunNote:
@@ -23,7 +23,7 @@ class RunNote:
 
     def read(self) -> str | None:
         """Return the id of the run; None if none was begun, or if the note is damaged, which is then moved aside."""
-        found = if_whole(self.path, partial(read_json, self.path, _NOTE), "a new MLflow run is begun")
+        found = if_whole(self.path, partial(read_json, self.path, NOTE_FORM), "a new MLflow run is begun")
         return None if found is None else str(found["run"])
 
     def write(self, run_id: str) -> None:
