@@ -21,8 +21,8 @@ def read_queries(folder: Path) -> tuple[list[str], np.ndarray]:
     columns = {"key": pa.types.is_string, "average_precision": pa.types.is_floating}
     table = read_columns(folder / QUERIES, columns, remedy=remake(folder))
     keys = table["key"].to_pylist()
-    if len(set(keys)) < len(keys):
-        raise damaged(folder / QUERIES, "a key occurs more than once", remake(folder))
+    if not keys or len(set(keys)) < len(keys):
+        raise damaged(folder / QUERIES, "no query, or one that occurs more than once", remake(folder))
     return keys, table["average_precision"].to_numpy()
 
 

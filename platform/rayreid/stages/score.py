@@ -74,7 +74,7 @@ def read_scores(folder: Path) -> pa.Table:
     with reading(folder / "scores" / "*", remake(folder)):
         paths = sorted((folder / "scores").glob("*.parquet"))
         columns = {name: _KINDS.get(name, pa.types.is_floating) for name in pq.read_schema(paths[0]).names}
-        return pa.concat_tables([read_columns(path, {**_KINDS, **columns}, remedy=remake(folder)) for path in paths])
+        return pa.concat_tables([read_columns(path, {**columns, **_KINDS}, remedy=remake(folder)) for path in paths])
 
 
 class _Head:

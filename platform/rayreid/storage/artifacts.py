@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from rayreid import forms
 from rayreid.disk_faults import explained
 from rayreid.errors import UserError
 from rayreid.files import creating, guarded, make_folder, remove_temporaries, write_atomically
-from rayreid.state_files import if_whole, read_json
+from rayreid.state_files import DamagedFileError, move_aside, read_json
 from rayreid.storage.lease import Fence, Lease, LeaseLostError, held_by_another
 
 _FACTS = "artifact.json"
@@ -177,9 +177,12 @@ def _number(counter: Path) -> int:
     """
     if not counter.exists():
         return time.time_ns() if any(counter.parent.glob("*.jsonl")) else 0
-    read = partial(read_json, counter, forms.record({"number": forms.count}))
-    found = if_whole(counter, read, "the time is this writer's number")
-    return time.time_ns() if found is None else int(found["number"])
+    try:
+        return int(read_json(counter, forms.record({"number": forms.count}))["number"])
+    except DamagedFileError as error:
+        if counter.is_dir():  # what is no folder is written over
+            move_aside(counter, error.why, "the time is this writer's number")
+        return time.time_ns()
 
 
 def lineage(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:

@@ -82,7 +82,10 @@ class ExistingStore:
         try:
             manifest: dict[str, Any] = forms.parse(self._file("manifest.json"), MANIFEST_FORM)
         except ValueError as error:
-            raise UserError(f"{self.root}: manifest.json is no image store's manifest ({one_line(error)})") from error
+            reason = one_line(error)
+            raise UserError(
+                f"{self.root}: manifest.json is no image store's manifest ({reason}); copy the store again"
+            ) from error
         version = manifest["format"]
         if version not in range(1, FORMAT + 1):
             raise UserError(f"{self.root}: store format {version}, this rayreid reads up to {FORMAT}; ingest again")
@@ -97,4 +100,4 @@ class ExistingStore:
                 f"dataset store: there is no {name} in {self.root}; the store does not exist, or is not complete"
             ) from None
         except OSError as error:
-            raise UserError(f"{self.root}: {name} cannot be read ({one_line(error)})") from error
+            raise UserError(f"{self.root}: {name} cannot be read ({one_line(error)}); copy the store again") from error

@@ -96,13 +96,14 @@ def read_features(path: Path) -> FeatureTable:
     try:
         table = read_columns(path, _KINDS, remedy="predict again")
     except DamagedFileError as error:
-        raise UserError(f"{path}: no Parquet file of features ({error.why})") from error
+        raise UserError(f"{path}: not written by rayreid predict ({error.why}); predict again") from error
     try:
         header = forms.parse((table.schema.metadata or {}).get(_HEADER, b""), _HEADER_FORM)
         features = table["feature"].combine_chunks().flatten().to_numpy().reshape(len(table), header["dimensions"])
     except ValueError as error:
         raise UserError(
-            f"{path}: not written by rayreid predict (its metadata do not contain {FORMAT}: {one_line(error)})"
+            f"{path}: not written by rayreid predict (its metadata do not contain {FORMAT}: {one_line(error)}); predict "
+            "again"
         ) from error
     keys = table["key"].to_numpy()
     if len(set(keys)) < len(keys):
