@@ -102,8 +102,8 @@ def read_features(path: Path) -> FeatureTable:
         features = table["feature"].combine_chunks().flatten().to_numpy().reshape(len(table), header["dimensions"])
     except ValueError as error:
         raise UserError(
-            f"{path}: not written by rayreid predict (its metadata do not contain {FORMAT}: {one_line(error)}); predict "
-            "again"
+            f"{path}: not written by rayreid predict (its metadata do not contain {FORMAT}: {one_line(error)}); "
+            "predict again"
         ) from error
     keys = table["key"].to_numpy()
     if len(set(keys)) < len(keys):
