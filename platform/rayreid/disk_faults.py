@@ -21,13 +21,16 @@ _CLOSED = "access is refused ({reason}): permit it to this user, or choose anoth
 _FAILING = f"the storage does not answer ({{reason}}): repair or mount it, {_AGAIN}"
 _GONE = f"this folder has vanished while it was in use: mount or restore it, {_AGAIN}"
 
+_FOLDER = "a folder lies where a file belongs: move it away, and run the same command again"
+
 _ANSWERS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), FULL),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _CLOSED),
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO), _FAILING),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), _GONE),
+    errno.EISDIR: _FOLDER,
 }
-_AMBIGUOUS = {errno.EACCES, errno.EPERM, errno.ENOTCONN, errno.ENODEV, errno.ENXIO}
+_AMBIGUOUS = {errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENOTCONN, errno.ENODEV, errno.ENXIO}
 """Numbers that sockets and devices give, too: they count only in an error that has a path."""
 _TEXTS = {
     re.escape(os.strerror(errno.ENOSPC)): errno.ENOSPC,
@@ -118,7 +121,7 @@ def _path(error: BaseException) -> Path | None:
 def _named(path: Path | None, code: int, place: Path) -> Path:
     """Return the place to name: an existing file that cannot be opened, otherwise the folder of what was written."""
     if path is not None:
-        return path if _ANSWERS[code] is _CLOSED and _exists(path) else path.parent
+        return path if _ANSWERS[code] in (_CLOSED, _FOLDER) and _exists(path) else path.parent
     if _ANSWERS[code] is not FULL:
         return place
     try:  # libraries also write temporary files

@@ -164,7 +164,7 @@ def test_the_places_of_moved_outputs_are_mended_and_told(tmp_path, new_database,
     monkeypatch.setenv("RAYREID_ROOT", str(new))
     well, said = look(monkeypatch)
     assert not well and "doctor --fix-locations" in said
-    monkeypatch.setattr(module, "doctor", lambda: True)
+    monkeypatch.setattr(module, "doctor", lambda **options: True)
     told = CliRunner().invoke(app, ["doctor", "--fix-locations"])
     assert told.exit_code == 0
     assert told.output.replace("\n", "") == f"locations of artifacts changed from {old}/mlartifacts to {new}: 1"
@@ -183,7 +183,7 @@ def test_a_root_that_cannot_be_written_is_told_in_words(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("well", "status"), [(True, 0), (False, 1)])
 def test_the_exit_status_says_whether_all_is_well(monkeypatch, well, status):
-    monkeypatch.setattr(module, "doctor", lambda: well)
+    monkeypatch.setattr(module, "doctor", lambda **options: well)
     assert CliRunner().invoke(app, ["doctor"]).exit_code == status
 
 

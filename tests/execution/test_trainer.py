@@ -333,7 +333,7 @@ def test_a_tracking_server_that_is_away_costs_no_training(work, training, worker
 
 def test_a_tracking_server_that_is_away_hides_no_fault(work, training, workers):
     def interrupted(device):
-        (work.folder / "metrics.jsonl").write_text('{"step": 0, "loss": 1}\n')
+        (work.folder / "metrics.jsonl").write_text('{"step": 0, "loss": 1, "time": 1.0}\n')
         raise KeyboardInterrupt
 
     work.run.away = True

@@ -18,6 +18,20 @@ def doctor(
             "--fix-locations", help="First let the MLflow database of moved outputs (RAYREID_ROOT) record their place."
         ),
     ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Clear up what interrupted or damaged runs left in the output root, as far as it is safe."
+        ),
+    ] = False,
+    discard: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--discard",
+            metavar="KIND",
+            help="With --repair, also delete `unfinished` artifacts, or `damaged` files that were moved aside.",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Check versions, storage, MLflow, Ray and its nodes, and say how to fix problems; exit status 0 or 1."""
@@ -26,7 +40,7 @@ def doctor(
 
     if fix_locations:
         fix()
-    raise typer.Exit(0 if look() else 1)
+    raise typer.Exit(0 if look(repair=repair, discard=discard or ()) else 1)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from typing import Literal
 from rich.markup import escape
 
 from rayreid.console import Screen
+from rayreid.diagnostics.leftovers import leftovers, parse_discarded
 from rayreid.diagnostics.node_health import Examination, Host, versions
 from rayreid.disk_faults import as_storage_error
 from rayreid.errors import UserError, one_line
@@ -39,15 +40,26 @@ class Finding:
     text: str
 
 
-def doctor(screen: Screen | None = None) -> bool:
+def doctor(screen: Screen | None = None, repair: bool = False, discard: Sequence[str] = ()) -> bool:
     """Check everything, print one line per check, and return whether runs can be started.
 
     The checks write some small files and remove them, start Ray as a run would, and leave an empty MLflow experiment
     named `doctor`.
+
+    Args:
+        screen: Prints the lines.
+        repair: Whether to clear up what `leftovers` finds.
+        discard: Kinds of leftovers that clearing up deletes, too.
+
+    Raises:
+        UserError: There is no such kind, or it is not to be cleared up.
     """
     screen = screen or Screen()
     bad = 0
-    for finding in _findings():
+    kinds = parse_discarded(discard)
+    if kinds and not repair:
+        raise UserError("--discard is for rayreid doctor --repair; add that")
+    for finding in _findings(repair, kinds):
         screen.say(f"{_MARKS[finding.mark]} {finding.subject:<10} {escape(finding.text)}")
         bad += finding.mark == "bad"
     screen.say("all is well" if not bad else f"{bad} to fix: see the lines marked ✗")
@@ -69,7 +81,7 @@ def fix_locations(screen: Screen | None = None) -> None:
         screen.say(f"{escape(str(root))}: its MLflow database records no other place")
 
 
-def _findings() -> Iterator[Finding]:
+def _findings(repair: bool, discard: frozenset[str]) -> Iterator[Finding]:
     yield python(sys.version_info[:3])
     tested = pins(_TESTED)
     here = versions(list(tested))
@@ -77,6 +89,7 @@ def _findings() -> Iterator[Finding]:
     try:
         with token() as written:
             yield from places(written)
+            yield from left_in(written.root, repair, discard)
             yield _guarded("MLflow", lambda: mlflow(written.root))
             yield from _cluster(here, written)
     except (UserError, OSError) as error:
@@ -129,6 +142,22 @@ def places(written: Token) -> Iterator[Finding]:
         )
     else:
         yield Finding("note", "data", "RAYREID_DATA is not set: relative roots of datasets begin at the current folder")
+
+
+def left_in(root: Path, repair: bool, discard: frozenset[str] = frozenset()) -> Iterator[Finding]:
+    """Yield one line per leftover of an output root, and clear it up if that is asked for."""
+    try:
+        for one in leftovers(root, discard):
+            if one.mend is None:
+                yield Finding("note", "outputs", f"{one.text}; rayreid doctor --repair {one.asked}")
+            elif not repair:
+                yield Finding("note", "outputs", f"{one.text}; rayreid doctor --repair {one.does}")
+            elif one.mend():
+                yield Finding("ok", "outputs", f"{one.text}: cleared up ({one.does})")
+            else:
+                yield Finding("note", "outputs", f"{one.text}: left, because another process has taken it up")
+    except (UserError, OSError) as error:
+        yield Finding("bad", "outputs", one_line(_explained(error)))
 
 
 def _outputs(root: Path) -> Finding:

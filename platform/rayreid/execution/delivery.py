@@ -1,14 +1,15 @@
 """Delivery of a running training's metrics to MLflow, the progress bar, and the watch over what it learns."""
 
-import json
 import threading
 from collections.abc import Callable, Mapping
 
 from rich.markup import escape
 
+from rayreid import forms
 from rayreid.console import Bar
 from rayreid.execution import periodic_metrics
 from rayreid.execution.production import StageContext
+from rayreid.state_files import read_json
 from rayreid.storage.metrics_log import Journal, MetricsFeed
 
 METRICS = "metrics.jsonl"
@@ -78,7 +79,7 @@ class Delivery:
         path = self._work.folder / RESOLVED
         if not self._announced and path.exists():
             self._announced = True
-            self._work.resolved({}, json.loads(path.read_text()))
+            self._work.resolved({}, read_json(path, forms.mapping_of(forms.anything)))
 
     def _show(self) -> None:
         if self._read() and "loss" in self._last:

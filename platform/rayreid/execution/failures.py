@@ -6,13 +6,16 @@ from pathlib import Path
 
 from ray.train import TrainingFailedError
 
+from rayreid import forms
 from rayreid.disk_faults import FULL, StorageError, as_storage_error
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.files import write_atomically
+from rayreid.state_files import AGAIN, read_json
 from rayreid.training import parallel
 from rayreid.training.guard import NonFiniteLossError
 
 _FAILURE = "failure-{}.json"
+_CONTENT = forms.record({"message": forms.text, "hopeless": forms.boolean})
 
 
 def note_failure(folder: Path, error: UserError | NonFiniteLossError) -> None:
@@ -34,7 +37,7 @@ def note_failure(folder: Path, error: UserError | NonFiniteLossError) -> None:
 
 def noted_failures(folder: Path) -> list[Path]:
     """Return the files in which workers of this training reported why it cannot continue."""
-    return sorted(folder.glob(_FAILURE.format("*")))
+    return sorted(path for path in folder.glob(_FAILURE.format("*")) if path.is_file())
 
 
 def raise_failure(folder: Path) -> None:
@@ -46,10 +49,9 @@ def raise_failure(folder: Path) -> None:
         StorageError: The disk was so full that not even the reason fits.
     """
     for path in noted_failures(folder):
-        text = path.read_text(encoding="utf-8")
-        if not text:
+        if not path.stat().st_size:
             raise StorageError(f"{folder}: {FULL.format(reason='a worker could not even write why it stopped')}")
-        content = json.loads(text)
+        content = read_json(path, _CONTENT, f"a worker has stopped for a reason that is lost; {AGAIN}")
         raise (StoppedEarly if content["hopeless"] else UserError)(content["message"])
 
 

@@ -1,7 +1,6 @@
 """Production of artifacts: complete ones are kept, missing ones are made once, under a lease and an MLflow run."""
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,11 +17,12 @@ from rayreid.config.loading import flatten
 from rayreid.console import Screen, clock
 from rayreid.disk_faults import explained
 from rayreid.errors import StoppedEarly, UserError
-from rayreid.files import remove_temporaries, write_atomically
+from rayreid.files import remove_temporaries
 from rayreid.storage.artifacts import LEFT_BY_WRITERS, Artifact
 from rayreid.storage.lease import LeaseLostError
 from rayreid.tracking.revision import git_sha
 from rayreid.tracking.run import Run
+from rayreid.tracking.run_note import RunNote
 
 _NOTE = "run.json"
 """File that names the MLflow run, for the process that resumes after an interruption."""
@@ -140,13 +140,14 @@ def _clear_up(folder: Path, begun: bool) -> None:
 
 def _stage_run(artifact: Artifact, folder: Path, parent: Run, tags: Mapping[str, Any]) -> Run:
     """Return the stage's run: the one that an interrupted process began, or a new one."""
-    note = folder / _NOTE
-    if note.exists():
-        continued = parent.tracker.resume(json.loads(note.read_text())["run"])
+    note = RunNote(folder / _NOTE)
+    begun = note.read()
+    if begun is not None:
+        continued = parent.tracker.resume(begun)
         if continued is not None:
             return continued
     run = parent.child(artifact.stage, {**tags, "level": "stage", "stage": artifact.stage, "artifact": str(artifact)})
-    write_atomically(note, json.dumps({"run": run.id}))
+    note.write(run.id)
     run.params(flatten(artifact.fields))
     return run
 

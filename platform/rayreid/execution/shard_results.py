@@ -4,6 +4,7 @@ import io
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from rayreid.execution.production import StageContext
 from rayreid.execution.resources import scoring_actors
 from rayreid.files import check_guards, write_atomically
 from rayreid.models.embedding import BatchFunction
+from rayreid.state_files import if_whole, read_array, read_text, reading
 
 UNDECODABLE = "undecodable.tsv"
 """File that lists the images that could not be decoded, with the reason."""
@@ -77,7 +79,7 @@ class ShardResults(ABC):
         self.images = sum(map(len, self.shards.values()))
         self._values: dict[int, np.ndarray] = {}
         self._left: dict[int, np.ndarray] = {}
-        usable = [self.usable(self.path(shard)) for shard in self.shards if self.path(shard).exists()]
+        usable = [good for shard in self.shards if (good := self._finished_before(shard)) is not None]
         self.bad = sum(int((~good).sum()) for good in usable)
         self.done = sum(map(len, usable))
         self.undecodable = Undecodable(folder.parent / UNDECODABLE) if undecodable is None else undecodable
@@ -149,6 +151,19 @@ class ShardResults(ABC):
         if self._left:
             raise UserError(f"{self.store.directory}: no image could be decoded; see {self.undecodable.path}")
 
+    def _finished_before(self, shard: int) -> np.ndarray | None:
+        """Return which images of a shard an earlier process could decode; None if it has not finished the shard."""
+        path, images = self.path(shard), len(self.shards[shard])
+
+        def read() -> np.ndarray:
+            with reading(path):
+                good = self.usable(path)
+                if len(good) != images:
+                    raise ValueError(f"{len(good)} images, not {images}")
+                return good
+
+        return if_whole(path, read, "its images are computed again")
+
     def _fill(self, shard: int, rows: np.ndarray, values: np.ndarray, bad: np.ndarray) -> None:
         if self.path(shard).exists():
             return
@@ -189,7 +204,7 @@ class ArrayFiles(ShardResults):
     def shape(self) -> tuple[int, ...] | None:
         """Return the shape that files of an earlier process have; None if there are none."""
         there = next((path for path in map(self.path, self.shards) if path.exists()), None)
-        return np.load(there, mmap_mode="r").shape[1:] if there else None
+        return read_array(there, 2).shape[1:] if there else None
 
     def encode(self, rows: np.ndarray, values: np.ndarray) -> bytes:
         """Encode the vectors, (n, …)."""
@@ -199,7 +214,7 @@ class ArrayFiles(ShardResults):
 
     def usable(self, path: Path) -> np.ndarray:
         """Return which images of a file have a vector."""
-        return ~np.isnan(np.load(path, mmap_mode="r")[:, 0])
+        return ~np.isnan(read_array(path, 2)[:, 0])
 
 
 def fill(
@@ -245,9 +260,10 @@ def rows_by_shard(store: ImageStore, rows: np.ndarray | None = None) -> dict[int
 
 def _listed(path: Path) -> set[str]:
     """Return the keys in an interrupted process's list of images, and remove an unfinished last line from the file."""
-    if not path.exists():
+    content = if_whole(path, partial(read_text, path), "images of finished shards are no longer listed")
+    if content is None:
         return set()
-    whole, end, torn = path.read_text(encoding="utf-8").rpartition("\n")
+    whole, end, torn = content.rpartition("\n")
     if torn:
         write_atomically(path, whole + end)
     return {line.partition("\t")[0] for line in whole.split("\n")}

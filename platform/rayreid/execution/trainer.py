@@ -13,6 +13,7 @@ import ray.train.torch
 import torch
 from ray.train import TrainingFailedError
 
+from rayreid import forms
 from rayreid.config import Auto, Resources
 from rayreid.data.sampling.batch_plans import BatchPlan
 from rayreid.data.store.store import ImageStore
@@ -29,6 +30,7 @@ from rayreid.execution.ray_trainer import Trainer
 from rayreid.execution.resources import awaited_share
 from rayreid.execution.sealed import Sealed
 from rayreid.files import check_guards, guard_of, guarded, write_atomically
+from rayreid.state_files import read_json
 from rayreid.storage.lease import Fence, LeaseLostError
 from rayreid.storage.metrics_log import Journal
 from rayreid.training import parallel
@@ -176,18 +178,19 @@ def fit(
             raise RuntimeError(f"{context.artifact}: training failed on its workers\n{error}") from error
     check_guards(context.folder)
     raise_failure(context.folder)
-    history = Journal(context.folder / METRICS).history()
-    drawn = [name for name in history[-1] if name not in _NO_CURVE and not name.startswith(_NO_CURVE_PREFIXES)]
+    journal = Journal(context.folder / METRICS)
+    history, last = journal.history(), journal.newest("loss")
+    drawn = [name for name in last if name not in _NO_CURVE and not name.startswith(_NO_CURVE_PREFIXES)]
     context.run.figure(loss_curves(history, drawn), "figures/loss.png")
     return {
         "steps": total,
         "images_seen": total * training.plan.size,
-        "final_loss": history[-1]["loss"],
+        "final_loss": last["loss"],
         **({"warnings": delivery.warnings} if delivery.warnings else {}),
         **periodic_metrics.outcome(context, history),
         "workers": share.workers,
-        "gpu_hours": history[-1]["gpu_hours"],
-        **json.loads((context.folder / RESOLVED).read_text()),
+        "gpu_hours": last["gpu_hours"],
+        **read_json(context.folder / RESOLVED, forms.mapping_of(forms.anything)),
     }
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow.parquet as pq
 from rich.markup import escape
 from rich.table import Table
 
@@ -13,6 +12,7 @@ from rayreid.evaluation.comparison import Comparison, align, compare_queries
 from rayreid.evaluation.figures import PICTURES, save_picture
 from rayreid.evaluation.metrics import METRICS, percent
 from rayreid.evaluation.retrieval_figures import cmc_curve
+from rayreid.evaluation.stored import read_curve, read_queries
 from rayreid.inference.named_inputs import Made, find_artifact, output_file
 
 
@@ -53,7 +53,7 @@ def compare(
     names = [made.folder.name for made in both]
     _show(screen, names, both, result)
     _show_extremes(screen, keys, precision, extremes)
-    curves = {name: np.load(made.folder / "cmc.npy") for name, made in zip(names, both, strict=True)}
+    curves = {name: read_curve(made.folder) for name, made in zip(names, both, strict=True)}
     save_picture(cmc_curve(curves), path, "--out")
     screen.say(f"drawn: {escape(str(path))}")
     return result
@@ -86,9 +86,8 @@ def _check_targets(both: Sequence[Made]) -> None:
 
 def _queries(both: Sequence[Made]) -> tuple[list[str], list[np.ndarray]]:
     """Return the keys of the queries, ascending, and the average precisions of both models in that order."""
-    tables = [pq.read_table(made.folder / "queries.parquet") for made in both]
-    keys = [table["key"].to_pylist() for table in tables]
-    return sorted(keys[0]), align(keys, [table["average_precision"].to_numpy() for table in tables])
+    keys, precision = zip(*(read_queries(made.folder) for made in both), strict=True)
+    return sorted(keys[0]), align(keys, precision)
 
 
 def _show(screen: Screen, names: Sequence[str], both: Sequence[Made], result: Comparison) -> None:

@@ -13,6 +13,7 @@ import yaml
 from rayreid.config import Experiment
 from rayreid.config.loading import dump, to_yaml
 from rayreid.evaluation.retrieval_figures import cmc_curve
+from rayreid.evaluation.stored import read_curve
 from rayreid.files import make_folder, write_atomically
 from rayreid.pipeline.summary import Row
 from rayreid.storage.artifacts import Artifact
@@ -57,6 +58,6 @@ def draw_curves(plans: Mapping[str, Mapping[str, Artifact]], labels: Mapping[str
     """Draw the CMC curves of all rows, each the mean over its seeds, next to the configuration and in MLflow."""
     found: dict[str, list[np.ndarray]] = {}
     for label, graph in plans.items():
-        found.setdefault(labels[label], []).append(np.load(graph["metrics"].path / "cmc.npy"))
+        found.setdefault(labels[label], []).append(read_curve(graph["metrics"].path))
     cmc_curve({label: np.mean(curves, axis=0) for label, curves in found.items()}).savefig(path)
     run.file(path, "figures")

@@ -1,6 +1,5 @@
 """Execution of experiments: all rows of a file, with missing artifacts made once and the results in one table."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.storage.roles import Role
 from rayreid.tracking.run import Run, Tracker
+from rayreid.tracking.run_note import RunNote
 from rayreid.tracking.system_metrics import watched
 
 _LEAST_ROOM = 4 * 2**20  # bytes; a new MLflow database takes 1 MiB, and as much again while it is made
@@ -222,8 +222,9 @@ def experiment_run(
     """
     folder = folder_of(session.root, experiment)
     note = _note(folder, parent)
-    if note.exists():
-        continued = session.tracker.resume(json.loads(note.read_text())["run"])
+    begun = note.read()
+    if begun is not None:
+        continued = session.tracker.resume(begun)
         if continued is not None:
             return continued
     name = label or experiment.name
@@ -233,7 +234,7 @@ def experiment_run(
     tags["level"] = "sweep" if experiment.sweep else "comparison" if experiment.compares else "experiment"
     run = parent.child(name, tags) if parent else session.tracker.run(name, tags)
     write_atomically(folder / "config.yaml", dump(experiment))
-    write_atomically(note, json.dumps({"run": run.id}))
+    note.write(run.id)
     run.text(dump(experiment), "config.yaml")
     run.params({**_params(experiment), **({} if several else {name: tags[name] for name in COLUMNS})})
     return run
@@ -241,13 +242,13 @@ def experiment_run(
 
 def is_recorded(session: Session, experiment: Experiment, parent: Run) -> bool:
     """Return whether MLflow has a finished run of the experiment under this parent."""
-    note = _note(folder_of(session.root, experiment), parent)
-    return note.exists() and session.tracker.status(json.loads(note.read_text())["run"]) == "FINISHED"
+    begun = _note(folder_of(session.root, experiment), parent).read()
+    return begun is not None and session.tracker.status(begun) == "FINISHED"
 
 
-def _note(folder: Path, parent: Run | None) -> Path:
-    """Return the path of the file that names the MLflow run."""
-    return folder / f"run{'-' + parent.id if parent else ''}.json"
+def _note(folder: Path, parent: Run | None) -> RunNote:
+    """Return the note of the experiment's MLflow run."""
+    return RunNote(folder / f"run{'-' + parent.id if parent else ''}.json")
 
 
 def _params(experiment: Experiment) -> dict[str, Any]:

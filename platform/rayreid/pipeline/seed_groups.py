@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from rich.markup import escape
 from rich.table import Table
 
 from rayreid.console import Screen, clock
 from rayreid.errors import UserError
 from rayreid.evaluation.comparison import Comparison, align, compare_seeds
+from rayreid.evaluation.stored import read_queries
 from rayreid.pipeline.summary import LEAK_MARK, Row, columns_of, show_notes
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.names import slug
@@ -102,9 +102,8 @@ def _gain(baseline: Sequence[Mapping[str, Artifact]], compared: Sequence[Mapping
     graphs = [*baseline, *compared]
     if len({graph["target"].id for graph in graphs}) > 1:
         return None
-    tables = [pq.read_table(graph["metrics"].path / "queries.parquet") for graph in graphs]
-    keys = [table["key"].to_pylist() for table in tables]
-    precision = np.array(align(keys, [table["average_precision"].to_numpy() for table in tables]))
+    keys, found = zip(*(read_queries(graph["metrics"].path) for graph in graphs), strict=True)
+    precision = np.array(align(keys, found))
     return compare_seeds(precision[: len(baseline)], precision[len(baseline) :])
 
 

@@ -1,6 +1,5 @@
 """Comparison of the images that strategies or proxies choose from one pool: figures in MLflow, and an HTML page."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +141,7 @@ def _variants(experiment: Experiment, strategies: Iterable[str]) -> dict[str, Ex
 def _selection(label: str, e: Experiment, graph: Mapping[str, Artifact], store: ImageStore) -> Selection:
     ranked = graph.get("scores") or graph.get("priority")
     priority = select.ranking(e.select, e.seed, store, ranked.path if ranked else None)
-    manifest = json.loads((graph["subset"].path / select.MANIFEST).read_text(encoding="utf-8"))
+    manifest = select.read_manifest(graph["subset"].path)
     figures = figures_of(ranked) if ranked else None
     return Selection(label, e.select.strategy, graph["subset"], manifest, priority, figures)
 

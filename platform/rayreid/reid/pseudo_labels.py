@@ -4,13 +4,12 @@ import io
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 from rayreid.files import make_folder, write_atomically
 from rayreid.neighbours.knn import Engine, nearest
 from rayreid.reid.clustering import OUTLIER, Clusters, cluster, label_quality
@@ -106,9 +105,11 @@ class PseudoLabels:
         try:
             with np.load(path) as file:
                 rows, labels, found_in = file["rows"], file["labels"], int(file["found_in"])
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            if labels.shape != rows.shape or not len(labels) or labels.dtype.kind != "i" or labels.min() < OUTLIER:
+                raise ValueError(f"labels of {labels.shape} {labels.dtype}")
+        except Exception as error:  # for damaged bytes, NumPy's reader raises arbitrary exceptions
             raise UserError(
-                f"{path}: the labels of the epoch to resume are missing or damaged ({error}); remove "
+                f"{path}: the labels of the epoch to resume are missing or damaged ({one_line(error)}); remove "
                 f"{self.folder.parent / 'checkpoints'} to start again"
             ) from None
         if not np.array_equal(rows, self.rows):

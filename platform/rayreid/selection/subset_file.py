@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rayreid.data.store.store import ImageStore
-from rayreid.parquet import write_table
+from rayreid.parquet import read_columns, write_table
+from rayreid.state_files import remake
 
 SUBSET = "subset.parquet"
 
@@ -20,4 +20,5 @@ def write_subset(folder: Path, keys: np.ndarray, priority: np.ndarray) -> None:
 
 def subset_rows(store: ImageStore, folder: Path) -> np.ndarray:
     """Return the index rows of a subset's images, int64 ascending."""
-    return np.sort(store.rows_of_keys(pq.read_table(folder / SUBSET)["key"].to_pylist()))
+    table = read_columns(folder / SUBSET, {"key": pa.types.is_string}, remedy=remake(folder))
+    return np.sort(store.rows_of_keys(table["key"].to_pylist()))

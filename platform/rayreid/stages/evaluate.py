@@ -18,6 +18,7 @@ from rayreid.evaluation.protocol import check_findable
 from rayreid.evaluation.rerank import Reranking
 from rayreid.evaluation.retrieval import RetrievalReport, evaluate_retrieval
 from rayreid.evaluation.spread import ALIKE, effective_rank, mean_length
+from rayreid.evaluation.stored import CURVE, QUERIES
 from rayreid.execution.feature_extraction import extract
 from rayreid.execution.production import StageContext, identity
 from rayreid.files import replacing
@@ -79,12 +80,12 @@ def _evaluate(config: Evaluate, context: StageContext) -> dict[str, Any]:
     sides = (features[: len(query)], features[len(query) :])
     report = evaluate_retrieval(*sides, *labels, max_rank=config.max_rank)
     reranked = _reranked(config.rerank, sides, labels, config.max_rank, context) if config.rerank else None
-    _write_queries(context.folder / "queries.parquet", store, query, report, reranked)
-    _write_curve(context.folder / "cmc.npy", report.cmc)
+    _write_queries(context.folder / QUERIES, store, query, report, reranked)
+    _write_curve(context.folder / CURVE, report.cmc)
     if reranked:
         _write_curve(context.folder / f"cmc{RERANKED}.npy", reranked.cmc)
     draw(context, Rankings(store, query, gallery, *sides), report, reranked, weights)
-    context.run.file(context.folder / "queries.parquet")
+    context.run.file(context.folder / QUERIES)
     return {
         **report.metrics(),
         **({f"{name}{RERANKED}": value for name, value in reranked.metrics().items()} if reranked else {}),

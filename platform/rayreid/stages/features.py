@@ -20,6 +20,7 @@ from rayreid.models.embedding import Embedder
 from rayreid.models.weights import weights_of
 from rayreid.selection.cfs import directions
 from rayreid.stages.finetune import labelled_rows
+from rayreid.state_files import read_array, remake
 from rayreid.storage.artifacts import Artifact
 from rayreid.training.loop import WantedPrecision
 
@@ -42,7 +43,7 @@ def rows_of(store: ImageStore, part: Part) -> np.ndarray:
 def read(folder: Path, store: ImageStore, part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield per shard: index rows (n,), and memory-mapped features (n, D), float16 of length 1, NaN if undecodable."""
     for shard, rows in rows_by_shard(store, rows_of(store, part)).items():
-        yield rows, np.load(_path(folder, shard), mmap_mode="r")
+        yield rows, read_array(_path(folder, shard), 2, len(rows), remake(folder))
 
 
 class _Head:

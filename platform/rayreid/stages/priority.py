@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import torch
 
@@ -19,7 +18,7 @@ from rayreid.data.store.store import ImageStore
 from rayreid.execution.gpus import assigned_device
 from rayreid.execution.production import StageContext, identity
 from rayreid.execution.resources import ANYWHERE, Share, training_share
-from rayreid.parquet import write_table
+from rayreid.parquet import read_columns, write_table
 from rayreid.selection.meaning import ROUNDING, Diagnosis, diagnose
 from rayreid.selection.provenance import Provenance
 from rayreid.selection.registry import STRATEGIES
@@ -27,6 +26,7 @@ from rayreid.selection.similarity import Features
 from rayreid.stages import features, score
 from rayreid.stages.score_meaning import facts_of, tell
 from rayreid.stages.scored_sample import SAMPLE, sampled_rows
+from rayreid.state_files import remake
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.roles import Role
 
@@ -66,7 +66,8 @@ def plan(
 
 def read_priority(folder: Path) -> pa.Table:
     """Return columns `key` and `priority` (float64, NaN if an image cannot be decoded), N rows in the store's order."""
-    return pq.read_table(folder / "priority.parquet")
+    columns = {"key": pa.types.is_string, "priority": pa.types.is_floating}
+    return read_columns(folder / "priority.parquet", columns, remedy=remake(folder))
 
 
 def _rank(config: Select, seed: int, provenance: Provenance | None, context: StageContext) -> dict[str, Any]:

@@ -24,19 +24,21 @@ from rayreid.execution.production import StageContext, identity
 from rayreid.execution.shard_results import ShardResults, fill
 from rayreid.models.embedding import Embedder
 from rayreid.models.weights import weights_of
-from rayreid.parquet import encode_table
+from rayreid.parquet import encode_table, read_columns
 from rayreid.selection.cfs import cfs, directions
 from rayreid.selection.meaning import Separation
 from rayreid.selection.provenance import Provenance
 from rayreid.selection.registry import STRATEGIES
 from rayreid.stages.score_meaning import facts_of, tell
 from rayreid.stages.scored_sample import TARGET_IMAGES, SampleFiles, diagnosis, packed
+from rayreid.state_files import reading, remake
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.roles import Role
 from rayreid.training.loop import WantedPrecision
 
 VERSION = 1
 SHEET = 48
+_KINDS = {"key": pa.types.is_string, "cfs": pa.types.is_floating}
 
 
 def plan(
@@ -69,7 +71,10 @@ def read_scores(folder: Path) -> pa.Table:
 
     The columns are `key`, `cfs` (float32, NaN if an image cannot be decoded) and, for several targets, `cfs_<name>`.
     """
-    return pa.concat_tables([pq.read_table(path) for path in sorted((folder / "scores").glob("*.parquet"))])
+    with reading(folder / "scores" / "*", remake(folder)):
+        paths = sorted((folder / "scores").glob("*.parquet"))
+        columns = {name: _KINDS.get(name, pa.types.is_floating) for name in pq.read_schema(paths[0]).names}
+        return pa.concat_tables([read_columns(path, {**columns, **_KINDS}, remedy=remake(folder)) for path in paths])
 
 
 class _Head:
@@ -124,13 +129,14 @@ class ScoreFiles(ShardResults):
 
     def usable(self, path: Path) -> np.ndarray:
         """Return which images of a file have a score."""
-        return ~np.isnan(pq.read_table(path, columns=["cfs"])["cfs"].to_numpy())
+        columns = {**_KINDS, **{f"cfs_{name}": pa.types.is_floating for name in self.names if name}}
+        return ~np.isnan(read_columns(path, columns)["cfs"].to_numpy())
 
     def scores(self) -> np.ndarray:
         """Return the mean score by index row, float32 (N,); all files must be complete."""
         scores = np.full(len(self.store), np.nan, np.float32)
         for shard, rows in self.shards.items():
-            scores[rows] = pq.read_table(self.path(shard), columns=["cfs"])["cfs"].to_numpy()
+            scores[rows] = read_columns(self.path(shard), _KINDS, len(rows))["cfs"].to_numpy()
         return scores
 
 

@@ -22,6 +22,7 @@ from rayreid.models.weights import weights_of
 from rayreid.selection.meaning import ROUNDING, Diagnosis, diagnose
 from rayreid.selection.similarity import nearest
 from rayreid.selection.strategies import cut, random_priority
+from rayreid.state_files import read_array
 from rayreid.storage.roles import Role
 from rayreid.training.loop import Precision
 
@@ -126,7 +127,8 @@ class SampleFiles(ArrayFiles):
 
     def _finished(self) -> tuple[np.ndarray, np.ndarray]:
         """Return rows (n,) and values (n, W) in the finished files."""
-        found = [(rows, np.load(self.path(shard))) for shard, rows in self.shards.items() if self.path(shard).exists()]
+        there = {shard: rows for shard, rows in self.shards.items() if self.path(shard).exists()}
+        found = [(rows, read_array(self.path(shard), 2, len(rows))) for shard, rows in there.items()]
         if not found:
             return np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
         rows, values = (np.concatenate(parts) for parts in zip(*found, strict=True))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rayreid import forms
 from rayreid.config import Select
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
@@ -25,11 +26,14 @@ from rayreid.selection.subset_file import SUBSET, write_subset
 from rayreid.stages import score
 from rayreid.stages.priority import read_priority
 from rayreid.stages.score_meaning import TAG, meaning_of, warn
+from rayreid.state_files import read_json, remake
 from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.storage.roles import Role
 
 VERSION = 1
 MANIFEST = "manifest.json"
+_PROXY = forms.record({"artifact": forms.text, "weights": forms.text})
+_FORM = forms.record({"count": forms.count, "cut": forms.number, "proxies": forms.mapping_of(_PROXY)})
 
 
 def plan(pool: Artifact, ranked: Artifact | None, config: Select, seed: int, provenance: Provenance | None) -> Artifact:
@@ -92,6 +96,16 @@ def ranking(
         respelt = f", {match.respelt} of them under a key with another suffix" if match.respelt else ""
         say(f"    {match.matched} of {match.entries} entries of the list are in the pool{respelt}")
     return priority(config.strategy, store.keys, seed=seed, scores=scores, match=match)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the description of a subset; see `_manifest`.
+
+    Raises:
+        DamagedFileError: It is missing or damaged.
+    """
+    manifest: dict[str, Any] = read_json(folder / MANIFEST, _FORM, remake(folder))
+    return manifest
 
 
 def separation_of(ranked: Artifact, provenance: Provenance | None) -> Separation | None:

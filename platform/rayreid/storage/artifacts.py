@@ -17,9 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from rayreid import forms
 from rayreid.disk_faults import explained
 from rayreid.errors import UserError
 from rayreid.files import creating, guarded, make_folder, remove_temporaries, write_atomically
+from rayreid.state_files import DamagedFileError, move_aside, read_json
 from rayreid.storage.lease import Fence, Lease, LeaseLostError, held_by_another
 
 _FACTS = "artifact.json"
@@ -173,11 +175,13 @@ def _number(counter: Path) -> int:
     the order of writers unknown, so that the time takes its place: it is higher than any count, and later times are
     higher still.
     """
-    try:
-        return int(json.loads(counter.read_text())["number"])
-    except FileNotFoundError:
+    if not counter.exists():
         return time.time_ns() if any(counter.parent.glob("*.jsonl")) else 0
-    except (ValueError, TypeError, KeyError, RecursionError):
+    try:
+        return int(read_json(counter, forms.record({"number": forms.count}))["number"])
+    except DamagedFileError as error:
+        if counter.is_dir():  # what is no folder is written over
+            move_aside(counter, error.why, "the time is this writer's number")
         return time.time_ns()
 
 

@@ -73,9 +73,26 @@ class Lease:
 
     def take(self) -> None:
         """Wait until the lock is this process's; nothing touches it yet."""
-        while not (self._place.create(self._place.me(self._token)) and self._settled()):
+        while not self.take_free():
             with contextlib.suppress(FileNotFoundError):  # a run that was refused has removed the folder meanwhile
                 self._bury_or_wait()
+
+    def take_free(self) -> bool:
+        """Take the lock if there is none, and return whether it is this process's; nothing touches it yet."""
+        return self._place.create(self._place.me(self._token)) and self._settled()
+
+    def clear(self, seconds: float) -> bool:
+        """Remove the lock of a holder that is gone, and return whether there is none any more.
+
+        Args:
+            seconds: How long to watch a holder of which only the time stamp tells.
+        """
+        until = self._place.monotonic() + seconds
+        while not self._bury_if_dead():
+            if self._place.monotonic() >= until:
+                return False
+            self._place.sleep(self.poll)
+        return self._place.holder() is None
 
     def release(self) -> None:
         """Remove the lock, unless it was taken over."""

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rayreid.errors import UserError, escaped
 from rayreid.files import make_folder
+from rayreid.state_files import aside_of
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _PIDS = Path("/proc/self/ns/pid")
@@ -121,7 +122,7 @@ class LeasePlace:
 
     def set_aside(self) -> None:
         """Give what is no lease another name, and say so."""
-        aside = self.path.with_name(f"{self.path.name}.damaged-{uuid.uuid4().hex[:8]}")
+        aside = aside_of(self.path)
         with contextlib.suppress(FileNotFoundError):
             self.path.rename(aside)
             logging.getLogger("rayreid").warning(

@@ -4,12 +4,19 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from rayreid import forms
 from rayreid.files import check_guards, naming, write_atomically
+from rayreid.state_files import DamagedFileError, if_whole, read_json
 
+MARK = "delivered.json"
+"""File, beside a journal, that says how far it is delivered."""
 _WRITER = "writer"
+_ROW = forms.record({"step": forms.whole, "time": forms.finite}, {_WRITER: forms.count}, forms.number)
+MARK_FORM = forms.record({"run": forms.text, "steps": forms.mapping_of(forms.whole)})
 _BEFORE = -2  # below every step: a probe before the first step is logged at step -1
 
 
@@ -26,7 +33,7 @@ class Newest:
 
 
 class Journal:
-    """Rows in a file that outlives its writers; a line truncated by a killed worker is skipped.
+    """Rows in a file that outlives its writers; a line truncated by a killed worker, or damaged, is skipped.
 
     Rows name their writer. Once a writer has written, rows that an earlier one still appends are skipped: that one has
     lost its lease.
@@ -76,6 +83,19 @@ class Journal:
             steps.setdefault(row["step"], {}).update(row)
         return [row for _, row in sorted(steps.items())]
 
+    def newest(self, name: str) -> dict[str, Any]:
+        """Return the newest row of the history that holds a metric.
+
+        Raises:
+            DamagedFileError: There is none.
+        """
+        rows = [row for row in self.history() if name in row]
+        if not rows:
+            raise DamagedFileError(
+                f"{self.path}: no row with {name} can be read; remove {self.path.parent} and run the same command again"
+            )
+        return rows[-1]
+
     def _ends_whole(self) -> bool:
         with self.path.open("rb") as stream:
             stream.seek(-1, os.SEEK_END)
@@ -109,9 +129,9 @@ class MetricsFeed:
     def __init__(self, path: Path, run: Receiver):
         self.run = run
         self._journal = Journal(path)
-        self._mark = path.with_name("delivered.json")
-        mark = json.loads(self._mark.read_text()) if self._mark.exists() else {}
-        self._last: dict[str, int] = mark["steps"] if mark.get("run") == run.id else {}
+        self._mark = path.with_name(MARK)
+        mark = if_whole(self._mark, partial(read_json, self._mark, MARK_FORM), "all rows are delivered again")
+        self._last: dict[str, int] = mark["steps"] if mark is not None and mark["run"] == run.id else {}
         self._offset = 0
 
     def deliver(self) -> list[dict[str, float]]:
@@ -133,7 +153,6 @@ class MetricsFeed:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        return forms.parse(line, _ROW)
     except ValueError:
         return None
-    return row if isinstance(row, dict) else None

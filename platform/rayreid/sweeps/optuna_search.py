@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from ray.tune.search import Searcher
 from rayreid.config import Sweep
 from rayreid.config.loading import describe
 from rayreid.errors import UserError
+from rayreid.state_files import if_whole, reading
 from rayreid.sweeps.trials import rounded
 
 if TYPE_CHECKING:
@@ -51,10 +53,9 @@ class OptunaSearcher(Searcher):
     def _open(self) -> None:
         optuna = require_optuna()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(self.folder / JOURNAL)))
-        study: Study = optuna.create_study(
-            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
-        )
+        path = self.folder / JOURNAL
+        study = if_whole(path, partial(_study_in, path), "the search begins again; trials with results cost no time")
+        study = study or _study_in(path)
         states = optuna.trial.TrialState
         known = study.get_trials(deepcopy=False)
         for one in known:
@@ -106,6 +107,21 @@ class OptunaSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Do nothing: the study is on the disk."""
+
+
+def _study_in(path: Path) -> "Study":
+    """Return the study in a journal, created if it does not exist.
+
+    Raises:
+        DamagedFileError: The journal is not one of a study.
+    """
+    optuna = require_optuna()
+    with reading(path):
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+        study: Study = optuna.create_study(
+            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
+        )
+        return study
 
 
 def require_optuna() -> ModuleType:

@@ -15,6 +15,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from rich.markup import escape
 
+from rayreid import forms
 from rayreid.config import Experiment
 from rayreid.console import Screen
 from rayreid.disk_faults import as_storage_error
@@ -28,11 +29,13 @@ from rayreid.paths import output_root
 from rayreid.pipeline.experiment_folder import digest_of, folder_of
 from rayreid.pipeline.experiment_runner import Session, experiment_run, open_session, run_row
 from rayreid.stages.training.early_stopping import MedianStopping
+from rayreid.state_files import if_whole, read_json
 from rayreid.sweeps.optuna_search import OptunaSearcher
 from rayreid.sweeps.trials import sweep_of, trial
 from rayreid.tracking.outage import PATIENCE_SECONDS
 from rayreid.tracking.run import Run
 
+_STOP = forms.record({"label": forms.text, "why": forms.text})
 _FAILED, _STOPPED = "failed", "stopped"
 """Keys that a trial reports instead of metrics: why it failed; that it was stopped early."""
 
@@ -108,8 +111,9 @@ def run_trials(
 
 def stops(session: Session, experiment: Experiment) -> dict[str, str]:
     """Return the trials that were stopped early, now or by an earlier command: label → reason."""
-    notes = [json.loads(path.read_text()) for path in sorted(_stop_folder(session, experiment).glob("*.json"))]
-    return {note["label"]: note["why"] for note in notes}
+    paths = sorted(_stop_folder(session, experiment).glob("*.json"))
+    notes = [if_whole(path, partial(read_json, path, _STOP), "its trial is run again") for path in paths]
+    return {note["label"]: note["why"] for note in notes if note is not None}
 
 
 def slots(experiment: Experiment) -> int:

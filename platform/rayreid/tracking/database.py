@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlparse
 from rayreid.errors import UserError
 from rayreid.files import write_atomically
 from rayreid.storage.lease import Lease
+from rayreid.tracking.outbox import Outbox
 
 SQLITE = "sqlite:///"
 ARTIFACTS = "mlartifacts"
@@ -155,7 +156,8 @@ def _columns(connection: sqlite3.Connection) -> Iterator[tuple[str, str]]:
 def _redirect_undelivered(root: Path, old: Path) -> None:
     """Change the old root to the new one in entries that wait for delivery: they name journals and files."""
     pairs = [(default_uri(old), default_uri(root)), (str(old), str(root))]
-    for entry in (root / "undelivered").glob("*/*.json"):
+    waiting = [entry.path for box in (root / "undelivered").glob("*/") for entry in Outbox(box).entries()]
+    for entry in waiting:
         text = entry.read_text(encoding="utf-8")
         changed = text
         for before, after in pairs:

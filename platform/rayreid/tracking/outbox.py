@@ -6,10 +6,16 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rayreid import forms
 from rayreid.files import make_folder, write_atomically
+from rayreid.state_files import DamagedFileError, damaged, if_whole, move_aside, read_json
+
+_FILE_NAME = forms.matching(r"(?!\.{1,2}$)[^/\0]{1,255}")
+_INSTEAD = "what it holds is not delivered to MLflow"
 
 
 @dataclass(frozen=True)
@@ -33,19 +39,25 @@ class Entry:
             self.payload.unlink(missing_ok=True)
             _remove(self.payload.parent)
 
+    def set_aside(self, why: str) -> None:
+        """Give the entry another name because it cannot be delivered, so that those after it can be."""
+        move_aside(self.path, why, _INSTEAD)
+
 
 class Outbox:
     """The entries for one receiver; several processes may put and deliver at once.
 
     Each entry is a file of its own, written atomically. If a process dies after delivering an entry and before dropping
-    it, the entry is delivered again, so deliveries must be idempotent.
+    it, the entry is delivered again, so deliveries must be idempotent. An entry that is damaged is moved aside.
 
     Args:
         folder: Folder of the entries; created with the first one and removed with the last.
+        form: The form of an entry's content.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, form: forms.Form = forms.anything):
         self.folder = folder
+        self._form = forms.record({"content": form, "payload": forms.or_none(_FILE_NAME)})
 
     def put(self, content: dict[str, Any], name: str = "", payload: bytes | None = None) -> None:
         """Append an entry; a payload is kept as a file called `name`."""
@@ -62,19 +74,35 @@ class Outbox:
 
     def entries(self) -> Iterator[Entry]:
         """Yield the entries, oldest first."""
+        for path in self._paths():
+            # There is none if another process has delivered it meanwhile.
+            entry = if_whole(path, partial(self._read, path), _INSTEAD)
+            if entry is not None:
+                yield entry
+
+    def damaged(self) -> Iterator[tuple[Path, str]]:
+        """Yield the entries that cannot be read, and why; they stay where they are."""
+        for path in self._paths():
+            try:
+                self._read(path)
+            except DamagedFileError as error:
+                if path.exists():
+                    yield path, error.why
+
+    def _paths(self) -> list[Path]:
         try:
             paths = sorted(self.folder.iterdir())
         except FileNotFoundError:  # no entry was put yet, or another process delivered them all
-            return
-        for path in paths:
-            if path.name.startswith(".") or path.suffix != ".json":  # still being written, or a payload
-                continue
-            try:
-                held = json.loads(path.read_text())
-            except FileNotFoundError:  # delivered by another process meanwhile
-                continue
-            payload = None if held["payload"] is None else path.with_suffix("") / held["payload"]
-            yield Entry(path, held["content"], payload)
+            return []
+        # A hidden file is still being written, and a folder is a payload's.
+        return [path for path in paths if not path.name.startswith(".") and path.suffix == ".json"]
+
+    def _read(self, path: Path) -> Entry:
+        held = read_json(path, self._form)
+        payload = None if held["payload"] is None else path.with_suffix("") / held["payload"]
+        if payload is not None and not payload.is_file():
+            raise damaged(path, f"its file {held['payload']} is missing")
+        return Entry(path, held["content"], payload)
 
     def clear_away(self) -> None:
         """Remove the folder if it is empty."""

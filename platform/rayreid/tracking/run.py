@@ -17,6 +17,7 @@ from rayreid.files import make_folder
 from rayreid.masking import masked, masked_values
 from rayreid.storage.lease import LeaseLostError
 from rayreid.storage.metrics_log import MetricsFeed
+from rayreid.tracking.entries import entry
 from rayreid.tracking.outage import Outage, reason
 from rayreid.tracking.outbox import Outbox
 from rayreid.tracking.revision import SOURCE_TAGS, git_sha, source_tags
@@ -58,7 +59,8 @@ class Tracker:
         self.outage = Outage(self.uri, tell)
         self.client, self.experiment_id = open_store(root, self.uri, experiment, self.outage, patience)
         for folder in sorted(self.outboxes.glob("*")):
-            Run(self, folder.name).deliver()
+            if folder.is_dir():
+                Run(self, folder.name).deliver()
 
     def run(self, name: str, tags: Mapping[str, Any] | None = None, parent: "Run | None" = None) -> "Run":
         """Start a run, nested under `parent` if given.
@@ -124,7 +126,7 @@ class Run:
         self.tracker = tracker
         self.client = tracker.client
         self.id = run_id
-        self._outbox = Outbox(tracker.outboxes / run_id)
+        self._outbox = Outbox(tracker.outboxes / run_id, entry)
         self._failed = self._given_up = self.follows_lease = False
         self._source = source
 
@@ -206,24 +208,25 @@ class Run:
         """Deliver queued entries for as long as the store answers."""
         from mlflow.exceptions import MlflowException
 
-        for entry in self._outbox.entries():
-            if masked(entry.content["uri"]) != masked(self.tracker.uri):
+        for waiting in self._outbox.entries():
+            if masked(waiting.content["uri"]) != masked(self.tracker.uri):
                 return
             try:
-                self._send(entry.content["kind"], entry.content["what"], entry.payload)
+                self._send(waiting.content["kind"], waiting.content["what"], waiting.payload)
             except Exception as error:
-                if not entry.path.exists():  # delivered by another process meanwhile
+                if not waiting.path.exists():  # delivered by another process meanwhile
                     continue
                 if self.tracker.outage.began(error):
                     return
                 if not isinstance(error, MlflowException | OSError):
-                    raise
+                    waiting.set_aside(f"MLflow refuses it: {reason(error)}")  # or else it would block every command
+                    continue
                 self.tracker.outage.tell(
                     f"cannot be delivered to MLflow run {self.id}, and is dropped: {reason(error)}"
                 )
             else:
                 self.tracker.outage.ended()
-            entry.drop()
+            waiting.drop()
         self._outbox.clear_away()
 
     def _log(self, kind: str, what: Any, payload: bytes | None = None) -> None:

@@ -1,14 +1,19 @@
 """Checkpoints of the training state: written atomically, with checksums, and searched for the newest intact one."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from rayreid import forms
 from rayreid.errors import UserError, one_line
 from rayreid.files import check_guards, checksum, remove_temporaries, replacing
+from rayreid.state_files import DamagedFileError, read_json
+
+_NUMBER = re.compile(r"[0-9]{4,18}")
 
 
 class Stateful(Protocol):
@@ -32,7 +37,7 @@ class Milestones:
 
     def steps(self) -> dict[Path, int]:
         """Return the existing milestones, with the number of optimizer steps done in each."""
-        return {path: int(path.stem) * self.steps_per_epoch for path in self.folder.glob("*.pt")}
+        return {path: epoch * self.steps_per_epoch for path, epoch in _numbered(self.folder).items()}
 
 
 class Checkpoints:
@@ -70,7 +75,7 @@ class Checkpoints:
         if stays is not None:
             _link(path, stays)
         check_guards(path)
-        newest_first = sorted(self.folder.glob("*.pt"), reverse=True)
+        newest_first = sorted(_numbered(self.folder), reverse=True)
         place = newest_first.index(path)
         for other in newest_first[:place] + newest_first[place + self.keep :]:
             _seal(other).unlink(missing_ok=True)
@@ -99,7 +104,7 @@ class Checkpoints:
 
     def _newest_first(self) -> list[tuple[Path, int]]:
         """Return all states, including the milestones, which are the last resort."""
-        steps = {path: int(path.stem) for path in self.folder.glob("*.pt")}
+        steps = _numbered(self.folder)
         steps |= self.milestones.steps() if self.milestones else {}
         return sorted(steps.items(), key=lambda item: item[1], reverse=True)
 
@@ -131,6 +136,11 @@ def _seal(path: Path) -> Path:
 
 def _whole(path: Path) -> bool:
     try:
-        return json.loads(_seal(path).read_text())["blake2b"] == checksum(path)
-    except (OSError, ValueError, KeyError):
+        return read_json(_seal(path), forms.record({"blake2b": forms.text}))["blake2b"] == checksum(path)
+    except (OSError, DamagedFileError):
         return False
+
+
+def _numbered(folder: Path) -> dict[Path, int]:
+    """Return the files in a folder whose names are numbers, with these."""
+    return {path: int(path.stem) for path in folder.glob("*.pt") if _NUMBER.fullmatch(path.stem) and path.is_file()}

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from rayreid import forms
 from rayreid.data.datasets.place import Place
 from rayreid.data.store.index import FORMAT
+from rayreid.data.store.manifest import FORM as MANIFEST_FORM
 from rayreid.data.store.shard_files import ORIGIN, place_in
-from rayreid.data.store.shards import Record
+from rayreid.data.store.shards import INDEX_SCHEMA, Record
 from rayreid.errors import UserError, one_line
 from rayreid.files import make_folder, write_atomically
+from rayreid.parquet import columns_of
 
 
 class ExistingStore:
@@ -50,9 +52,13 @@ class ExistingStore:
         Raises:
             UserError: The index cannot be read.
         """
-        index = pq.read_table(pa.BufferReader(self._file("index.parquet")))
-        columns = (index[name] for name in ("key", "pid", "camid", "split"))
-        for batch in pa.table(list(columns), ["key", "pid", "camid", "split"]).to_batches():
+        kinds = {name: INDEX_SCHEMA.field(name).type.equals for name in ("key", "pid", "camid", "split")}
+        try:
+            index = columns_of(pa.BufferReader(self._file("index.parquet")), kinds)
+        except (ValueError, OSError) as error:  # among them Arrow's
+            reason = one_line(error)
+            raise UserError(f"{self.root}: index.parquet cannot be read ({reason}); copy the store again") from error
+        for batch in index.to_batches():
             for key, pid, camid, split in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 yield Record(key, pid, camid, split, key)
 
@@ -74,10 +80,13 @@ class ExistingStore:
 
     def _manifest(self) -> dict[str, Any]:
         try:
-            manifest = json.loads(self._file("manifest.json"))
-            version = manifest["format"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.root}: manifest.json is no image store's manifest ({one_line(error)})") from error
+            manifest: dict[str, Any] = forms.parse(self._file("manifest.json"), MANIFEST_FORM)
+        except ValueError as error:
+            reason = one_line(error)
+            raise UserError(
+                f"{self.root}: manifest.json is no image store's manifest ({reason}); copy the store again"
+            ) from error
+        version = manifest["format"]
         if version not in range(1, FORMAT + 1):
             raise UserError(f"{self.root}: store format {version}, this rayreid reads up to {FORMAT}; ingest again")
         return manifest
@@ -91,4 +100,4 @@ class ExistingStore:
                 f"dataset store: there is no {name} in {self.root}; the store does not exist, or is not complete"
             ) from None
         except OSError as error:
-            raise UserError(f"{self.root}: {name} cannot be read ({one_line(error)})") from error
+            raise UserError(f"{self.root}: {name} cannot be read ({one_line(error)}); copy the store again") from error

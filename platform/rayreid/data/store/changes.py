@@ -14,16 +14,17 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rayreid.data.datasets import Dataset
 from rayreid.data.datasets.existing_store import ExistingStore
 from rayreid.data.images import BadImageError, examine
 from rayreid.data.store.listing import listed_rows
-from rayreid.data.store.shards import UNREADABLE, Record, digest_of_image, read_or_reason
+from rayreid.data.store.shards import REJECTED_SCHEMA, UNREADABLE, Record, digest_of_image, read_or_reason
 from rayreid.data.store.store import ImageStore
 from rayreid.data.store.witness import Witness, digest_of_files, write_witness
-from rayreid.errors import UserError, escaped, one_line
+from rayreid.errors import UserError, escaped
+from rayreid.parquet import read_columns
+from rayreid.state_files import DamagedFileError
 
 _THREADS = 8  # reading waits for the storage, not for the CPU
 _CHUNK = 4096
@@ -68,11 +69,10 @@ def changes_since_ingest(
 
 def _rejected(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        return read_columns(path, {name: REJECTED_SCHEMA.field(name).type.equals for name in REJECTED_SCHEMA.names})
+    except DamagedFileError as error:
         raise UserError(
-            f"{path} cannot be read ({one_line(error, 'all', 200)}); copy the store again, or remove {path.parent} and "
-            "ingest again"
+            f"{path} cannot be read ({error.why}); copy the store again, or remove {path.parent} and ingest again"
         ) from error
 
 

@@ -1,20 +1,31 @@
 """Image features in one Parquet file, which also records the model and the images that they belong to."""
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from rayreid import forms
 from rayreid.data.store.shards import STORE_COMPRESSION
-from rayreid.errors import UserError
-from rayreid.parquet import write_table
+from rayreid.errors import UserError, one_line
+from rayreid.parquet import Kind, read_columns, write_table
+from rayreid.state_files import DamagedFileError
 
 FORMAT = "rayreid-features/1"
 _HEADER = b"rayreid"
+_HEADER_FORM = forms.record({"format": forms.matching(re.escape(FORMAT)), "dimensions": forms.count})
+_KINDS: Mapping[str, Kind] = {
+    "key": pa.types.is_string,
+    "pid": pa.types.is_integer,
+    "camid": pa.types.is_integer,
+    "split": pa.types.is_string,
+    "feature": lambda kind: pa.types.is_fixed_size_list(kind) and pa.types.is_float32(kind.value_type),
+}
 
 
 @dataclass(frozen=True)
@@ -80,23 +91,27 @@ def read_features(path: Path) -> FeatureTable:
     Raises:
         UserError: The file does not exist or was not written by rayreid, or its keys are not unique.
     """
+    if not path.exists():
+        raise UserError(f"{path}: no such file of features")
     try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file of features") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: no Parquet file of features ({error})") from error
-    header = json.loads((table.schema.metadata or {}).get(_HEADER, b"{}"))
-    if header.get("format") != FORMAT:
-        raise UserError(f"{path}: not written by rayreid predict (its metadata do not contain {FORMAT})")
+        table = read_columns(path, _KINDS, remedy="predict again")
+    except DamagedFileError as error:
+        raise UserError(f"{path}: not written by rayreid predict ({error.why}); predict again") from error
+    try:
+        header = forms.parse((table.schema.metadata or {}).get(_HEADER, b""), _HEADER_FORM)
+        features = table["feature"].combine_chunks().flatten().to_numpy().reshape(len(table), header["dimensions"])
+    except ValueError as error:
+        raise UserError(
+            f"{path}: not written by rayreid predict (its metadata do not contain {FORMAT}: {one_line(error)}); "
+            "predict again"
+        ) from error
     keys = table["key"].to_numpy()
     if len(set(keys)) < len(keys):
         raise UserError(f"{path}: a key occurs more than once; predict again")
-    features = table["feature"].combine_chunks()
     return FeatureTable(
         keys=keys,
         # a copy, because callers may write to it
-        features=np.array(features.flatten().to_numpy()).reshape(len(keys), header["dimensions"]),
+        features=np.array(features),
         pids=table["pid"].to_numpy(),
         camids=table["camid"].to_numpy(),
         splits=table["split"].to_numpy(),

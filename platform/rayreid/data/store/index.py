@@ -14,9 +14,12 @@ import pyarrow.parquet as pq
 
 from rayreid.data.store.shards import (
     INDEX_SCHEMA,
+    REJECTED_SCHEMA,
     STORE_COMPRESSION,
+    WRITTEN_AGAIN,
     part_facts,
     part_file,
+    read_part,
     rejected_file,
     rejected_table,
     shard_file,
@@ -24,6 +27,7 @@ from rayreid.data.store.shards import (
 from rayreid.errors import UserError
 from rayreid.files import remove_temporaries, write_atomically
 from rayreid.parquet import write_table
+from rayreid.state_files import DamagedFileError, move_aside
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -69,11 +73,11 @@ def finish_store(
             raise UserError(f"{directory}: shard part {part.name} is not written; run the ingest again to resume it")
 
     rows, duplicates = _first_of_each_key(
-        pa.concat_tables([pq.read_table(part) for part in parts] or [INDEX_SCHEMA.empty_table()])
+        pa.concat_tables([_read_part(part, INDEX_SCHEMA) for part in parts] or [INDEX_SCHEMA.empty_table()])
     )
     rejected = pa.concat_tables(
         [
-            *(pq.read_table(rejected_file(directory, shard)) for shard in range(shards)),
+            *(_read_part(rejected_file(directory, shard), REJECTED_SCHEMA) for shard in range(shards)),
             rejected_table([(key, key, "duplicate key") for key in duplicates]),
             rejected_table([(path, path, reason) for path, reason in ignored]),
         ]
@@ -114,6 +118,19 @@ def finish_store(
             "again: finished shards are kept"
         ) from error
     return manifest
+
+
+def _read_part(path: Path, schema: pa.Schema) -> pa.Table:
+    """Return what the writer of a shard left beside it; if it is damaged, it is moved aside and must be made again.
+
+    Raises:
+        DamagedFileError: It is damaged.
+    """
+    try:
+        return read_part(path, schema)
+    except DamagedFileError as error:
+        move_aside(path, error.why, WRITTEN_AGAIN)
+        raise
 
 
 def _write_joined(directory: Path, rows: pa.Table, rejected: pa.Table, manifest: dict[str, Any]) -> None:

@@ -10,16 +10,19 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayreid import forms
 from rayreid.data.images import BadImageError, Header, examine
 from rayreid.errors import UserError
 from rayreid.files import checksum, replacing
-from rayreid.parquet import write_table
+from rayreid.parquet import read_columns, write_table
+from rayreid.state_files import if_whole, reading
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 64 * 2**20  # bounds the memory of a writer, and keeps the 32-bit offsets of a batch far from overflowing
@@ -42,6 +45,10 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 REJECTED_SCHEMA = pa.schema([("key", pa.string()), ("path", pa.string()), ("reason", pa.string())])
+
+INGEST_AGAIN = "run the ingest again to resume it"
+WRITTEN_AGAIN = "its shard is written again"
+_FACTS = forms.record({"request": forms.text, "checksum": forms.text, "rows": forms.count})
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +138,27 @@ def rejected_file(directory: Path, shard: int) -> Path:
 
 
 def part_facts(part: Path) -> dict[str, Any]:
-    """Return the facts about its shard that an index part records: `request`, `checksum`, `rows`."""
-    return json.loads(pq.read_schema(part).metadata[b"rayreid"])
+    """Return the facts about its shard that an index part records: `request`, `checksum`, `rows`.
+
+    Raises:
+        DamagedFileError: The part is damaged.
+    """
+    with reading(part, INGEST_AGAIN):
+        metadata = pq.read_metadata(part)
+        facts: dict[str, Any] = forms.parse((metadata.metadata or {}).get(b"rayreid", b""), _FACTS)
+        if metadata.num_rows != facts["rows"] or not metadata.schema.to_arrow_schema().equals(INDEX_SCHEMA):
+            raise ValueError("it does not have the rows that it says")
+        return facts
+
+
+def read_part(path: Path, schema: pa.Schema) -> pa.Table:
+    """Return a table that the writer of a shard left beside it.
+
+    Raises:
+        DamagedFileError: It is missing or damaged.
+    """
+    kinds = {name: schema.field(name).type.equals for name in schema.names}
+    return read_columns(path, kinds, remedy=INGEST_AGAIN)
 
 
 def _digest_of_request(records: Sequence[Record], verify: str) -> str:
@@ -217,8 +243,11 @@ def _write_shard(
     directory = Path(directory)
     arrow, part = shard_file(directory, shard), part_file(directory, shard)
     request = _digest_of_request(records, verify)
-    if part.exists():
-        if arrow.exists() and part_facts(part)["request"] == request:
+    list_of_rejected = rejected_file(directory, shard)
+    facts = if_whole(part, partial(part_facts, part), WRITTEN_AGAIN)
+    if facts is not None:
+        known = if_whole(list_of_rejected, partial(read_part, list_of_rejected, REJECTED_SCHEMA), WRITTEN_AGAIN)
+        if arrow.exists() and known is not None and facts["request"] == request:
             return
         part.unlink()  # it belongs to other records and must not vouch for the file written now
     arrow.parent.mkdir(parents=True, exist_ok=True)
@@ -235,7 +264,7 @@ def _write_shard(
                 rejected.append((record.key, record.path, reason))
         writer.close()
 
-    write_table(rejected_file(directory, shard), rejected_table(rejected), STORE_COMPRESSION)
+    write_table(list_of_rejected, rejected_table(rejected), STORE_COMPRESSION)
     facts = {"request": request, "checksum": checksum(arrow), "rows": len(stored)}
     schema = INDEX_SCHEMA.with_metadata({"rayreid": json.dumps(facts)})
     write_table(part, pa.table(writer.index, schema=schema), STORE_COMPRESSION)

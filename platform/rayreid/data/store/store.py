@@ -9,8 +9,7 @@ This module reads the store, and re-exports the functions of the two modules tha
     image = store.image(store.rows_of("train")[0])
 """
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rayreid.data.images import UPRIGHT, BadImageError
 from rayreid.data.jpeg import decode_images
 from rayreid.data.store.index import FORMAT, finish_store
+from rayreid.data.store.manifest import FORM as MANIFEST_FORM
 from rayreid.data.store.shard_files import MappedShard, ShardFiles
 from rayreid.data.store.shards import INDEX_SCHEMA, Record, digest_of_image, write_shard
 from rayreid.errors import UserError
+from rayreid.parquet import read_columns
+from rayreid.state_files import DamagedFileError, damaged, read_json, remake
 
 __all__ = ["ImageStore", "Record", "finish_store", "write_shard"]
 
@@ -60,9 +61,11 @@ class ImageStore:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory).absolute()
-        self.manifest = _read_manifest(self.directory)
+        self.manifest = read_manifest(self.directory)
         self.fingerprint: str = self.manifest["fingerprint"]
-        index = self._index = _read_index(self.directory, [name for name in INDEX_SCHEMA.names if name != "digest"])
+        names = [name for name in INDEX_SCHEMA.names if name != "digest"]
+        later = ["orientation"] if self.manifest["format"] == 1 else []
+        index = self._index = _read_index(self.directory, names, later)
         if index.num_rows != self.manifest["stored"]:
             raise UserError(
                 f"{self.directory}: index.parquet has {index.num_rows} images, manifest.json says "
@@ -71,6 +74,7 @@ class ImageStore:
         self.pids, self.camids, self.heights, self.widths, self.shards, self.rows = (
             index[name].to_numpy() for name in ("pid", "camid", "height", "width", "shard", "row")
         )
+        _check_places(self.directory, self.shards, self.rows, [shard["rows"] for shard in self.manifest["shards"]])
         self.files = ShardFiles(self.directory, self.manifest)
         turned = "orientation" in index.column_names
         self.orientations = index["orientation"].to_numpy() if turned else np.full(len(self.pids), UPRIGHT, np.int8)
@@ -211,29 +215,37 @@ class ImageStore:
                 compared(number)
 
 
-def _read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Return a store's manifest.
+
+    Raises:
+        UserError: There is no store, or it is incomplete, damaged, or of another format.
+    """
     path = directory / "manifest.json"
     if not directory.is_dir():
         raise UserError(f"{directory}: there is no such folder; ingest the dataset first")
-    if not path.is_file():
+    if not path.exists():
         if (directory / "shards").is_dir():
             raise UserError(f"{path} is missing: the ingest is not finished; run it again to resume it")
         raise UserError(f"{path} is missing: this folder is no image store; ingest the dataset first")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no image store's manifest ({error!r}); ingest again") from error
+        manifest: dict[str, Any] = read_json(path, MANIFEST_FORM)
+    except DamagedFileError as error:
+        raise UserError(f"{path} is no image store's manifest ({error.why}); {remake(directory)}") from error
+    version = manifest["format"]
     if version not in range(1, FORMAT + 1):
         raise UserError(f"{path}: store format {version}, this rayreid reads up to {FORMAT}; run the ingest again")
     return manifest
 
 
-def _read_index(directory: Path, columns: Sequence[str]) -> pa.Table:
-    """Return those of some columns that the index has; an older index has fewer."""
-    path = directory / "index.parquet"
-    try:
-        present = pq.read_schema(path).names
-        return pq.read_table(path, columns=[name for name in columns if name in present])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); run the ingest again") from error
+def _check_places(directory: Path, shards: np.ndarray, rows: np.ndarray, sizes: Sequence[int]) -> None:
+    """Refuse an index whose places are not in the shards."""
+    inside = (shards >= 0) & (shards < len(sizes)) & (rows >= 0)
+    if not inside.all() or (len(rows) and (rows >= np.array(sizes)[shards]).any()):
+        raise damaged(directory / "index.parquet", "it names places that no shard has", remake(directory))
+
+
+def _read_index(directory: Path, columns: Sequence[str], optional: Collection[str] = ()) -> pa.Table:
+    """Return some columns of the index; of the optional ones those that it has."""
+    kinds = {name: INDEX_SCHEMA.field(name).type.equals for name in columns}
+    return read_columns(directory / "index.parquet", kinds, remedy=remake(directory), optional=optional)

@@ -15,11 +15,13 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayreid import forms
 from rayreid.data.store.shards import STORE_COMPRESSION
 from rayreid.files import replacing
 
 _CHUNK = 65_536
 _SCHEMA = pa.schema([("name", pa.string()), ("size", pa.int64()), ("modified", pa.int64()), ("checksum", pa.string())])
+_FACTS = forms.record({"digest": forms.text, "place": forms.text})
 _ABSENT = -1
 
 
@@ -117,7 +119,7 @@ class Witness:
         self._path = witness_file(directory)
         facts = {"digest": "", "place": ""}
         with contextlib.suppress(OSError, pa.ArrowException, KeyError, TypeError, ValueError):  # or damaged
-            facts = json.loads(pq.read_metadata(self._path).metadata[b"rayreid"])
+            facts = forms.parse(pq.read_metadata(self._path).metadata[b"rayreid"], _FACTS)
         self.digest: str = facts["digest"]
         self.place: str = facts["place"]
 
@@ -125,6 +127,8 @@ class Witness:
         """Yield the files, in the order in which the dataset listed them, up to the first that cannot be read."""
         if not self.digest:
             return
-        with contextlib.suppress(OSError, pa.ArrowException), pq.ParquetFile(self._path) as file:
+        with contextlib.suppress(OSError, pa.ArrowException, TypeError), pq.ParquetFile(self._path) as file:
+            if file.schema_arrow.names != _SCHEMA.names:
+                return
             for batch in file.iter_batches(_CHUNK):
                 yield from map(SourceFile._make, zip(*(column.to_pylist() for column in batch.columns), strict=True))

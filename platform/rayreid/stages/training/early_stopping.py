@@ -90,7 +90,8 @@ class Judged:
 
 def _best(path: Path, epochs: float, whole: bool = True) -> float | None:
     """Return a journal's best probe up to an epoch; None without one or, if `whole`, if no probe has come that far."""
-    probes = [(row["epoch"], row[_MEASURE]) for row in Journal(path).history() if _MEASURE in row and row["epoch"] > 0]
+    rows = [row for row in Journal(path).history() if _MEASURE in row and row.get("epoch", 0) > 0]
+    probes = [(row["epoch"], row[_MEASURE]) for row in rows]
     if whole and not any(epoch >= epochs for epoch, _ in probes):
         return None
     return max((value for epoch, value in probes if epoch <= epochs), default=None)

@@ -10,6 +10,7 @@ from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.figures import image_sheet, loss_curves
 from rayreid.execution.production import StageContext
 from rayreid.reid.clustering import OUTLIER
+from rayreid.state_files import reading, remake
 from rayreid.storage.metrics_log import Journal
 
 _CLUSTERS, _IMAGES = 6, 8
@@ -41,15 +42,18 @@ def draw(context: StageContext, store: ImageStore, labels: Path, epochs: int) ->
     Returns:
         The statistics of the last epoch, and the seconds of all epochs by phase.
     """
-    rows = [row for row in Journal(context.folder / "metrics.jsonl").history() if "clusters" in row]
-    names = [name for name in _CURVES if name in rows[-1]]
+    journal = Journal(context.folder / "metrics.jsonl")
+    last = journal.newest("clusters")
+    rows = [row for row in journal.history() if "clusters" in row]
+    names = [name for name in _CURVES if name in last]
     context.run.figure(loss_curves(rows, names, x="epoch"), "figures/labels.png")
     for epoch in np.linspace(1, epochs, min(_SHEETS, epochs)).round().astype(int):
-        with np.load(labels / f"{epoch:04d}.npz") as file:
+        path = labels / f"{epoch:04d}.npz"
+        with reading(path, remake(context.folder)), np.load(path) as file:
             context.run.figure(sheet(store, file["rows"], file["labels"]), f"figures/clusters/{epoch:04d}.png")
-    kept = [name for name in ("clusters", "outliers", "images_used", "ari", "nmi", "pair_f") if name in rows[-1]]
+    kept = [name for name in ("clusters", "outliers", "images_used", "ari", "nmi", "pair_f") if name in last]
     return {
-        **{f"final_{name}": rows[-1][name] for name in kept},
+        **{f"final_{name}": last[name] for name in kept},
         "epochs_with_kept_labels": sum(row["kept_labels"] for row in rows),
         **{f"total_{name}": round(sum(row[name] for row in rows), 2) for name in _PHASES},
     }
