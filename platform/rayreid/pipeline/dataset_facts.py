@@ -1,6 +1,5 @@
 """Facts about the datasets of a run that are known before the run begins."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from rayreid.config import Source
 from rayreid.data.datasets import Dataset, location, open_source
 from rayreid.data.datasets.layout import passed_over
 from rayreid.data.store.changes import changes_since_ingest
+from rayreid.data.store.manifest import read_manifest
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import findable_identities
@@ -100,7 +100,7 @@ def _look(role: str, source: Source, artifact: Artifact, enough: int) -> Content
 
 
 def _stored(role: str, folder: Path) -> Contents:
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_manifest(folder)
     if role == "pool":
         return Contents(manifest["counts"])
     store = ImageStore(folder)

@@ -17,9 +17,10 @@ from rayreid.config import Ingest, Source
 from rayreid.console import Bar
 from rayreid.data.datasets import Dataset, location, open_source
 from rayreid.data.datasets.existing_store import ExistingStore
-from rayreid.data.store.index import MANIFEST, clear_strays, finish_store, remove_shards
+from rayreid.data.store.index import clear_strays, finish_store, remove_shards
 from rayreid.data.store.inspection import sample_images
 from rayreid.data.store.listing import deal, write_part
+from rayreid.data.store.manifest import MANIFEST
 from rayreid.data.store.shards import Record
 from rayreid.data.store.store import ImageStore
 from rayreid.data.store.witness import Witness, digest_of_files, write_witness

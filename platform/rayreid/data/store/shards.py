@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayreid.data.images import BadImageError, Header, examine
+from rayreid.data.store.image_checksum import checksum_of_image
 from rayreid.errors import UserError
 from rayreid.files import checksum, replacing
 from rayreid.parquet import write_table
@@ -39,6 +40,7 @@ INDEX_SCHEMA = pa.schema(
         ("row", pa.int32()),
         ("orientation", pa.int8()),
         ("digest", pa.binary(16)),
+        ("crc32", pa.uint32()),
     ]
 )
 REJECTED_SCHEMA = pa.schema([("key", pa.string()), ("path", pa.string()), ("reason", pa.string())])
@@ -135,6 +137,17 @@ def part_facts(part: Path) -> dict[str, Any]:
     return json.loads(pq.read_schema(part).metadata[b"rayreid"])
 
 
+def _written(directory: Path, shard: int, request: str) -> bool:
+    """Return whether a shard is complete for a request, with all columns that the index has by now."""
+    part = part_file(directory, shard)
+    try:
+        schema = pq.read_schema(part)
+        whole = schema.equals(INDEX_SCHEMA) and json.loads(schema.metadata[b"rayreid"])["request"] == request
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):  # it is missing or damaged
+        return False
+    return whole and shard_file(directory, shard).exists() and rejected_file(directory, shard).exists()
+
+
 def _digest_of_request(records: Sequence[Record], verify: str) -> str:
     digest = hashlib.blake2b(verify.encode(), digest_size=16)
     for record in records:
@@ -159,7 +172,7 @@ class _ShardWriter:
         row = len(self.index["key"])
         digest = digest_of_image(data)
         place = (header.height, header.width, self.shard, row, header.orientation)
-        values = (record.key, record.pid, record.camid, record.split, *place, digest)
+        values = (record.key, record.pid, record.camid, record.split, *place, digest, checksum_of_image(data))
         for column, value in zip(self.index.values(), values, strict=True):
             column.append(value)
         self._keys.append(record.key)
@@ -217,10 +230,9 @@ def _write_shard(
     directory = Path(directory)
     arrow, part = shard_file(directory, shard), part_file(directory, shard)
     request = _digest_of_request(records, verify)
-    if part.exists():
-        if arrow.exists() and part_facts(part)["request"] == request:
-            return
-        part.unlink()  # it belongs to other records and must not vouch for the file written now
+    if _written(directory, shard, request):
+        return
+    part.unlink(missing_ok=True)  # it belongs to other records and must not vouch for the file written now
     arrow.parent.mkdir(parents=True, exist_ok=True)
 
     stored: set[str] = set()
