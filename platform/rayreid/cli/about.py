@@ -18,6 +18,9 @@ def doctor(
             "--fix-locations", help="First let the MLflow database of moved outputs (RAYREID_ROOT) record their place."
         ),
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also compare all artifacts under RAYREID_ROOT with their checksums.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Check versions, storage, MLflow, Ray and its nodes, and say how to fix problems; exit status 0 or 1."""
@@ -26,7 +29,7 @@ def doctor(
 
     if fix_locations:
         fix()
-    raise typer.Exit(0 if look() else 1)
+    raise typer.Exit(0 if look(verify=verify) else 1)
 
 
 @app.command()

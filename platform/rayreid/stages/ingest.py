@@ -52,6 +52,7 @@ def _ingest(source: Source, config: Ingest, context: StageContext) -> dict[str, 
         manifest, examples = _stored(dataset, source, context)
         _record(context, source, manifest, examples, dataset.left_out)
         _check_rejected(source, config, manifest, context.folder)
+        context.checksums.update({shard["file"]: shard["checksum"] for shard in manifest["shards"]})
     return {
         "images": manifest["stored"],
         "rejected": sum(manifest["rejected"].values()),
