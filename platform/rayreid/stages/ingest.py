@@ -30,6 +30,7 @@ from rayreid.execution.production import StageContext, identity
 from rayreid.execution.resources import ANYWHERE
 from rayreid.files import Guard, check_guards, guard_of, guarded
 from rayreid.storage.artifacts import Artifact
+from rayreid.storage.contents import records_set_aside
 
 VERSION = 3  # raise it also when the synthetic dataset draws other images
 _DEFAULT = Ingest()
@@ -53,6 +54,7 @@ def _ingest(source: Source, config: Ingest, context: StageContext) -> dict[str, 
         _record(context, source, manifest, examples, dataset.left_out)
         _check_rejected(source, config, manifest, context.folder)
         context.checksums.update({shard["file"]: shard["checksum"] for shard in manifest["shards"]})
+    _check_unchanged(source, manifest, context.folder)
     return {
         "images": manifest["stored"],
         "rejected": sum(manifest["rejected"].values()),
@@ -113,6 +115,17 @@ def _check_rejected(source: Source, config: Ingest, manifest: Mapping[str, Any],
             f"ingest.max_rejected={config.max_rejected:g}; mend them (listed in {folder / 'rejected.parquet'}) and run "
             "again, or raise it"
         )
+
+
+def _check_unchanged(source: Source, manifest: Mapping[str, Any], folder: Path) -> None:
+    """Refuse other images than those of a store that was damaged: artifacts made from that one may exist."""
+    for aside, record in records_set_aside(folder).items():
+        if record.facts.get("fingerprint", manifest["fingerprint"]) != manifest["fingerprint"]:
+            raise UserError(
+                f"{location(source)}: its images or labels are not those of its store, which is damaged ({aside}); set "
+                f"revision={source.revision + 1} beside root to ingest it as it is now, or, if nothing was made from "
+                "that store, delete this folder"
+            )
 
 
 def _write(dataset: Dataset, folder: Path, verify: Literal["decode", "header"], bar: Bar) -> tuple[int, int]:

@@ -184,9 +184,13 @@ def set_aside(folder: Path) -> Path:
     return aside
 
 
-def is_set_aside(folder: Path) -> bool:
-    """Return whether `set_aside` made a folder."""
-    return _DAMAGED in folder.name
+def records_set_aside(folder: Path) -> dict[Path, Record]:
+    """Return the records of an artifact that `set_aside` moved, as far as they can be understood, by their folder."""
+    found = {}
+    for aside in sorted(folder.parent.glob(f"{folder.name}{_DAMAGED}*")):
+        with contextlib.suppress(DamagedError, FileNotFoundError):
+            found[aside] = parsed(aside)
+    return found
 
 
 def _files(folder: Path) -> Iterator[Path]:

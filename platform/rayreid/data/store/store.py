@@ -245,5 +245,5 @@ class ImageStore:
         if fingerprint_of(rows, self.manifest["dataset"], self.manifest["version"]) != self.fingerprint:
             raise UserError(
                 f"{self.directory / INDEX}: the labels are not those that were ingested; restore it from a copy, or "
-                "delete it: the next run makes it again"
+                "remove the store's folder and ingest again"
             )
