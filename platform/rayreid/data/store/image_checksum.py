@@ -14,6 +14,8 @@ def checksum_of_image(data: bytes | memoryview) -> int:
     The bytes are added piece by piece, because threads that take the interpreter lock anew for every image wait for
     one another (see `rayreid.data.jpeg`).
     """
+    if len(data) <= _PIECE:
+        return zlib.crc32(data)
     found = 0
     for start in range(0, len(data), _PIECE):
         found = zlib.crc32(data[start : start + _PIECE], found)
