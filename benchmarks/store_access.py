@@ -4,6 +4,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def measure(directory: Path, decodes: int, repeats: int) -> None:
     decoded = paired(lambda: call_each(store.image, some), lambda: [decode(held[row]) for row in some], repeats)
     found = [store.encoded(row) for row in some]
     checksums = np.array(list(map(checksum_of_image, found)), np.uint32)
-    checked = paired(lambda: compare_all(found, checksums), lambda: decode_all(found), repeats)
+    checked = paired(lambda: compare_all(found, checksums), lambda: decode_all(found), repeats, thread_time)
     streaming = paired(lambda: copy_images(store), lambda: copy_files(files), repeats)
     show_table(
         f"store of {len(store):,} images, {size / len(store):,.0f} bytes each; baselines: reading index.parquet; "
