@@ -183,7 +183,7 @@ def test_a_root_that_cannot_be_written_is_told_in_words(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("well", "status"), [(True, 0), (False, 1)])
 def test_the_exit_status_says_whether_all_is_well(monkeypatch, well, status):
-    monkeypatch.setattr(module, "doctor", lambda: well)
+    monkeypatch.setattr(module, "doctor", lambda verify: well)
     assert CliRunner().invoke(app, ["doctor"]).exit_code == status
 
 
