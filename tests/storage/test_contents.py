@@ -14,7 +14,8 @@ from rayreid.errors import UserError
 from rayreid.files import checksum
 from rayreid.storage import contents
 from rayreid.storage.artifacts import Artifact
-from rayreid.storage.contents import DamagedError, Entry, read_record, set_aside, verify
+from rayreid.storage.contents import DamagedError, Entry, read_record, verify
+from rayreid.storage.damage import set_aside
 
 FILES = {"cmc.npy": None, "queries.parquet": b"queries", "figures/cmc.png": b"a picture", "metrics.jsonl": b"{}\n"}
 
@@ -227,8 +228,10 @@ def test_the_next_writer_finds_only_what_is_whole(made, caplog):
     assert f"what is damaged is moved to {aside.name}, which you can delete" in caplog.text
 
 
-def test_without_a_record_no_file_is_trusted(made):
-    (made.path / "artifact.json").write_text("")
+@pytest.mark.parametrize("damage", [lambda text: "", lambda text: text.replace('"id": "', '"id": "another')])
+def test_without_a_record_of_its_own_no_file_is_trusted(made, damage):
+    record = made.path / "artifact.json"
+    record.write_text(damage(record.read_text()))
     with made.writing() as folder:
         assert {path.name for path in folder.iterdir()} == {"lease.json", ".writers.json", ".hidden"}
     (aside,) = made.path.parent.glob("*.damaged-*")

@@ -10,7 +10,7 @@ from rayreid.data.store.store import ImageStore
 from rayreid.diagnostics.finding import Finding
 from rayreid.errors import UserError, escaped
 from rayreid.storage import contents
-from rayreid.storage.contents import RECORD, DamagedError
+from rayreid.storage.contents import RECORD
 
 _ID = re.compile(r"[0-9a-f]{12}")
 _SUBJECT = "artifact"
@@ -78,7 +78,7 @@ def _look_at_store(folder: Path) -> Finding | None:
         elsewhere = store.files.origin != str(store.directory)
         if not elsewhere and contents.parsed(folder).files is None:
             store.verify()  # the manifest has had checksums of shards from the beginning
-    except (UserError, DamagedError) as error:
+    except UserError as error:
         return Finding("bad", _SUBJECT, str(error))
     if elsewhere:
         text = f"its shards are in {store.files.origin}; rayreid inspect {folder} --verify compares them, too"

@@ -30,7 +30,7 @@ from rayreid.execution.production import StageContext, identity
 from rayreid.execution.resources import ANYWHERE
 from rayreid.files import Guard, check_guards, guard_of, guarded
 from rayreid.storage.artifacts import Artifact
-from rayreid.storage.contents import records_set_aside
+from rayreid.storage.damage import records_set_aside
 
 VERSION = 3  # raise it also when the synthetic dataset draws other images
 _DEFAULT = Ingest()

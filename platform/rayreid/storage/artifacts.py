@@ -30,10 +30,10 @@ from rayreid.storage.contents import (
     DamagedError,
     Record,
     read_record,
-    set_aside,
     settle,
     settle_names,
 )
+from rayreid.storage.damage import set_aside
 from rayreid.storage.lease import Fence, Lease, LeaseLostError, held_by_another
 
 

@@ -7,8 +7,7 @@ damaged later or storage lost what it had promised to keep, and then sizes or ch
 import contextlib
 import json
 import stat
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -42,7 +41,6 @@ _GROWING = (".jsonl", ".tsv")
 """Suffixes of files to which a writer that lost the lease may still append; readers skip what it adds."""
 
 _MOST_BYTES = 2**28
-_DAMAGED = ".damaged-"
 
 _whole: dict[Path, tuple[int, ...]] = {}
 
@@ -145,52 +143,16 @@ def parsed(folder: Path) -> Record:
         raise DamagedError(folder, f"{RECORD} cannot be understood ({reason})") from None
 
 
-def verify(folder: Path, compared: Callable[[int], None] = lambda size: None) -> list[str]:
+def verify(folder: Path) -> list[str]:
     """Read all files of an artifact, and return the names of those that are missing or changed.
-
-    Args:
-        folder: The artifact's folder.
-        compared: Called after each file with its size in bytes.
 
     Raises:
         FileNotFoundError: The artifact is not complete.
         DamagedError: Its record cannot be understood.
         UserError: The storage does not let the files be read.
     """
-    changed = []
-    for name, entry in (parsed(folder).files or {}).items():
-        if not _same(folder, name, entry):
-            changed.append(name)
-        compared(entry.size)
-    return changed
-
-
-def set_aside(folder: Path) -> Path:
-    """Move what is damaged of an artifact to a folder beside it, which makes it incomplete; return that folder.
-
-    Files whose checksums are right stay, so that its stage continues with them. If the record cannot be understood, no
-    file can be trusted, and all are moved. Call this only with the artifact's lease.
-    """
-    aside = folder.with_name(f"{folder.name}{_DAMAGED}{uuid.uuid4().hex[:8]}")
-    try:
-        moved = verify(folder)
-    except DamagedError:
-        moved = [path.name for path in folder.iterdir() if path.name not in (RECORD, *LEFT_BY_WRITERS)]
-        moved = [name for name in moved if not name.startswith(".")]  # such as the clocks of who waits for the lease
-    for name in (*moved, RECORD):  # last the record: until then, the artifact counts as damaged, and not as unfinished
-        if (folder / name).exists():
-            (aside / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).rename(aside / name)
-    return aside
-
-
-def records_set_aside(folder: Path) -> dict[Path, Record]:
-    """Return the records of an artifact that `set_aside` moved, as far as they can be understood, by their folder."""
-    found = {}
-    for aside in sorted(folder.parent.glob(f"{folder.name}{_DAMAGED}*")):
-        with contextlib.suppress(DamagedError, FileNotFoundError):
-            found[aside] = parsed(aside)
-    return found
+    recorded = parsed(folder).files or {}
+    return [name for name, entry in recorded.items() if not _same(folder, name, entry)]
 
 
 def _files(folder: Path) -> Iterator[Path]:
