@@ -4,6 +4,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ import torch
 from pictures import random_jpegs
 from timing import paired, show_table
 
-from rayreid.data.images import decode
+from rayreid.data.images import UPRIGHT, decode
+from rayreid.data.jpeg import decode_images
+from rayreid.data.store.image_checksum import checksum_of_image
 from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 
 SHARD = 20_000
 CHUNK = 2**20
+BATCH = 64
 
 
 def make_store(directory: Path, count: int, jpegs: list[bytes]) -> None:
@@ -31,6 +35,18 @@ def make_store(directory: Path, count: int, jpegs: list[bytes]) -> None:
 def call_each(function: Callable[[int], Any], rows: Iterable[int]) -> None:
     for row in rows:
         function(row)
+
+
+def decode_all(encoded: list[memoryview]) -> None:
+    """Decode them in batches, as training and scoring do."""
+    for start in range(0, len(encoded), BATCH):
+        batch = encoded[start : start + BATCH]
+        decode_images(batch, [UPRIGHT] * len(batch))
+
+
+def compare_all(encoded: list[memoryview], checksums: np.ndarray) -> None:
+    for row, data in enumerate(encoded):
+        assert checksum_of_image(data) == checksums[row]
 
 
 def copy_images(store: ImageStore) -> None:
@@ -75,14 +91,18 @@ def measure(directory: Path, decodes: int, repeats: int) -> None:
     )
     access = paired(lambda: call_each(store.encoded, rows), lambda: call_each(held.__getitem__, rows), repeats)
     decoded = paired(lambda: call_each(store.image, some), lambda: [decode(held[row]) for row in some], repeats)
+    found = [store.encoded(row) for row in some]
+    checksums = np.array(list(map(checksum_of_image, found)), np.uint32)
+    checked = paired(lambda: compare_all(found, checksums), lambda: decode_all(found), repeats, thread_time)
     streaming = paired(lambda: copy_images(store), lambda: copy_files(files), repeats)
     show_table(
         f"store of {len(store):,} images, {size / len(store):,.0f} bytes each; baselines: reading index.parquet; "
-        "a list of bytes objects; decoding from that list; reading the shard files",
+        "a list of bytes objects; decoding from that list; decoding without comparing; reading the shard files",
         [
             opening.row("open and first image", "ms", lambda seconds: 1000 * seconds),
             access.row("random access", "images/s per core", lambda seconds: len(rows) / seconds),
             decoded.row("random access, decoded", "images/s per core", lambda seconds: len(some) / seconds),
+            checked.row("comparing checksums alone", "µs an image", lambda seconds: 1e6 * seconds / len(some)),
             streaming.row("sequential streaming", "MB/s", lambda seconds: size / 1e6 / seconds),
         ],
         ("pyarrow", "pillow", "numpy"),

@@ -1,7 +1,9 @@
 """Folders and atomically written files on storage to which several processes write at once."""
 
 import contextlib
+import errno
 import hashlib
+import math
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,6 +15,8 @@ from rayreid.errors import UserError
 _RACES = 1000  # number of consecutive failures before the error is taken as real
 
 _CHUNK = 2**20
+
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of file systems that cannot sync folders
 
 TEMPORARY = ".tmp"
 """Suffix of a file that is still being written."""
@@ -101,8 +105,7 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
         with naming(path):
             yield temporary
             if sync:
-                with temporary.open("rb") as stream:
-                    os.fsync(stream.fileno())  # else a power failure could leave an empty file under that name
+                sync_file(temporary)  # else a power failure could leave an empty file under that name
             check_guards(path)
             temporary.replace(path)
     finally:
@@ -120,8 +123,7 @@ def creating(path: Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield temporary
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
+            sync_file(temporary)
             check_guards(path)
             os.link(temporary, path)
     finally:
@@ -152,15 +154,36 @@ def remove_temporaries(folder: Path) -> None:
         left_over.unlink(missing_ok=True)
 
 
-def checksum(path: Path) -> str:
-    """Return the blake2b checksum of a file's bytes (32 hex digits)."""
+def sync_file(path: Path) -> None:
+    """Force the bytes of a file to disk."""
+    with naming(path), path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Force the names of a folder's files to disk, where the file system knows how to."""
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_SYNC:
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def checksum(path: Path, size: int | None = None) -> str:
+    """Return the blake2b checksum of a file's bytes, or of the first `size` of them (32 hex digits)."""
     with path.open("rb") as stream:
-        return digest_of(stream)
+        return digest_of(stream, size)
 
 
-def digest_of(stream: IO[bytes]) -> str:
-    """Return the blake2b checksum of the bytes that are left in a stream (32 hex digits)."""
+def digest_of(stream: IO[bytes], size: int | None = None) -> str:
+    """Return the blake2b checksum of the bytes that are left in a stream, or of the next `size` (32 hex digits)."""
     digest = hashlib.blake2b(digest_size=16)
-    while chunk := stream.read(_CHUNK):
+    left = math.inf if size is None else size
+    while chunk := stream.read(int(min(_CHUNK, left))):
         digest.update(chunk)
+        left -= len(chunk)
     return digest.hexdigest()

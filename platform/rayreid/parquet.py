@@ -21,10 +21,10 @@ def write_table(path: Path, table: pa.Table, compression: str = _COMPRESSION) ->
         pq.write_table(table, temporary, compression=compression)
 
 
-def encode_table(table: pa.Table) -> bytes:
+def encode_table(table: pa.Table, compression: str = _COMPRESSION) -> bytes:
     """Return the bytes that `write_table` would write."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression=_COMPRESSION)
+    pq.write_table(table, sink, compression=compression)
     return sink.getvalue().to_pybytes()
 
 

@@ -275,11 +275,13 @@ def test_looks_at_a_query_and_gallery_that_are_not_there(refused, home):
     assert "finetune.evaluate_every=1, but the source has no query and gallery" in message
 
 
-def stored(home: Path, images: int) -> None:
-    """Make GOOD's pool a complete artifact of so many images."""
+def stored(home: Path, **counts: int) -> None:
+    """Make GOOD's pool a complete artifact of so many images of each split."""
     artifact = ingest.plan(home / "outputs", Source(**GOOD["pool"]))
     artifact.path.mkdir(parents=True)
-    manifest = {"counts": {"pool": images}, "identities": {"pool": 0}}
+    images = sum(counts.values())
+    manifest = {"format": 2, "dataset": "folder", "version": "", "fingerprint": "", "read": images, "stored": images}
+    manifest |= {"rejected": {}, "counts": counts, "identities": dict.fromkeys(counts, 0), "cameras": 0, "shards": []}
     (artifact.path / "manifest.json").write_text(json.dumps(manifest))
     artifact.finish({})
 
@@ -297,7 +299,7 @@ def stored(home: Path, images: int) -> None:
     ],
 )
 def test_more_images_than_a_stored_pool_has(home, capfd, changes, named):
-    stored(home, 100)
+    stored(home, pool=100)
     path = home / "experiment.yaml"
     path.write_text(yaml.safe_dump(GOOD))
     with pytest.raises(SystemExit if named else AssertionError):
@@ -354,9 +356,7 @@ def test_a_list_of_fewer_images_than_a_batch(refused, home):
 
 
 def test_a_stored_pool_that_holds_test_images(home, capfd):
-    stored(home, 100)
-    manifest = next((home / "outputs" / "ingest").glob("*/manifest.json"))
-    manifest.write_text(json.dumps({"counts": {"train": 50, "query": 50}, "identities": {"train": 5, "query": 5}}))
+    stored(home, train=50, query=50)
     path = home / "experiment.yaml"
     path.write_text(yaml.safe_dump(GOOD))
     with pytest.raises(SystemExit):

@@ -164,9 +164,9 @@ def test_the_places_of_moved_outputs_are_mended_and_told(tmp_path, new_database,
     monkeypatch.setenv("RAYREID_ROOT", str(new))
     well, said = look(monkeypatch)
     assert not well and "doctor --fix-locations" in said
-    monkeypatch.setattr(module, "doctor", lambda **options: True)
+    monkeypatch.setattr(module, "doctor", lambda verify, **options: not verify)
     told = CliRunner().invoke(app, ["doctor", "--fix-locations"])
-    assert told.exit_code == 0
+    assert told.exit_code == 0 and CliRunner().invoke(app, ["doctor", "--verify"]).exit_code == 1
     assert told.output.replace("\n", "") == f"locations of artifacts changed from {old}/mlartifacts to {new}: 1"
     assert "no other place" in CliRunner().invoke(app, ["doctor", "--fix-locations"]).output
 

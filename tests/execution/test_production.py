@@ -13,6 +13,7 @@ from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.execution.production import StageContext, produce
 from rayreid.files import TEMPORARY
+from rayreid.storage import contents
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.revision import git_sha
 from recorded_run import RecordedRun
@@ -118,6 +119,33 @@ def test_one_that_was_refused_before_it_began_leaves_nothing(make, tmp_path):
         make(refuse)
     assert list(tmp_path.glob("stage/*")) == []
     assert make(lambda work: {}).facts["resumed"] is False
+
+
+def test_what_was_damaged_since_is_made_again_from_what_is_left_of_it(make, tmp_path, caplog):
+    def job(work):
+        for name in ("first", "second"):
+            if not (work.folder / name).exists():
+                calls.append(name)
+                (work.folder / name).write_text(name)
+        return {}
+
+    calls: list[str] = []
+    artifact = make(job)
+    (artifact.path / "first").write_text("")
+    contents._whole.clear()  # as in another process
+    assert make(job).facts["resumed"] is True
+    assert calls == ["first", "second", "first"] and (artifact.path / "first").read_text() == "first"
+    assert (artifact.path / "artifact.json").exists() and len(list(tmp_path.glob("stage/*.damaged-*"))) == 1
+    assert f"{artifact.path}: first has 0 bytes instead of 5; what is damaged is moved to" in caplog.text
+
+
+def test_files_whose_checksums_a_stage_knows_are_not_read_again(make):
+    def job(work):
+        (work.folder / "shard").write_text("…")
+        work.checksums["shard"] = "known"
+        return {}
+
+    assert contents.read_record(make(job).path).files["shard"].checksum == "known"
 
 
 def test_what_stands_beside_is_made_first_and_only_for_what_is_not_complete(make, tmp_path):

@@ -27,7 +27,7 @@ from rayreid.disk_faults import StorageError
 from rayreid.errors import UserError
 from rayreid.execution import delivery, failures, trainer
 from rayreid.execution.machine import machine_name
-from rayreid.execution.production import SCRATCH, StageContext
+from rayreid.execution.production import StageContext
 from rayreid.execution.resources import Share
 from rayreid.execution.sealed import Sealed
 from rayreid.execution.trainer import Training, fit
@@ -35,6 +35,7 @@ from rayreid.models.weights import load_backbone
 from rayreid.stages import pretrain
 from rayreid.stages.training import initial_weights
 from rayreid.storage.artifacts import Artifact
+from rayreid.storage.contents import SCRATCH
 from rayreid.storage.metrics_log import Journal
 from recorded_run import RecordedRun
 

@@ -4,10 +4,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from rayreid.errors import UserError
-from rayreid.inference.named_inputs import find_model
+from rayreid.inference.named_inputs import find_artifact, find_model
 from rayreid.models.backbones import build_backbone
 from rayreid.models.embedding import Embedder
 from rayreid.models.weights import save_backbone
+from rayreid.storage.artifacts import Artifact
 
 THIRD = (0.5, 0.5, 0.5)
 
@@ -33,3 +34,17 @@ def test_a_model_that_is_not_complete_is_used_only_where_that_was_asked_for(inco
     assert "17 tensors loaded, 1 missing" in str(model.report())
     embed = Embedder(model.weights, torch.device("cpu"), "fp32", strict=model.strict)
     assert embed.backbone.spec["name"] == "vit_tiny"
+
+
+def test_an_artifact_that_is_damaged_or_incomplete_is_named(tmp_path):
+    artifact = Artifact(tmp_path, "evaluate", 1, {})
+    artifact.path.mkdir(parents=True)
+    (artifact.path / "cmc.npy").write_bytes(b"curve")
+    with pytest.raises(UserError, match=r"no artifact\.json in it"):
+        find_artifact(str(artifact.path))
+    artifact.finish({"mAP": 0.5})
+    (artifact.path / "cmc.npy").write_bytes(b"")
+    with pytest.raises(UserError, match=r"this artifact is damaged: cmc\.npy has 0 bytes instead of 5; restore it"):
+        find_artifact(str(artifact.path))
+    (artifact.path / "cmc.npy").write_bytes(b"curve")
+    assert find_artifact(str(artifact.path)).facts == {"mAP": 0.5}

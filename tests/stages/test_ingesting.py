@@ -1,6 +1,7 @@
 """The stage ingest without Ray: what an ingest that was interrupted or refused reads again, and when it is refused."""
 
 import io
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from rayreid.data.store.index import finish_store
 from rayreid.data.store.listing import PARTS, deal, write_part
 from rayreid.data.store.shards import part_file
 from rayreid.errors import UserError
-from rayreid.stages.ingest import _begin, _check_rejected, _record
+from rayreid.stages.ingest import _begin, _check_rejected, _check_unchanged, _record
 
 
 def jpeg(seed: int) -> bytes:
@@ -61,6 +62,24 @@ def written(folder: Path) -> list[int]:
 def test_an_interrupted_ingest_of_the_same_files_keeps_its_shards(ingest):
     before = written(ingest(join=False))
     assert written(ingest(join=False)) == before
+
+
+def test_a_store_that_is_made_again_must_be_the_one_that_was_damaged(ingest, pool, tmp_path):
+    manifest = json.loads((ingest() / "manifest.json").read_text())
+    aside = tmp_path / "store.damaged-1"
+    aside.mkdir()
+    recipe = {"stage": "ingest", "fields": {}, "inputs": {}}
+
+    def check(fingerprint: str) -> None:
+        content = {"recipe": recipe, "facts": {"fingerprint": fingerprint}}
+        (aside / "artifact.json").write_text(json.dumps(content))
+        _check_unchanged(Source(dataset="folder", root=str(pool), revision=2), manifest, tmp_path / "store")
+
+    check(manifest["fingerprint"])
+    with pytest.raises(UserError, match=rf"are not those of its store, which is damaged \({aside}\); set revision=3"):
+        check("another")
+    (aside / "artifact.json").write_text("")
+    _check_unchanged(Source(dataset="folder", root=str(pool)), manifest, tmp_path / "store")
 
 
 def test_an_interrupted_ingest_reads_everything_again_if_a_file_changed(ingest, pool):

@@ -32,6 +32,9 @@ def doctor(
             help="With --repair, also delete `unfinished` artifacts, or `damaged` files that were moved aside.",
         ),
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also compare all artifacts under RAYREID_ROOT with their checksums.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Check versions, storage, MLflow, Ray and its nodes, and say how to fix problems; exit status 0 or 1."""
@@ -40,7 +43,7 @@ def doctor(
 
     if fix_locations:
         fix()
-    raise typer.Exit(0 if look(repair=repair, discard=discard or ()) else 1)
+    raise typer.Exit(0 if look(verify=verify, repair=repair, discard=discard or ()) else 1)
 
 
 @app.command()

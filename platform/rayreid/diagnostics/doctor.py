@@ -5,15 +5,16 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 from rich.markup import escape
 
 from rayreid.console import Screen
+from rayreid.diagnostics.finding import Finding
 from rayreid.diagnostics.leftovers import leftovers, parse_discarded
 from rayreid.diagnostics.node_health import Examination, Host, versions
+from rayreid.diagnostics.verified_outputs import verified
 from rayreid.disk_faults import as_storage_error
 from rayreid.errors import UserError, one_line
 from rayreid.execution.connection import connect
@@ -31,16 +32,9 @@ _MARKS = {"ok": "[green]✓[/]", "note": "[yellow]![/]", "bad": "[red]✗[/]"}
 _TESTED = Path(__file__).parents[3] / "constraints.txt"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report: what was checked, the result, and what to do about a fault."""
-
-    mark: Literal["ok", "note", "bad"]
-    subject: str
-    text: str
-
-
-def doctor(screen: Screen | None = None, repair: bool = False, discard: Sequence[str] = ()) -> bool:
+def doctor(
+    screen: Screen | None = None, verify: bool = False, repair: bool = False, discard: Sequence[str] = ()
+) -> bool:
     """Check everything, print one line per check, and return whether runs can be started.
 
     The checks write some small files and remove them, start Ray as a run would, and leave an empty MLflow experiment
@@ -48,6 +42,7 @@ def doctor(screen: Screen | None = None, repair: bool = False, discard: Sequence
 
     Args:
         screen: Prints the lines.
+        verify: Whether to read all artifacts of the output root, too, and to compare them with their checksums.
         repair: Whether to clear up what `leftovers` finds.
         discard: Kinds of leftovers that clearing up deletes, too.
 
@@ -59,7 +54,7 @@ def doctor(screen: Screen | None = None, repair: bool = False, discard: Sequence
     kinds = parse_discarded(discard)
     if kinds and not repair:
         raise UserError("--discard is for rayreid doctor --repair; add that")
-    for finding in _findings(repair, kinds):
+    for finding in chain(_findings(repair, kinds), _verified(screen) if verify else ()):
         screen.say(f"{_MARKS[finding.mark]} {finding.subject:<10} {escape(finding.text)}")
         bad += finding.mark == "bad"
     screen.say("all is well" if not bad else f"{bad} to fix: see the lines marked ✗")
@@ -95,6 +90,13 @@ def _findings(repair: bool, discard: frozenset[str]) -> Iterator[Finding]:
     except (UserError, OSError) as error:
         yield Finding("bad", "outputs", f"{_explained(error)}; see RAYREID_ROOT")
         yield from _cluster(here, None)
+
+
+def _verified(screen: Screen) -> Iterator[Finding]:
+    try:
+        yield from verified(output_root(), screen)
+    except (UserError, OSError) as error:
+        yield Finding("bad", "artifact", one_line(_explained(error)))
 
 
 def python(version: Sequence[int]) -> Finding:

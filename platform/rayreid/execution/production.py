@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from rayreid.console import Screen, clock
 from rayreid.disk_faults import explained
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.files import remove_temporaries
-from rayreid.storage.artifacts import LEFT_BY_WRITERS, Artifact
+from rayreid.storage.artifacts import Artifact
+from rayreid.storage.contents import LEFT_BY_WRITERS, SCRATCH
 from rayreid.storage.lease import LeaseLostError
 from rayreid.tracking.revision import git_sha
 from rayreid.tracking.run import Run
@@ -26,9 +27,6 @@ from rayreid.tracking.run_note import RunNote
 
 _NOTE = "run.json"
 """File that names the MLflow run, for the process that resumes after an interruption."""
-
-SCRATCH = ("checkpoints", "ray", "start")
-"""Folders of an artifact that are deleted when it is complete."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,14 @@ class StageContext:
         folder: Folder for its files.
         run: The stage's MLflow run.
         screen: Screen that shows progress.
+        checksums: Checksums of files that the stage knows, by path within the folder; they are not read again.
     """
 
     artifact: Artifact
     folder: Path
     run: Run
     screen: Screen
+    checksums: dict[str, str] = field(default_factory=dict)
 
     def input(self, role: str) -> Path:
         """Return the folder of an input artifact or of an auxiliary one."""
@@ -107,7 +107,8 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
             run.follows_lease = True
             screen.say(f"[bold]▸ {artifact}[/]")  # not before: what is announced has a run, whatever interrupts it
             try:
-                facts = artifact.job(StageContext(artifact, folder, run, screen))
+                context = StageContext(artifact, folder, run, screen)
+                facts = artifact.job(context)
             except StoppedEarly as ended:
                 run.give_up(str(ended))
                 raise
@@ -115,8 +116,10 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
             run.metrics({name: value for name, value in facts.items() if isinstance(value, int | float)})
             run.metrics({"seconds": seconds})
             # The time that an interrupted process spent is unknown: `resumed` says that `seconds` does not include it.
-            made = {"finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "git_sha": git_sha()}
-            artifact.finish({**facts, "seconds": round(seconds, 1), "resumed": resumed, "run": run.id, **made})
+            made: dict[str, Any] = {"finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "git_sha": git_sha()}
+            artifact.finish(
+                {**facts, "seconds": round(seconds, 1), "resumed": resumed, "run": run.id, **made}, context.checksums
+            )
             for name in SCRATCH:
                 shutil.rmtree(folder / name, ignore_errors=True)
     except LeaseLostError:

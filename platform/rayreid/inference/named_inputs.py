@@ -1,6 +1,6 @@
 """Inputs and outputs that a user names on the command line: models, images, artifacts, files to write."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rayreid.models.backbones import build_backbone
 from rayreid.models.report import LoadReport
 from rayreid.models.weights import check_weights, read_header, weights_of
 from rayreid.paths import expanded, inside_job, output_root
+from rayreid.storage.contents import RECORD, read_record
 
 MODELS = ("finetune", "adapt", "pretrain", "proxy", "given")
 """Stages whose artifacts contain a network."""
@@ -33,13 +34,13 @@ class Made:
     """
 
     folder: Path
-    recipe: dict[str, Any]
+    recipe: Mapping[str, Any]
     facts: dict[str, Any]
 
     def input(self, role: str, stage: str) -> "Made | None":
         """Return the input artifact in this role; None if it is not under the same root."""
         folder = self.folder.parents[1] / stage / self.recipe["inputs"][role]
-        return find_artifact(str(folder)) if (folder / "artifact.json").exists() else None
+        return find_artifact(str(folder)) if (folder / RECORD).exists() else None
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def find_artifact(text: str) -> Made:
     """Return an artifact by its folder, or by `stage/id` under the output root.
 
     Raises:
-        UserError: The artifact does not exist, or is not complete.
+        UserError: The artifact does not exist, is not complete, or is damaged.
     """
     folder = place(text)
     if not folder.exists() and (output_root() / text).exists():
@@ -103,12 +104,10 @@ def find_artifact(text: str) -> Made:
     if not folder.is_dir():
         raise UserError(f"{text}: no artifact there, and no {text} in the output root {output_root()}")
     try:
-        content = json.loads((folder / "artifact.json").read_text())
-        return Made(folder, content["recipe"], content["facts"])
+        record = read_record(folder)
+        return Made(folder, record.recipe, record.facts)
     except FileNotFoundError:
-        raise UserError(f"{folder}: no artifact.json in it: no artifact, or one that is not complete") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'artifact.json'} cannot be read ({error!r})") from None
+        raise UserError(f"{folder}: no {RECORD} in it: no artifact, or one that is not complete") from None
 
 
 def find_model(text: str, strict: bool = True) -> Model:

@@ -12,7 +12,8 @@ from rayreid.config import Source
 from rayreid.data.datasets import Dataset, location, open_source
 from rayreid.data.datasets.layout import passed_over
 from rayreid.data.store.changes import changes_since_ingest
-from rayreid.data.store.store import ImageStore, read_manifest
+from rayreid.data.store.manifest import read_manifest
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import findable_identities
 from rayreid.evaluation.protocol import check_findable

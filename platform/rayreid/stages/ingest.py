@@ -17,9 +17,10 @@ from rayreid.config import Ingest, Source
 from rayreid.console import Bar
 from rayreid.data.datasets import Dataset, location, open_source
 from rayreid.data.datasets.existing_store import ExistingStore
-from rayreid.data.store.index import MANIFEST, clear_strays, finish_store, remove_shards
+from rayreid.data.store.index import clear_strays, finish_store, remove_shards
 from rayreid.data.store.inspection import sample_images
 from rayreid.data.store.listing import deal, write_part
+from rayreid.data.store.manifest import MANIFEST
 from rayreid.data.store.shards import Record
 from rayreid.data.store.store import ImageStore
 from rayreid.data.store.witness import Witness, digest_of_files, write_witness
@@ -29,6 +30,7 @@ from rayreid.execution.production import StageContext, identity
 from rayreid.execution.resources import ANYWHERE
 from rayreid.files import Guard, check_guards, guard_of, guarded
 from rayreid.storage.artifacts import Artifact
+from rayreid.storage.damage import records_set_aside
 
 VERSION = 3  # raise it also when the synthetic dataset draws other images
 _DEFAULT = Ingest()
@@ -51,6 +53,8 @@ def _ingest(source: Source, config: Ingest, context: StageContext) -> dict[str, 
         manifest, examples = _stored(dataset, source, context)
         _record(context, source, manifest, examples, dataset.left_out)
         _check_rejected(source, config, manifest, context.folder)
+        context.checksums.update({shard["file"]: shard["checksum"] for shard in manifest["shards"]})
+    _check_unchanged(source, manifest, context.folder)
     return {
         "images": manifest["stored"],
         "rejected": sum(manifest["rejected"].values()),
@@ -111,6 +115,17 @@ def _check_rejected(source: Source, config: Ingest, manifest: Mapping[str, Any],
             f"ingest.max_rejected={config.max_rejected:g}; mend them (listed in {folder / 'rejected.parquet'}) and run "
             "again, or raise it"
         )
+
+
+def _check_unchanged(source: Source, manifest: Mapping[str, Any], folder: Path) -> None:
+    """Refuse other images than those of a store that was damaged: artifacts made from that one may exist."""
+    for aside, record in records_set_aside(folder).items():
+        if record.facts.get("fingerprint", manifest["fingerprint"]) != manifest["fingerprint"]:
+            raise UserError(
+                f"{location(source)}: its images or labels are not those of its store, which is damaged ({aside}); set "
+                f"revision={source.revision + 1} beside root to ingest it as it is now, or, if nothing was made from "
+                "that store, delete this folder"
+            )
 
 
 def _write(dataset: Dataset, folder: Path, verify: Literal["decode", "header"], bar: Bar) -> tuple[int, int]:

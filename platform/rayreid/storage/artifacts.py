@@ -1,7 +1,8 @@
 """Artifacts: outputs in `<root>/<stage>/<id>/`, identified by a hash of their recipe, and readable only when complete.
 
 An artifact's id is a hash of the fields that change its result, of its inputs' ids and of the stage's version. It is
-complete when its `artifact.json` exists, which is written last and atomically. A run that writes an artifact holds its
+complete when its `artifact.json` exists, which is written last and atomically, and its files have the sizes recorded
+there (see `rayreid.storage.contents`). A run that writes an artifact holds its
 lease, so that two runs never write the same one. A run that loses the lease, because it stood still, is refused each
 file that it would write afterwards, and its rows in the journal are not read (see `Fence`).
 """
@@ -9,27 +10,33 @@ file that it would write afterwards, and its rows in the journal are not read (s
 import contextlib
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from rayreid import forms
 from rayreid.disk_faults import explained
-from rayreid.errors import UserError
-from rayreid.files import creating, guarded, make_folder, remove_temporaries, write_atomically
+from rayreid.errors import UserError, escaped
+from rayreid.files import check_guards, creating, guarded, make_folder, remove_temporaries, write_atomically
 from rayreid.state_files import DamagedFileError, move_aside, read_json
+from rayreid.storage.contents import (
+    LEASE,
+    LEFT_BY_WRITERS,
+    RECORD,
+    WRITERS,
+    DamagedError,
+    Record,
+    read_record,
+    settle,
+    settle_names,
+)
+from rayreid.storage.damage import set_aside
 from rayreid.storage.lease import Fence, Lease, LeaseLostError, held_by_another
-
-_FACTS = "artifact.json"
-_LEASE = "lease.json"
-_WRITERS = ".writers.json"
-
-LEFT_BY_WRITERS = (_LEASE, _WRITERS)
-"""Files in an incomplete artifact's folder that say who writes it."""
 
 
 class Job(Protocol):
@@ -92,33 +99,48 @@ class Artifact:
 
     @property
     def complete(self) -> bool:
-        """Return whether it has been made completely."""
-        return (self.path / _FACTS).exists()
+        """Return whether it has been made completely; one that is damaged is not, which is logged once."""
+        try:
+            return self._record() is not None
+        except DamagedError as error:
+            _warn_once(str(error))
+            return False
 
     @property
     def facts(self) -> dict[str, Any]:
         """Return the facts that its stage reported (counts, metrics, seconds).
 
         Raises:
-            UserError: It is not complete.
+            UserError: It is not complete, or is damaged.
         """
+        record = self._record()
+        if record is None:
+            raise UserError(f"{self.path}: this {self.stage} artifact is not complete")
+        return record.facts
+
+    def _record(self) -> Record | None:
+        """Return its record; None if it is not complete."""
         try:
-            return json.loads((self.path / _FACTS).read_text())["facts"]
-        except FileNotFoundError:
-            raise UserError(f"{self.path}: this {self.stage} artifact is not complete") from None
+            record = read_record(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if record.id not in ("", self.id):
+            raise DamagedError(self.path, f"{RECORD} is that of {escaped(record.id)}")
+        return record
 
     @contextmanager
     def writing(self, waiting: Callable[[], None] = lambda: None) -> Iterator[Path]:
         """Yield the folder, and hold its lease meanwhile; within the block, each file written there is guarded by it.
 
-        What an earlier writer left unfinished is removed first.
+        What an earlier writer left unfinished is removed first, and what is damaged of a complete artifact is moved
+        aside.
 
         Args:
             waiting: Function that is called once if another live run is writing it, before waiting for that run.
         """
         make_folder(self.path)
         try:
-            with Lease(self.path / _LEASE, waiting=waiting) as lease, self._fenced(lease):
+            with Lease(self.path / LEASE, waiting=waiting) as lease, self._fenced(lease):
                 yield self.path
         finally:
             with contextlib.suppress(
@@ -131,9 +153,10 @@ class Artifact:
         # First of all: an earlier writer that is only suspended must not rename these when it wakes. They may also be
         # what fills the disk.
         remove_temporaries(self.path)
-        counter = self.path / _WRITERS
+        counter = self.path / WRITERS
         number = _number(counter) + 1
         with guarded(self.path, Fence(lease.path, lease.token, number)):
+            self._set_damage_aside()
             if not self.complete:
                 with explained(self.path):
                     write_atomically(counter, json.dumps({"number": number}))
@@ -143,29 +166,54 @@ class Artifact:
                 if lease.held() and (self.complete or self._holds_nothing()):
                     counter.unlink(missing_ok=True)
 
+    def _set_damage_aside(self) -> None:
+        try:
+            self._record()
+        except DamagedError as error:
+            check_guards(self.path)
+            aside = set_aside(self.path)
+            logging.getLogger("rayreid").warning(
+                "%s: %s; what is damaged is moved to %s, which you can delete, and is made again",
+                escaped(str(self.path)),
+                escaped(error.reason),
+                aside.name,
+            )
+
     def _holds_nothing(self) -> bool:
         return {path.name for path in self.path.iterdir()} <= set(LEFT_BY_WRITERS)
 
-    def finish(self, facts: Mapping[str, Any]) -> None:
-        """Mark it as complete, with the given facts.
+    def finish(self, facts: Mapping[str, Any], checksums: Mapping[str, str] | None = None) -> None:
+        """Mark it as complete, with the given facts, once all its files have reached the disk.
+
+        Args:
+            facts: What its stage reports.
+            checksums: Checksums of files that are known already, by path within the folder, so that these files are not
+                read again.
 
         Raises:
             LeaseLostError: Another run has finished the artifact, or has taken over the lease, which happens if this
                 run did not renew it for long.
         """
-        if held_by_another(self.path / _LEASE):
+        if held_by_another(self.path / LEASE):
             raise LeaseLostError(
                 f"{self.path}: another run took this artifact over while this one stood still; run again"
             )
         content = {"id": self.id, "recipe": self.identity, "facts": dict(facts)}
+        content["files"] = settle(self.path, checksums or {})
         try:
-            with creating(self.path / _FACTS) as temporary:
+            with creating(self.path / RECORD) as temporary:
                 temporary.write_text(json.dumps(content, indent=1))
         except FileExistsError:
             raise LeaseLostError(f"{self.path}: another run has finished this artifact; run again") from None
+        settle_names(self.path)
 
     def __str__(self) -> str:
         return f"{self.stage}/{self.id}"
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logging.getLogger("rayreid").warning(message)
 
 
 def _number(counter: Path) -> int:

@@ -7,15 +7,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayreid import forms
 from rayreid.data.datasets.place import Place
-from rayreid.data.store.index import FORMAT
-from rayreid.data.store.manifest import FORM as MANIFEST_FORM
-from rayreid.data.store.shard_files import ORIGIN, place_in
-from rayreid.data.store.shards import INDEX_SCHEMA, Record
+from rayreid.data.store.manifest import INDEX, MANIFEST, ORIGIN, parsed_index, parsed_manifest
+from rayreid.data.store.shard_files import place_in
+from rayreid.data.store.shards import Record
 from rayreid.errors import UserError, one_line
 from rayreid.files import make_folder, write_atomically
-from rayreid.parquet import columns_of
+
+_LABELS = ("key", "pid", "camid", "split")
+_COPY = "copy the store again"
 
 
 class ExistingStore:
@@ -39,7 +39,7 @@ class ExistingStore:
         if not root:
             raise UserError("dataset store needs a root: the folder or URI of an image store")
         self.root = root.rstrip("/")
-        self.manifest = self._manifest()
+        self.manifest = parsed_manifest(self._file(MANIFEST), f"{self.root}: {MANIFEST}", _COPY)
         self.name: str = self.manifest["dataset"]
         self.version: str = self.manifest["version"]
         self.ignored: list[tuple[str, str]] = []
@@ -52,13 +52,8 @@ class ExistingStore:
         Raises:
             UserError: The index cannot be read.
         """
-        kinds = {name: INDEX_SCHEMA.field(name).type.equals for name in ("key", "pid", "camid", "split")}
-        try:
-            index = columns_of(pa.BufferReader(self._file("index.parquet")), kinds)
-        except (ValueError, OSError) as error:  # among them Arrow's
-            reason = one_line(error)
-            raise UserError(f"{self.root}: index.parquet cannot be read ({reason}); copy the store again") from error
-        for batch in index.to_batches():
+        index = self._index(self._file(INDEX))
+        for batch in index.select(_LABELS).to_batches():
             for key, pid, camid, split in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 yield Record(key, pid, camid, split, key)
 
@@ -72,24 +67,16 @@ class ExistingStore:
             UserError: A file of the store cannot be read, or the folder cannot be written.
         """
         make_folder(folder)
-        for name in ("index.parquet", "rejected.parquet"):
-            write_atomically(folder / name, self._file(name))
+        index = self._file(INDEX)
+        self._index(index)  # a damaged one is not taken over
+        write_atomically(folder / INDEX, index)
+        write_atomically(folder / "rejected.parquet", self._file("rejected.parquet"))
         manifest = {**self.manifest, ORIGIN: self.manifest.get(ORIGIN, self.root)}
-        write_atomically(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
         return manifest
 
-    def _manifest(self) -> dict[str, Any]:
-        try:
-            manifest: dict[str, Any] = forms.parse(self._file("manifest.json"), MANIFEST_FORM)
-        except ValueError as error:
-            reason = one_line(error)
-            raise UserError(
-                f"{self.root}: manifest.json is no image store's manifest ({reason}); copy the store again"
-            ) from error
-        version = manifest["format"]
-        if version not in range(1, FORMAT + 1):
-            raise UserError(f"{self.root}: store format {version}, this rayreid reads up to {FORMAT}; ingest again")
-        return manifest
+    def _index(self, content: bytes) -> pa.Table:
+        return parsed_index(content, self.manifest, f"{self.root}: {INDEX}", _LABELS, _COPY)
 
     def _file(self, name: str) -> bytes:
         place: Place = place_in(self.root, name)

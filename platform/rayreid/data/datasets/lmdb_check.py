@@ -18,9 +18,7 @@ def fault_of(database: Path) -> str | None:
     Args:
         database: A folder with `data.mdb`, or one file.
     """
-    child = subprocess.run(
-        [sys.executable, __file__, str(database)], capture_output=True, check=False
-    )
+    child = subprocess.run([sys.executable, __file__, str(database)], capture_output=True, check=False)
     if child.returncode < 0:
         return f"reading it ends in {signal.Signals(-child.returncode).name}"
     if child.returncode > 0:

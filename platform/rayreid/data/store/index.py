@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rayreid.data.store.manifest import FORMAT, INDEX, MANIFEST, index_facts
 from rayreid.data.store.shards import (
     INDEX_SCHEMA,
     REJECTED_SCHEMA,
@@ -26,11 +27,9 @@ from rayreid.data.store.shards import (
 )
 from rayreid.errors import UserError
 from rayreid.files import remove_temporaries, write_atomically
-from rayreid.parquet import write_table
+from rayreid.parquet import encode_table, write_table
 from rayreid.state_files import DamagedFileError, move_aside
 
-FORMAT = 2
-MANIFEST = "manifest.json"
 _CHUNK = 65_536  # number of rows whose keys and digests are Python objects at one time
 
 
@@ -60,7 +59,7 @@ def finish_store(
     Returns:
         The manifest: `format dataset version fingerprint read stored rejected{reason: n} left_out{reason: n}
             counts{split: n} identities{split: n, distinct pid ≥ 0} cameras (distinct camid ≥ 0)
-            shards[{file, rows, checksum}]`. `read` = `stored` + the sum of `rejected`.
+            shards[{file, rows, checksum}] index{bytes, crc32}`. `read` = `stored` + the sum of `rejected`.
 
     Raises:
         UserError: A shard is not written, no image could be stored, or the store's folder cannot be written.
@@ -95,7 +94,7 @@ def finish_store(
         "format": FORMAT,
         "dataset": dataset,
         "version": version,
-        "fingerprint": _fingerprint(rows, dataset, version),
+        "fingerprint": fingerprint_of(rows, dataset, version),
         "read": rows.num_rows + rejected.num_rows,
         "stored": rows.num_rows,
         "rejected": dict(sorted(reasons.items())),
@@ -135,8 +134,10 @@ def _read_part(path: Path, schema: pa.Schema) -> pa.Table:
 
 def _write_joined(directory: Path, rows: pa.Table, rejected: pa.Table, manifest: dict[str, Any]) -> None:
     index = rows.select(INDEX_SCHEMA.names).replace_schema_metadata(None)
-    write_table(directory / "index.parquet", index, STORE_COMPRESSION)
+    content = encode_table(index, STORE_COMPRESSION)
+    write_atomically(directory / INDEX, content)
     write_table(directory / "rejected.parquet", rejected, STORE_COMPRESSION)
+    manifest["index"] = index_facts(content)
     write_atomically(directory / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     clear_strays(directory)
 
@@ -178,8 +179,14 @@ def _first_of_each_key(rows: pa.Table) -> tuple[pa.Table, list[str]]:
     return rows.filter(pa.array(~repeated)), keys.filter(pa.array(repeated)).to_pylist()
 
 
-def _fingerprint(rows: pa.Table, dataset: str, version: str) -> str:
-    """Return a hash of the images and labels, sorted by key, which does not depend on their shards."""
+def fingerprint_of(rows: pa.Table, dataset: str, version: str) -> str:
+    """Return a hash of the images and labels, which does not depend on their shards.
+
+    Args:
+        rows: The columns `key split pid camid digest`, sorted by key.
+        dataset: The dataset's name.
+        version: The dataset's version.
+    """
     digest = hashlib.blake2b(f"{dataset}\0{version}\0".encode(), digest_size=16)
     for name in ("key", "split"):
         separator = ""

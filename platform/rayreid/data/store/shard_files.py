@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from rayreid.data.datasets.place import Place, is_uri
+from rayreid.data.store.manifest import ORIGIN
 from rayreid.data.store.shard_cache import CacheUnusableError, Copy, ShardCache, refuse_too_many_open, warn_once
 from rayreid.errors import UserError, one_line
 from rayreid.files import digest_of
 from rayreid.paths import cache_folder
 
-ORIGIN = "origin"
-"""Key of a manifest: the path or URI of the store whose shards this one reads; absent if it has its own."""
+_DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError)
+"""What Arrow and NumPy raise for a damaged file: its schema may say anything."""
 
 
 class MappedShard:
@@ -29,6 +30,9 @@ class MappedShard:
         path: The Arrow file.
         copy: The file as a copy in a cache, which the map keeps on the disk.
 
+    Attributes:
+        path: The Arrow file.
+
     Raises:
         UserError: The file is missing or damaged.
     """
@@ -37,23 +41,30 @@ class MappedShard:
         try:
             whole = pa.memory_map(str(path)).read_buffer() if copy is None else pa.py_buffer(copy.map())
             self.file = pa.ipc.open_file(whole)
-            offsets: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
-            ends: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
-            for number in range(self.file.num_record_batches):
-                images = self.file.get_batch(number).column("image")
-                _, positions, data = images.buffers()
-                bounds = np.frombuffer(positions, dtype=np.int32, count=len(images) + 1).astype(np.int64)
-                bounds += data.address - whole.address
-                offsets.append(bounds[:-1])
-                ends.append(bounds[1:])
+            self.starts, self.ends = _bounds(self.file, whole)
         except FileNotFoundError as error:
             raise UserError(f"{path}: the shard is missing; copy it again or run the ingest again") from error
-        except (pa.ArrowInvalid, OSError, ValueError) as error:
+        except _DAMAGE as error:
             refuse_too_many_open(error, path)
-            raise UserError(f"{path}: the shard cannot be read ({error}); run the ingest again") from error
+            raise UserError(
+                f"{path}: the shard cannot be read ({one_line(error)}); restore it from a copy, or delete it and run "
+                "again"
+            ) from error
+        self.path = path
         self.view = memoryview(whole)
-        self.starts = np.concatenate(offsets)
-        self.ends = np.concatenate(ends)
+
+
+def _bounds(file: pa.ipc.RecordBatchFileReader, whole: pa.Buffer) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the bytes of each image start and end in the file, int64 (N,) each."""
+    starts, ends = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for number in range(file.num_record_batches):
+        images = file.get_batch(number).column("image")
+        _, positions, data = images.buffers()
+        bounds = np.frombuffer(positions, dtype=np.int32, count=len(images) + 1).astype(np.int64)
+        bounds += data.address - whole.address
+        starts.append(bounds[:-1])
+        ends.append(bounds[1:])
+    return np.concatenate(starts), np.concatenate(ends)
 
 
 class ShardFile:
@@ -122,6 +133,7 @@ class ShardFiles:
     """
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]):
+        self._own = directory
         self._store: str = manifest.get(ORIGIN, str(directory))
         self._entries: list[Mapping[str, Any]] = manifest["shards"]
 
@@ -133,7 +145,15 @@ class ShardFiles:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def remedy(self, path: Path) -> str:
+        """Return what to do about a damaged shard, which was read from a path."""
+        if path != self._own.joinpath("shards", path.name):
+            return "delete this file if it is a copy in a cache, or else copy it again"
+        return "restore this file from a copy, or delete it: the next run reads its images again"
+
     def __getitem__(self, number: int) -> ShardFile:
+        if not 0 <= number < len(self._entries):
+            raise UserError(f"{self._own}: the index names shard {number}, the store has none; run the ingest again")
         return ShardFile(self._store, self._entries[number])
 
     def __iter__(self) -> Iterator[ShardFile]:

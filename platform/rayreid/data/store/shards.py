@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from rayreid import forms
 from rayreid.data.images import BadImageError, Header, examine
+from rayreid.data.store.image_checksum import checksum_of_image
 from rayreid.errors import UserError
 from rayreid.files import checksum, replacing
 from rayreid.parquet import read_columns, write_table
@@ -42,6 +43,7 @@ INDEX_SCHEMA = pa.schema(
         ("row", pa.int32()),
         ("orientation", pa.int8()),
         ("digest", pa.binary(16)),
+        ("crc32", pa.uint32()),
     ]
 )
 REJECTED_SCHEMA = pa.schema([("key", pa.string()), ("path", pa.string()), ("reason", pa.string())])
@@ -185,7 +187,7 @@ class _ShardWriter:
         row = len(self.index["key"])
         digest = digest_of_image(data)
         place = (header.height, header.width, self.shard, row, header.orientation)
-        values = (record.key, record.pid, record.camid, record.split, *place, digest)
+        values = (record.key, record.pid, record.camid, record.split, *place, digest, checksum_of_image(data))
         for column, value in zip(self.index.values(), values, strict=True):
             column.append(value)
         self._keys.append(record.key)

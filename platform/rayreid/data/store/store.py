@@ -9,7 +9,7 @@ This module reads the store, and re-exports the functions of the two modules tha
     image = store.image(store.rows_of("train")[0])
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ import pyarrow.compute as pc
 
 from rayreid.data.images import UPRIGHT, BadImageError
 from rayreid.data.jpeg import decode_images
-from rayreid.data.store.index import FORMAT, finish_store
-from rayreid.data.store.manifest import FORM as MANIFEST_FORM
+from rayreid.data.store.image_checksum import checksum_of_image
+from rayreid.data.store.index import fingerprint_of, finish_store
+from rayreid.data.store.manifest import INDEX, read_index, read_manifest
 from rayreid.data.store.shard_files import MappedShard, ShardFiles
 from rayreid.data.store.shards import INDEX_SCHEMA, Record, digest_of_image, write_shard
 from rayreid.errors import UserError
-from rayreid.parquet import read_columns
-from rayreid.state_files import DamagedFileError, damaged, read_json, remake
+from rayreid.state_files import damaged, remake
 
 __all__ = ["ImageStore", "Record", "finish_store", "write_shard"]
+
+_ALWAYS = set(INDEX_SCHEMA.names) - {"orientation", "digest", "crc32"}
 
 
 class ImageStore:
@@ -64,8 +66,9 @@ class ImageStore:
         self.manifest = read_manifest(self.directory)
         self.fingerprint: str = self.manifest["fingerprint"]
         names = [name for name in INDEX_SCHEMA.names if name != "digest"]
-        later = ["orientation"] if self.manifest["format"] == 1 else []
-        index = self._index = _read_index(self.directory, names, later)
+        index = self._index = read_index(self.directory, self.manifest, names)
+        if missing := _ALWAYS - set(index.column_names):
+            raise UserError(f"{self.directory}: index.parquet has no column {min(missing)}; run the ingest again")
         if index.num_rows != self.manifest["stored"]:
             raise UserError(
                 f"{self.directory}: index.parquet has {index.num_rows} images, manifest.json says "
@@ -78,6 +81,8 @@ class ImageStore:
         self.files = ShardFiles(self.directory, self.manifest)
         turned = "orientation" in index.column_names
         self.orientations = index["orientation"].to_numpy() if turned else np.full(len(self.pids), UPRIGHT, np.int8)
+        # None if the store was ingested by a version that recorded none
+        self._checksums = index["crc32"].to_numpy() if "crc32" in index.column_names else None
         self._opened: dict[int, MappedShard] = {}
 
     # As Python objects, the keys of millions of images take a second and hundreds of bytes each: only those who ask for
@@ -134,11 +139,29 @@ class ImageStore:
         """Return the bytes of the original file of the image in an index row, without copying them.
 
         Raises:
-            UserError: The shard is missing or damaged.
+            UserError: The shard is missing, or the bytes are not those that were ingested.
+            IndexError: The store has no such row. Negative ones do not count from the end.
         """
+        if not 0 <= row < len(self.pids):
+            raise IndexError(f"{self.directory}: there is no row {row}; the rows are 0 to {len(self) - 1}")
         shard = self._shard(int(self.shards[row]))
         place = self.rows[row]
-        return shard.view[shard.starts[place] : shard.ends[place]]
+        if not 0 <= place < len(shard.starts):
+            raise UserError(self._damage(row, shard))
+        data = shard.view[shard.starts[place] : shard.ends[place]]
+        if self._checksums is not None and checksum_of_image(data) != self._checksums[row]:
+            raise UserError(self._damage(row, shard))
+        return data
+
+    @property
+    def checked(self) -> bool:
+        """Return whether each read compares the image's checksum; stores of earlier versions record none."""
+        return self._checksums is not None
+
+    def _damage(self, row: int, shard: MappedShard) -> str:
+        place = f"shard {self.shards[row]}, row {self.rows[row]}"
+        (key,) = self.keys_of([row]).to_pylist()
+        return f"{shard.path}: image {key!r} ({place}) is not what was ingested; {self.files.remedy(shard.path)}"
 
     def _shard(self, number: int) -> MappedShard:
         shard = self._opened.get(number)
@@ -149,7 +172,8 @@ class ImageStore:
     def batches(self, shard: int) -> Iterator[pa.RecordBatch]:
         """Yield a shard's record batches, with the columns `key` and `image`, memory-mapped and not copied.
 
-        They include images that share their key with an earlier image; the index leaves those out.
+        They include images that share their key with an earlier image; the index leaves those out. Their checksums are
+        not compared.
 
         Raises:
             UserError: The shard is missing or damaged.
@@ -198,54 +222,37 @@ class ImageStore:
         """
         if self.manifest["format"] == 1:
             return pa.array([digest_of_image(self.encoded(row)) for row in range(len(self))], pa.binary(16))
-        return _read_index(self.directory, ["digest"])["digest"].combine_chunks()
+        return read_index(self.directory, self.manifest, ["digest"])["digest"].combine_chunks()
 
     def verify(self, compared: Callable[[int], None] | None = None) -> None:
-        """Read all shards and compare their checksums with the manifest.
+        """Compare the index and all shards with the manifest.
 
         Args:
             compared: Called after every shard with the number of shards compared so far.
 
         Raises:
-            UserError: A shard is missing or its bytes changed; the message names it.
+            UserError: A shard is missing or its bytes changed, or the labels changed; the message names it.
         """
+        self._verify_labels()
         for number, shard in enumerate(self.files, 1):
             shard.verify()
             if compared is not None:
                 compared(number)
 
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Return a store's manifest.
-
-    Raises:
-        UserError: There is no store, or it is incomplete, damaged, or of another format.
-    """
-    path = directory / "manifest.json"
-    if not directory.is_dir():
-        raise UserError(f"{directory}: there is no such folder; ingest the dataset first")
-    if not path.exists():
-        if (directory / "shards").is_dir():
-            raise UserError(f"{path} is missing: the ingest is not finished; run it again to resume it")
-        raise UserError(f"{path} is missing: this folder is no image store; ingest the dataset first")
-    try:
-        manifest: dict[str, Any] = read_json(path, MANIFEST_FORM)
-    except DamagedFileError as error:
-        raise UserError(f"{path} is no image store's manifest ({error.why}); {remake(directory)}") from error
-    version = manifest["format"]
-    if version not in range(1, FORMAT + 1):
-        raise UserError(f"{path}: store format {version}, this rayreid reads up to {FORMAT}; run the ingest again")
-    return manifest
+    def _verify_labels(self) -> None:
+        """Compare the fingerprint with the index: a manifest of an earlier version has no checksum of its file."""
+        if self.manifest["format"] == 1:  # an index without digests, of which the fingerprint is made
+            return
+        rows = read_index(self.directory, self.manifest, ["key", "split", "pid", "camid", "digest"])
+        if fingerprint_of(rows, self.manifest["dataset"], self.manifest["version"]) != self.fingerprint:
+            raise UserError(
+                f"{self.directory / INDEX}: the labels are not those that were ingested; restore it from a copy, or "
+                "remove the store's folder and ingest again"
+            )
 
 
 def _check_places(directory: Path, shards: np.ndarray, rows: np.ndarray, sizes: Sequence[int]) -> None:
     """Refuse an index whose places are not in the shards."""
     inside = (shards >= 0) & (shards < len(sizes)) & (rows >= 0)
     if not inside.all() or (len(rows) and (rows >= np.array(sizes)[shards]).any()):
-        raise damaged(directory / "index.parquet", "it names places that no shard has", remake(directory))
-
-
-def _read_index(directory: Path, columns: Sequence[str], optional: Collection[str] = ()) -> pa.Table:
-    """Return some columns of the index; of the optional ones those that it has."""
-    kinds = {name: INDEX_SCHEMA.field(name).type.equals for name in columns}
-    return read_columns(directory / "index.parquet", kinds, remedy=remake(directory), optional=optional)
+        raise damaged(directory / INDEX, "it names places that no shard has", remake(directory))
