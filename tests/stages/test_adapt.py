@@ -242,7 +242,7 @@ def test_of_a_long_run_ten_sheets_are_drawn(store, tmp_path, monkeypatch):
     monkeypatch.setattr(pseudo_label_figures, "sheet", lambda *rest: None)
     train = store.rows_of("train")
     (tmp_path / "metrics.jsonl").write_text(
-        '{"step": 0, "clusters": 2, "outliers": 0, "images_used": 24, "kept_labels": 0, "epoch": 0,'
+        '{"step": 0, "time": 0, "clusters": 2, "outliers": 0, "images_used": 24, "kept_labels": 0, "epoch": 0,'
         ' "seconds_extract": 1, "seconds_neighbours": 1, "seconds_cluster": 1}\n'
     )
     for epoch in range(1, 51):

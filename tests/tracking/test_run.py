@@ -345,7 +345,7 @@ def test_a_half_written_last_line_waits_until_it_is_whole(path):
     assert [row["step"] for row in feed.deliver()] == [0]
     assert MetricsFeed(path, RecordedRun("another")).deliver() != []
     with path.open("a") as stream:
-        stream.write('ss": 0.5}\n')
+        stream.write('ss": 0.5, "time": 1.5}\n')
     assert [row["step"] for row in feed.deliver()] == [1]
     assert steps(run) == [0, 1]
 

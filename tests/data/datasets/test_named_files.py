@@ -194,7 +194,10 @@ def test_cameras_may_be_ignored(tmp_path):
 
 
 def test_the_cameras_of_an_existing_store_stay(tmp_path):
-    (tmp_path / "manifest.json").write_text('{"format": 1, "dataset": "market1501", "version": ""}')
+    (tmp_path / "manifest.json").write_text(
+        '{"format": 1, "dataset": "market1501", "version": "", "fingerprint": "", "read": 0, "stored": 0, '
+        '"rejected": {}, "counts": {}, "identities": {}, "cameras": 0, "shards": []}'
+    )
     with pytest.raises(UserError, match="set cameras: ignore where it is made"):
         open_source(Source(dataset="store", root=str(tmp_path), cameras="ignore"))
 

@@ -123,7 +123,7 @@ def parsed_index(
     """
     expected = manifest.get("index")
     if expected is not None and index_facts(content) != expected:
-        raise UserError(f"{place}: this index changed since the ingest; {remedy}")
+        raise UserError(f"{place}: this index changed since the ingest; restore it from a copy, or {remedy}")
     kinds = {name: INDEX_SCHEMA.field(name).type.equals for name in columns}
     try:
         return columns_of(pa.BufferReader(content), kinds, optional=columns)
