@@ -13,9 +13,11 @@ import pytest
 from rayreid.errors import UserError
 from rayreid.files import checksum
 from rayreid.storage import contents
+from rayreid.storage import damage as damage_module
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.contents import DamagedError, Entry, read_record, verify
 from rayreid.storage.damage import set_aside
+from rayreid.storage.lease import LeaseLostError
 
 FILES = {"cmc.npy": None, "queries.parquet": b"queries", "figures/cmc.png": b"a picture", "metrics.jsonl": b"{}\n"}
 
@@ -110,7 +112,40 @@ def replaced_by_a_folder(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [emptied, cut, removed, replaced_by_a_folder])
+def test_a_lost_journal_does_not_make_a_finished_result_again(made, damage, caplog):
+    damage(made.path / "metrics.jsonl")
+    afresh()
+    assert made.complete and verify(made.path) == ["metrics.jsonl"] and not caplog.records
+
+
+def test_a_file_behind_a_link_that_leads_nowhere_is_not_damage(made, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (made.path / "figures").rename(elsewhere)
+    (made.path / "figures").symlink_to(elsewhere)
+    afresh()
+    assert made.complete
+    elsewhere.rename(tmp_path / "unmounted")
+    afresh()
+    with pytest.raises(UserError, match=rf"figures: leads to {elsewhere}, which is not there; mount it, and run again"):
+        _ = made.complete
+
+
+def test_who_lost_the_lease_while_it_read_the_files_moves_nothing(made, monkeypatch):
+    emptied(made.path / "cmc.npy")
+    afresh()
+
+    def another_takes_over(folder: Path) -> list[str]:
+        (folder / "lease.json").unlink()
+        return ["cmc.npy"]
+
+    monkeypatch.setattr(damage_module, "verify", another_takes_over)
+    with pytest.raises(LeaseLostError), made.writing():
+        pass
+    assert (made.path / "cmc.npy").exists() and (made.path / "artifact.json").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "metrics.jsonl"])
 @pytest.mark.parametrize("damage", [emptied, cut, removed, replaced_by_a_folder])
 def test_a_lost_file_is_named_in_one_line_and_hides_no_other_artifact(made, tmp_path, name, damage, caplog):
     """As storage leaves it that did not keep what it had promised, after a loss of power."""

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from rayreid.errors import UserError, escaped
 from rayreid.files import TEMPORARY
-from rayreid.state_files import DAMAGED, DamagedFileError, move_aside, read_json
+from rayreid.state_files import DAMAGED, DamagedFileError, aside_of, move_aside, read_json
 from rayreid.storage.artifacts import LEFT_BY_WRITERS
 from rayreid.storage.lease import Lease
 from rayreid.storage.lease_place import UNREADABLE, LeasePlace
@@ -201,17 +201,21 @@ def _delete(folder: Path) -> bool:
     lease = Lease(folder / _LEASE)
     if not lease.clear(_PATIENCE_SECONDS) or not lease.take_free():
         return False
+    discarded = aside_of(folder)
     try:
         if (folder / _RECORD).exists():
             return False
+        # Nobody renews the lease here, and deleting a large folder may take longer than it lasts: so all is renamed
+        # under it, and deleted without it.
+        discarded.mkdir()
         for path in folder.iterdir():
-            if path.name != _LEASE:
-                _remove([path])
+            if path.name != _LEASE and lease.held():
+                path.rename(discarded / path.name)
     finally:
         lease.release()
     with contextlib.suppress(OSError):  # another run waits for the lease there
         folder.rmdir()
-    return True
+    return _remove([discarded])
 
 
 def _moved(path: Path, why: str, instead: str) -> bool:

@@ -99,8 +99,14 @@ def _begin(folder: Path, dataset: Dataset, place: str) -> None:
     witness = Witness(folder)
     begun = (folder / "shards").exists()  # a first ingest need not list the files twice
     if begun and witness.digest != digest_of_files(dataset.sources()):
+        if records_set_aside(folder):  # they are parts of a store from which artifacts may have been made
+            raise UserError(
+                f"{place}: its files are not those of its store, which is damaged ({folder}); restore them, or set "
+                "revision beside root to ingest the dataset as it is now, or, if nothing was made from that store, "
+                "delete the folders of this store"
+            )
         remove_shards(folder)
-    elif (folder / MANIFEST).exists():
+    elif (folder / MANIFEST).exists() and not records_set_aside(folder):
         remove_shards(folder, only_with_rejected=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     write_witness(folder, dataset.sources(), place)

@@ -125,7 +125,8 @@ def read_record(folder: Path) -> Record:
     seen = (status.st_mtime_ns, status.st_size, status.st_ino)
     if _whole.get(folder) != seen:
         for name, entry in (record.files or {}).items():
-            _compare_size(folder, name, entry)
+            if not name.endswith(_GROWING):  # a record of how the result was made; it is not worth making that again
+                _compare_size(folder, name, entry)
         _whole[folder] = seen
     return record
 
@@ -200,6 +201,11 @@ def _size(folder: Path, name: str) -> int | None:
         with _reading(folder):
             status = (folder / name).stat()
     except (FileNotFoundError, NotADirectoryError):
+        for part in (folder / name, *(folder / name).parents):
+            if part.is_symlink() and not part.exists():
+                raise UserError(
+                    f"{part}: leads to {part.readlink()}, which is not there; mount it, and run again"
+                ) from None
         return None
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 

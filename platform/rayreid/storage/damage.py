@@ -3,6 +3,7 @@
 import contextlib
 from pathlib import Path
 
+from rayreid.files import check_guards
 from rayreid.state_files import DAMAGED, aside_of
 from rayreid.storage.contents import LEFT_BY_WRITERS, RECORD, DamagedError, Record, parsed, verify
 
@@ -22,6 +23,7 @@ def set_aside(folder: Path) -> Path:
         moved = [path.name for path in folder.iterdir() if path.name not in (RECORD, *LEFT_BY_WRITERS)]
         moved = [name for name in moved if not name.startswith(".")]  # such as the clocks of who waits for the lease
     for name in (*moved, RECORD):  # last the record: until then, the artifact counts as damaged, and not as unfinished
+        check_guards(folder)  # reading all files may have taken longer than a lease lasts without its holder
         if (folder / name).exists():
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).rename(aside / name)

@@ -75,8 +75,9 @@ class Outbox:
     def entries(self) -> Iterator[Entry]:
         """Yield the entries, oldest first."""
         for path in self._paths():
-            # There is none if another process has delivered it meanwhile.
-            entry = if_whole(path, partial(self._read, path), _INSTEAD)
+            entry = None
+            with contextlib.suppress(FileNotFoundError):  # another process has delivered it, and removed the folder
+                entry = if_whole(path, partial(self._read, path), _INSTEAD)
             if entry is not None:
                 yield entry
 
@@ -85,6 +86,8 @@ class Outbox:
         for path in self._paths():
             try:
                 self._read(path)
+            except FileNotFoundError:  # another process has delivered it, and removed the folder
+                continue
             except DamagedFileError as error:
                 if path.exists():
                     yield path, error.why

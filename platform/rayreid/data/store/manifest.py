@@ -44,6 +44,10 @@ _FORM = forms.record(
 """The form of a manifest; see `finish_store` for the meaning of its keys."""
 
 
+_LATER = ("orientation", "crc32")
+"""Columns that an index of an earlier version does not have."""
+
+
 def read_manifest(directory: Path) -> dict[str, Any]:
     """Return the manifest of a store in a folder.
 
@@ -126,6 +130,6 @@ def parsed_index(
         raise UserError(f"{place}: this index changed since the ingest; restore it from a copy, or {remedy}")
     kinds = {name: INDEX_SCHEMA.field(name).type.equals for name in columns}
     try:
-        return columns_of(pa.BufferReader(content), kinds, optional=columns)
+        return columns_of(pa.BufferReader(content), kinds, optional=_LATER)
     except (ValueError, OSError) as error:  # among them Arrow's
         raise UserError(f"{place} cannot be read ({one_line(error)}); {remedy}") from error

@@ -31,8 +31,6 @@ from rayreid.state_files import damaged, remake
 
 __all__ = ["ImageStore", "Record", "finish_store", "write_shard"]
 
-_ALWAYS = set(INDEX_SCHEMA.names) - {"orientation", "digest", "crc32"}
-
 
 class ImageStore:
     """A complete image store, opened for reading.
@@ -67,8 +65,6 @@ class ImageStore:
         self.fingerprint: str = self.manifest["fingerprint"]
         names = [name for name in INDEX_SCHEMA.names if name != "digest"]
         index = self._index = read_index(self.directory, self.manifest, names)
-        if missing := _ALWAYS - set(index.column_names):
-            raise UserError(f"{self.directory}: index.parquet has no column {min(missing)}; run the ingest again")
         if index.num_rows != self.manifest["stored"]:
             raise UserError(
                 f"{self.directory}: index.parquet has {index.num_rows} images, manifest.json says "
