@@ -121,6 +121,12 @@ def _experiment(root: Path) -> Any:
     return load_experiment(root / "tiny.yaml")
 
 
+def _taken_up(root: Path) -> None:
+    checkpoints = Checkpoints(root / "checkpoints", 3)
+    checkpoints.load(checkpoints.newest())
+    checkpoints.save(2, {"step": torch.tensor(2)})
+
+
 def _labels(root: Path) -> PseudoLabels:
     return PseudoLabels(root / "labels", np.arange(IMAGES), np.full(IMAGES, -1), Clustering(), 1)
 
@@ -330,24 +336,8 @@ STATE = {
     "writers": StateFile(
         f"written/{Artifact(Path(), 'written', 1, {}).id}/.writers.json", _writing, "json", rebuilt=True
     ),
-    "seal": StateFile(
-        "checkpoints/00000002.json",
-        lambda root: (
-            Checkpoints(root / "checkpoints", 3).load(Checkpoints(root / "checkpoints", 3).newest()),
-            Checkpoints(root / "checkpoints", 3).save(2, {"step": torch.tensor(2)}),
-        ),
-        "json",
-        rebuilt=True,
-    ),
-    "checkpoint": StateFile(
-        "checkpoints/00000002.pt",
-        lambda root: (
-            Checkpoints(root / "checkpoints", 3).load(Checkpoints(root / "checkpoints", 3).newest()),
-            Checkpoints(root / "checkpoints", 3).save(2, {"step": torch.tensor(2)}),
-        ),
-        "array",
-        rebuilt=True,
-    ),
+    "seal": StateFile("checkpoints/00000002.json", _taken_up, "json", rebuilt=True),
+    "checkpoint": StateFile("checkpoints/00000002.pt", _taken_up, "array", rebuilt=True),
     "pseudo labels": StateFile("labels/0001.npz", lambda root: _labels(root).take_up(1), "array"),
     "failure": StateFile("failed/failure-0.json", lambda root: raise_failure(root / "failed"), "json"),
     "features of predict": StateFile(

@@ -88,11 +88,16 @@ def test_an_entry_that_cannot_be_read_is_moved_aside_and_the_others_stay(tmp_pat
 
 def test_old_unfinished_files_are_removed_and_new_ones_are_not(tmp_path):
     (tmp_path / "experiments/e").mkdir(parents=True)
-    for name in (".config.yaml.1f.tmp", f".lease-{'a' * 32}", ".seen-abc", f".mlflow-lease.json.{'b' * 32}.clock"):
+    for name in (
+        f".config.yaml.{'c' * 32}.tmp",
+        f".lease-{'a' * 32}",
+        ".seen-abc",
+        f".mlflow-lease.json.{'b' * 32}.clock",
+    ):
         aged_one = tmp_path / "experiments/e" / name
         aged_one.write_text("x")
         aged(aged_one)
-    new = tmp_path / ".results.json.2f.tmp"
+    new = tmp_path / f".results.json.{'d' * 32}.tmp"
     new.touch()
     kept = tmp_path / "experiments/e/config.yaml"
     kept.touch()
@@ -159,10 +164,22 @@ def test_an_artifact_that_is_finished_or_begun_meanwhile_is_not_deleted(tmp_path
     assert not (folder / "lease.json").exists()
 
 
+def test_the_user_s_own_folders_are_not_examined(tmp_path):
+    """A dataset may lie below the output root, and its files may be called as ours are."""
+    for folder in ("datasets", "datasets/mine", f"datasets/mine/{'0' * 12}"):
+        (tmp_path / folder).mkdir()
+        for name in (f".a.{'f' * 32}.tmp", "run.json", "delivered.json", "lease.json", "x.damaged-12345678"):
+            (tmp_path / folder / name).write_text("[")
+            aged(tmp_path / folder / name)
+    before = everything(tmp_path)
+    assert list(left_in(tmp_path, True, frozenset({"unfinished", "damaged"}))) == []
+    assert everything(tmp_path) == before
+
+
 def test_nothing_below_a_held_lease_is_touched(tmp_path):
     """Whatever lies there, and whatever is asked for."""
     folder = unfinished(tmp_path)
-    for name in (".backbone.1f.tmp", "delivered.json", "run.json", "x.damaged-12345678"):
+    for name in (f".backbone.{'e' * 32}.tmp", "delivered.json", "run.json", "x.damaged-12345678"):
         (folder / name).write_text("[")
         aged(folder / name)
     with Lease(folder / "lease.json"):

@@ -17,11 +17,11 @@ from typing import Literal, get_args
 from rayreid.errors import UserError, escaped
 from rayreid.files import TEMPORARY
 from rayreid.state_files import DAMAGED, DamagedFileError, aside_of, move_aside, read_json
-from rayreid.storage.artifacts import LEFT_BY_WRITERS
+from rayreid.storage.contents import LEASE, LEFT_BY_WRITERS, RECORD
 from rayreid.storage.lease import Lease
 from rayreid.storage.lease_place import UNREADABLE, LeasePlace
 from rayreid.storage.metrics_log import MARK, MARK_FORM
-from rayreid.tracking.database import ARTIFACTS, LOCK
+from rayreid.tracking.database import LOCK
 from rayreid.tracking.entries import entry
 from rayreid.tracking.outbox import Outbox
 from rayreid.tracking.run_note import NOTE_FORM
@@ -30,12 +30,12 @@ Discarded = Literal["unfinished", "damaged"]
 """Kinds of leftovers that are deleted on demand alone: unfinished artifacts, and what was moved aside."""
 
 _ID = re.compile(r"[0-9a-f]{12}")
-_LEASE = LEFT_BY_WRITERS[0]
-_RECORD = "artifact.json"
 _NOTE = "run.json"
 _STRAY = re.compile(
-    rf"\..+{re.escape(TEMPORARY)}|\.seen-.+|\..*lease.*\.[0-9a-f]{{32}}(\.clock)?|\.lease-[0-9a-f]{{32}}"
+    rf"\..+\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}|\.seen-.+|\..*lease.*\.[0-9a-f]{{32}}(\.clock)?|\.lease-[0-9a-f]{{32}}"
 )
+_ROOMS = ("experiments", "reports", "undelivered")
+"""Folders of an output root that hold no artifacts. Any other folder may be the user's, such as a dataset."""
 _LONG_NS = 3600 * 10**9
 _PATIENCE_SECONDS = 10.0
 
@@ -95,12 +95,16 @@ def leftovers(root: Path, discard: frozenset[str] = frozenset()) -> Iterator[Lef
 
 
 def _files(root: Path, now: int) -> Iterator[Path]:
-    """Yield the files of a root, and folders that were moved aside, but nothing of MLflow's or below a held lease."""
+    """Yield the files of a root, and folders that were moved aside.
+
+    Nothing of MLflow's or the user's is among them, and nothing below a held lease.
+    """
     for folder, names, files in os.walk(root):
         here = Path(folder)
-        if here == root and ARTIFACTS in names:
-            names.remove(ARTIFACTS)
-        if _held(here / _LEASE, now):
+        if here.parent == root and here.name not in _ROOMS:
+            names[:] = [name for name in names if _is_artifact(here / name)]
+            files = []
+        if _held(here / LEASE, now):
             names.clear()
             continue
         for name in list(names):
@@ -108,6 +112,11 @@ def _files(root: Path, now: int) -> Iterator[Path]:
                 names.remove(name)
                 yield here / name
         yield from (here / name for name in files)
+
+
+def _is_artifact(folder: Path) -> bool:
+    """Return whether a folder is named like an artifact, or like what was moved aside of one."""
+    return _ID.fullmatch(folder.name.partition(DAMAGED)[0]) is not None
 
 
 def _held(lease: Path, now: int) -> bool:
@@ -129,7 +138,7 @@ def _old(path: Path, now: int) -> bool:
 
 def _leases(files: Sequence[Path], root: Path, now: int) -> Iterator[Leftover]:
     for path in files:
-        if path.name in (_LEASE, LOCK) and not _held(path, now):
+        if path.name in (LEASE, LOCK) and not _held(path, now):
             mend = partial(Lease(path).clear, _PATIENCE_SECONDS)
             yield Leftover(f"{_shown(path)}: the lease of a process that is gone", "removes it", mend)
 
@@ -160,7 +169,7 @@ def _notes(files: Sequence[Path]) -> Iterator[Leftover]:
 def _unfinished(root: Path, now: int, discard: bool) -> Iterator[Leftover]:
     """Yield the artifacts that nobody is making and that are not complete."""
     for folder in sorted(root.glob("*/*/")):
-        if not _ID.fullmatch(folder.name) or (folder / _RECORD).exists() or _held(folder / _LEASE, now):
+        if not _ID.fullmatch(folder.name) or (folder / RECORD).exists() or _held(folder / LEASE, now):
             continue
         resumable = any(_is_work(path) for path in folder.iterdir())
         shown = f"{folder.parent.name}/{folder.name}"
@@ -198,18 +207,20 @@ def _remove(paths: Sequence[Path]) -> bool:
 
 def _delete(folder: Path) -> bool:
     """Delete the folder of an artifact under its lease; leave it if another run takes it up first, or finishes it."""
-    lease = Lease(folder / _LEASE)
+    lease = Lease(folder / LEASE)
     if not lease.clear(_PATIENCE_SECONDS) or not lease.take_free():
         return False
     discarded = aside_of(folder)
     try:
-        if (folder / _RECORD).exists():
+        if (folder / RECORD).exists():
             return False
         # Nobody renews the lease here, and deleting a large folder may take longer than it lasts: so all is renamed
         # under it, and deleted without it.
         discarded.mkdir()
         for path in folder.iterdir():
-            if path.name != _LEASE and lease.held():
+            if not lease.held():
+                return False
+            if path.name != LEASE:
                 path.rename(discarded / path.name)
     finally:
         lease.release()

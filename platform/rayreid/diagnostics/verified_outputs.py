@@ -67,8 +67,8 @@ def _look(folder: Path) -> Finding | None:
 def _damage(folder: Path, changed: list[str]) -> str:
     names = ", ".join(map(escaped, changed[:_SHOWN])) + (f" and {len(changed) - _SHOWN} more" * (len(changed) > _SHOWN))
     return (
-        f"{folder}: missing or changed since it was made: {names}; restore from a copy, or delete what is named there "
-        "and run its experiment again, which makes it again"
+        f"{folder}: missing or changed since it was made: {names}; restore from a copy, or run its experiment again, "
+        "which makes that again"
     )
 
 
