@@ -37,6 +37,16 @@ def test_a_merged_mapping_may_be_overridden():
     assert parse_yaml("x: &x {a: 1}\ny: &y {b: 1}\nz: {<<: [*x, *y]}", "a.yaml")["z"] == {"a": 1, "b": 1}
 
 
+@pytest.mark.parametrize("text", ["a: &a [*a]", "b: 1\na: &a {b: [*a]}", "? &a [*a]\n: 1"])
+def test_a_value_that_contains_itself_is_refused(text):
+    assert "contains itself by an alias" in refused(text)
+
+
+def test_a_value_may_be_repeated_by_aliases_however_often():
+    lines = ["a0: &a0 [1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 12))]
+    assert parse_yaml("\n".join(lines), "a.yaml")["a11"][0][0][0][0][0][0][0][0][0][0][0] == [1]
+
+
 def test_two_merges_are_refused_as_one_would_lose_a_value():
     told = refused("f:\n  <<: {epochs: 1, lr: 3}\n  <<: {epochs: 2}")
     assert told == "a.yaml: key '<<' is given twice, in line 2 and in line 3; write <<: [*one, *other]"

@@ -126,6 +126,16 @@ def test_half_a_database_is_refused_before_reading_it_kills_the_process(tmp_path
         LmdbStore(str(root))
 
 
+@pytest.mark.parametrize("subdir", [True, False])
+def test_a_database_whose_keys_are_out_of_order_is_refused(tmp_path, subdir):
+    """As damaged pages leave it; a circle of pages repeats its keys, too, and would never end."""
+    root = write_lmdb(tmp_path / "lmdb", {f"{number:04d}": b"x" for number in range(9)}, subdir=subdir)
+    file = root / "data.mdb" if subdir else root
+    file.write_bytes(file.read_bytes().replace(b"0003", b"0000"))
+    with pytest.raises(UserError, match=r"is damaged or no LMDB \(key b'0000' follows b'0002'\); copy it again"):
+        LmdbStore(str(root))
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, ("exploded",)
