@@ -55,8 +55,8 @@ def test_a_sweep_runs_its_trials_and_tells_of_the_one_that_failed(tiny, root, no
     # Tune runs its trials in other folders than this one: a relative root must lead to the same place from there.
     monkeypatch.chdir(root.parent)
     monkeypatch.setenv("RAYREID_ROOT", root.name)
-    # At this rate the loss is soon no number: only the trial itself finds that out.
-    parameters = {"finetune.lr": [1e-3, 1e30]}
+    # At this rate (the highest that is accepted) the model holds no numbers: only the trial itself finds that out.
+    parameters = {"finetune.lr": [1e-3, 1e6]}
     proxy = {"pretrain": {"epochs": 1}}
     file = tiny(select={"strategy": "cfs", "fraction": 0.5}, proxy=proxy, sweep={"parameters": parameters})
     experiment = load_experiment(file)
@@ -75,17 +75,17 @@ def test_a_sweep_runs_its_trials_and_tells_of_the_one_that_failed(tiny, root, no
     found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
     by_name = {run.info.run_name: run for run in found}
     top = by_name["tiny"]
-    good, bad = by_name["finetune.lr=0.001"], by_name["finetune.lr=1e+30"]
+    good, bad = by_name["finetune.lr=0.001"], by_name["finetune.lr=1000000.0"]
     assert good.data.tags["mlflow.parentRunId"] == bad.data.tags["mlflow.parentRunId"] == top.info.run_id
     assert good.info.status == "FINISHED" and "mAP" in good.data.metrics
-    assert bad.info.status == "FAILED" and "loss" in bad.data.tags["error"]
+    assert bad.info.status == "FAILED" and "diverged" in bad.data.tags["error"]
     once = [run for run in found if run.data.tags.get("stage") in ("ingest", "score", "select", "pretrain")]
     assert [run.data.tags["mlflow.parentRunId"] for run in once] == 6 * [top.info.run_id]
     assert good.data.tags["run.weights"] in {run.info.run_id for run in once}
     assert any(name.startswith("system/") for name in top.data.metrics)
 
     page = report(str(file)).read_text()
-    assert "finetune.lr=1e+30" in page and bad.data.tags["error"].split()[0] in page
+    assert "finetune.lr=1000000.0" in page and "diverged" in page
     assert register_best("tiny") == "models:/tiny/1"
     for kind in (*counts, "experiments", "reports"):
         shutil.rmtree(root / kind)
