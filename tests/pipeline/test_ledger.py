@@ -128,6 +128,25 @@ def test_a_line_is_entered_once_and_new_ones_are_appended(experiment, outputs, t
     assert enter(other, str(path)).added == 2  # what two experiments share stands under the names of both
 
 
+def test_time_and_gpu_hours_of_an_interrupted_stage_are_left_empty(experiment, outputs, tmp_path):
+    finish(plan(rows(experiment)["none · seed 0"], outputs), **RECORDED, resumed=True)
+    finish(plan(rows(experiment)["none · seed 2"], outputs), **RECORDED, resumed=False)
+    enter(experiment, str(tmp_path / "ledger.csv"))
+    assert [(line["seconds"], line["gpu_hours"]) for line in lines_of(tmp_path / "ledger.csv")] == [
+        ("", ""),
+        ("33", "0.020"),
+    ]
+
+
+def test_a_row_whose_list_is_missing_does_not_keep_the_others_out(tiny, outputs, tmp_path):
+    listed = {"label": "listed", "select.strategy": "list", "select.list": str(tmp_path / "away.txt")}
+    experiment = load_experiment(tiny(compare=[listed, ROWS[0]], pretrain={"steps": 9, "batch_size": 32}))
+    finish(plan(rows(experiment)["none"], outputs), **RECORDED)
+    entered = enter(experiment, str(tmp_path / "ledger.csv"))
+    assert (entered.added, entered.unfinished) == (1, 0)
+    assert entered.unknown == (f"listed: {tmp_path / 'away.txt'}: no such file (select.list)",)
+
+
 def test_rows_with_test_images_in_their_pool_are_marked(experiment, outputs, tmp_path, monkeypatch):
     monkeypatch.setattr("rayreid.pipeline.summary.leaked_images", lambda pool, target: 4)
     finish(plan(rows(experiment)["random, half · seed 0"], outputs), **RECORDED)

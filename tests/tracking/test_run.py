@@ -12,7 +12,8 @@ from sqlalchemy.exc import OperationalError
 
 from rayreid.errors import UserError
 from rayreid.storage.metrics_log import Journal, MetricsFeed
-from rayreid.tracking.revision import git_sha
+from rayreid.tracking import revision
+from rayreid.tracking.revision import DIRTY, git_sha
 from rayreid.tracking.run import Run, Tracker
 from rayreid.tracking.store import tracking_uri
 from recorded_run import RecordedRun
@@ -96,7 +97,7 @@ def test_a_run_says_where_it_comes_from(tracker, monkeypatch):
         tags = data_of(run).tags
         assert tags["mlflow.source.name"] == "rayreid run 'my experiment.yaml'"
         assert (tags["mlflow.source.type"], tags["mlflow.user"]) == ("LOCAL", "ada")
-        assert tags.get("mlflow.source.git.commit") == git_sha()
+        assert tags.get("mlflow.source.git.commit") == (git_sha() or "").removesuffix(DIRTY)
 
 
 def test_a_user_without_a_name_has_none(tracker, monkeypatch):
@@ -265,13 +266,29 @@ def test_an_experiment_that_was_deleted_is_one_line_that_says_how_to_restore_it(
 
 def test_the_commit_is_the_checkout_s_or_none(monkeypatch):
     sha = git_sha()
-    assert sha is None or re.fullmatch("[0-9a-f]{40}", sha)
+    assert sha is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", sha)
 
     def missing(*args, **kwargs):
         raise FileNotFoundError
 
     monkeypatch.setattr(subprocess, "run", missing)
     assert git_sha() is None
+
+
+def test_a_commit_is_marked_if_files_of_the_package_differ_from_it(tmp_path, monkeypatch):
+    package = tmp_path / "checkout/platform/package"
+    (package / "tracking").mkdir(parents=True)
+    (package / "code.py").write_text("1")
+    git = ["git", "-C", tmp_path / "checkout", "-c", "user.name=n", "-c", "user.email=e"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "First"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(revision, "__file__", str(package / "tracking/revision.py"))
+    clean = git_sha()
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    (tmp_path / "checkout/ledger.csv").write_text("changed after the commit, as a result is")
+    assert git_sha() == clean
+    (package / "code.py").write_text("2")
+    assert git_sha() == clean + DIRTY
 
 
 # Delivering what workers wrote

@@ -119,6 +119,8 @@ def ledger(
     typer.echo(
         f"{entered.path}: {entered.added} added, {entered.known} already there, {entered.unfinished} not finished"
     )
+    for row in entered.unknown:
+        typer.echo(f"not looked up: {row}")
 
 
 @app.command()

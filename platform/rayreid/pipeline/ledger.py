@@ -83,12 +83,14 @@ class Entered:
         added: Number of new lines.
         known: Number of finished rows that it already had.
         unfinished: Number of rows without metrics on this output root.
+        unknown: Rows that cannot be looked up, and why: a file that they name is missing, for example.
     """
 
     path: Path
     added: int
     known: int
     unfinished: int
+    unknown: tuple[str, ...] = ()
 
 
 def enter(experiment: Experiment, ledger: str, note: str = "", machine: str = "") -> Entered:
@@ -111,7 +113,13 @@ def enter(experiment: Experiment, ledger: str, note: str = "", machine: str = ""
     known = _known(path)
     root = output_root()
     table, labels = rows(experiment), row_labels(experiment)
-    graphs = {label: plan(row, root) for label, row in table.items()}
+    graphs: dict[str, Mapping[str, Artifact]] = {}
+    unknown = []
+    for label, row in table.items():
+        try:
+            graphs[label] = plan(row, root)
+        except UserError as error:
+            unknown.append(f"{label or experiment.name}: {error}")
     finished = {label: graph for label, graph in graphs.items() if graph["metrics"].complete}
     told = {"note": note}
     lines = [
@@ -121,7 +129,7 @@ def enter(experiment: Experiment, ledger: str, note: str = "", machine: str = ""
     if new:
         make_folder(path.parent)
         _append(path, new)
-    return Entered(path, len(new), len(lines) - len(new), len(graphs) - len(finished))
+    return Entered(path, len(new), len(lines) - len(new), len(graphs) - len(finished), tuple(unknown))
 
 
 def _known(path: Path) -> set[tuple[str, ...]]:
@@ -168,6 +176,7 @@ def _line(name: str, label: str, experiment: Experiment, graph: Mapping[str, Art
     trained = [graph[role].facts for role in ("weights", "model", "adapted") if role in graph]
     machines = dict.fromkeys(facts.get("machine", machine) for facts in trained)
     stages = [graph[role] for role in ("weights", "model", "adapted", "metrics") if role in graph]
+    resumed = any(stage.facts.get("resumed") for stage in stages)
     auc = graph["priority"].facts.get("auc") if "priority" in graph else outcome.auc
     values: dict[str, Any] = {
         "experiment": name,
@@ -187,8 +196,9 @@ def _line(name: str, label: str, experiment: Experiment, graph: Mapping[str, Art
         **_probes(graph.get("weights")),
         "auc": auc,
         **{metric: outcome.scores[metric] for metric in ("mAP", "rank1", "mINP")},
-        "seconds": outcome.seconds,
-        "gpu_hours": outcome.gpu_hours,
+        # What a process spent before it was interrupted is not known.
+        "seconds": None if resumed else outcome.seconds,
+        "gpu_hours": None if resumed else outcome.gpu_hours,
         "test_images": outcome.test_images,
         "warnings": " | ".join(outcome.warnings),
         "metrics": graph["metrics"].id,

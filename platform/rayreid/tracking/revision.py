@@ -8,6 +8,9 @@ from pathlib import Path
 
 from rayreid.paths import inside_job
 
+DIRTY = "-dirty"
+"""Suffix of a commit whose checkout has changes of the package that are not committed."""
+
 SOURCE_TAGS = ("mlflow.source.name", "mlflow.source.type", "mlflow.user")
 """The tags that MLflow's UI shows as a run's source and user."""
 
@@ -20,10 +23,20 @@ def source_tags() -> dict[str, str | None]:
 
 
 def git_sha() -> str | None:
-    """Return the commit of the checkout that the code runs from, or None outside a checkout."""
-    folder = Path(__file__).parent
+    """Return the commit of the checkout that the code runs from, or None outside a checkout.
+
+    It ends in `DIRTY` if files of the package differ from the commit; changes elsewhere (a ledger, a document) change
+    no result.
+    """
+    commit = _git("rev-parse", "HEAD")
+    return commit and commit + (DIRTY if _git("status", "--porcelain", "--", ".") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git says in the package's folder, or None if it says nothing or fails."""
+    package = Path(__file__).parents[1]
     try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5)
+        answer = subprocess.run(["git", *arguments], cwd=package, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None if answer.returncode == 0 else None

@@ -20,7 +20,7 @@ from rayreid.storage.metrics_log import MetricsFeed
 from rayreid.tracking.entries import entry
 from rayreid.tracking.outage import Outage, reason
 from rayreid.tracking.outbox import Outbox
-from rayreid.tracking.revision import SOURCE_TAGS, git_sha, source_tags
+from rayreid.tracking.revision import DIRTY, SOURCE_TAGS, git_sha, source_tags
 from rayreid.tracking.store import open_store, send, tracking_uri
 
 if TYPE_CHECKING:
@@ -70,7 +70,11 @@ class Tracker:
         """
         # A submitted job has no checkout: there only the version identifies the code.
         commit = git_sha()
-        code = {"rayreid": __version__, "git_sha": commit, "mlflow.source.git.commit": commit}
+        code = {
+            "rayreid": __version__,
+            "git_sha": commit,
+            "mlflow.source.git.commit": commit and commit.removesuffix(DIRTY),
+        }
         # A trial runs in a process of Ray's, whose own command says nothing.
         source = parent.source() if parent else source_tags()
         given = {
