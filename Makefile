@@ -69,7 +69,8 @@ test-newest:      ## run `make test` with the newest allowed dependencies, in .v
 
 FUZZ ?= 5000
 fuzz: $(READY)    ## give each reader of untrusted input FUZZ random inputs (5,000; about an hour)
-	RAYREID_FUZZ=$(FUZZ) $(PYTEST) $(SPREAD) tests/config/test_config_fuzz.py tests/data/datasets/test_mutations.py
+	RAYREID_FUZZ=$(FUZZ) $(PYTEST) $(SPREAD) tests/config/test_config_fuzz.py tests/data/datasets/test_mutations.py \
+	    tests/models/test_damaged_files.py tests/test_damaged_state.py
 
 coverage: $(READY) ## run `make test` and list the lines that it does not reach in its own process
 	$(PYTEST) $(SPREAD) $(FAST) --cov --cov-report=term-missing:skip-covered

@@ -402,7 +402,7 @@ def damages(whole: bytes, form: str) -> Iterator[tuple[str, Callable[[Path], obj
     if form in ("json", "rows"):
         contents |= dict(_of_json(whole, form))
     for name, content in contents.items():
-        yield name, partial(_written, content)
+        yield name, partial(written, content)
     if form == "table":
         for name, table in _tables(whole):
             yield name, partial(_table, table)
@@ -415,7 +415,7 @@ def damages(whole: bytes, form: str) -> Iterator[tuple[str, Callable[[Path], obj
         ):
             yield name, partial(_array, array)
         for place in range(0, min(len(whole), 100), 7):
-            yield f"byte {place}", partial(_written, whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+            yield f"byte {place}", partial(written, whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
     yield "a folder", _folder
     yield "gone", lambda path: path.unlink()
 
@@ -466,7 +466,7 @@ def _clear(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _written(content: bytes, path: Path) -> None:
+def written(content: bytes, path: Path) -> None:
     path.write_bytes(content)
 
 

@@ -1,11 +1,14 @@
 """Each kind of state file, damaged in each way: one line, or none; and a later command gets over it."""
 
+import random
 import shutil
+from functools import partial
 
 import pytest
 
 import damaged_state
 from damaged_state import STATE
+from fuzzing import flipped, fuzzed
 from rayreid.disk_faults import as_storage_error
 from rayreid.errors import UserError
 
@@ -37,13 +40,29 @@ def ended(kind, root) -> str:
 
 @pytest.mark.parametrize("name", STATE)
 def test_no_damage_ends_in_a_traceback_or_blocks_a_root(name, whole, tmp_path, caplog):
+    (path,) = whole.glob(STATE[name].path)
+    check(name, damaged_state.damages(path.read_bytes(), STATE[name].form), whole, tmp_path, caplog)
+
+
+@pytest.mark.parametrize("name", STATE)
+@fuzzed(3, 100)
+def test_no_random_damage_does(name, whole, tmp_path, caplog, rounds):
+    (path,) = whole.glob(STATE[name].path)
+    content, rng = path.read_bytes(), random.Random(name)
+    contents = [flipped(content, rng) for _ in range(rounds)]
+    cases = [(repr(bytes_), partial(damaged_state.written, bytes_)) for bytes_ in contents]
+    check(name, cases, whole, tmp_path, caplog)
+
+
+def check(name, cases, whole, tmp_path, caplog):
+    """Give the file each kind of damage in turn, and read it as two commands would, one after the other."""
     kind = STATE[name]
     (path,) = whole.glob(kind.path)
     part = path.relative_to(whole).parts[0]
     root = tmp_path / "root"
     shutil.copytree(whole, root)
     undamaged = ended(kind, root)
-    for what, damage in damaged_state.damages(path.read_bytes(), kind.form):
+    for what, damage in cases:
         (shutil.rmtree if (root / part).is_dir() else type(root).unlink)(root / part)
         (shutil.copytree if (whole / part).is_dir() else shutil.copy)(whole / part, root / part)
         damage(root / path.relative_to(whole))

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from in_process import work_on
 from rayreid.config import Evaluate
+from rayreid.config.loading import load_experiment
 from rayreid.errors import UserError
+from rayreid.pipeline.experiment_runner import run
 from rayreid.stages import evaluate
 from rayreid.stages.evaluate import _copies, _warned
 from rayreid.storage.artifacts import Artifact
@@ -61,3 +64,14 @@ def test_the_feature_after_a_neck_that_cannot_be_there_is_refused_beforehand(tmp
                 evaluate.check_feature(metrics)
         else:
             evaluate.check_feature(metrics)
+
+
+@pytest.mark.ray
+def test_the_feature_after_the_neck_of_the_same_model_ranks_otherwise(root, shared_ray, tiny):
+    rows = [{"label": "before"}, {"label": "after", "evaluate.feature": "after"}]
+    before, after = run(load_experiment(tiny(compare=[{**row, "pretrain": "none"} for row in rows])))
+    (model,) = (root / "finetune").iterdir()
+    with safe_open(model / "model.safetensors", framework="pt") as file:  # a neck that only shifts would change less
+        assert len(file.get_tensor("bnneck.scale").unique()) > 1
+    assert len(list((root / "evaluate").iterdir())) == 2
+    assert (before.label, after.label) == ("before", "after") and before.scores["mAP"] != after.scores["mAP"]

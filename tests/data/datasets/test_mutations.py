@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fuzzing import fuzzed
+from fuzzing import flipped, fuzzed
 from rayreid.config import Source
 from rayreid.config.yaml_text import parse_yaml
 from rayreid.data.datasets import open_dataset
@@ -63,15 +63,6 @@ def mutated(text: str, rng: random.Random) -> str:
         else:
             text = text.replace("_", rng.choice(["", "__", "-"]))
     return text
-
-
-def flipped(data: bytes, rng: random.Random) -> bytes:
-    """The bytes with up to eight of them changed, dropped or doubled."""
-    content = bytearray(data)
-    for _ in range(rng.randint(1, 8)):
-        place = rng.randrange(len(content) + 1)
-        content[place : place + rng.randint(0, 2)] = bytes(rng.choices(range(256), k=rng.randint(0, 2)))
-    return bytes(content)
 
 
 def checked(action: Callable[[], Any]) -> Any:
