@@ -2,7 +2,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayreid.parquet import encode_table, write_table
+from rayreid.errors import UserError
+from rayreid.parquet import encode_table, read_columns, write_table
 
 TABLE = pa.table({"key": ["a", "b"], "priority": [0.5, 1.0]})
 
@@ -25,3 +26,10 @@ def test_a_write_that_fails_leaves_the_old_table(tmp_path, monkeypatch):
         write_table(tmp_path / "t.parquet", TABLE.slice(1))
     assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
     assert pq.read_table(tmp_path / "t.parquet").equals(TABLE)
+
+
+def test_a_text_that_is_no_utf8_is_refused_when_it_is_read(tmp_path):
+    broken = pa.Array.from_buffers(pa.string(), 2, [*pa.array(["a", "é"]).buffers()[:2], pa.py_buffer(b"a\xc2n")])
+    write_table(tmp_path / "t.parquet", pa.table({"key": broken}))
+    with pytest.raises(UserError, match=r"t\.parquet.*UTF"):
+        read_columns(tmp_path / "t.parquet", {"key": pa.types.is_string})

@@ -58,7 +58,8 @@ def columns_of(source: Path | pa.NativeFile, columns: Mapping[str, Kind], option
     """Return columns of a Parquet file, or of its bytes; see `read_columns`.
 
     Raises:
-        ValueError: A column is missing, has another type or a null, or Arrow cannot read the bytes.
+        ValueError: A column is missing, has another type, a null or a text that is no UTF-8, or Arrow cannot read the
+            bytes.
         OSError: The file cannot be read, or Arrow cannot read the bytes.
     """
     with pq.ParquetFile(source) as file:
@@ -73,4 +74,5 @@ def columns_of(source: Path | pa.NativeFile, columns: Mapping[str, Kind], option
     for name in found:
         if table[name].null_count:
             raise ValueError(f"the column {name} has gaps")
+        table[name].validate(full=True)  # else a text that is no UTF-8 would be noticed by whoever reads it
     return table
