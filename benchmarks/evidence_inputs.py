@@ -10,12 +10,14 @@
   splits query and gallery is in it;
 - `oracle-real.txt`: the pool's images of the target's own domain, by their known origin, and `oracle-IMAGES-SHARE.txt`,
   the same for pools of drawn pedestrians. A list like this can only be had where the origins are known: it shows how
-  much any selection could gain.
+  much any selection could gain;
+- `outsiders-IMAGES-SHARE.txt`: as many images of the same drawn pool, none of them of the target's domain.
 """
 
 import argparse
 import csv
 import os
+import random
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -55,11 +57,13 @@ def own_domain(table: Path) -> list[str]:
         return [row["key"] for row in csv.DictReader(file) if row["origin"] == OWN]
 
 
-def drawn_domain(images: int, share: int) -> list[str]:
-    """The same of a drawn pool."""
+def drawn_domain(images: int, share: int) -> tuple[list[str], list[str]]:
+    """The same of a drawn pool, and as many keys of others, if there are as many."""
     options = {"part": "pool", "images": images, "size": [64, 32], "cameras": 4, "relevant": share / 100}
     origins = open_dataset("synthetic", None, **options).origins()
-    return [key for key, origin in origins.items() if origin == "target_domain"]
+    own = [key for key, origin in origins.items() if origin == "target_domain"]
+    others = sorted(origins.keys() - own)
+    return own, random.Random(0).sample(others, min(len(own), len(others)))
 
 
 if __name__ == "__main__":
@@ -73,8 +77,9 @@ if __name__ == "__main__":
         if not (folder / name).is_symlink():
             (folder / name).symlink_to(place)
     write_table(folder / "held-out.csv", held_out(Market1501(images / TARGET).records(), arguments.every), images)
-    lists = {"real": own_domain(images / ORIGINS)}
-    lists |= {f"{count}-{share}": drawn_domain(count, share) for count, share in DRAWN}
+    lists = {"oracle-real": own_domain(images / ORIGINS)}
+    for count, share in DRAWN:
+        lists[f"oracle-{count}-{share}"], lists[f"outsiders-{count}-{share}"] = drawn_domain(count, share)
     for name, keys in lists.items():
-        (folder / f"oracle-{name}.txt").write_text("\n".join(sorted(keys)) + "\n")
-        print(f"oracle-{name}.txt: {len(keys):,} images")
+        (folder / f"{name}.txt").write_text("\n".join(sorted(keys)) + "\n")
+        print(f"{name}.txt: {len(keys):,} images")
