@@ -469,3 +469,8 @@ def test_the_visible_defaults_are_the_defaults():
     assert set(shown) == set(defaults) - {"name", "pool", "target", "source", "proxy", "compare", "sweep"}
     for section, values in shown.items():
         assert values == defaults[section], section
+
+
+def test_characters_of_a_label_that_cannot_be_printed_are_shown(tiny):
+    file = tiny(compare=[{"label": "a\x1b[2Jb\nc", "pretrain": "none"}, {"label": "θ ≥ ½", "select.fraction": 0.5}])
+    assert list(rows(load_experiment(file))) == [r"a\x1b[2Jb\nc", "θ ≥ ½"]

@@ -168,3 +168,11 @@ def test_every_figure_saves(tmp_path):
         figure.savefig(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "matplotlib.pyplot" not in inspect.getsource(sys.modules[loss_curves.__module__])
+
+
+def test_labels_are_text_and_not_formulas(tmp_path):
+    cmc_curve({r"$\frac$": np.ones(5), "5 $ of 10 $": np.ones(5)}).savefig(tmp_path / "cmc.png")
+    loss_curves([{"step": 1, r"$\frac$": 1.0}, {"step": 2, r"$\frac$": 2.0}], [r"$\frac$"]).savefig(
+        tmp_path / "loss.svg"
+    )
+    assert {path.name for path in tmp_path.iterdir() if path.stat().st_size > 1000} == {"cmc.png", "loss.svg"}

@@ -147,6 +147,14 @@ def test_a_row_whose_list_is_missing_does_not_keep_the_others_out(tiny, outputs,
     assert entered.unknown == (f"listed: {tmp_path / 'away.txt'}: no such file (select.list)",)
 
 
+def test_a_label_like_a_formula_is_marked_and_known_again(tiny, outputs, tmp_path):
+    experiment = load_experiment(tiny(compare=[{"label": "=1+1", "pretrain": "none"}]))
+    finish(plan(rows(experiment)["=1+1"], outputs), **RECORDED)
+    path = tmp_path / "ledger.csv"
+    assert (enter(experiment, str(path)).added, enter(experiment, str(path)).known) == (1, 1)
+    assert [line["row"] for line in lines_of(path)] == ["'=1+1"]
+
+
 def test_rows_with_test_images_in_their_pool_are_marked(experiment, outputs, tmp_path, monkeypatch):
     monkeypatch.setattr("rayreid.pipeline.summary.leaked_images", lambda pool, target: 4)
     finish(plan(rows(experiment)["random, half · seed 0"], outputs), **RECORDED)

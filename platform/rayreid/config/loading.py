@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from rayreid.config import Experiment
 from rayreid.config.method_defaults import OWN_KEYS, PUBLISHED
 from rayreid.config.yaml_text import parse_yaml
-from rayreid.errors import UserError
+from rayreid.errors import UserError, escaped
 
 _PROXY_INHERITS = ("seed", "backbone", "pretrain", "finetune")
 _WAYS = ("usl", "uda")
@@ -109,7 +109,7 @@ def _table(experiment: Experiment) -> dict[str, Experiment]:
             raise UserError(f"compare[{number}]: seeds belong to the whole file; write them beside compare")
         if experiment.seeds and "seed" in changes:
             raise UserError(f"compare[{number}]: seed={changes['seed']}, but seeds sets it in every row; leave one out")
-        label = str(row.get("label") or describe(changes))
+        label = escaped(str(row.get("label") or describe(changes)))  # it goes to terminals and into one-line messages
         if label in table:
             raise UserError(f"compare[{number}]: the label {label!r} is used twice")
         table[label] = change(experiment.alone, changes, f"compare[{number}]")

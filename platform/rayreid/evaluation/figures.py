@@ -12,11 +12,13 @@ from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rayreid.errors import UserError
@@ -164,9 +166,19 @@ def group_colours(count: int) -> list[str]:
     return [PALETTE[1 + i % (len(PALETTE) - 1)] for i in range(count)]
 
 
+class PlainFigure(Figure):
+    """A figure whose texts are labels and keys of the user's, not formulas: a `$` in one is a dollar sign."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw the figure."""
+        for text in self.findobj(Text):
+            text.set_parse_math(False)
+        super().draw(renderer)
+
+
 def canvas(width: float, height: float, constrained: bool = True) -> Figure:
     """Return an empty white figure; the size is in inches."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained" if constrained else None)
+    figure = PlainFigure(figsize=(width, height), dpi=DPI, layout="constrained" if constrained else None)
     FigureCanvasAgg(figure)
     return figure
 

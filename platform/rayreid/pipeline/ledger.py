@@ -17,6 +17,7 @@ from rayreid.errors import UserError
 from rayreid.execution.trainer import METRICS
 from rayreid.files import make_folder
 from rayreid.paths import expanded, output_root
+from rayreid.pipeline.csv_text import cell, csv_of
 from rayreid.pipeline.experiment_folder import digest_of
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.summary import row_of
@@ -125,7 +126,7 @@ def enter(experiment: Experiment, ledger: str, note: str = "", machine: str = ""
     lines = [
         _line(experiment.name, labels[label], table[label], graph, machine) | told for label, graph in finished.items()
     ]
-    new = [line for line in lines if tuple(line[name] for name in _KEY) not in known]
+    new = [line for line in lines if tuple(cell(line[name]) for name in _KEY) not in known]
     if new:
         make_folder(path.parent)
         _append(path, new)
@@ -158,16 +159,12 @@ def _known(path: Path) -> set[tuple[str, ...]]:
 
 def _append(path: Path, lines: list[dict[str, str]]) -> None:
     """Append lines in one write, so that another process's lines stay whole; a new file begins with the columns."""
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, COLUMNS, lineterminator="\n")
     present = path.read_bytes() if path.exists() else b""
-    if not present:
-        writer.writeheader()
-    elif not present.endswith(b"\n"):  # as an editor or a merge may leave it
-        sink.write("\n")
-    writer.writerows(lines)
+    text = csv_of(COLUMNS, lines, header=not present)
+    if present and not present.endswith(b"\n"):  # as an editor or a merge may leave it
+        text = "\n" + text
     with path.open("a", encoding="utf-8", newline="") as stream:
-        stream.write(sink.getvalue())
+        stream.write(text)
 
 
 def _line(name: str, label: str, experiment: Experiment, graph: Mapping[str, Artifact], machine: str) -> dict[str, str]:

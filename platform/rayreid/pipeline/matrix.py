@@ -1,7 +1,5 @@
 """Cross evaluation of every model on every target: one evaluation per pair, one table."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from rayreid.execution.production import produce
 from rayreid.execution.shared_storage import check_storage
 from rayreid.files import write_atomically
 from rayreid.paths import output_root
+from rayreid.pipeline.csv_text import csv_of
 from rayreid.pipeline.dataset_facts import Datasets, check_answers
 from rayreid.pipeline.experiment_folder import folder_of
 from rayreid.pipeline.experiment_runner import experiment_run, open_session
@@ -146,11 +145,7 @@ def _keep(cells: list[Cell], folder: Path, run: Run) -> None:
     """Write the table as JSON, CSV and figure next to the configuration, and log them to MLflow."""
     content = [cell.row() for cell in cells]
     write_atomically(folder / "matrix.json", json.dumps(content, indent=1))
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, content[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(content)
-    write_atomically(folder / "matrix.csv", sink.getvalue())
+    write_atomically(folder / "matrix.csv", csv_of(list(content[0]), content))
     models, targets = _labels(cells)
     shape = (len(models), len(targets))
     values, firsts = (np.array([row[name] for row in content]).reshape(shape) for name in ("mAP", "rank1"))
