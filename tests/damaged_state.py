@@ -42,6 +42,8 @@ from rayreid.stages import features, priority, score
 from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.metrics_log import Journal, MetricsFeed
+from rayreid.tracking.deliverer import Deliverer
+from rayreid.tracking.outage import Outage
 from rayreid.tracking.outbox import Outbox
 from rayreid.tracking.run import Run
 from rayreid.training.checkpoint import Checkpoints
@@ -92,16 +94,23 @@ class Client:
 
 def tracker(root: Path) -> Any:
     """A tracker whose store takes everything."""
-    outage = SimpleNamespace(lasts=lambda: False, ended=lambda: None, began=lambda error: False, tell=lambda line: None)
+    outage = Outage("sqlite:///x", lambda line: None)
     return SimpleNamespace(
         client=Client(),
         uri="sqlite:///x",
         outboxes=root / "undelivered",
         outage=outage,
+        deliverer=Deliverer(root / "undelivered", "sqlite:///x", outage),
         resume=lambda run: Noted(run),
         status=lambda run: "FINISHED",
         run=lambda *of: Noted("new"),
     )
+
+
+def _fed(root: Path, run: str = RUN) -> object:
+    feed = MetricsFeed(root / "feed/metrics.jsonl", run)
+    feed.read()
+    return feed.deliver(RecordedRun(run).history)
 
 
 def screen() -> Screen:
@@ -163,7 +172,7 @@ def write_whole(root: Path) -> None:
     journal = Journal(feed / "metrics.jsonl", 1)
     for step in range(3):
         journal.append({"step": step, "epoch": float(step), "loss": 1.0, "probe_mAP": 0.5})
-    MetricsFeed(feed / "metrics.jsonl", RecordedRun(RUN)).deliver()
+    _fed(root)
 
     box = Outbox(root / "undelivered" / (RUN))
     box.put({"uri": "sqlite:///x", "kind": "tags", "what": {"a": "b"}})
@@ -309,7 +318,7 @@ STATE = {
         "feed/metrics.jsonl",
         lambda root: (
             Journal(root / "feed/metrics.jsonl").history(),
-            MetricsFeed(root / "feed/metrics.jsonl", RecordedRun("1")).deliver(),
+            _fed(root, "1"),
             MedianStopping((root / "feed/metrics.jsonl",) * 4, 0).verdict(1.0, 0.1, root / "own"),
             Journal(root / "feed/metrics.jsonl", 2).append({"step": 3}),
         ),
@@ -318,7 +327,7 @@ STATE = {
     ),
     "delivered": StateFile(
         "feed/delivered.json",
-        lambda root: MetricsFeed(root / "feed/metrics.jsonl", RecordedRun(RUN)).deliver(),
+        _fed,
         "json",
         rebuilt=True,
     ),

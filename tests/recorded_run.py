@@ -4,6 +4,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from rayreid.storage.metrics_log import MetricsFeed
+
 
 class RecordedRun:
     """A run in memory.
@@ -19,6 +21,7 @@ class RecordedRun:
         tagged: The tags by name.
         datasets: The profile of each dataset.
         owed: The journals that are to be delivered later.
+        followed: The feeds of the journals that are being written.
     """
 
     def __init__(self, identifier: str = "r"):
@@ -31,6 +34,7 @@ class RecordedRun:
         self.tagged: dict[str, Any] = {}
         self.datasets: dict[str, Any] = {}
         self.owed: list[Path] = []
+        self.followed: list[MetricsFeed] = []
         self.tracker = SimpleNamespace(resume=lambda run: self)
 
     def child(self, name, tags):
@@ -41,8 +45,17 @@ class RecordedRun:
             raise ConnectionError("[/no] answer")
         self.rows += rows
 
-    def owe(self, journal):
-        self.owed.append(journal)
+    def follow(self, feed):
+        self.followed = [feed]
+
+    def deliver(self):
+        for feed in self.followed:
+            feed.deliver(self.history)
+
+    def unfollow(self, feed):
+        if feed.pending and self.away:
+            self.owed.append(feed.path)
+        self.followed.clear()
 
     def figure(self, figure, name):
         self.figures.append(name)

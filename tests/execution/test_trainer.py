@@ -368,10 +368,10 @@ def test_rows_of_an_earlier_process_reach_the_watch_but_not_the_bar_s_clock(work
     seen, shown = [], []
     bar = type("Shown", (), {"to": lambda self, done, note: shown.append(done)})()
     delivered = delivery.Delivery(work, bar, lambda row: seen.append(row["step"]))
-    delivered._try()
+    delivered._pass_on()
     assert (seen, shown) == ([9], [])
     journal.append({"step": 19, **row})
-    delivered._try()
+    delivered._pass_on()
     assert (seen, shown) == ([9, 19], [20])
 
 

@@ -12,6 +12,7 @@ from rayreid.pipeline.experiment_runner import open_session
 from rayreid.sweeps import ray_tune
 from rayreid.tracking import outage
 from rayreid.tracking.orphans import end_below, ending
+from rayreid.tracking.outbox import Outbox
 
 
 @pytest.fixture
@@ -121,7 +122,8 @@ def test_runs_that_nobody_can_end_any_more_are_ended_with_all_below_them(owner):
 
 def test_a_run_whose_end_is_owed_gets_that_one(owner):
     ended = owner.child("trial")
-    ended._outbox.put({"uri": owner.tracker.uri, "kind": "end", "what": {"status": "FINISHED", "time": 1.0}})
+    box = Outbox(owner.tracker.outboxes / ended.id)
+    box.put({"uri": owner.tracker.uri, "kind": "end", "what": {"status": "FINISHED", "time": 1.0}})
     end_below(owner, "FAILED")
     assert status_of(ended) == "FINISHED"
 

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from rayreid.errors import UserError
-from rayreid.storage.metrics_log import Journal
+from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.tracking import database
 from rayreid.tracking.database import check_moved, default_uri, file_of, fix_locations
 from rayreid.tracking.run import Tracker
@@ -112,7 +112,7 @@ def test_entries_that_wait_for_delivery_follow(outputs, tmp_path):
     journal = Journal(outputs / "pretrain" / "metrics.jsonl")
     journal.path.parent.mkdir()
     journal.append({"step": 0, "loss": 1.0})
-    run.owe(journal.path)
+    run.follow(MetricsFeed(journal.path, run.id))
     new = tmp_path / "new"
     outputs.rename(new)
     fix_locations(new)

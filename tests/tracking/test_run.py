@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.tracking import revision
 from rayreid.tracking.revision import DIRTY, git_sha
 from rayreid.tracking.run import Run, Tracker
-from rayreid.tracking.store import tracking_uri
+from rayreid.tracking.store import send, tracking_uri
 from recorded_run import RecordedRun
 
 PLATFORM = Path(__file__).parents[2] / "platform"
@@ -168,7 +169,9 @@ def test_params_metrics_and_tags(run):
 
 
 def test_a_history_is_logged_with_its_own_steps_and_times(run):
-    run.history([{"step": step, "time": 1000.5 + step, "loss": 1 / (1 + step), "lr": 0.1} for step in range(600)])
+    rows = [{"step": step, "time": 1000.5 + step, "loss": 1 / (1 + step), "lr": 0.1} for step in range(600)]
+    for _ in range(2):  # after a kill, too
+        send(run.client, run.id, "rows", rows)
     entries = run.client.get_metric_history(run.id, "loss")
     assert [(e.step, e.value, e.timestamp) for e in entries] == [
         (step, 1 / (1 + step), 1000500 + 1000 * step) for step in range(600)
@@ -303,86 +306,93 @@ def steps(run: RecordedRun) -> list[float]:
     return [row["step"] for row in run.rows]
 
 
+def deliver(feed: MetricsFeed, run: RecordedRun | Run) -> list[dict[str, float]]:
+    """Read what is new, and deliver it as the process that follows the journal does; return what arrived."""
+    feed.read()
+    return feed.deliver(run.history if isinstance(run, RecordedRun) else partial(send, run.client, run.id, "rows"))
+
+
 def append(path: Path, *steps: int) -> None:
     with path.open("a") as stream:
         stream.writelines(json.dumps({"step": step, "loss": 1.0 / (1 + step), "time": 100.0}) + "\n" for step in steps)
 
 
 def test_each_step_arrives_once_over_a_restart(tracker, run, path):
-    feed = MetricsFeed(path, run)
-    assert feed.deliver() == []
+    feed = MetricsFeed(path, run.id)
+    assert deliver(feed, run) == []
     append(path, 0, 1)
-    assert [row["step"] for row in feed.deliver()] == [0, 1]
-    assert feed.deliver() == []
+    assert [row["step"] for row in deliver(feed, run)] == [0, 1]
+    assert deliver(feed, run) == []
     append(path, 2)
-    feed.deliver()
+    deliver(feed, run)
     append(path, 3, 4)  # written, not delivered: the driver is killed here
-    again = MetricsFeed(path, tracker.resume(run.id))
-    assert [row["step"] for row in again.deliver()] == [3, 4]
+    again = MetricsFeed(path, tracker.resume(run.id).id)
+    assert [row["step"] for row in deliver(again, run)] == [3, 4]
     append(path, 5)
-    again.deliver()
-    assert MetricsFeed(path, run).deliver() == []
+    deliver(again, run)
+    assert deliver(MetricsFeed(path, run.id), run) == []
     assert history(run, "loss") == [(step, 1.0 / (1 + step)) for step in range(6)]
     assert "time" not in data_of(run).metrics
 
 
 def test_steps_that_a_restarted_worker_runs_again_are_not_delivered_again(path):
     run = RecordedRun()
-    feed = MetricsFeed(path, run)
+    feed = MetricsFeed(path, run.id)
     append(path, 0, 1, 2)
-    feed.deliver()
+    deliver(feed, run)
     append(path, 1, 2, 3)
-    feed.deliver()
+    deliver(feed, run)
     append(path, 4, 5, 3, 4, 5, 6)  # all read at once
-    feed.deliver()
+    deliver(feed, run)
     assert steps(run) == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_rows_of_one_step_complete_one_another(path, tracker):
     run = tracker.run("probed")
-    feed = MetricsFeed(path, run)
+    feed = MetricsFeed(path, run.id)
     append(path, 0, 1)
     Journal(path).append({"step": 1, "probe": 0.5})
-    feed.deliver()
+    deliver(feed, run)
     append(path, 2)
     Journal(path).append({"step": 1, "probe": 0.5})  # again, by a restarted worker
-    assert [set(row) for row in feed.deliver()] == [{"step", "time", "loss"}]
+    assert [set(row) for row in deliver(feed, run)] == [{"step", "time", "loss"}]
     Journal(path).append({"step": 2, "probe": 0.7})  # written, not delivered: the driver is killed here
-    MetricsFeed(path, tracker.resume(run.id)).deliver()
+    deliver(MetricsFeed(path, tracker.resume(run.id).id), run)
     assert history(run, "probe") == [(1, 0.5), (2, 0.7)]
     assert [step for step, _ in history(run, "loss")] == [0, 1, 2]
 
 
 def test_a_half_written_last_line_waits_until_it_is_whole(path):
     run = RecordedRun()
-    feed = MetricsFeed(path, run)
+    feed = MetricsFeed(path, run.id)
     append(path, 0)
     with path.open("a") as stream:
         stream.write('{"step": 1, "lo')
-    assert [row["step"] for row in feed.deliver()] == [0]
-    assert MetricsFeed(path, RecordedRun("another")).deliver() != []
+    assert [row["step"] for row in deliver(feed, run)] == [0]
+    assert deliver(MetricsFeed(path, "another"), RecordedRun("another")) != []
     with path.open("a") as stream:
         stream.write('ss": 0.5, "time": 1.5}\n')
-    assert [row["step"] for row in feed.deliver()] == [1]
+    assert [row["step"] for row in deliver(feed, run)] == [1]
     assert steps(run) == [0, 1]
 
 
 def test_rows_that_could_not_be_delivered_are_delivered_later(path):
     run = RecordedRun()
-    feed = MetricsFeed(path, run)
+    feed = MetricsFeed(path, run.id)
     append(path, 0, 1)
     run.away = True
     with pytest.raises(ConnectionError):
-        feed.deliver()
+        deliver(feed, run)
     run.away = False
     append(path, 2)
-    feed.deliver()
+    deliver(feed, run)
     assert steps(run) == [0, 1, 2]
 
 
 def test_another_run_receives_everything(path):
     append(path, 0, 1)
-    MetricsFeed(path, RecordedRun("of a store that is gone")).deliver()
+    gone = RecordedRun("of a store that is gone")
+    deliver(MetricsFeed(path, gone.id), gone)
     run = RecordedRun("new")
-    MetricsFeed(path, run).deliver()
+    deliver(MetricsFeed(path, run.id), run)
     assert steps(run) == [0, 1]

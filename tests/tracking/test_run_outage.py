@@ -19,6 +19,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from rayreid.errors import UserError
 from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.tracking import outage
+from rayreid.tracking.outbox import Outbox
 from rayreid.tracking.run import Run, Tracker
 
 
@@ -114,29 +115,36 @@ def test_what_nobody_could_deliver_is_delivered_by_the_next_process_on_that_root
     journal = Journal(tmp_path / "metrics.jsonl")
     for step in range(3):
         journal.append({"step": step, "loss": 1.0 + step})
-    feed = MetricsFeed(journal.path, run)
-    feed.deliver()
+    feed = MetricsFeed(journal.path, run.id)
+    run.follow(feed)
+    feed.read()
+    run.deliver()
+    assert losses(tracker.client, run.id) == [(step, 1.0 + step) for step in range(3)]
     tracker.client.away = True
     journal.append({"step": 3, "loss": 4.0})
-    with pytest.raises(MlflowException):
-        feed.deliver()
-    run.owe(journal.path)
+    feed.read()
+    run.deliver()
+    assert feed.pending
+    run.unfollow(feed)
     log_everything(run, tmp_path)
     later = Tracker(root, "another experiment")
     assert_everything(later.client, run.id)
     assert losses(later.client, run.id) == [(step, 1.0 + step) for step in range(4)]
     assert waiting(tracker) == 0
-    assert MetricsFeed(journal.path, run).deliver() == []
+    again = MetricsFeed(journal.path, run.id)
+    again.read()
+    assert not again.pending
 
 
 def test_what_is_delivered_twice_is_there_once(tracker, run, tmp_path):
     tracker.client.away = True
     log_everything(run, tmp_path)
     tracker.client.away = False
-    held = [entry.content for entry in run._outbox.entries() if entry.payload is None]
+    box = Outbox(tracker.outboxes / run.id)
+    held = [entry.content for entry in box.entries() if entry.payload is None]
     run.deliver()
     for content in held:  # by a process that died before it could drop them
-        run._outbox.put(content)
+        box.put(content)
     run.deliver()
     assert_everything(tracker.client, run.id)
 
@@ -246,17 +254,16 @@ def test_a_real_server_that_is_stopped_and_started_again_has_everything_once(ser
     tracker = Tracker(root, "trials", said.append)
     run = tracker.run("a run")
     journal = Journal(tmp_path / "metrics.jsonl")
-    feed = MetricsFeed(journal.path, run)
+    feed = MetricsFeed(journal.path, run.id)
+    run.follow(feed)
 
     def train(steps: range) -> bool:
         """Steps of a training, and whether their rows were delivered."""
         for step in steps:
             journal.append({"step": step, "loss": 1.0 / (1 + step)})
-        try:
-            feed.deliver()
-        except MlflowException:
-            return False
-        return True
+        feed.read()
+        run.deliver()
+        return not feed.pending
 
     assert train(range(5))
     server.stop()
@@ -266,7 +273,7 @@ def test_a_real_server_that_is_stopped_and_started_again_has_everything_once(ser
     assert train(range(10, 15))
     server.stop()
     assert not train(range(15, 20))
-    run.owe(journal.path)
+    run.unfollow(feed)
     log_everything(run, tmp_path)
 
     server.start()

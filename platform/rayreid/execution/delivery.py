@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from rich.markup import escape
 
@@ -10,7 +11,7 @@ from rayreid.console import Bar
 from rayreid.execution import periodic_metrics
 from rayreid.execution.production import StageContext
 from rayreid.state_files import read_json
-from rayreid.storage.metrics_log import Journal, MetricsFeed
+from rayreid.storage.metrics_log import MetricsFeed
 
 METRICS = "metrics.jsonl"
 """File of a training's journal, in its artifact's folder."""
@@ -30,9 +31,7 @@ class Delivery:
     """
 
     def __init__(self, context: StageContext, bar: Bar, watch: Watch):
-        self._feed = MetricsFeed(context.folder / METRICS, context.run)
-        # The journal is read independently of the feed, so an unreachable tracking server hides nothing from the user.
-        self._journal, self._offset = Journal(context.folder / METRICS), 0
+        self._feed = MetricsFeed(context.folder / METRICS, context.run.id)
         self._work, self._bar, self._watch = context, bar, watch
         self._last: dict[str, float] = {}
         self.warnings: list[str] = []
@@ -43,36 +42,38 @@ class Delivery:
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
     def __enter__(self) -> "Delivery":
+        self._work.run.follow(self._feed)
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._done.set()
         self._thread.join()
-        if not self._try():
-            self._work.run.owe(self._work.folder / METRICS)
+        self._try(self._pass_on)
+        self._try(partial(self._work.run.unfollow, self._feed))
 
     def _keep(self) -> None:
         while not self._done.wait(_POLL_SECONDS):
-            self._try()
+            self._try(self._pass_on)
 
-    def _try(self) -> bool:
-        """Deliver new rows, and return whether all rows that were written so far are delivered."""
+    def _try(self, step: Callable[[], None]) -> None:
+        """Take a step; what prevents it does not stop training, since the rows stay in the journal."""
         try:
-            self._announce()
-            self._show()
-            self._feed.deliver()
-            if len(self.warnings) > self._tagged:
-                self._work.run.tags({"warning": "; ".join(self.warnings)})
-                self._tagged = len(self.warnings)
+            step()
         except Exception as error:
-            # An unreachable tracking server does not stop training: the rows it missed are delivered with the next.
             if not self._complained:
                 reason = escape(f"{type(error).__name__}: {error}")
                 self._work.screen.say(f"  metrics cannot be logged for now ({reason})")
             self._complained = True
-            return False
-        return True
+
+    def _pass_on(self) -> None:
+        """Show and deliver the new rows."""
+        self._announce()
+        self._show()  # first, so that an unreachable tracking server hides nothing from the user
+        self._work.run.deliver()
+        if len(self.warnings) > self._tagged:
+            self._work.run.tags({"warning": "; ".join(self.warnings)})
+            self._tagged = len(self.warnings)
 
     def _announce(self) -> None:
         """Show once how the workers resolved `auto`, which depends on their device."""
@@ -87,7 +88,7 @@ class Delivery:
 
     def _read(self) -> list[dict[str, float]]:
         """Return the journal's rows since the last call, after passing them to the watch and keeping their values."""
-        written, self._offset = self._journal.read(self._offset)
+        written = self._feed.read()
         for warning in filter(None, map(self._watch, written)):
             self.warnings.append(warning)
             self._work.screen.say(f"  [yellow]warning:[/] {escape(warning)}")

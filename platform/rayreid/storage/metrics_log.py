@@ -3,10 +3,10 @@
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rayreid import forms
 from rayreid.files import check_guards, naming, write_atomically
@@ -17,6 +17,7 @@ MARK = "delivered.json"
 _WRITER = "writer"
 _ROW = forms.record({"step": forms.whole, "time": forms.finite}, {_WRITER: forms.count}, forms.number)
 MARK_FORM = forms.record({"run": forms.text, "steps": forms.mapping_of(forms.whole)})
+_NO_METRICS = ("step", "time")
 _BEFORE = -2  # below every step: a probe before the first step is logged at step -1
 
 
@@ -102,52 +103,60 @@ class Journal:
             return stream.read(1) == b"\n"
 
 
-class Receiver(Protocol):
-    """A run to which rows are delivered."""
-
-    id: str
-
-    def history(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Accept all rows (`step`, `time` and metrics), or raise."""
-        ...
-
-
 class MetricsFeed:
-    """Delivers the rows that workers append to a journal, continuing where an earlier process stopped.
+    """The one reader of a journal on the driver, and the rows in it that are still to be delivered to a run.
 
     Each metric of each step is delivered once: steps that run again after a restart are skipped, and several rows of
-    one step complete one another.
+    one step complete one another. Delivery continues where an earlier process stopped. A run other than the one that
+    process delivered to receives all rows.
 
-    A run other than the one an earlier process delivered to receives all rows. The next call delivers rows that could
-    not be delivered before.
+    One thread may read while another delivers.
 
     Args:
         path: The journal's file; it may not exist yet.
-        run: The run that receives the rows.
+        run: Id of the run that receives the rows.
     """
 
-    def __init__(self, path: Path, run: Receiver):
-        self.run = run
-        self._journal = Journal(path)
+    def __init__(self, path: Path, run: str):
+        self.path = path
+        self._run = run
+        self._journal, self._offset = Journal(path), 0
         self._mark = path.with_name(MARK)
         mark = if_whole(self._mark, partial(read_json, self._mark, MARK_FORM), "all rows are delivered again")
-        self._last: dict[str, int] = mark["steps"] if mark is not None and mark["run"] == run.id else {}
-        self._offset = 0
+        self._delivered: dict[str, int] = mark["steps"] if mark is not None and mark["run"] == run else {}
+        self._taken = dict(self._delivered)
+        self._pending: list[dict[str, float]] = []
 
-    def deliver(self) -> list[dict[str, float]]:
-        """Deliver the new values in the rows written since the last call, and return them."""
-        written, offset = self._journal.read(self._offset)
-        rows, last = [], dict(self._last)
+    @property
+    def pending(self) -> bool:
+        """Whether rows that were read are still to be delivered."""
+        return bool(self._pending)
+
+    def read(self) -> list[dict[str, float]]:
+        """Return all rows written since the last call; what is new in them is pending from now on."""
+        written, self._offset = self._journal.read(self._offset)
         for row in written:
-            new = [name for name in row if name not in ("step", "time") and row["step"] > last.get(name, _BEFORE)]
+            new = [name for name in row if name not in _NO_METRICS and row["step"] > self._taken.get(name, _BEFORE)]
             if new:
-                rows.append({name: row[name] for name in row if name in ("step", "time", *new)})
-                last.update(dict.fromkeys(new, row["step"]))
+                self._pending.append({name: row[name] for name in row if name in (*_NO_METRICS, *new)})
+                self._taken.update(dict.fromkeys(new, row["step"]))
+        return written
+
+    def deliver(self, send: Callable[[Sequence[Mapping[str, float]]], None]) -> list[dict[str, float]]:
+        """Deliver the pending rows, and return them.
+
+        If the process dies before it has noted how far they are delivered, the next one delivers the same rows again.
+
+        Args:
+            send: Accepts all rows (`step`, `time` and metrics), or raises: then they stay pending.
+        """
+        rows = list(self._pending)
         if rows:
-            self.run.history(rows)
-            write_atomically(self._mark, json.dumps({"run": self.run.id, "steps": last}))
-        self._last = last
-        self._offset = offset
+            send(rows)
+            steps = {name: int(row["step"]) for row in rows for name in row if name not in _NO_METRICS}
+            self._delivered |= steps
+            write_atomically(self._mark, json.dumps({"run": self._run, "steps": self._delivered}))
+            del self._pending[: len(rows)]
         return rows
 
 

@@ -35,5 +35,6 @@ _WHAT: dict[str, forms.Form] = {
     "dataset": forms.record({**_DATASET, "profile": forms.mapping_of(forms.anything)}),
     "artifact": forms.record({"name": _inside}),
     "file": forms.record({"path": forms.text, "folder": forms.or_none(_inside)}),
+    "resume": forms.record({}),
     "end": forms.record({"status": forms.text, "time": forms.finite}),
 }

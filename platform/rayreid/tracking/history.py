@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rayreid.errors import UserError
+from rayreid.tracking.damage import check_whole
 from rayreid.tracking.database import file_of
 from rayreid.tracking.outage import reason
 from rayreid.tracking.run import PARENT
@@ -47,7 +48,7 @@ class History:
         uri: URI of the tracking store.
 
     Raises:
-        UserError: The database does not exist.
+        UserError: The database does not exist, or is damaged.
     """
 
     def __init__(self, uri: str):
@@ -56,6 +57,7 @@ class History:
         database = file_of(uri)
         if database is not None and not database.is_file():  # the client would create it
             raise UserError(f"{database}: no MLflow database; set RAYREID_ROOT or MLFLOW_TRACKING_URI")
+        check_whole(uri)
         self.uri = uri
         self.client = MlflowClient(uri)
 

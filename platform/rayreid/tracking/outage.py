@@ -1,10 +1,14 @@
-"""Outages of the tracking store: recognising them, waiting for their end, and not retrying too often."""
+"""Outages of the tracking store: recognising them, waiting for their end, and not retrying too often.
+
+A store whose database is damaged is away, too, until somebody mends it.
+"""
 
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from rayreid.errors import UserError, one_line
+from rayreid.tracking.damage import damage_of, remedy
 
 PATIENCE_SECONDS = 600.0
 _POLL_SECONDS = 5.0
@@ -31,7 +35,18 @@ class Outage:
         self.uri = uri
         self.tell = tell
         self._silent_until = 0.0
-        self._told = False
+        self._told = self._damaged = False
+        self._why = ""
+
+    @property
+    def why(self) -> str:
+        """What the user is to know about a store that is unreachable; "" if it is not."""
+        return self._why
+
+    @property
+    def told(self) -> bool:
+        """Whether the user was told that the store is unreachable, and has not answered since."""
+        return self._told
 
     def is_one(self, error: BaseException) -> bool:
         """Return whether an error means that the store is unreachable, rather than that it refused the request."""
@@ -47,26 +62,36 @@ class Outage:
 
     def began(self, error: BaseException) -> bool:
         """Return whether an error is an outage; if so, tell the user once and pause attempts for a while."""
-        if not self.is_one(error):
+        damage = damage_of(error, self.uri)
+        if damage is None and not self.is_one(error):
             return False
         self._silent_until = time.monotonic() + _SILENT_SECONDS
-        if not self._told:
-            self.tell(
-                f"MLflow at {self.uri} does not answer ({reason(error)}): runs go on, and what they log is kept and "
-                "delivered when it is back, by the next command at the latest"
+        if damage is not None:
+            self._why = f"{damage}: {remedy(self.uri)}"
+            line = f"{self._why}; runs go on, and what they log is kept and delivered afterwards, by the next command"
+        else:
+            self._why = f"MLflow at {self.uri} does not answer ({reason(error)})"
+            line = (
+                f"{self._why}: runs go on, and what they log is kept and delivered when it is back, by the next command"
             )
-        self._told = True
+        if not self._told or (damage is not None and not self._damaged):
+            self.tell(f"{line} at the latest")
+        self._told, self._damaged = True, damage is not None
         return True
 
     def lasts(self) -> bool:
         """Return whether it is too early to try again."""
         return time.monotonic() < self._silent_until
 
+    def retry(self) -> None:
+        """Let the next attempt be made now."""
+        self._silent_until = 0.0
+
     def ended(self) -> None:
         """Record that the store answers, and tell the user if an outage had been reported."""
         if self._told:
             self.tell(f"MLflow at {self.uri} answers again")
-        self._silent_until, self._told = 0.0, False
+        self._silent_until, self._told, self._damaged, self._why = 0.0, False, False, ""
 
     def wait(self, call: Callable[[], T], patience: float = PATIENCE_SECONDS) -> T:
         """Return the result of a call to the store, retrying while the store is unreachable.
@@ -76,13 +101,16 @@ class Outage:
             patience: Seconds to keep retrying.
 
         Raises:
-            UserError: The store stayed unreachable.
+            UserError: The store stayed unreachable, or its database is damaged, which waiting does not mend.
         """
         until = time.monotonic() + patience
         while True:
             try:
                 result = call()
             except Exception as error:
+                damage = damage_of(error, self.uri)
+                if damage is not None:
+                    raise UserError(f"{damage}: {remedy(self.uri)}, and run the same command again") from None
                 if not self.is_one(error):
                     raise
                 if time.monotonic() >= until:

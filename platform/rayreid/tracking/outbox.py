@@ -1,7 +1,8 @@
-"""An ordered queue on disk of entries that could not be delivered yet."""
+"""An ordered queue on disk of entries to deliver."""
 
 import contextlib
 import json
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from rayreid import forms
-from rayreid.files import make_folder, write_atomically
+from rayreid.files import TEMPORARY, make_folder, write_atomically
 from rayreid.state_files import DamagedFileError, damaged, if_whole, move_aside, read_json
+from rayreid.storage.contents import LEASE
 
 _FILE_NAME = forms.matching(r"(?!\.{1,2}$)[^/\0]{1,255}")
+_DIGITS = 20
+_LONG_SECONDS = 3600.0
 _INSTEAD = "what it holds is not delivered to MLflow"
 
 
@@ -59,9 +63,10 @@ class Outbox:
         self.folder = folder
         self._form = forms.record({"content": form, "payload": forms.or_none(_FILE_NAME)})
 
-    def put(self, content: dict[str, Any], name: str = "", payload: bytes | None = None) -> None:
-        """Append an entry; a payload is kept as a file called `name`."""
-        path = self.folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
+    def put(self, content: dict[str, Any], name: str = "", payload: bytes | None = None) -> Path:
+        """Append an entry and return its file; a payload is kept as a file called `name`."""
+        number = max(time.time_ns(), *(_number(path) + 1 for path in self._paths()), 0)  # also if the clock is set back
+        path = self.folder / f"{number:0{_DIGITS}d}-{uuid.uuid4().hex[:8]}.json"
         entry = json.dumps({"content": content, "payload": name if payload is not None else None})
         while not path.exists():
             with contextlib.suppress(FileNotFoundError):  # another process may remove the empty folder meanwhile
@@ -70,7 +75,8 @@ class Outbox:
                     make_folder(path.with_suffix(""))
                     write_atomically(path.with_suffix("") / name, payload)
                 write_atomically(path, entry)
-                return
+                break
+        return path
 
     def entries(self) -> Iterator[Entry]:
         """Yield the entries, oldest first."""
@@ -97,8 +103,8 @@ class Outbox:
             paths = sorted(self.folder.iterdir())
         except FileNotFoundError:  # no entry was put yet, or another process delivered them all
             return []
-        # A hidden file is still being written, and a folder is a payload's.
-        return [path for path in paths if not path.name.startswith(".") and path.suffix == ".json"]
+        # A hidden file is still being written, a folder is a payload's, and the lease is that of who delivers.
+        return [path for path in paths if path.name[0] != "." and path.suffix == ".json" and path.name != LEASE]
 
     def _read(self, path: Path) -> Entry:
         held = read_json(path, self._form)
@@ -107,9 +113,24 @@ class Outbox:
             raise damaged(path, f"its file {held['payload']} is missing")
         return Entry(path, held["content"], payload)
 
+    def sweep(self) -> None:
+        """Remove what processes left that were killed while they put or dropped an entry, an hour later."""
+        with contextlib.suppress(FileNotFoundError):
+            for path in self.folder.iterdir():
+                alone = path.is_dir() and not list(self.folder.glob(f"{path.name}.json*"))  # not even set aside
+                if (alone or path.name.endswith(TEMPORARY)) and time.time() - path.stat().st_mtime > _LONG_SECONDS:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.clear_away()
+
     def clear_away(self) -> None:
         """Remove the folder if it is empty."""
         _remove(self.folder)
+
+
+def _number(path: Path) -> int:
+    """Return the number with which the name of an entry begins."""
+    number = path.name.partition("-")[0]
+    return int(number) if number.isdecimal() and len(number) == _DIGITS else 0
 
 
 def _remove(folder: Path) -> None:

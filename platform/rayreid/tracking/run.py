@@ -1,27 +1,28 @@
 """MLflow runs that nest and lose nothing while the tracking store is unreachable.
 
+Whatever is logged goes to the disk first, and from there to the store: see `rayreid.tracking.deliverer`.
+
 The default store is a SQLite database in the output root and needs no server; `MLFLOW_TRACKING_URI` overrides it. Runs
 are addressed by id through the client, never through MLflow's global active run, so several can be open at once and a
 later process can continue one.
 """
 
 import io
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from rayreid import __version__
+from rayreid.errors import UserError
 from rayreid.files import make_folder
 from rayreid.masking import masked, masked_values
 from rayreid.storage.lease import LeaseLostError
 from rayreid.storage.metrics_log import MetricsFeed
-from rayreid.tracking.entries import entry
-from rayreid.tracking.outage import Outage, reason
-from rayreid.tracking.outbox import Outbox
+from rayreid.tracking.deliverer import Deliverer
+from rayreid.tracking.outage import Outage
 from rayreid.tracking.revision import DIRTY, SOURCE_TAGS, git_sha, source_tags
-from rayreid.tracking.store import open_store, send, tracking_uri
+from rayreid.tracking.store import open_store, tracking_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,9 +59,8 @@ class Tracker:
         self.outboxes = root / "undelivered"
         self.outage = Outage(self.uri, tell)
         self.client, self.experiment_id = open_store(root, self.uri, experiment, self.outage, patience)
-        for folder in sorted(self.outboxes.glob("*")):
-            if folder.is_dir():
-                Run(self, folder.name).deliver()
+        self.deliverer = Deliverer(self.outboxes, self.uri, self.outage)
+        self.deliverer.deliver_all(self.client)
 
     def run(self, name: str, tags: Mapping[str, Any] | None = None, parent: "Run | None" = None) -> "Run":
         """Start a run, nested under `parent` if given.
@@ -93,14 +93,30 @@ class Tracker:
         """
         from mlflow.exceptions import MlflowException
 
+        run = Run(self, run_id)
         try:
-            self.outage.wait(lambda: self.client.set_terminated(run_id, "RUNNING"))
-            tags = self.outage.wait(lambda: self.client.get_run(run_id)).data.tags
-            for name in {"error", "stopped"} & tags.keys():  # left by the failed attempt that this one replaces
-                self.client.delete_tag(run_id, name)
-        except MlflowException:
+            self.outage.wait(lambda: self.client.get_run(run_id))
+            run.begin_again()
+        except MlflowException:  # it was deleted, or belongs to another store
             return None
-        return Run(self, run_id)
+        return run
+
+    def check_delivered(self) -> None:
+        """Deliver what waits on this root, at the end of a command.
+
+        Raises:
+            UserError: Entries are left; the message says so, and what to do.
+        """
+        self.outage.retry()
+        self.deliverer.deliver_all(self.client)
+        left = self.deliverer.undelivered()
+        if left:
+            why = self.outage.why or "another process is sending them"
+            raise UserError(
+                f"the results are in {self.outboxes.parent}, but not in MLflow yet: {left:,} "
+                f"{'entry waits' if left == 1 else 'entries wait'} in {self.outboxes.name}/, which the next command on "
+                f"this output root delivers; {why}"
+            )
 
     def status(self, run_id: str) -> str | None:
         """Return RUNNING, FINISHED, FAILED or KILLED, or None if the store does not know the run.
@@ -119,8 +135,9 @@ class Tracker:
 class Run:
     """One MLflow run; as a context manager it ends the run as FINISHED, FAILED or KILLED.
 
-    Whatever is logged while the store is unreachable is kept in the output root and delivered in order once the store
-    answers again: before the next log call, or when the next process opens a tracker on that root.
+    When a log call returns, the store holds what was logged. While the store is unreachable, it is kept in the output
+    root and delivered in order once the store answers again: with the next log call, or when the next process opens a
+    tracker on that root. A log call raises what MLflow says if it refuses the entry.
 
     Attributes:
         follows_lease: Whether another process continues the run if this one loses a lease; it is then not ended.
@@ -130,7 +147,6 @@ class Run:
         self.tracker = tracker
         self.client = tracker.client
         self.id = run_id
-        self._outbox = Outbox(tracker.outboxes / run_id, entry)
         self._failed = self._given_up = self.follows_lease = False
         self._source = source
 
@@ -184,84 +200,30 @@ class Run:
         """End the run."""
         self._log("end", {"status": status, "time": time.time()})
 
-    def history(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Log many steps now; each row holds `step`, `time` (seconds since the epoch) and metrics.
+    def begin_again(self) -> None:
+        """Set a run that an earlier process has ended, or left, to RUNNING, without the reasons why that one failed."""
+        self._log("resume", {})
 
-        Logging a row again creates no duplicate, because its time is the same.
+    def follow(self, feed: MetricsFeed) -> None:
+        """Deliver from now on, with each delivery of this run, the rows that a feed reads.
 
-        Raises:
-            Exception: The store is unreachable.
+        If this process dies, a later one delivers the rest of the journal.
         """
-        from mlflow.entities import Metric
+        self.tracker.deliverer.follow(self.id, feed)
 
-        metrics = [
-            Metric(key, float(value), int(row["time"] * 1000), int(row["step"]))
-            for row in rows
-            for key, value in row.items()
-            if key not in ("step", "time")
-        ]
-        for start in range(0, len(metrics), 1000):
-            self.client.log_batch(self.id, metrics=metrics[start : start + 1000])
-        self.tracker.outage.ended()
-
-    def owe(self, journal: Path) -> None:
-        """Queue a journal whose rows `MetricsFeed` could not deliver, until the store answers again."""
-        self._outbox.put({"uri": masked(self.tracker.uri), "kind": "journal", "what": str(journal.absolute())})
+    def unfollow(self, feed: MetricsFeed) -> None:
+        """Deliver what is left of a journal that is complete."""
+        self.tracker.deliverer.unfollow(self.client, self.id, feed)
 
     def deliver(self) -> None:
-        """Deliver queued entries for as long as the store answers."""
-        from mlflow.exceptions import MlflowException
-
-        for waiting in self._outbox.entries():
-            if masked(waiting.content["uri"]) != masked(self.tracker.uri):
-                return
-            try:
-                self._send(waiting.content["kind"], waiting.content["what"], waiting.payload)
-            except Exception as error:
-                if not waiting.path.exists():  # delivered by another process meanwhile
-                    continue
-                if self.tracker.outage.began(error):
-                    return
-                if not isinstance(error, MlflowException | OSError):
-                    waiting.set_aside(f"MLflow refuses it: {reason(error)}")  # or else it would block every command
-                    continue
-                self.tracker.outage.tell(
-                    f"cannot be delivered to MLflow run {self.id}, and is dropped: {reason(error)}"
-                )
-            else:
-                self.tracker.outage.ended()
-            waiting.drop()
-        self._outbox.clear_away()
+        """Deliver what waits for as long as the store answers."""
+        self.tracker.deliverer.deliver(self.client, self.id)
 
     def _log(self, kind: str, what: Any, payload: bytes | None = None) -> None:
-        """Send an entry now, after all queued ones; queue it if the store is unreachable."""
         if kind in ("params", "tags", "dataset"):
             what = masked_values(what)
         name = PurePosixPath(what["name"]).name if payload is not None else ""
-        if not self.tracker.outage.lasts():
-            self.deliver()
-        if not self.tracker.outage.lasts():
-            try:
-                with tempfile.TemporaryDirectory() as folder:
-                    path = Path(folder) / name
-                    if payload is not None:
-                        path.write_bytes(payload)
-                    self._send(kind, what, path)
-                self.tracker.outage.ended()
-                return
-            except Exception as error:
-                if not self.tracker.outage.began(error):
-                    raise
-        self._outbox.put({"uri": masked(self.tracker.uri), "kind": kind, "what": what}, name, payload)
-
-    def _send(self, kind: str, what: Any, payload: Path | None) -> None:
-        match kind:
-            case "rows":
-                self.history(what)
-            case "journal":
-                MetricsFeed(Path(what), self).deliver()
-            case _:
-                send(self.client, self.id, kind, what, payload)
+        self.tracker.deliverer.log(self.client, self.id, kind, what, name, payload)
 
     def fail(self, why: str) -> None:
         """Record why there is no result; the run will end as FAILED."""

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 from rayreid.disk_faults import as_storage_error
 from rayreid.errors import UserError
 from rayreid.storage.lease import Lease
+from rayreid.tracking.damage import check_whole, damage_of, remedy
 from rayreid.tracking.database import LOCK, SQLITE, artifact_location, check_moved, default_uri, remove_stray_folder
 from rayreid.tracking.outage import Outage, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+LEFT_BY_ATTEMPT = {"error", "stopped"}
+"""Tags that say why an attempt has no result; the one that resumes its run removes them."""
 _VIEW = "results"
 _RESULT_COLUMNS = (
     "attributes.`Source`",
@@ -88,7 +90,9 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
     logging.getLogger("mlflow.system_metrics.system_metrics_monitor").setLevel(logging.CRITICAL)  # they are no results
     try:
         with _alone(root, uri):
-            if uri.startswith(SQLITE) and uri == default_uri(root):
+            own = uri.startswith(SQLITE) and uri == default_uri(root)
+            check_whole(uri, root if own else None)
+            if own:
                 check_moved(root, experiment)
             client = MlflowClient(uri)
             found = outage.wait(lambda: client.get_experiment_by_name(experiment), patience)
@@ -100,6 +104,9 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
         refused = as_storage_error(error, root) if uri.startswith(SQLITE) else None
         if refused is not None:
             raise refused from None
+        damage = damage_of(error, uri)
+        if damage is not None:
+            raise UserError(f"{damage}: {remedy(uri)}, and run the same command again") from None
         raise UserError(f"MLflow at {uri} cannot be used ({reason(error)}); see MLFLOW_TRACKING_URI") from None
     if found and found.lifecycle_stage != "active":
         raise UserError(
@@ -109,17 +116,20 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
     return client, str(identifier)
 
 
-def send(client: "MlflowClient", run_id: str, kind: str, what: Mapping[str, Any], payload: Path | None) -> None:
-    """Write one entry to a run.
+def send(client: "MlflowClient", run_id: str, kind: str, what: Any, payload: Path | None = None) -> None:
+    """Write one entry to a run. Writing it again right afterwards changes nothing.
+
+    That is so since parameters, tags, artifacts, the state and the end of a run replace equal ones, MLflow finds a
+    dataset by its name and digest, and ignores a metric of the same name, step, time and value.
 
     Args:
         client: Client of the store.
         run_id: Id of the run.
-        kind: params, tags, dataset, artifact, file or end.
+        kind: params, tags, rows, dataset, artifact, file, resume or end.
         what: Content of the entry, as plain JSON values.
         payload: The file of an artifact.
     """
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
     match kind:
         case "params":
@@ -128,6 +138,15 @@ def send(client: "MlflowClient", run_id: str, kind: str, what: Mapping[str, Any]
                 client.log_batch(run_id, params=params[start : start + 100])
         case "tags":
             client.log_batch(run_id, tags=[RunTag(key, value) for key, value in what.items()])
+        case "rows":
+            metrics = [
+                Metric(key, float(value), int(row["time"] * 1000), int(row["step"]))
+                for row in what
+                for key, value in row.items()
+                if key not in ("step", "time")
+            ]
+            for start in range(0, len(metrics), 1000):
+                client.log_batch(run_id, metrics=metrics[start : start + 1000])
         case "dataset":
             source, profile = json.dumps({"uri": what["source"]}), json.dumps(what["profile"])
             entity = Dataset(what["name"], what["digest"], "local", source, profile=profile)
@@ -137,6 +156,10 @@ def send(client: "MlflowClient", run_id: str, kind: str, what: Mapping[str, Any]
             client.log_artifact(run_id, str(payload), None if folder == "." else folder)
         case "file":
             client.log_artifact(run_id, what["path"], what["folder"])
+        case "resume":
+            client.set_terminated(run_id, "RUNNING")
+            for name in LEFT_BY_ATTEMPT & client.get_run(run_id).data.tags.keys():
+                client.delete_tag(run_id, name)
         case "end":
             client.set_terminated(run_id, what["status"], int(what["time"] * 1000))
 

@@ -1,0 +1,118 @@
+"""Damage to the tracking store's database: recognising it, and what to do."""
+
+import contextlib
+import re
+import shlex
+import sqlite3
+from pathlib import Path
+
+from rayreid.errors import UserError, escaped
+from rayreid.tracking.database import ARTIFACTS, file_of
+
+_SAYS = re.compile(
+    r"database disk image is malformed|malformed database schema|file is not a database|file is encrypted"
+    r"|unsupported file format|database corruption|no such table: \w+|no such column: [\w.]+|has no column named \w+"
+)
+"""What SQLite says of a damaged database; MLflow passes it on, and so does a server of its own."""
+_TABLES = {
+    "alembic_version",
+    "datasets",
+    "experiment_tags",
+    "experiments",
+    "input_tags",
+    "inputs",
+    "latest_metrics",
+    "metrics",
+    "params",
+    "runs",
+    "tags",
+}
+"""Tables that every database has since MLflow 2.4. If one is missing, MLflow would make it anew in an old form."""
+
+
+def damage_of(error: BaseException, uri: str) -> str | None:
+    """Return which database is damaged, and how, if that is what an error of MLflow means; None if not.
+
+    Of a refusal by a database of one's own, the text alone does not say whether damage is the reason: a run may not be
+    found because its page was lost. So the database is examined.
+
+    Args:
+        error: The error.
+        uri: URI of the tracking store.
+    """
+    code = getattr(error, "error_code", None)  # MLflow's own errors carry one
+    found = _SAYS.search(str(error))
+    if code is None and not type(error).__module__.startswith(("sqlalchemy", "sqlite3")):
+        return None
+    if found is not None:
+        return _damaged(uri, found[0])
+    file = file_of(uri)
+    if file is None or code in (None, "TEMPORARILY_UNAVAILABLE"):
+        return None
+    wrong = examined(file, whole=True)
+    return None if wrong is None else _damaged(uri, wrong)
+
+
+def check_whole(uri: str, root: Path | None = None) -> None:
+    """Refuse a damaged SQLite database before MLflow opens it: MLflow would try for minutes, or fill in empty tables.
+
+    Args:
+        uri: URI of the tracking store.
+        root: The output root, if the database is that of its runs.
+
+    Raises:
+        UserError: The database is damaged, or it is empty although runs were recorded in it.
+    """
+    file = file_of(uri)
+    if file is None or not file.is_file():
+        return
+    wrong = examined(file)
+    if wrong is None and root is not None and not file.stat().st_size and _was_used(root):
+        wrong = "it is empty, but runs were recorded in it"
+    if wrong is not None:
+        raise UserError(
+            f"{_damaged(uri, wrong)}: {remedy(uri)}, or move it away to begin a new history, and run the same command "
+            "again"
+        )
+
+
+def examined(file: Path, whole: bool = False) -> str | None:
+    """Return what is wrong with a SQLite database of MLflow's; None if nothing is found, or if it is empty.
+
+    Args:
+        file: The database.
+        whole: Whether to examine all its pages, too, which takes a second for each few hundred MB.
+    """
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        try:
+            connection.execute("PRAGMA busy_timeout = 5000")
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if whole:
+                (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+                if answer != "ok":
+                    return " ".join(answer.split())[:100]
+        except sqlite3.DatabaseError as error:
+            found = _SAYS.search(str(error))
+            return found and found[0]
+    missing = sorted(_TABLES - tables)
+    # While MLflow fills a new database, and before it brings an old one up to date, some are not there yet.
+    return f"no such table: {missing[0]}" if "alembic_version" in tables and missing else None
+
+
+def remedy(uri: str) -> str:
+    """Return what to do about the damaged database of a tracking store."""
+    file = file_of(uri)
+    if file is None:
+        return "restore the server's database"
+    return f"restore it from a copy, or recover it by sqlite3 {shlex.quote(str(file))} .recover"
+
+
+def _damaged(uri: str, wrong: str) -> str:
+    file = file_of(uri)
+    where = f"the database of MLflow at {uri}" if file is None else escaped(str(file))
+    return f"{where}: this database of MLflow's is damaged ({wrong})" if file else f"{where} is damaged ({wrong})"
+
+
+def _was_used(root: Path) -> bool:
+    """Return whether runs of an output root were logged, or are to be."""
+    return any((root / ARTIFACTS).glob("*/*")) or any((root / "undelivered").glob("*/*.json"))

@@ -1,0 +1,232 @@
+"""Delivery to MLflow: everything is written to the disk first, and sent from there by one function, in order."""
+
+import errno
+import os
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayreid.errors import UserError
+from rayreid.masking import masked
+from rayreid.storage.contents import LEASE
+from rayreid.storage.lease import Lease
+from rayreid.storage.lease_place import LeasePlace
+from rayreid.storage.metrics_log import MetricsFeed
+from rayreid.tracking.entries import entry
+from rayreid.tracking.outage import Outage, reason
+from rayreid.tracking.outbox import Entry, Outbox
+from rayreid.tracking.store import send
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_POLL_SECONDS = 0.05
+_PATIENCE_SECONDS = 45.0  # longer than a lease of a process on another machine that has died
+_BUSY_SECONDS = 30.0  # nobody waits again for so long after that patience was in vain
+_SILENT_NS = 30 * 10**9  # a live holder touches its lease far more often
+_CONFIRM_SECONDS = 6.0
+_REFUSED_BY_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+
+
+class Deliverer:
+    """Keeps the entries of a tracker's runs on the disk until MLflow has them, and sends them.
+
+    Entries of a run are sent in the order in which they were put, by one process at a time and by one thread of it. If
+    a process dies after it has sent an entry and before it has dropped it, the next one sends it again; each kind of
+    entry may be sent twice without a difference (see `rayreid.tracking.store.send`).
+
+    Args:
+        folder: Folder of the outboxes, one for each run.
+        uri: URI of the tracking store.
+        outage: Knows whether the store is reachable.
+    """
+
+    def __init__(self, folder: Path, uri: str, outage: Outage):
+        self.folder = folder
+        self._uri = masked(uri)
+        self._outage = outage
+        self._lock = threading.RLock()
+        self._followed: dict[str, MetricsFeed] = {}
+        self._complained: set[str] = set()
+        self._runs: set[str] = set()
+        self._busy_until: dict[str, float] = {}
+
+    def log(
+        self, client: "MlflowClient", run: str, kind: str, what: Any, name: str = "", payload: bytes | None = None
+    ) -> None:
+        """Put an entry, and send it after all that wait before it, unless the store is unreachable.
+
+        Args:
+            client: Client of the store.
+            run: Id of the run.
+            kind: Kind of the entry.
+            what: Its content, as plain JSON values.
+            name: Name of the payload's file.
+            payload: Content of the file that belongs to the entry.
+
+        Raises:
+            Exception: This entry was refused; it is dropped.
+        """
+        self._runs.add(run)
+        with self._lock:  # all of it, so that another thread's entry cannot be sent before an earlier one has its name
+            own = self._outbox(run).put({"uri": self._uri, "kind": kind, "what": what}, name, payload)
+            self.deliver(client, run, own)
+
+    def deliver(self, client: "MlflowClient", run: str, own: Path | None = None, waits: bool = True) -> None:
+        """Send the entries of a run for as long as the store answers.
+
+        Args:
+            client: Client of the store.
+            run: Id of the run.
+            own: The entry whose refusal is the caller's; that of any other is told to the user.
+            waits: Whether to wait for another process that is sending entries of this run.
+
+        Raises:
+            Exception: The caller's own entry was refused, or the storage refuses.
+        """
+        box = self._outbox(run)
+        with self._lock:
+            if self._outage.lasts() or not any(map(self._is_due, box.entries())):
+                return
+            lease = Lease(box.folder / LEASE, poll=_POLL_SECONDS)
+            if not self._obtained(lease, run, waits):
+                return
+            try:
+                with lease:
+                    self._send_all(client, run, box, lease, own)
+            finally:
+                box.clear_away()
+
+    def deliver_all(self, client: "MlflowClient") -> None:
+        """Send the entries of all runs that no other process is sending, and remove what killed processes left."""
+        for folder in self._folders():
+            self.deliver(client, folder.name, waits=False)
+            self._outbox(folder.name).sweep()
+
+    def undelivered(self) -> int:
+        """Return how many entries wait: those of all runs if the store is away, or else of this process's runs."""
+        names = {folder.name for folder in self._folders()}
+        return sum(
+            self._is_due(waiting)
+            for name in (names if self._outage.told else names & self._runs)
+            for waiting in self._outbox(name).entries()
+        )
+
+    def follow(self, run: str, feed: MetricsFeed) -> None:
+        """Send the rows that a feed reads, from now on, with each delivery of its run.
+
+        If this process dies, another one sends the rest of the journal.
+        """
+        path = str(feed.path.absolute())
+        with self._lock:
+            self._followed[path] = feed
+            box = self._outbox(run)
+            if path not in [one.content["what"] for one in box.entries() if _is_journal(one)]:
+                box.put({"uri": self._uri, "kind": "journal", "what": path})
+
+    def unfollow(self, client: "MlflowClient", run: str, feed: MetricsFeed) -> None:
+        """Send what is left of a journal to which nobody writes any more."""
+        with self._lock:
+            self._followed.pop(str(feed.path.absolute()), None)
+            self.deliver(client, run)
+
+    def _folders(self) -> list[Path]:
+        return [folder for folder in sorted(self.folder.glob("*")) if folder.is_dir()]
+
+    def _outbox(self, run: str) -> Outbox:
+        return Outbox(self.folder / run, entry)
+
+    def _obtained(self, lease: Lease, run: str, waits: bool) -> bool:
+        """Return whether no other process sends entries of a run; tell the user if that took too long."""
+        waits = waits and time.monotonic() >= self._busy_until.get(run, 0.0)
+        if lease.clear(_PATIENCE_SECONDS if waits else 0.0 if _is_held(lease.path) else _CONFIRM_SECONDS):
+            return True
+        if waits:
+            self._busy_until[run] = time.monotonic() + _BUSY_SECONDS
+            self._outage.tell(
+                f"another process is sending what was logged to MLflow run {run}: the rest is kept, and delivered "
+                "later, by the next command at the latest"
+            )
+        return False
+
+    def _send_all(self, client: "MlflowClient", run: str, box: Outbox, lease: Lease, own: Path | None) -> None:
+        for waiting in filter(self._is_due, box.entries()):
+            if not lease.held():  # this process stood still, and another one has gone on
+                return
+            try:
+                self._send(client, run, waiting)
+            except Exception as error:
+                if self._outage.began(error):
+                    return
+                self._give_up(run, waiting, error, own)
+
+    def _is_due(self, waiting: Entry) -> bool:
+        """Return whether an entry is for this store, and this process may send it now."""
+        if masked(waiting.content["uri"]) != self._uri:
+            return False
+        if not _is_journal(waiting):
+            return True
+        path = waiting.content["what"]
+        feed = self._followed.get(path)
+        return not _is_held(Path(path).with_name(LEASE)) if feed is None else feed.pending
+
+    def _send(self, client: "MlflowClient", run: str, waiting: Entry) -> None:
+        """Send an entry, and drop it; a journal that is still being written stays."""
+        kind, what = waiting.content["kind"], waiting.content["what"]
+        if not _is_journal(waiting):
+            send(client, run, kind, what, waiting.payload)
+            self._outage.ended()
+            waiting.drop()
+            return
+        feed = self._followed.get(what)
+        if (feed or _read(Path(what), run)).deliver(partial(send, client, run, "rows")):
+            self._outage.ended()
+        if feed is None:
+            waiting.drop()
+
+    def _give_up(self, run: str, waiting: Entry, error: Exception, own: Path | None) -> None:
+        """Remove an entry that can never be sent; tell the user, or raise the error if the entry is the caller's."""
+        from mlflow.exceptions import MlflowException
+
+        if not waiting.path.exists():  # this process stood still, and another one has sent it
+            return
+        if isinstance(error, UserError) or getattr(error, "errno", None) in _REFUSED_BY_STORAGE:
+            raise error
+        path = waiting.content["what"]
+        if _is_journal(waiting) and path in self._followed:
+            if path not in self._complained:
+                self._outage.tell(f"{path} cannot be sent to MLflow run {run} for now ({reason(error)})")
+            self._complained.add(path)
+            return
+        refused = isinstance(error, MlflowException | OSError)
+        if refused:
+            waiting.drop()
+        else:  # a fault of this program, which a later version may be without
+            waiting.set_aside(f"it cannot be sent: {type(error).__name__}: {reason(error)}")
+        if waiting.path == own:
+            raise error
+        if refused:
+            self._outage.tell(f"cannot be delivered to MLflow run {run}, and is dropped: {reason(error)}")
+
+
+def _is_journal(waiting: Entry) -> bool:
+    return waiting.content["kind"] == "journal"
+
+
+def _read(journal: Path, run: str) -> MetricsFeed:
+    """Return a feed with all rows of a journal that are still to be delivered."""
+    feed = MetricsFeed(journal, run)
+    feed.read()
+    return feed
+
+
+def _is_held(lease: Path) -> bool:
+    """Return whether another process, which seems to be alive, holds a lease."""
+    place = LeasePlace(lease)
+    holder, written = place.holder(), place.written()
+    if holder is None or written is None:
+        return False
+    alive = place.alive(holder)
+    return place.now() - written < _SILENT_NS if alive is None else alive and holder.pid != os.getpid()
