@@ -110,6 +110,7 @@ def run(experiment: Experiment, against: str | None = None) -> list[Row]:
             show_table(session.screen, results)
         show_times(session.screen, plans.values())
         show_hint(session.screen, session.tracker.uri, session.tracker.experiment_id)
+    session.tracker.check_delivered()
     return results
 
 
@@ -137,6 +138,7 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
             separation = separation_of(artifact, provenance_of(row.pool))
             show(session.screen, artifact, separation, again=artifact.id in earlier)
         session.screen.say(escape(str(artifact.path)))
+    session.tracker.check_delivered()
     return made
 
 

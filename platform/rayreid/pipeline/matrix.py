@@ -106,6 +106,7 @@ def matrix(experiment: Experiment) -> list[Cell]:
                 cells.append(Cell(model, target, store.facts["dataset"], cell, leaked))
         _keep(cells, folder_of(root, experiment), run)
         _show(session.screen, cells)
+    session.tracker.check_delivered()
     return cells
 
 

@@ -119,6 +119,7 @@ def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Pat
         write_atomically(path, page.html())
         run.file(path)
     session.screen.say(escape(str(path)))
+    session.tracker.check_delivered()
     return path
 
 

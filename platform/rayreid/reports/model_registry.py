@@ -55,6 +55,7 @@ def register_best(sweep: str, overrides: Sequence[str] = (), name: str | None = 
     run.tags({"registered": uri})
     line = f"{uri}: {best.record.name}, mAP {100 * best.record.metrics['mAP']:.1f}, version {version}"
     Screen().say(escape(line))
+    run.tracker.check_delivered()
     return uri
 
 

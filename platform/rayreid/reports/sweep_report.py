@@ -59,6 +59,7 @@ def report(sweep: str, overrides: Sequence[str] = ()) -> Path:
     write_atomically(folder / PAGE, page.html())
     run.file(folder / PAGE, "report")
     Screen().say(escape(str(folder / PAGE)))
+    run.tracker.check_delivered()
     return folder / PAGE
 
 

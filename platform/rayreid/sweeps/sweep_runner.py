@@ -60,6 +60,7 @@ def sweep(experiment: Experiment) -> list[Row]:
         show_hint(session.screen, session.tracker.uri, session.tracker.experiment_id)
     if not rows:
         raise UserError(f"every trial of the sweep {experiment.name!r} failed; see the errors above")
+    session.tracker.check_delivered()
     return rows
 
 

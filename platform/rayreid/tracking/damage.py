@@ -99,6 +99,15 @@ def examined(file: Path, whole: bool = False) -> str | None:
     return f"no such table: {missing[0]}" if "alembic_version" in tables and missing else None
 
 
+def forget_connections(uri: str) -> None:
+    """Let MLflow open a database anew: the one that is restored is another file, and an open one would be written."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    engine = SqlAlchemyStore._engine_map.get(uri)
+    if engine is not None:
+        engine.dispose()
+
+
 def remedy(uri: str) -> str:
     """Return what to do about the damaged database of a tracking store."""
     file = file_of(uri)

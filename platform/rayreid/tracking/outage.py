@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from rayreid.errors import UserError, one_line
-from rayreid.tracking.damage import damage_of, remedy
+from rayreid.tracking.damage import damage_of, forget_connections, remedy
 
 PATIENCE_SECONDS = 600.0
 _POLL_SECONDS = 5.0
@@ -67,6 +67,7 @@ class Outage:
             return False
         self._silent_until = time.monotonic() + _SILENT_SECONDS
         if damage is not None:
+            forget_connections(self.uri)
             self._why = f"{damage}: {remedy(self.uri)}"
             line = f"{self._why}; runs go on, and what they log is kept and delivered afterwards, by the next command"
         else:
@@ -110,7 +111,10 @@ class Outage:
             except Exception as error:
                 damage = damage_of(error, self.uri)
                 if damage is not None:
-                    raise UserError(f"{damage}: {remedy(self.uri)}, and run the same command again") from None
+                    raise UserError(
+                        f"{damage}: {remedy(self.uri)}, and run the same command again, which also delivers what was "
+                        "logged meanwhile"
+                    ) from None
                 if not self.is_one(error):
                     raise
                 if time.monotonic() >= until:
