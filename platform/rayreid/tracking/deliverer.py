@@ -103,6 +103,7 @@ class Deliverer:
         """Send the entries of all runs that no other process is sending, and remove what killed processes left."""
         for folder in self._folders():
             self.deliver(client, folder.name, waits=False)
+            Lease(folder / LEASE).clear(0.0)  # of a process that was killed when all was sent
             self._outbox(folder.name).sweep()
 
     def undelivered(self) -> int:
