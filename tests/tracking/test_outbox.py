@@ -1,4 +1,6 @@
+import os
 import threading
+import time
 
 import pytest
 
@@ -15,6 +17,29 @@ def test_entries_come_in_the_order_in_which_they_were_put(outbox):
         outbox.put({"number": number})
     assert [entry.content["number"] for entry in outbox.entries()] == list(range(20))
     assert [entry.content["number"] for entry in Outbox(outbox.folder).entries()] == list(range(20))
+
+
+def test_an_entry_comes_after_those_that_are_there_whatever_the_clock_says(outbox, monkeypatch):
+    first = outbox.put({"number": 0})
+    monkeypatch.setattr(time, "time_ns", lambda: 5)
+    second = outbox.put({"number": 1})
+    assert [entry.path for entry in outbox.entries()] == [first, second]
+
+
+def test_what_a_killed_process_left_beside_its_entries_goes_after_an_hour(outbox):
+    kept = [outbox.put({"kind": "figure"}, "loss.png", b"drawn") for _ in range(2)]
+    next(iter(outbox.entries())).set_aside("no")  # its payload stays with it
+    strays = [outbox.folder / "00000000000000000001-aa", outbox.folder / f".x.json.{'a' * 32}.tmp"]
+    strays[0].mkdir()
+    (strays[0] / "a.png").touch()
+    strays[1].touch()
+    outbox.sweep()
+    assert all(path.exists() for path in strays)
+    for path in outbox.folder.iterdir():
+        os.utime(path, (1, 1))
+    outbox.sweep()
+    assert not any(path.exists() for path in strays)
+    assert all((path.with_suffix("") / "loss.png").is_file() for path in kept)
 
 
 def test_a_payload_keeps_its_name_until_its_entry_is_dropped(outbox):
