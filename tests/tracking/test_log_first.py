@@ -92,7 +92,7 @@ def state(client: MlflowClient, run_id: str) -> dict:
     inner = [one for file in files if file.is_dir for one in client.list_artifacts(run_id, file.path)]
     return {
         "params": found.data.params,
-        "tags": {key: value for key, value in found.data.tags.items() if not key.startswith("mlflow.")},
+        "tags": {key: value for key, value in found.data.tags.items() if key in ("stem", "error")},
         "status": found.info.status,
         "last": found.data.metrics,
         "history": {name: [(one.step, one.value) for one in client.get_metric_history(run_id, name)] for name in names},
@@ -207,6 +207,7 @@ def check_points(open_tracker: Callable[[], Tracker], folder: Path, chosen: Call
         again = Program(Run(following, run.id), place)
         again.go_on(step + (found == expected[step + 1] != expected[step]))
         assert state(following.client, run.id) == expected[-1], (at, step)
+    print(f"killed at {len(chosen(points))} of {points + 1} points")
     return len(chosen(points))
 
 
@@ -215,8 +216,9 @@ def test_a_process_killed_at_some_points_loses_nothing_and_leaves_nothing_twice(
 
 
 @pytest.mark.slow
-def test_a_process_killed_at_every_point_loses_nothing_and_leaves_nothing_twice(open_tracker, tmp_path):
-    assert check_points(open_tracker, tmp_path, lambda points: range(points + 1)) > 300
+@pytest.mark.parametrize("first", range(4))
+def test_a_process_killed_at_every_point_loses_nothing_and_leaves_nothing_twice(open_tracker, tmp_path, first):
+    assert check_points(open_tracker, tmp_path, lambda points: range(first, points + 1, 4)) > 75
 
 
 @pytest.mark.slow

@@ -46,10 +46,19 @@ def damage_of(error: BaseException, uri: str) -> str | None:
         return None
     if found is not None:
         return _damaged(uri, found[0])
+    return None if code in (None, "TEMPORARILY_UNAVAILABLE") else damage_at(uri)
+
+
+def damage_at(uri: str) -> str | None:
+    """Return which database is damaged, and how, after examining all of it; None if nothing is found.
+
+    Args:
+        uri: URI of the tracking store; the database of a server is not examined.
+    """
     file = file_of(uri)
-    if file is None or code in (None, "TEMPORARILY_UNAVAILABLE"):
-        return None
-    wrong = examined(file, whole=True)
+    wrong = examined(file, whole=True) if file is not None and file.is_file() else None
+    if wrong is None and file is not None and file.is_file() and not file.stat().st_size:
+        wrong = "it is empty"
     return None if wrong is None else _damaged(uri, wrong)
 
 

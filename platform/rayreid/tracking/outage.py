@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from rayreid.errors import UserError, one_line
-from rayreid.tracking.damage import damage_of, forget_connections, remedy
+from rayreid.tracking.damage import damage_at, damage_of, forget_connections, remedy
 
 PATIENCE_SECONDS = 600.0
 _POLL_SECONDS = 5.0
@@ -81,7 +81,10 @@ class Outage:
         return True
 
     def lasts(self) -> bool:
-        """Return whether it is too early to try again."""
+        """Return whether it is too early to try again; a damaged database is not written before it is mended."""
+        if self._damaged and time.monotonic() >= self._silent_until and damage_at(self.uri) is not None:
+            self._silent_until = time.monotonic() + _SILENT_SECONDS
+            return True
         return time.monotonic() < self._silent_until
 
     def retry(self) -> None:
@@ -105,16 +108,13 @@ class Outage:
             UserError: The store stayed unreachable, or its database is damaged, which waiting does not mend.
         """
         until = time.monotonic() + patience
+        if self._damaged:
+            self._refuse(damage_at(self.uri))
         while True:
             try:
                 result = call()
             except Exception as error:
-                damage = damage_of(error, self.uri)
-                if damage is not None:
-                    raise UserError(
-                        f"{damage}: {remedy(self.uri)}, and run the same command again, which also delivers what was "
-                        "logged meanwhile"
-                    ) from None
+                self._refuse(damage_of(error, self.uri))
                 if not self.is_one(error):
                     raise
                 if time.monotonic() >= until:
@@ -130,3 +130,10 @@ class Outage:
             else:
                 self.ended()
                 return result
+
+    def _refuse(self, damage: str | None) -> None:
+        if damage is not None:
+            raise UserError(
+                f"{damage}: {remedy(self.uri)}, and run the same command again, which also delivers what was logged "
+                "meanwhile"
+            )
