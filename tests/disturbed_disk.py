@@ -43,23 +43,27 @@ class Loss:
         content: What it leaves of bytes that were not synced.
         names: Function (folder, place, changes) → whether the change of a name in that place, among those of the folder
             that were not synced, is durable.
+        folders: Whether folders that were made are always durable, so that something is left in them.
     """
 
     content: Bytes
     names: Callable[[str, int, int], bool]
+    folders: bool = True
 
 
 LOSSES = {
     "empty files": Loss("lost", lambda folder, place, changes: True),
     "cut files": Loss("half", lambda folder, place, changes: True),
-    "old names": Loss("lost", lambda folder, place, changes: False),
+    "old names": Loss("lost", lambda folder, place, changes: False, folders=False),
+    "old names of files": Loss("lost", lambda folder, place, changes: False),
     "half of the names": Loss("half", lambda folder, place, changes: place < changes // 2),
     "newest name": Loss("kept", lambda folder, place, changes: place == changes - 1),
     "old names in upper folders": Loss("half", lambda folder, place, changes: folder.count("/") > 2),
     "old names in lower folders": Loss("kept", lambda folder, place, changes: folder.count("/") <= 2),
 }
 
-MODES = ("kill", "EIO", "ENOSPC", *LOSSES)
+FAULTS = ("EIO", "ENOSPC")
+"""The errors that an operation can end in."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,16 @@ class Disturbance:
 
     Attributes:
         place: Number of the operation, from 0.
-        mode: One of `MODES`. "kill" kills this process by SIGKILL before the operation, or in the middle of a write.
-            "EIO" lets the operation fail; "ENOSPC" lets it and all later ones fail that need room. Any other is a loss
-            of power at this moment.
+        kind: One of `FAULTS`, or "kill". "EIO" lets the operation fail; "ENOSPC" lets it and all later ones fail that
+            need room. "kill" kills this process by SIGKILL before the operation, or in the middle of a write.
     """
 
     place: int
-    mode: str
+    kind: str
+
+
+Tree = dict[str, bytes | str | None]
+"""Contents of a folder by path within it: the bytes of a file, the target of a symbolic link, None for a folder."""
 
 
 @dataclass(eq=False)
@@ -114,13 +121,15 @@ class Disk:
     Args:
         root: The folder; what lies in it is durable.
         disturbance: What happens, and when; None only counts.
-        dying: Called just before this process is killed.
+        dying: Called with this disk just before this process is killed.
 
     Attributes:
         operations: The operations so far, as text; unique parts of names are left out.
     """
 
-    def __init__(self, root: Path, disturbance: Disturbance | None = None, dying: Callable[[], None] = lambda: None):
+    def __init__(
+        self, root: Path, disturbance: Disturbance | None = None, dying: Callable[["Disk"], None] = lambda disk: None
+    ):
         self.root = root
         self.operations: list[str] = []
         self._disturbance, self._dying = disturbance, dying
@@ -145,19 +154,17 @@ class Disk:
             raise _refusal(errno.ENOSPC, path, named)
         if told is None or len(self.operations) - 1 != told.place:
             return
-        if told.mode == "EIO":
+        if told.kind == "EIO":
             half()
             raise _refusal(errno.EIO, path, named)
-        if told.mode == "ENOSPC":
+        if told.kind == "ENOSPC":
             self._full = True
             if kind not in _NEEDS_ROOM:
                 return
             half()
             raise _refusal(errno.ENOSPC, path, named)
         half()
-        self._dying()
-        if told.mode in LOSSES:
-            self.lose(LOSSES[told.mode])
+        self._dying(self)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def create(self, path: Path) -> None:
@@ -216,22 +223,12 @@ class Disk:
 
     # What a loss of power leaves
 
-    def lose(self, loss: Loss) -> None:
-        """Lose power: bring the disk to the state in which it would be found."""
+    def left(self, loss: Loss) -> Tree:
+        """Return what a loss of power at this moment leaves."""
         self.check()
-        wanted: dict[Path, Any] = {}
-        self._collect(self._tree, self.root, loss, self._contents(), wanted)
-        for path in sorted(self.root.rglob("*"), reverse=True):
-            if path not in wanted or (wanted[path] is None) != (path.is_dir() and not path.is_symlink()):
-                _REAL["rmdir" if path.is_dir() and not path.is_symlink() else "unlink"](path)
-        for path, what in sorted(wanted.items()):
-            if what is None:
-                path.exists() or _REAL["mkdir"](path)
-            elif isinstance(what, _Link):
-                path.is_symlink() or _REAL["symlink"](what.target, path)
-            elif not path.exists() or _bytes(path) != what:
-                with _REAL["open"](path, "wb") as stream:
-                    stream.write(what)
+        tree: Tree = {}
+        self._collect(self._tree, "", loss, self._contents(), tree)
+        return tree
 
     def check(self) -> None:
         """Compare what is known of the names with the disk: no operation may have gone another way.
@@ -251,9 +248,7 @@ class Disk:
         _read(self._tree, self.root, found)
         return found
 
-    def _collect(
-        self, folder: _Folder, path: Path, loss: Loss, contents: dict[int, bytes], wanted: dict[Path, Any]
-    ) -> None:
+    def _collect(self, folder: _Folder, path: str, loss: Loss, contents: dict[int, bytes], tree: Tree) -> None:
         names = dict(folder.durable)
         for change in folder.pending:
             if any(self._durable(one, change, loss) for one, _, _ in change.parts):
@@ -261,14 +256,16 @@ class Disk:
                     _set(names, name, what)
         for name, what in names.items():
             if isinstance(what, _Folder):
-                wanted[path / name] = None
-                self._collect(what, path / name, loss, contents, wanted)
+                tree[f"{path}{name}"] = None
+                self._collect(what, f"{path}{name}/", loss, contents, tree)
             elif isinstance(what, _Link):
-                wanted[path / name] = what
+                tree[f"{path}{name}"] = what.target
             else:
-                wanted[path / name] = _left(what, contents.get(id(what), what.last), loss.content)
+                tree[f"{path}{name}"] = _left(what, contents.get(id(what), what.last), loss.content)
 
     def _durable(self, folder: _Folder, change: _Change, loss: Loss) -> bool:
+        if loss.folders and any(isinstance(what, _Folder) for _, _, what in change.parts):
+            return True
         place = self._place(folder, self._tree, ".")
         return loss.names(place, folder.pending.index(change), len(folder.pending))
 
@@ -330,6 +327,28 @@ def _read(folder: _Folder, path: Path, into: dict[int, bytes]) -> None:
             into[id(what)] = _bytes(path / name)
 
 
+def tree_of(root: Path) -> Tree:
+    """Return what is in a folder."""
+    found: Tree = {}
+    for path in root.rglob("*"):
+        name = str(path.relative_to(root))
+        found[name] = os.readlink(path) if path.is_symlink() else None if path.is_dir() else _bytes(path)
+    return found
+
+
+def write_tree(root: Path, tree: Tree) -> None:
+    """Have a folder hold this alone."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    for name, what in sorted(tree.items()):
+        if what is None:
+            (root / name).mkdir()
+        elif isinstance(what, str):
+            (root / name).symlink_to(what)
+        else:
+            (root / name).write_bytes(what)
+
+
 def _left(file: _File, content: bytes, of: Bytes) -> bytes:
     durable = file.durable or b""
     if of == "kept" or content == file.durable:
@@ -341,7 +360,7 @@ def _left(file: _File, content: bytes, of: Bytes) -> bytes:
 
 
 def _bytes(path: Path) -> bytes:
-    with _REAL["open"](path, "rb") as stream:
+    with _REAL_OPEN(path, "rb") as stream:
         content: bytes = stream.read()
         return content
 
@@ -377,10 +396,7 @@ class _Raw(io.FileIO):
             return super().truncate(size)
 
 
-_REAL: dict[str, Any] = {
-    "open": builtins.open,
-    **{name: getattr(os, name) for name in ("mkdir", "rmdir", "unlink", "symlink")},
-}
+_REAL_OPEN = builtins.open
 
 
 @contextlib.contextmanager

@@ -119,15 +119,22 @@ def _path(error: BaseException) -> Path | None:
 
 
 def _named(path: Path | None, code: int, place: Path) -> Path:
-    """Return the place to name: an existing file that cannot be opened, otherwise the folder of what was written."""
+    """Return the place to name: a folder, or a file that cannot be opened, otherwise the folder of what was written."""
     if path is not None:
-        return path if _ANSWERS[code] in (_CLOSED, _FOLDER) and _exists(path) else path.parent
+        return path if _is_folder(path) or (_ANSWERS[code] in (_CLOSED, _FOLDER) and _exists(path)) else path.parent
     if _ANSWERS[code] is not FULL:
         return place
     try:  # libraries also write temporary files
         return min(place, Path(tempfile.gettempdir()), key=lambda folder: shutil.disk_usage(folder).free)
     except OSError:
         return place
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _exists(path: Path) -> bool:

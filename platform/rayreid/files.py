@@ -130,6 +130,28 @@ def creating(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def append_lines(path: Path, lines: bytes) -> None:
+    """Append whole lines to a file, and force them to disk, with the file's name if it is new.
+
+    A line that an earlier call left unfinished does not run into these. An error may leave a part of them.
+
+    Args:
+        path: The file; created if it does not exist.
+        lines: Lines, each with its end.
+    """
+    check_guards(path)
+    # Without a buffer: closing one whose writing failed would write its bytes again, behind those that were written.
+    with naming(path), path.open("a+b", buffering=0) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if size and stream.seek(-1, os.SEEK_END) is not None and stream.read(1) != b"\n":
+            lines = b"\n" + lines
+        while lines:
+            lines = lines[stream.write(lines) :]
+        os.fsync(stream.fileno())
+    if not size:
+        sync_folder(path.parent)
+
+
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Give an OSError within a `with` block the path that was written.

@@ -86,6 +86,7 @@ def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, 
     for needed in artifact.inputs.values():
         produce(needed, parent, screen, tags)
     if artifact.complete:
+        _clear_scratch(artifact.path)
         return artifact
     for needed in artifact.auxiliary.values():
         produce(needed, parent, screen, tags)
@@ -120,8 +121,7 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
             artifact.finish(
                 {**facts, "seconds": round(seconds, 1), "resumed": resumed, "run": run.id, **made}, context.checksums
             )
-            for name in SCRATCH:
-                shutil.rmtree(folder / name, ignore_errors=True)
+            _clear_scratch(folder)
     except LeaseLostError:
         raise  # nothing in the folder is this run's any more
     except Exception as error:
@@ -132,6 +132,12 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
         f"{name} {_short(value)}" for name, value in facts.items() if isinstance(value, int | float | str)
     )
     screen.say(f"  [green]✓[/] {clock(seconds)}{' since resumed' if resumed else ''}  {escape(shown)}")
+
+
+def _clear_scratch(folder: Path) -> None:
+    """Remove what a complete artifact no longer needs, also if the run that finished it was killed before it did so."""
+    for name in SCRATCH:
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _clear_up(folder: Path, begun: bool) -> None:

@@ -16,7 +16,7 @@ from rayreid.errors import UserError
 from rayreid.execution.actor_pool import stream
 from rayreid.execution.production import StageContext
 from rayreid.execution.resources import scoring_actors
-from rayreid.files import check_guards, write_atomically
+from rayreid.files import append_lines, write_atomically
 from rayreid.models.embedding import BatchFunction
 from rayreid.state_files import if_whole, read_array, read_text, reading
 
@@ -39,9 +39,8 @@ class Undecodable:
         """List images by key, with the reason, unless they are listed."""
         new = {key: reason for key, reason in broken.items() if key not in self._listed}
         if new:
-            check_guards(self.path)
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.writelines(f"{key}\t{reason}\n" for key, reason in new.items())
+            # Synced before the files of their shards, from which no restart would list these images again.
+            append_lines(self.path, "".join(f"{key}\t{reason}\n" for key, reason in new.items()).encode())
             self._listed.update(new)
 
 

@@ -7,7 +7,7 @@ damaged later or storage lost what it had promised to keep, and then sizes or ch
 import contextlib
 import json
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -99,13 +99,18 @@ def settle(folder: Path, known: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         sync_file(path)
         name = path.relative_to(folder).as_posix()
         recorded[name] = {"size": path.stat().st_size, "checksum": known.get(name) or checksum(path)}
-    for inner in {path.parent for path in map(folder.joinpath, recorded)} - {folder}:
-        sync_folder(inner)
+    for one in sorted(_folders(folder, recorded), reverse=True):  # the inner ones first
+        sync_folder(one)
     return dict(sorted(recorded.items()))
 
 
+def _folders(folder: Path, names: Iterable[str]) -> set[Path]:
+    """Return a folder, and those of its folders in which files lie, at any depth, by names of files within it."""
+    return {folder, *(folder / parent for name in names for parent in PurePosixPath(name).parents)}
+
+
 def settle_names(folder: Path) -> None:
-    """Bring the names of an artifact's files, and the folder's own name, to the disk."""
+    """Bring the name of an artifact's record, and the folder's own name, to the disk."""
     for one in (folder, folder.parent, folder.parent.parent):
         sync_folder(one)
 

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from rayreid.errors import UserError, escaped
-from rayreid.files import make_folder
+from rayreid.files import make_folder, naming, sync_file
 from rayreid.state_files import aside_of
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -75,8 +75,10 @@ class LeasePlace:
         aside = self._beside(f"{holder.token}")
         make_folder(aside.parent)  # a run that was refused may have removed it, and may do so again at any moment
         try:
-            aside.write_text(holder.text())
-            os.link(aside, self.path)
+            with naming(self.path):
+                aside.write_text(holder.text())
+                sync_file(aside)  # else a power failure could leave an empty lease, which tells nothing of its holder
+                os.link(aside, self.path)
         except (FileNotFoundError, FileExistsError):
             return False
         finally:

@@ -1,0 +1,509 @@
+"""Stages that are disturbed at each operation of the disk, gone on with by a second command, and compared.
+
+A forked child runs the stage on a `disturbed_disk.Disk` and is killed; what it leaves, and what each loss of power would
+leave, are states of the disk. From each, a second command makes the artifact, and what it leaves is compared with what
+an undisturbed run leaves. Errors are raised in this process. All clocks that show in files stand still, so that states
+that are equal are gone on from once.
+"""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import in_process
+from disturbed_disk import FAULTS, LOSSES, Disk, Disturbance, Tree, disturbed, tree_of, write_tree
+from rayreid.config import Backbone, Finetune, Ingest, Resources, Score, Source
+from rayreid.console import Screen
+from rayreid.data.datasets import open_dataset
+from rayreid.data.store import listing
+from rayreid.data.store.shards import Record, write_shard
+from rayreid.data.store.index import finish_store
+from rayreid.diagnostics.leftovers import leftovers
+from rayreid.disk_faults import as_storage_error
+from rayreid.errors import UserError
+from rayreid.execution import delivery, production, shard_results
+from rayreid.execution.production import produce
+from rayreid.execution.resources import Share
+from rayreid.files import write_atomically
+from rayreid.stages import finetune, ingest, score
+from rayreid.storage import contents, lease, metrics_log
+from rayreid.storage.artifacts import Artifact
+from rayreid.storage.contents import LEASE, RECORD, verify
+from rayreid.storage.lease_place import LeasePlace
+from rayreid.storage.metrics_log import Journal
+from rayreid.training import feed, loop, meter
+from recorded_run import RecordedRun
+
+REMEDIES = ("again", "permit", "see RAYREID_ROOT", "remove ", "move it away", "restore")
+"""What one of in each message says what to do."""
+
+_PASSING = ("seconds", "finished", "git_sha", "resumed", "gpu_hours", "time", "images_per_second", "wait", "seconds_epoch")
+"""Facts and metrics of a run that say when and how it ran; no two runs have the same."""
+
+_NOT_COMPARED = ("run.json", "delivered.json")
+_UNIQUE = re.compile(r"[0-9a-f]{32}|(?<=damaged-)[0-9a-f]{8}")
+_TOKEN = re.compile(rb"[0-9a-f]{32}")
+_SECONDS = 120
+_HOUR = 3600
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A stage to disturb.
+
+    Attributes:
+        artifact: Function (root) → the artifact to make.
+        prepare: Makes what lies in the root before.
+        setting: Context in which it runs without Ray.
+    """
+
+    artifact: Callable[[Path], Artifact]
+    prepare: Callable[[Path], None]
+    setting: Callable[[pytest.MonkeyPatch, Path], None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended.
+
+    Attributes:
+        line: What it printed; "" if it made the artifact.
+        trace: Its traceback; "" if there is none.
+        operations: The disk's operations.
+    """
+
+    line: str = ""
+    trace: str = ""
+    operations: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        return self.line or self.trace or "well"
+
+
+class CrashPoints:
+    """The crash points of a scenario.
+
+    Args:
+        scenario: The scenario.
+        folder: An empty folder.
+
+    Attributes:
+        operations: The operations of an undisturbed run.
+        points: Number of disturbances so far: an operation, and what happened at it.
+        states: Number of different states of the disk from which a second command went on.
+    """
+
+    def __init__(self, scenario: Scenario, folder: Path):
+        self.scenario, self._folder = scenario, folder
+        self.root = folder / "root"
+        self.operations: Sequence[str] = ()
+        self.points = 0
+        self._left_at = folder / "left"
+        self._patch = pytest.MonkeyPatch()
+        self._known: dict[str, list[str]] = {}
+
+    def __enter__(self) -> "CrashPoints":
+        _settings(self._patch)
+        self.scenario.setting(self._patch, self._folder)
+        self.root.mkdir()
+        self.scenario.prepare(self.root)
+        self._before = tree_of(self.root)
+        ended = self._command()  # in this process, so that the children are warm
+        assert not ended.line and not ended.trace, str(ended)
+        self.operations, self._expected = ended.operations, self._results()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._patch.undo()
+
+    @property
+    def states(self) -> int:
+        return len(self._known)
+
+    def at(self, place: int) -> list[str]:
+        """Disturb one operation in each way, and go on; return what is wrong.
+
+        Args:
+            place: The operation's number.
+        """
+        wrong = []
+        for how, tree in self._killed(place).items():
+            write_tree(self.root, tree)
+            wrong += [f"{how}: {one}" for one in self._gone_on()]
+        for fault in FAULTS:
+            write_tree(self.root, self._before)
+            ended = self._command(Disturbance(place, fault))
+            wrong += [f"{fault}: {one}" for one in _bad(ended, self.root)]
+            _leave_to_a_dead_process(self.root)
+            wrong += [f"{fault}: {one}" for one in self._gone_on()]
+        return [f"{self.operations[place]} ({place}), {one}" for one in wrong]
+
+    def _killed(self, place: int) -> dict[str, Tree]:
+        """Kill a child at an operation, and return what that and each loss of power leave."""
+        write_tree(self.root, self._before)
+        child = os.fork()
+        if not child:
+            try:
+                self._command(Disturbance(place, "kill"))
+            finally:
+                os._exit(1)
+        status = _awaited(child)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{place}: status {status}"
+        losses: dict[str, Tree] = pickle.loads(self._left_at.read_bytes())
+        return {"kill": tree_of(self.root), **losses}
+
+    def _note_losses(self, disk: Disk) -> None:
+        self._left_at.write_bytes(pickle.dumps({name: disk.left(loss) for name, loss in LOSSES.items()}))
+
+    def _gone_on(self) -> list[str]:
+        """Make the artifact from what is left, and return what is wrong."""
+        self.points += 1
+        state = _state(self.root)
+        if state not in self._known:
+            ended = self._command()
+            if ended.line or ended.trace:
+                self._known[state] = [f"the second command ended: {ended}"]
+            else:
+                self._known[state] = _differences(self._expected, self._results())
+        return self._known[state]
+
+    def _command(self, disturbance: Disturbance | None = None) -> Ended:
+        """Make the artifact, and end as `rayreid.cli.main` does."""
+        contents._whole.clear()
+        line = trace = ""
+        with disturbed(Disk(self.root, disturbance, self._note_losses)) as disk:
+            try:
+                _made(self.scenario.artifact(self.root))
+            except UserError as error:
+                line = str(error)
+            except Exception as error:
+                told = as_storage_error(error, self.root)
+                line = str(told or "")
+                trace = "" if told else traceback.format_exc()
+        disk.check()
+        return Ended(line, trace, disk.operations)
+
+    def _results(self) -> dict[str, Any]:
+        """Return what a command has left, in a form that can be compared."""
+        artifact = self.scenario.artifact(self.root)
+        assert artifact.complete
+        clear_up(self.root)
+        paths = sorted(self.root.rglob("*"))
+        found = {str(path.relative_to(self.root)): None if path.is_dir() else _content(path) for path in paths}
+        return {**found, "damaged": verify(artifact.path)}
+
+
+def clear_up(root: Path) -> None:
+    """Do what `rayreid doctor --repair --discard damaged` does, hours later."""
+    for path in root.rglob("*"):
+        if not path.is_symlink():
+            os.utime(path, ns=(then := path.stat().st_mtime_ns - 2 * _HOUR * 10**9, then))
+    for _ in range(2):  # the first may move something aside
+        for leftover in leftovers(root, frozenset({"damaged"})):
+            if leftover.mend is not None:
+                leftover.mend()
+
+
+def _awaited(child: int) -> int:
+    """Return the status with which a child ended."""
+    until = time.monotonic() + _SECONDS
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError(f"a command took longer than {_SECONDS} s")
+
+
+def _content(path: Path) -> Any:
+    if path.name in _NOT_COMPARED:
+        return "…"
+    if path.name == RECORD:
+        record = json.loads(path.read_text())
+        names = [name for name in record["files"] if not name.endswith(".jsonl")]
+        return _lasting(record["facts"]), record["recipe"], {name: record["files"][name] for name in sorted(names)}
+    if path.suffix == ".jsonl":
+        return [_lasting(row) for row in Journal(path).history()]
+    return path.read_bytes()
+
+
+def _lasting(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in _PASSING}
+
+
+def _leave_to_a_dead_process(root: Path) -> None:
+    """Have a lease that could not be removed be that of a process that has ended, as this one would."""
+    for path in root.rglob(LEASE):
+        if (content := path.read_bytes()).endswith(b"}"):
+            path.write_text(json.dumps({**json.loads(content), "started": 1}))
+
+
+def _state(root: Path) -> str:
+    """Return a hash of what matters for a command that goes on."""
+    digest = hashlib.blake2b()
+    for name, what in sorted((_UNIQUE.sub("*", name), what) for name, what in tree_of(root).items()):
+        if name.endswith(LEASE) and isinstance(what, bytes) and what.endswith(b"}"):
+            what = b"of a process that is gone"
+        digest.update(f"{name} {type(what).__name__} {len(what or '')} ".encode())
+        digest.update(_TOKEN.sub(b"*", what) if isinstance(what, bytes) else (what or "").encode())
+    return digest.hexdigest()
+
+
+def _bad(ended: Ended, root: Path) -> list[str]:
+    """Return what is wrong with how a command ended whose disk failed."""
+    if ended.trace:
+        return [f"a traceback: {ended.trace}"]
+    line = ended.line
+    if line and ("\n" in line or str(root) not in line or not any(word in line for word in REMEDIES)):
+        return [f"a bad message: {line!r}"]
+    return []
+
+
+def _differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    wrong = [f"{name} is left" for name in sorted(found.keys() - expected.keys())]
+    wrong += [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    both = sorted(expected.keys() & found.keys())
+    return wrong + [f"{name} differs" for name in both if expected[name] != found[name]]
+
+
+def _settings(patch: pytest.MonkeyPatch) -> None:
+    """Have leases decide soon, and nothing happen at a time that is not the same in every run."""
+    patch.setattr(lease, "_STALE_SECONDS", 0.2)
+    patch.setattr(lease, "_CONFIRM_SECONDS", 0.05)
+    for clock in (metrics_log, meter, loop, feed, shard_results):
+        patch.setattr(clock, "time", SimpleNamespace(time=lambda: 1.0, monotonic=lambda: 0.0))
+    patch.setattr(production, "datetime", SimpleNamespace(now=lambda zone: datetime(2000, 1, 1, tzinfo=zone)))
+    patch.setattr(production, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    patch.setattr(LeasePlace, "sleep", lambda self, seconds: time.sleep(min(seconds, 0.01)))
+
+
+# The scenarios
+
+
+def _drawn(number: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (16, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _write_images(folder: Path, first: int = 0) -> Path:
+    """Write eight images, of which one cannot be decoded."""
+    for number in range(8):
+        path = folder / f"{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_drawn(number + first)[: -40 if number == 3 else None])
+        os.utime(path, ns=(first * 10**9, 10**18 + first * 10**9))
+    return folder
+
+
+class _Ray:
+    """In place of Ray: tasks run in this process, when they are submitted."""
+
+    def remote(self, **options: Any) -> Callable[[Any], Any]:
+        return lambda function: SimpleNamespace(remote=lambda *given: _Done(function(*given)))
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def get(self, done: Any) -> Any:
+        return None if isinstance(done, list) else done.value
+
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return references, []
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class _Done:
+    """In place of a reference to what a task returns."""
+
+    value: Any
+
+
+class _Ingesting:
+    """The stage ingest, of a folder of eight images in three shards."""
+
+    def __init__(self) -> None:
+        self.images = Path()
+
+    def setting(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
+        patch.setattr(ingest, "ray", _Ray())
+        patch.setattr(ingest, "image_sheet", lambda images: None)
+        patch.setattr(listing, "SHARD_IMAGES", 3)
+        patch.setattr(listing, "LEAST_IMAGES", 3)
+        self.images = _write_images(folder / "images")
+
+    def artifact(self, root: Path) -> Artifact:
+        return ingest.plan(root, Source(dataset="folder", root=str(self.images)), Ingest(max_rejected=0.5))
+
+    def nothing(self, root: Path) -> None:
+        pass
+
+    def of_files_that_changed(self, root: Path) -> None:
+        """Leave an ingest that was killed before it joined the shards; then the images are replaced."""
+        made = _made(self.artifact(root))
+        for name in (RECORD, "manifest.json", "index.parquet", "rejected.parquet"):
+            (made.path / name).unlink()
+        _write_images(self.images, first=100)
+
+    def damaged(self, root: Path) -> None:
+        """Leave a complete store of which a disk has lost the end of two files."""
+        made = _made(self.artifact(root))
+        for name in ("shards/00001.arrow", "manifest.json"):
+            os.truncate(made.path / name, 100)
+
+
+class _Training:
+    """The stage finetune: three epochs with validation, checkpoints, milestones and weights."""
+
+    epochs = 3
+
+    def setting(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
+        in_process.train_here(patch)
+        patch.setattr(delivery, "_POLL_SECONDS", _HOUR)  # rows are delivered at the end alone
+        torch.set_num_threads(1)
+
+    def prepare(self, root: Path) -> None:
+        store = Artifact(root, "ingest", 1, {})
+        dataset = open_dataset(
+            "synthetic", None, part="target", size=[32, 16], identities=4, test_identities=2, cameras=2
+        )
+        write_shard(store.path, 0, list(dataset.records()), dataset.read, "header")
+        finish_store(store.path, 1, dataset.name, dataset.version)
+        store.finish({})
+
+    def artifact(self, root: Path) -> Artifact:
+        config = Finetune(
+            epochs=self.epochs,
+            identities=2,
+            instances=2,
+            warmup_epochs=0,
+            precision="fp32",
+            padding=2,
+            compile=False,
+            evaluate_every=1,
+            keep_every_epochs=2,
+        )
+        backbone = Backbone(name="vit_tiny", depth=1, img_size=(32, 16))
+        return finetune.plan(Artifact(root, "ingest", 1, {}), None, config, backbone, 0, Resources())
+
+
+class _Scoring:
+    """The stage score: three shards, an image that cannot be decoded, results in pieces."""
+
+    images, shards, broken = 12, 3, 5
+
+    def setting(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
+        patch.setattr(shard_results, "scoring_actors", lambda: Share(1, 1, False))
+        patch.setattr(shard_results, "stream", self._stream)
+        patch.setattr(score, "draw", lambda *given: None)
+
+    def prepare(self, root: Path) -> None:
+        store = Artifact(root, "ingest", 1, {})
+        for shard in range(self.shards):
+            numbers = range(shard, self.images, self.shards)
+            records = [Record(f"{number:02d}.png", -1, -1, "pool", "") for number in numbers]
+            write_shard(store.path, shard, records, lambda record: _drawn(int(record.key[:2])))
+        finish_store(store.path, self.shards, "drawn", "")
+        store.finish({})
+        proxy = Artifact(root, "proxy", 1, {})
+        proxy.path.mkdir(parents=True)
+        (proxy.path / "model.safetensors").touch()
+        proxy.finish({})
+
+    def artifact(self, root: Path) -> Artifact:
+        proxy = Artifact(root, "proxy", 1, {})
+        return score.plan(Artifact(root, "ingest", 1, {}), proxy, {"": proxy}, Score(max_bad_fraction=0.5), None)
+
+    def _stream(self, store: Path, rows: list[np.ndarray], build: Any, batch_size: Any) -> Iterator[Any]:
+        asked = [int(row) for piece in rows for row in piece]
+        for start in range(0, len(asked), 5):
+            part = asked[start : start + 5]
+            good = np.array([row for row in part if row != self.broken], np.int64)
+            values = (good / self.images).astype(np.float32)[:, None]
+            if build.keywords.get("keep", False):
+                source = np.stack([values[:, 0], np.sqrt(1 - values[:, 0] ** 2)], axis=1)
+                own = np.stack([np.full(len(good), 1e-5), good % 2], axis=1)
+                values = np.concatenate([values, own, source, np.tile([1.0, 0.0], (len(good), 1))], axis=1)
+            yield good, values.astype(np.float32), {row: "truncated" for row in part if row == self.broken}
+
+
+class _Finishing:
+    """A stage that leaves files of many kinds; one of them, in a folder, is written without being synced."""
+
+    def setting(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
+        pass
+
+    def prepare(self, root: Path) -> None:
+        pass
+
+    def artifact(self, root: Path) -> Artifact:
+        return Artifact(root, "stage", 1, {}, job=self._job)
+
+    def _job(self, context: Any) -> dict[str, Any]:
+        for name in ("figures/inner", "checkpoints"):
+            (context.folder / name).mkdir(parents=True, exist_ok=True)
+        (context.folder / "checkpoints" / "1.pt").write_bytes(b"large")
+        (context.folder / "figures" / "inner" / "curve.png").write_bytes(b"drawn" * 50)
+        (context.folder / "figures" / "curve.csv").write_text("a,b\n")
+        write_atomically(context.folder / "table.json", json.dumps({"a": 1}))
+        return {"images": 3}
+
+
+def _made(artifact: Artifact) -> Artifact:
+    return produce(artifact, RecordedRun(), Screen(Console(file=io.StringIO())), {})
+
+
+def scenarios() -> dict[str, Scenario]:
+    """Return the stages to disturb, by name."""
+    fresh, changed, damaged = _Ingesting(), _Ingesting(), _Ingesting()
+    rest: dict[str, Any] = {"training": _Training(), "scoring": _Scoring(), "finishing": _Finishing()}
+    return {
+        "ingest": Scenario(fresh.artifact, fresh.nothing, fresh.setting),
+        "ingest of files that changed": Scenario(changed.artifact, changed.of_files_that_changed, changed.setting),
+        "damaged store": Scenario(damaged.artifact, damaged.damaged, damaged.setting),
+        **{name: Scenario(one.artifact, one.prepare, one.setting) for name, one in rest.items()},
+    }
+
+
+def main() -> None:
+    """Disturb the scenarios named on the command line (default: all) at all points."""
+    import sys
+    import tempfile
+
+    for name in sys.argv[1:] or scenarios():
+        began, used = time.monotonic(), time.process_time()
+        with tempfile.TemporaryDirectory() as folder, CrashPoints(scenarios()[name], Path(folder)) as points:
+            print(f"{name}: {len(points.operations)} operations, {time.monotonic() - began:.1f} s before", flush=True)
+            for place in range(len(points.operations)):
+                for one in points.at(place):
+                    print("   ", one, flush=True)
+            spent = f"{time.monotonic() - began:.1f} s, {time.process_time() - used:.1f} s of this process"
+            print(f"{name}: {points.points} points, {points.states} states, {spent}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
