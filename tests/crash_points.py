@@ -1,14 +1,16 @@
 """Stages that are disturbed at each operation of the disk, gone on with by a second command, and compared.
 
-A forked child runs the stage on a `disturbed_disk.Disk` and is killed; what it leaves, and what each loss of power would
-leave, are states of the disk. From each, a second command makes the artifact, and what it leaves is compared with what
-an undisturbed run leaves. Errors are raised in this process. All clocks that show in files stand still, so that states
-that are equal are gone on from once.
+A forked child runs the stage on a `disturbed_disk.Disk` and is killed. What it leaves, and what each loss of power would
+leave, are states of the disk. From each, a second command makes the artifact, and what that leaves is compared with the
+results of an undisturbed run. Errors are raised in this process. The clocks that show in files stand still, so a state
+that recurs is examined once.
 """
 
+import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import pickle
 import re
@@ -34,15 +36,15 @@ from rayreid.config import Backbone, Finetune, Ingest, Resources, Score, Source
 from rayreid.console import Screen
 from rayreid.data.datasets import open_dataset
 from rayreid.data.store import listing
-from rayreid.data.store.shards import Record, write_shard
 from rayreid.data.store.index import finish_store
+from rayreid.data.store.shards import Record, write_shard
 from rayreid.diagnostics.leftovers import leftovers
 from rayreid.disk_faults import as_storage_error
 from rayreid.errors import UserError
-from rayreid.execution import delivery, production, shard_results
+from rayreid.execution import delivery, production, shard_results, trainer
 from rayreid.execution.production import produce
 from rayreid.execution.resources import Share
-from rayreid.files import write_atomically
+from rayreid.files import TEMPORARY, write_atomically
 from rayreid.stages import finetune, ingest, score
 from rayreid.storage import contents, lease, metrics_log
 from rayreid.storage.artifacts import Artifact
@@ -55,8 +57,8 @@ from recorded_run import RecordedRun
 REMEDIES = ("again", "permit", "see RAYREID_ROOT", "remove ", "move it away", "restore")
 """What one of in each message says what to do."""
 
-_PASSING = ("seconds", "finished", "git_sha", "resumed", "gpu_hours", "time", "images_per_second", "wait", "seconds_epoch")
-"""Facts and metrics of a run that say when and how it ran; no two runs have the same."""
+_PASSING = ("seconds", "resumed", "time", "gpu_hours", "images_per_second", "wait", "seconds_epoch")
+"""Facts and metrics that say how long and in how many pieces a run took."""
 
 _NOT_COMPARED = ("run.json", "delivered.json")
 _UNIQUE = re.compile(r"[0-9a-f]{32}|(?<=damaged-)[0-9a-f]{8}")
@@ -104,6 +106,7 @@ class CrashPoints:
     Args:
         scenario: The scenario.
         folder: An empty folder.
+        root: The output root, if it is to lie elsewhere; it does not exist yet.
 
     Attributes:
         operations: The operations of an undisturbed run.
@@ -111,9 +114,10 @@ class CrashPoints:
         states: Number of different states of the disk from which a second command went on.
     """
 
-    def __init__(self, scenario: Scenario, folder: Path):
+    def __init__(self, scenario: Scenario, folder: Path, root: Path | None = None):
         self.scenario, self._folder = scenario, folder
-        self.root = folder / "root"
+        self.root = root or folder / "root"
+        self._syncs = root is not None
         self.operations: Sequence[str] = ()
         self.points = 0
         self._left_at = folder / "left"
@@ -146,19 +150,18 @@ class CrashPoints:
         """
         wrong = []
         for how, tree in self._killed(place).items():
-            write_tree(self.root, tree)
-            wrong += [f"{how}: {one}" for one in self._gone_on()]
+            wrong += [f"{how}: {one}" for one in self.gone_on(tree)]
         for fault in FAULTS:
-            write_tree(self.root, self._before)
+            self.begin()
             ended = self._command(Disturbance(place, fault))
             wrong += [f"{fault}: {one}" for one in _bad(ended, self.root)]
             _leave_to_a_dead_process(self.root)
-            wrong += [f"{fault}: {one}" for one in self._gone_on()]
+            wrong += [f"{fault}: {one}" for one in self.gone_on(tree_of(self.root))]
         return [f"{self.operations[place]} ({place}), {one}" for one in wrong]
 
     def _killed(self, place: int) -> dict[str, Tree]:
         """Kill a child at an operation, and return what that and each loss of power leave."""
-        write_tree(self.root, self._before)
+        self.begin()
         child = os.fork()
         if not child:
             try:
@@ -173,8 +176,29 @@ class CrashPoints:
     def _note_losses(self, disk: Disk) -> None:
         self._left_at.write_bytes(pickle.dumps({name: disk.left(loss) for name, loss in LOSSES.items()}))
 
-    def _gone_on(self) -> list[str]:
+    @contextlib.contextmanager
+    def stopped(self, place: int) -> Iterator[None]:
+        """Have a child stand still at an operation within a `with` block, and kill it afterwards."""
+        child = os.fork()
+        if not child:
+            try:
+                self._command(Disturbance(place, "kill"), lambda disk: os.kill(os.getpid(), signal.SIGSTOP))
+            finally:
+                os._exit(1)
+        try:
+            assert os.WIFSTOPPED(_awaited(child, os.WUNTRACED))
+            yield
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+    def begin(self) -> None:
+        """Have the root hold what lies there before the stage begins."""
+        write_tree(self.root, self._before)
+
+    def gone_on(self, left: Tree) -> list[str]:
         """Make the artifact from what is left, and return what is wrong."""
+        write_tree(self.root, left)
         self.points += 1
         state = _state(self.root)
         if state not in self._known:
@@ -185,11 +209,11 @@ class CrashPoints:
                 self._known[state] = _differences(self._expected, self._results())
         return self._known[state]
 
-    def _command(self, disturbance: Disturbance | None = None) -> Ended:
+    def _command(self, disturbance: Disturbance | None = None, dying: Callable[[Disk], None] | None = None) -> Ended:
         """Make the artifact, and end as `rayreid.cli.main` does."""
         contents._whole.clear()
         line = trace = ""
-        with disturbed(Disk(self.root, disturbance, self._note_losses)) as disk:
+        with disturbed(Disk(self.root, disturbance, dying or self._note_losses, self._syncs)) as disk:
             try:
                 _made(self.scenario.artifact(self.root))
             except UserError as error:
@@ -222,11 +246,11 @@ def clear_up(root: Path) -> None:
                 leftover.mend()
 
 
-def _awaited(child: int) -> int:
-    """Return the status with which a child ended."""
+def _awaited(child: int, options: int = 0) -> int:
+    """Return the status with which a child ended; in a time that is bounded."""
     until = time.monotonic() + _SECONDS
     while time.monotonic() < until:
-        ended, status = os.waitpid(child, os.WNOHANG)
+        ended, status = os.waitpid(child, os.WNOHANG | options)
         if ended:
             return status
         time.sleep(0.001)
@@ -264,6 +288,8 @@ def _state(root: Path) -> str:
     for name, what in sorted((_UNIQUE.sub("*", name), what) for name, what in tree_of(root).items()):
         if name.endswith(LEASE) and isinstance(what, bytes) and what.endswith(b"}"):
             what = b"of a process that is gone"
+        if name.endswith(TEMPORARY):  # the first that a writer does is to remove it
+            what = what and b"unfinished"
         digest.update(f"{name} {type(what).__name__} {len(what or '')} ".encode())
         digest.update(_TOKEN.sub(b"*", what) if isinstance(what, bytes) else (what or "").encode())
     return digest.hexdigest()
@@ -290,6 +316,7 @@ def _settings(patch: pytest.MonkeyPatch) -> None:
     """Have leases decide soon, and nothing happen at a time that is not the same in every run."""
     patch.setattr(lease, "_STALE_SECONDS", 0.2)
     patch.setattr(lease, "_CONFIRM_SECONDS", 0.05)
+    logging.getLogger("rayreid").setLevel(logging.ERROR)
     for clock in (metrics_log, meter, loop, feed, shard_results):
         patch.setattr(clock, "time", SimpleNamespace(time=lambda: 1.0, monotonic=lambda: 0.0))
     patch.setattr(production, "datetime", SimpleNamespace(now=lambda zone: datetime(2000, 1, 1, tzinfo=zone)))
@@ -377,12 +404,13 @@ class _Ingesting:
 
 
 class _Training:
-    """The stage finetune: three epochs with validation, checkpoints, milestones and weights."""
+    """The stage finetune: two epochs with validation, checkpoints, milestones and weights."""
 
-    epochs = 3
+    epochs = 2
 
     def setting(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
         in_process.train_here(patch)
+        patch.setattr(trainer, "loss_curves", lambda *given: None)
         patch.setattr(delivery, "_POLL_SECONDS", _HOUR)  # rows are delivered at the end alone
         torch.set_num_threads(1)
 
@@ -405,7 +433,8 @@ class _Training:
             padding=2,
             compile=False,
             evaluate_every=1,
-            keep_every_epochs=2,
+            keep_every_epochs=1,
+            keep_checkpoints=1,
         )
         backbone = Backbone(name="vit_tiny", depth=1, img_size=(32, 16))
         return finetune.plan(Artifact(root, "ingest", 1, {}), None, config, backbone, 0, Resources())

@@ -122,14 +122,20 @@ class Disk:
         root: The folder; what lies in it is durable.
         disturbance: What happens, and when; None only counts.
         dying: Called with this disk just before this process is killed.
+        syncs: Whether the real disk is synced, too; it matters only if that loses power.
 
     Attributes:
         operations: The operations so far, as text; unique parts of names are left out.
     """
 
     def __init__(
-        self, root: Path, disturbance: Disturbance | None = None, dying: Callable[["Disk"], None] = lambda disk: None
+        self,
+        root: Path,
+        disturbance: Disturbance | None = None,
+        dying: Callable[["Disk"], None] = lambda disk: None,
+        syncs: bool = False,
     ):
+        self.syncs = syncs
         self.root = root
         self.operations: list[str] = []
         self._disturbance, self._dying = disturbance, dying
@@ -496,7 +502,9 @@ def _os_fsync(disk: Disk, real: Callable[[int], None]) -> Callable[[int], None]:
             return real(descriptor)
         with disk._lock:
             disk.operation("sync", path, named=False)
-            disk.sync(path)  # the disk itself is not waited for: what it has is lost on demand alone
+            if disk.syncs:
+                real(descriptor)
+            disk.sync(path)
 
     return synced
 

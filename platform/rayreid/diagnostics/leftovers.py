@@ -17,7 +17,7 @@ from typing import Literal, get_args
 from rayreid.errors import UserError, escaped
 from rayreid.files import TEMPORARY
 from rayreid.state_files import DAMAGED, DamagedFileError, aside_of, move_aside, read_json
-from rayreid.storage.contents import LEASE, LEFT_BY_WRITERS, RECORD, SCRATCH, WRITERS, read_record
+from rayreid.storage.contents import LEASE, LEFT_BY_WRITERS, RECORD, SCRATCH, read_record
 from rayreid.storage.lease import Lease
 from rayreid.storage.lease_place import UNREADABLE, LeasePlace
 from rayreid.storage.metrics_log import MARK, MARK_FORM
@@ -86,7 +86,7 @@ def leftovers(root: Path, discard: frozenset[str] = frozenset()) -> Iterator[Lef
         "unfinished files of writers that are gone",
         "removes them",
     )
-    yield from _many(list(_scratch(root, now)), "files that complete artifacts no longer need", "removes them")
+    yield from _many(list(_scratch(root, now)), "folders that complete artifacts no longer need", "removes them")
     yield from _unfinished(root, now, "unfinished" in discard)
     aside = [path for path in files if DAMAGED in path.name]
     if "damaged" in discard:
@@ -189,7 +189,7 @@ def _scratch(root: Path, now: int) -> Iterator[Path]:
     """Yield what the run that finished an artifact removes afterwards, and did not."""
     for folder in sorted(root.glob("*/*/")):
         if _ID.fullmatch(folder.name) and not _held(folder / LEASE, now) and _is_complete(folder):
-            yield from (folder / name for name in (*SCRATCH, WRITERS) if (folder / name).exists())
+            yield from (folder / name for name in SCRATCH if (folder / name).exists())
 
 
 def _is_complete(folder: Path) -> bool:

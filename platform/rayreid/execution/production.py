@@ -19,7 +19,7 @@ from rayreid.disk_faults import explained
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.files import remove_temporaries
 from rayreid.storage.artifacts import Artifact
-from rayreid.storage.contents import LEFT_BY_WRITERS, SCRATCH
+from rayreid.storage.contents import LEFT_BY_WRITERS, SCRATCH, WRITERS
 from rayreid.storage.lease import LeaseLostError
 from rayreid.tracking.revision import git_sha
 from rayreid.tracking.run import Run
@@ -87,6 +87,7 @@ def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, 
         produce(needed, parent, screen, tags)
     if artifact.complete:
         _clear_scratch(artifact.path)
+        (artifact.path / WRITERS).unlink(missing_ok=True)
         return artifact
     for needed in artifact.auxiliary.values():
         produce(needed, parent, screen, tags)

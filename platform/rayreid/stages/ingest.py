@@ -28,7 +28,7 @@ from rayreid.errors import UserError
 from rayreid.evaluation.figures import image_sheet
 from rayreid.execution.production import StageContext, identity
 from rayreid.execution.resources import ANYWHERE
-from rayreid.files import Guard, check_guards, guard_of, guarded
+from rayreid.files import Guard, check_guards, guard_of, guarded, sync_folder
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.damage import records_set_aside
 
@@ -108,6 +108,8 @@ def _begin(folder: Path, dataset: Dataset, place: str) -> None:
         remove_shards(folder)
     elif (folder / MANIFEST).exists() and not records_set_aside(folder):
         remove_shards(folder, only_with_rejected=True)
+    if begun:  # a power failure must not bring back shards of other files than the witness names
+        sync_folder(folder / "shards")
     (folder / MANIFEST).unlink(missing_ok=True)
     write_witness(folder, dataset.sources(), place)
 

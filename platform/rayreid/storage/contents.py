@@ -27,11 +27,14 @@ LEFT_BY_WRITERS = (LEASE, WRITERS)
 SCRATCH = ("checkpoints", "ray", "start")
 """Folders of an artifact that are deleted when it is complete."""
 
+KEPT = "epochs"
+"""Folder of an artifact with checkpoints that are kept, with seals of their own."""
+
 _UNRECORDED = {
     *SCRATCH,
     *LEFT_BY_WRITERS,
     RECORD,
-    "epochs",  # checkpoints with seals of their own, compared whenever one is used; many GB, which users may delete
+    KEPT,  # compared with their seals whenever one is used; many GB, which users may delete
     "run.json",  # names the MLflow run for who resumes; no part of the result
     "delivered.json",  # renewed when rows that MLflow missed are delivered later
     "witness.parquet",  # renewed when the files of a dataset were touched and hold the same
@@ -95,11 +98,15 @@ def settle(folder: Path, known: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         known: Checksums of files that need not be read again, by path within the folder.
     """
     recorded = {}
+    kept = list(_below(folder / KEPT)) if (folder / KEPT).is_dir() else []
+    for path in kept:
+        sync_file(path)
     for path in _files(folder):
         sync_file(path)
         name = path.relative_to(folder).as_posix()
         recorded[name] = {"size": path.stat().st_size, "checksum": known.get(name) or checksum(path)}
-    for one in sorted(_folders(folder, recorded), reverse=True):  # the inner ones first
+    names = [*recorded, *(path.relative_to(folder).as_posix() for path in kept)]
+    for one in sorted(_folders(folder, names), reverse=True):  # the inner ones first
         sync_folder(one)
     return dict(sorted(recorded.items()))
 

@@ -10,7 +10,7 @@ import torch
 
 from rayreid import forms
 from rayreid.errors import UserError, one_line
-from rayreid.files import check_guards, checksum, remove_temporaries, replacing
+from rayreid.files import check_guards, checksum, remove_temporaries, replacing, sync_file, sync_folder
 from rayreid.state_files import DamagedFileError, read_json
 
 _NUMBER = re.compile(r"[0-9]{4,18}")
@@ -69,17 +69,29 @@ class Checkpoints:
             with temporary.open("wb") as stream:  # given a path, torch loses the reason for which it cannot write
                 torch.save(state, stream)
             content = checksum(temporary)
-        with replacing(_seal(path), sync=False) as temporary:
-            temporary.write_text(json.dumps({"blake2b": content}))
         stays = self.milestones.path(epoch) if self.milestones and epoch is not None else None
-        if stays is not None:
+        if stays is not None:  # before the seal, with which a restart would resume after this epoch
             _link(path, stays)
+            _write_seal(stays, content)
+        _write_seal(path, content)
         check_guards(path)
         newest_first = sorted(_numbered(self.folder), reverse=True)
         place = newest_first.index(path)
-        for other in newest_first[:place] + newest_first[place + self.keep :]:
+        if removed := newest_first[:place] + newest_first[place + self.keep :]:
+            self._settle(newest_first[place : place + self.keep][-1])
+        for other in removed:
             _seal(other).unlink(missing_ok=True)
             other.unlink(missing_ok=True)
+
+    def _settle(self, path: Path) -> None:
+        """Bring a checkpoint to the disk, before others are removed: a power failure must not leave none at all.
+
+        The oldest that stays is the one that costs least: most of it has reached the disk by itself.
+        """
+        for one in (path, _seal(path)):
+            if one.exists():
+                sync_file(one)
+        sync_folder(self.folder)
 
     def newest(self) -> int:
         """Return the optimizer steps done in the newest intact state; 0 if there is none."""
@@ -110,11 +122,16 @@ class Checkpoints:
 
 
 def _link(path: Path, other: Path) -> None:
-    """Give a checkpoint a second name; its checksum is linked last."""
+    """Give the bytes of a checkpoint a second name, which is not sealed yet."""
     other.parent.mkdir(exist_ok=True)
-    for source, target in ((path, other), (_seal(path), _seal(other))):
-        target.unlink(missing_ok=True)
-        target.hardlink_to(source)
+    for former in (_seal(other), other):
+        former.unlink(missing_ok=True)
+    other.hardlink_to(path)
+
+
+def _write_seal(path: Path, content: str) -> None:
+    with replacing(_seal(path), sync=False) as temporary:
+        temporary.write_text(json.dumps({"blake2b": content}))
 
 
 def restore(module: Stateful, state: dict[str, Any], source: Path) -> None:

@@ -1,0 +1,27 @@
+"""Stages that are killed, fail or lose power at an operation of the disk: the next command gets over each."""
+
+import pytest
+
+import crash_points
+from crash_points import CrashPoints
+
+NAMES = list(crash_points.scenarios())
+
+
+def wrong(name, folder, every, first=0) -> list[str]:
+    """Return what is wrong at every so many points of a scenario."""
+    with CrashPoints(crash_points.scenarios()[name], folder) as points:
+        found = [one for place in range(first, len(points.operations), every) for one in points.at(place)]
+    print(f"{name}: {len(points.operations)} operations, {points.points} points, {points.states} states")
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_some_points_of_each_stage(name, tmp_path):
+    assert not wrong(name, tmp_path, every=41, first=21)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_all_points_of_each_stage(name, tmp_path):
+    assert not wrong(name, tmp_path, every=1)
