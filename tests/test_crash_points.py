@@ -2,15 +2,15 @@
 
 import pytest
 
-import crash_points
 from crash_points import CrashPoints
+from crash_scenarios import scenarios
 
-NAMES = list(crash_points.scenarios())
+NAMES = list(scenarios())
 
 
 def wrong(name, folder, every, first=0) -> list[str]:
     """Return what is wrong at every so many points of a scenario."""
-    with CrashPoints(crash_points.scenarios()[name], folder) as points:
+    with CrashPoints(scenarios()[name], folder) as points:
         found = [one for place in range(first, len(points.operations), every) for one in points.at(place)]
     print(f"{name}: {len(points.operations)} operations, {points.points} points, {points.states} states")
     return found

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import crash_points
 from crash_points import CrashPoints
+from crash_scenarios import scenarios
 from disturbed_disk import Tree, tree_of
 
 pytestmark = pytest.mark.slow
@@ -87,10 +87,10 @@ def found_after(volume: Volume, points: CrashPoints, place: int) -> Tree:
         return tree_of(copy / points.root.name)
 
 
-@pytest.mark.parametrize("name", crash_points.scenarios())
+@pytest.mark.parametrize("name", scenarios())
 def test_no_loss_of_power_makes_a_difference(name, volume, tmp_path):
     wrong = []
-    with CrashPoints(crash_points.scenarios()[name], tmp_path, volume.place / "root") as points:
+    with CrashPoints(scenarios()[name], tmp_path, volume.place / "root") as points:
         places = range(0, len(points.operations), max(1, len(points.operations) // _POINTS))
         for place in places:
             found = points.gone_on(found_after(volume, points, place))
