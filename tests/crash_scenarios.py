@@ -61,6 +61,7 @@ def settle_clocks(patch: pytest.MonkeyPatch) -> None:
     for clock in (metrics_log, meter, loop, feed, shard_results):
         patch.setattr(clock, "time", SimpleNamespace(time=lambda: 1.0, monotonic=lambda: 0.0))
     patch.setattr(production, "datetime", SimpleNamespace(now=lambda zone: datetime(2000, 1, 1, tzinfo=zone)))
+    patch.setattr(production, "git_sha", lambda: "0" * 40)
     patch.setattr(production, "time", SimpleNamespace(monotonic=lambda: 0.0))
     patch.setattr(LeasePlace, "sleep", lambda self, seconds: time.sleep(min(seconds, 0.01)))
 
@@ -164,7 +165,7 @@ class _Training:
     def artifact(self, root: Path) -> Artifact:
         config = Finetune(
             epochs=self.epochs,
-            identities=2,
+            identities=4,
             instances=2,
             warmup_epochs=0,
             precision="fp32",

@@ -11,7 +11,7 @@ NAMES = list(scenarios())
 def wrong(name, folder, every, first=0) -> list[str]:
     """Return what is wrong at every so many points of a scenario."""
     with CrashPoints(scenarios()[name], folder) as points:
-        found = [one for place in range(first, len(points.operations), every) for one in points.at(place)]
+        found = [one for place in points.places[first::every] for one in points.at(place)]
     print(f"{name}: {len(points.operations)} operations, {points.points} points, {points.states} states")
     return found
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from disk_calls import disturbed
+from disturbed_disk import Disk, Disturbance
 from rayreid.disk_faults import StorageError, as_storage_error, explained
 from rayreid.errors import UserError
-from rayreid.files import naming, replacing
+from rayreid.files import naming, replacing, sync_folder
 
 
 def refused(code: int, path: Path | None = None) -> OSError:
@@ -127,3 +129,9 @@ def test_a_write_that_fails_names_its_file_and_leaves_no_temporary(tmp_path):
     with pytest.raises(OSError) as raised, naming(tmp_path / "file"):
         raise copied
     assert raised.value.filename == str(tmp_path / "file")
+
+
+def test_a_folder_that_cannot_be_written_to_the_disk_is_named_itself(tmp_path):
+    with disturbed(Disk(tmp_path, Disturbance(0, "EIO"))), pytest.raises(StorageError) as told, explained(tmp_path):
+        sync_folder(tmp_path)
+    assert str(told.value).startswith(f"{tmp_path}: the storage does not answer")

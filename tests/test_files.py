@@ -2,8 +2,10 @@ import os
 
 import pytest
 
+from disk_calls import disturbed
+from disturbed_disk import LOSSES, Disk, Disturbance
 from rayreid.errors import UserError
-from rayreid.files import make_folder, remove_temporaries, replacing, write_atomically
+from rayreid.files import append_lines, make_folder, remove_temporaries, replacing, write_atomically
 
 
 def test_an_atomic_write_replaces_the_whole_file(tmp_path):
@@ -69,3 +71,27 @@ def test_a_folder_that_others_make_and_remove_meanwhile_is_made(tmp_path, monkey
     monkeypatch.setattr(os, "mkdir", lose)
     make_folder(tmp_path / "outputs" / "run")
     assert (tmp_path / "outputs" / "run").is_dir() and len(lost) == 3
+
+
+def test_lines_are_whole_and_durable_once_they_are_appended(tmp_path):
+    path = tmp_path / "list"
+    with disturbed(Disk(tmp_path)) as disk:
+        append_lines(path, b"one\n")
+        append_lines(path, b"two\nthree\n")
+        assert all(disk.left(loss) == {"list": b"one\ntwo\nthree\n"} for loss in LOSSES.values())
+
+
+def test_a_line_that_was_cut_does_not_run_into_the_next(tmp_path):
+    path = tmp_path / "list"
+    path.write_bytes(b"one\ntw")
+    append_lines(path, b"three\n")
+    assert path.read_bytes() == b"one\ntw\nthree\n"
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_an_append_that_fails_is_not_tried_again_and_names_the_file(tmp_path, place):
+    path = tmp_path / "list"
+    with disturbed(Disk(tmp_path, Disturbance(place, "EIO"))), pytest.raises(OSError, match="Input/output") as told:
+        append_lines(path, b"one two\n")
+    assert told.value.filename == str(path)
+    assert not path.exists() or path.read_bytes() in (b"", b"one ", b"one two\n")

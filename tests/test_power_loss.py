@@ -91,8 +91,7 @@ def found_after(volume: Volume, points: CrashPoints, place: int) -> Tree:
 def test_no_loss_of_power_makes_a_difference(name, volume, tmp_path):
     wrong = []
     with CrashPoints(scenarios()[name], tmp_path, volume.place / "root") as points:
-        places = range(0, len(points.operations), max(1, len(points.operations) // _POINTS))
-        for place in places:
+        for place in points.places[:: max(1, len(points.places) // _POINTS)]:
             found = points.gone_on(found_after(volume, points, place))
             wrong += [f"{points.operations[place]}: {one}" for one in found]
     print(f"{name}: {points.points} losses of power, {points.states} states")

@@ -16,6 +16,7 @@ from rayreid.console import Screen
 from rayreid.diagnostics.doctor import left_in
 from rayreid.diagnostics.leftovers import leftovers
 from rayreid.errors import UserError
+from rayreid.storage import contents
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.lease import Lease
 from rayreid.storage.lease_place import Holder, here
@@ -236,3 +237,16 @@ def test_the_doctor_lists_and_with_repair_clears_up(tmp_path, ended):
 def test_options_that_ask_for_nothing_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         module.doctor(Screen(Console(file=StringIO())), **options)
+
+
+def test_what_a_complete_artifact_no_longer_needs_is_removed_and_a_damaged_one_keeps_it(tmp_path):
+    for stage in ("finetune", "pretrain"):
+        artifact = Artifact(tmp_path, stage, 1, {})
+        (artifact.path / "checkpoints").mkdir(parents=True)
+        (artifact.path / "weights").write_text("weights")
+        artifact.finish({})
+    (artifact.path / "weights").write_text("")
+    contents._whole.clear()
+    (found,) = leftovers(tmp_path)
+    assert "1 folders that complete artifacts no longer need" in found.text and found.mend()
+    assert [path.parent.parent.name for path in tmp_path.glob("*/*/checkpoints")] == ["pretrain"]

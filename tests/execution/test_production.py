@@ -168,3 +168,13 @@ def test_what_auto_came_to_is_shown_in_a_line_and_logged(tmp_path):
     assert shown.getvalue() == "    lr 0.001, local_size (64, 32), probe_every 2, gpu False\n"
     assert run.parameters == {f"resolved.{name}": value for name, value in [("lr", 1e-3), ("local_size", (64, 32))]}
     assert run.tagged == {"resolved.probe_every": 2, "resolved.gpu": False}
+
+
+def test_what_a_run_that_was_killed_after_finishing_did_not_remove_goes_with_the_next(make):
+    artifact = make(lambda work: {})
+    for name in contents.SCRATCH:
+        (artifact.path / name / "inner").mkdir(parents=True)
+    (artifact.path / contents.WRITERS).write_text("{}")
+    (artifact.path / "epochs").mkdir()
+    assert make(lambda work: {}).complete
+    assert sorted(path.name for path in artifact.path.iterdir()) == ["artifact.json", "epochs", "run.json"]

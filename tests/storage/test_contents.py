@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from disk_calls import disturbed
+from disturbed_disk import LOSSES, Disk
 from rayreid.errors import UserError
 from rayreid.files import checksum
 from rayreid.storage import contents
@@ -293,3 +295,15 @@ def test_a_process_that_is_killed_while_it_moves_files_leaves_the_artifact_damag
         read_record(made.path)
     set_aside(made.path)
     assert not (made.path / "artifact.json").exists() and not (made.path / "queries.parquet").exists()
+
+
+def test_checkpoints_that_are_kept_and_folders_in_folders_reach_the_disk_before_the_record(tmp_path):
+    folder = tmp_path / "stage" / "id"
+    with disturbed(Disk(tmp_path)) as disk:
+        for name in ("epochs/0001.pt", "figures/inner/curve.png"):
+            (folder / name).parent.mkdir(parents=True)
+            (folder / name).write_text(name)
+        assert list(contents.settle(folder, {})) == ["figures/inner/curve.png"]
+        contents.settle_names(folder)
+        left = [disk.left(loss) for loss in LOSSES.values()]
+    assert all(one == left[0] for one in left) and left[0]["stage/id/epochs/0001.pt"] == b"epochs/0001.pt"

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from disk_calls import disturbed
+from disturbed_disk import LOSSES, Disk, Disturbance
+from rayreid.disk_faults import as_storage_error
 from rayreid.files import make_folder
 from rayreid.storage import lease as lease_module
 from rayreid.storage import lease_place
@@ -386,3 +389,19 @@ def test_what_is_no_file_is_moved_aside_too(path, monkeypatch, kind):
         path.symlink_to("/nowhere")
     os.utime(path, (1, 1), follow_symlinks=False)
     assert take_within(path, 10)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_lease_that_does_not_fit_on_the_disk_is_named(path, place):
+    root = path.parent
+    with disturbed(Disk(root, Disturbance(place, "ENOSPC"))), pytest.raises(OSError, match="No space left") as told:
+        Lease(path).take()
+    assert str(as_storage_error(told.value, root.parent)).startswith(f"{root}: no room is left on this disk")
+    assert not list(root.iterdir())
+
+
+def test_a_loss_of_power_leaves_a_whole_lease_or_none(path):
+    root = path.parent
+    with disturbed(Disk(root)) as disk, Lease(path):
+        left = [disk.left(loss).get(path.name, b"none") for loss in LOSSES.values()]
+    assert {one[-1:] for one in left} == {b"e", b"}"}

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from disk_calls import disturbed
+from disturbed_disk import LOSSES, Disk, write_tree
 from rayreid.errors import UserError
+from rayreid.training import checkpoint
 from rayreid.training.checkpoint import Checkpoints, Milestones, restore
 
 
@@ -182,3 +185,31 @@ def test_another_architecture_is_refused_with_the_place_in_one_line(checkpoints)
         assert str(checkpoints.folder) in str(caught.value)
         assert "another architecture" in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_of_power_leaves_a_checkpoint_although_older_ones_are_removed(checkpoints, tmp_path, keep, loss):
+    root = checkpoints.folder.parent
+    with disturbed(Disk(root)) as disk:
+        for step in range(1, keep + 3):
+            Checkpoints(checkpoints.folder, keep).save(step, state(step))
+        write_tree(tmp_path / "found", disk.left(LOSSES[loss]))
+    newest = Checkpoints(tmp_path / "found" / "checkpoints", keep).newest()
+    assert newest >= 3 and Checkpoints(tmp_path / "found" / "checkpoints", keep).load(newest)["step"] == newest
+
+
+def test_a_milestone_is_there_before_the_checkpoint_from_which_a_run_would_go_on_after_it(checkpoints, monkeypatch):
+    checkpoints = with_milestones(checkpoints)
+    write_seal = checkpoint._write_seal
+
+    def only_the_milestone_s(path, content):
+        if path.parent == checkpoints.folder:
+            raise KeyboardInterrupt
+        write_seal(path, content)
+
+    monkeypatch.setattr(checkpoint, "_write_seal", only_the_milestone_s)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(20, state(20), epoch=2)
+    assert names(checkpoints) == ["00000020.pt"] and checkpoints.newest() == 20
+    assert checkpoints.load(20)["step"] == 20

@@ -160,6 +160,7 @@ class Artifact:
             if not self.complete:
                 with explained(self.path):
                     write_atomically(counter, json.dumps({"number": number}))
+                    settle_names(self.path)  # what is written here later may be lost together with the folder
             try:
                 yield
             finally:

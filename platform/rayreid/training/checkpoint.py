@@ -91,7 +91,8 @@ class Checkpoints:
         for one in (path, _seal(path)):
             if one.exists():
                 sync_file(one)
-        sync_folder(self.folder)
+        for folder in (self.folder, self.folder.parent):
+            sync_folder(folder)
 
     def newest(self) -> int:
         """Return the optimizer steps done in the newest intact state; 0 if there is none."""
