@@ -13,6 +13,8 @@ from PIL import Image
 from rich.console import Console
 
 import scoring_parts
+from disk_calls import disturbed
+from disturbed_disk import LOSSES, Disk
 from rayreid.config import Score, Select
 from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
@@ -405,3 +407,12 @@ def test_a_random_selection_has_no_cut_to_draw(pool):
     run = RecordedRun()
     subset.job(StageContext(subset, subset.path, run, Screen(Console(file=io.StringIO()))))
     assert run.figures == []
+
+
+def test_images_that_cannot_be_decoded_stay_listed_after_a_loss_of_power(tmp_path):
+    with disturbed(Disk(tmp_path)) as disk:
+        listed = shard_results.Undecodable(tmp_path / "undecodable.tsv")
+        listed.add({"a.png": "truncated"})
+        listed.add({"a.png": "truncated", "b.png": "zero-size"})
+        left = [disk.left(loss) for loss in LOSSES.values()]
+    assert left == [{"undecodable.tsv": b"a.png\ttruncated\nb.png\tzero-size\n"}] * len(LOSSES)
