@@ -11,12 +11,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from disk_calls import disturbed
+from disturbed_disk import LOSSES, Disk, write_tree
 from rayreid.config import Ingest, Source
 from rayreid.console import Screen
 from rayreid.data.datasets.folder import Folder
 from rayreid.data.store.index import finish_store
 from rayreid.data.store.listing import PARTS, deal, write_part
 from rayreid.data.store.shards import part_file
+from rayreid.data.store.witness import Witness, digest_of_files
 from rayreid.errors import UserError
 from rayreid.stages.ingest import _begin, _check_rejected, _check_unchanged, _record
 
@@ -123,3 +126,16 @@ def test_a_folder_whose_name_looks_like_markup_is_printed_as_it_is(tmp_path):
     manifest = {"fingerprint": "", "rejected": {"truncated": 2}}
     _record(context, Source(dataset="folder", root="/data/pool"), manifest, [], {})
     assert f"rejected: 2 truncated (listed in {tmp_path}/[/old]/rejected.parquet)" in printed.getvalue()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_of_power_never_brings_shards_of_former_files_under_a_new_witness(ingest, pool, tmp_path, loss):
+    folder = ingest(join=False)
+    for path in pool.iterdir():
+        os.utime(path, ns=(0, 10**18))
+    with disturbed(Disk(tmp_path)) as disk:
+        _begin(folder, Folder(pool), str(pool))
+        write_tree(tmp_path.with_name(f"{tmp_path.name}-found"), disk.left(LOSSES[loss]))
+    found = tmp_path.with_name(f"{tmp_path.name}-found") / "store"
+    if Witness(found).digest == digest_of_files(Folder(pool).sources()):
+        assert not list((found / "shards").iterdir())
