@@ -213,3 +213,13 @@ def test_a_milestone_is_there_before_the_checkpoint_from_which_a_run_would_go_on
         checkpoints.save(20, state(20), epoch=2)
     assert names(checkpoints) == ["00000020.pt"] and checkpoints.newest() == 20
     assert checkpoints.load(20)["step"] == 20
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_milestone_is_kept_for_good_once_a_later_checkpoint_is_begun(checkpoints, loss):
+    checkpoints = with_milestones(checkpoints)
+    with disturbed(Disk(checkpoints.folder.parent)) as disk:
+        checkpoints.save(20, state(20), epoch=2)
+        left = disk.left(LOSSES[loss])
+    assert left["epochs/0002.pt"] == (checkpoints.milestones.folder / "0002.pt").read_bytes()
+    assert left["epochs/0002.json"] == (checkpoints.milestones.folder / "0002.json").read_bytes()

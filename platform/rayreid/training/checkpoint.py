@@ -73,26 +73,17 @@ class Checkpoints:
         if stays is not None:  # before the seal, with which a restart would resume after this epoch
             _link(path, stays)
             _write_seal(stays, content)
+            _settle(stays)
         _write_seal(path, content)
         check_guards(path)
         newest_first = sorted(_numbered(self.folder), reverse=True)
         place = newest_first.index(path)
         if removed := newest_first[:place] + newest_first[place + self.keep :]:
-            self._settle(newest_first[place : place + self.keep][-1])
+            # A power failure must not leave none at all. Most of the oldest that stays is on the disk already.
+            _settle(newest_first[place : place + self.keep][-1])
         for other in removed:
             _seal(other).unlink(missing_ok=True)
             other.unlink(missing_ok=True)
-
-    def _settle(self, path: Path) -> None:
-        """Bring a checkpoint to the disk, before others are removed: a power failure must not leave none at all.
-
-        The oldest that stays is the one that costs least: most of it has reached the disk by itself.
-        """
-        for one in (path, _seal(path)):
-            if one.exists():
-                sync_file(one)
-        for folder in (self.folder, self.folder.parent):
-            sync_folder(folder)
 
     def newest(self) -> int:
         """Return the optimizer steps done in the newest intact state; 0 if there is none."""
@@ -133,6 +124,15 @@ def _link(path: Path, other: Path) -> None:
 def _write_seal(path: Path, content: str) -> None:
     with replacing(_seal(path), sync=False) as temporary:
         temporary.write_text(json.dumps({"blake2b": content}))
+
+
+def _settle(path: Path) -> None:
+    """Bring a checkpoint, its seal and their names to the disk."""
+    for one in (path, _seal(path)):
+        if one.exists():
+            sync_file(one)
+    for folder in (path.parent, path.parent.parent):
+        sync_folder(folder)
 
 
 def restore(module: Stateful, state: dict[str, Any], source: Path) -> None:
