@@ -18,7 +18,7 @@ def wrong(name, folder, every, first=0) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_some_points_of_each_stage(name, tmp_path):
-    assert not wrong(name, tmp_path, every=41, first=21)
+    assert not wrong(name, tmp_path, every=61, first=37)
 
 
 @pytest.mark.slow
