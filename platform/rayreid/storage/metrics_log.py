@@ -1,7 +1,6 @@
 """The journal of a training: one JSON row per line, appended by workers, read and delivered by the driver."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rayreid import forms
-from rayreid.files import check_guards, naming, write_atomically
+from rayreid.files import append_lines, write_atomically
 from rayreid.state_files import DamagedFileError, if_whole, read_json
 
 MARK = "delivered.json"
@@ -51,15 +50,8 @@ class Journal:
 
     def append(self, row: dict[str, Any]) -> None:
         """Append a row with the time (seconds since the epoch), and flush it to disk."""
-        check_guards(self.path)
         content = {**row, "time": time.time(), **({_WRITER: self._writer} if self._writer else {})}
-        with naming(self.path), self.path.open("ab") as stream:
-            # A line that an earlier writer left unfinished must not run into this one.
-            if stream.tell() and not self._ends_whole():
-                stream.write(b"\n")
-            stream.write(json.dumps(content).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        append_lines(self.path, json.dumps(content).encode() + b"\n")
 
     def read(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """Return the complete rows from byte `offset` on, and the offset after them.
@@ -96,11 +88,6 @@ class Journal:
                 f"{self.path}: no row with {name} can be read; remove {self.path.parent} and run the same command again"
             )
         return rows[-1]
-
-    def _ends_whole(self) -> bool:
-        with self.path.open("rb") as stream:
-            stream.seek(-1, os.SEEK_END)
-            return stream.read(1) == b"\n"
 
 
 class MetricsFeed:
