@@ -17,7 +17,7 @@ from typing import Literal, get_args
 from rayreid.errors import UserError, escaped
 from rayreid.files import TEMPORARY
 from rayreid.state_files import DAMAGED, DamagedFileError, aside_of, move_aside, read_json
-from rayreid.storage.contents import LEASE, LEFT_BY_WRITERS, RECORD, SCRATCH, read_record
+from rayreid.storage.contents import ID, LEASE, LEFT_BY_WRITERS, RECORD, SCRATCH, read_record
 from rayreid.storage.lease import Lease
 from rayreid.storage.lease_place import UNREADABLE, LeasePlace
 from rayreid.storage.metrics_log import MARK, MARK_FORM
@@ -29,7 +29,6 @@ from rayreid.tracking.run_note import NOTE_FORM
 Discarded = Literal["unfinished", "damaged"]
 """Kinds of leftovers that are deleted on demand alone: unfinished artifacts, and what was moved aside."""
 
-_ID = re.compile(r"[0-9a-f]{12}")
 _NOTE = "run.json"
 _STRAY = re.compile(
     rf"\..+\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}|\.seen-.+|\..*lease.*\.[0-9a-f]{{32}}(\.clock)?|\.lease-[0-9a-f]{{32}}"
@@ -117,7 +116,7 @@ def _files(root: Path, now: int) -> Iterator[Path]:
 
 def _is_artifact(folder: Path) -> bool:
     """Return whether a folder is named like an artifact, or like what was moved aside of one."""
-    return _ID.fullmatch(folder.name.partition(DAMAGED)[0]) is not None
+    return ID.fullmatch(folder.name.partition(DAMAGED)[0]) is not None
 
 
 def _held(lease: Path, now: int) -> bool:
@@ -170,7 +169,7 @@ def _notes(files: Sequence[Path]) -> Iterator[Leftover]:
 def _unfinished(root: Path, now: int, discard: bool) -> Iterator[Leftover]:
     """Yield the artifacts that nobody is making and that are not complete."""
     for folder in sorted(root.glob("*/*/")):
-        if not _ID.fullmatch(folder.name) or (folder / RECORD).exists() or _held(folder / LEASE, now):
+        if not ID.fullmatch(folder.name) or (folder / RECORD).exists() or _held(folder / LEASE, now):
             continue
         resumable = any(_is_work(path) for path in folder.iterdir())
         shown = f"{folder.parent.name}/{folder.name}"
@@ -188,7 +187,7 @@ def _unfinished(root: Path, now: int, discard: bool) -> Iterator[Leftover]:
 def _scratch(root: Path, now: int) -> Iterator[Path]:
     """Yield what the run that finished an artifact removes afterwards, and did not."""
     for folder in sorted(root.glob("*/*/")):
-        if _ID.fullmatch(folder.name) and not _held(folder / LEASE, now) and _is_complete(folder):
+        if ID.fullmatch(folder.name) and not _held(folder / LEASE, now) and _is_complete(folder):
             yield from (folder / name for name in SCRATCH if (folder / name).exists())
 
 

@@ -1,6 +1,5 @@
 """Comparison of all artifacts of an output root with the checksums that were recorded when they were complete."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +9,8 @@ from rayreid.data.store.store import ImageStore
 from rayreid.diagnostics.finding import Finding
 from rayreid.errors import UserError, escaped
 from rayreid.storage import contents
-from rayreid.storage.contents import RECORD
+from rayreid.storage.contents import ID, RECORD
 
-_ID = re.compile(r"[0-9a-f]{12}")
 _SUBJECT = "artifact"
 _SHOWN = 3
 _MIB = 2**20
@@ -25,7 +23,7 @@ def verified(root: Path, screen: Screen) -> Iterator[Finding]:
         root: The output root.
         screen: Screen that shows progress.
     """
-    folders = sorted(path.parent for path in root.glob(f"*/*/{RECORD}") if _ID.fullmatch(path.parent.name))
+    folders = sorted(path.parent for path in root.glob(f"*/*/{RECORD}") if ID.fullmatch(path.parent.name))
     sizes = {folder: _size(folder) for folder in folders}
     whole = 0
     done = 0

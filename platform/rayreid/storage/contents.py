@@ -6,6 +6,7 @@ damaged later or storage lost what it had promised to keep, and then sizes or ch
 
 import contextlib
 import json
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from rayreid.errors import UserError, escaped, one_line
 from rayreid.files import checksum, sync_file, sync_folder
 from rayreid.state_files import DAMAGED
 
+ID = re.compile(r"[0-9a-f]{12}")
+"""The form of an artifact's id, which is the name of its folder."""
 RECORD = "artifact.json"
 LEASE = "lease.json"
 WRITERS = ".writers.json"
