@@ -18,6 +18,7 @@ and the summary says so. Work on a cluster is not part of it: each command start
 """
 
 import argparse
+import contextlib
 import json
 import random
 import statistics
@@ -33,9 +34,10 @@ from typing import Any
 import psutil
 from soaking.faults import FAULTS, KILLS, Fault
 from soaking.outcome import contents, differences, histories, litter, runs_left_open
-from soaking.world import Command, Server, disk, kill, of_root, write_experiment
+from soaking.world import Command, Server, disk, of_root, write_experiment
 
 POLL_SECONDS = 0.25
+SHOWN = 12  # differences of a round
 MAX_STARTS = 40  # a round that needs more makes no progress
 
 
@@ -64,6 +66,8 @@ class Round:
     def line(self) -> str:
         """Return it as one line of JSON."""
         told = {**vars(self), "faults": [f"{fault.kind}: {fault.what}" for fault in self.faults]}
+        if len(self.wrong) > SHOWN:
+            told["wrong"] = [*self.wrong[:SHOWN], f"and {len(self.wrong) - SHOWN} more"]
         return json.dumps(told | {"seconds": round(self.seconds), "peak_mib": round(self.peak_mib)})
 
 
@@ -91,7 +95,7 @@ def disturbed(command: Command, server: Server, names: Sequence[str], every: flo
         time.sleep(POLL_SECONDS)
         if command.watch():
             told.wrong.append("the command said nothing for ten minutes")
-            kill([process.pid for process in command.tree()[:1]])
+            command.kill(everything=True)
         stages = command.text().count("▸")
         if killed_at is not None and (stages > announced or command.status == 0):
             told.resumed.append(time.monotonic() - killed_at)
@@ -114,8 +118,10 @@ def left_behind(command: Command, server: Server) -> dict[str, Any]:
     until = time.monotonic() + 10
     while (processes := of_root(command.root)) and time.monotonic() < until:
         time.sleep(0.5)
-    names = [" ".join(process.cmdline())[:80] for process in processes if process.is_running()]
-    kill([process.pid for process in processes])
+    names = [process.name() for process in processes if process.is_running()]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     return {"processes": names, "files": litter(command.root), "open_runs": runs_left_open(server.uri)}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
-from soaking.world import Command, Server, kill
+from soaking.world import Command, Server
 
 _PARTS = {
     "worker": ("RayTrainWorker", "MapWorker", "ray::Scorer", "ray::_"),
@@ -39,20 +39,13 @@ class Fault:
 
 def kill_driver(command: Command, server: Server, draw: random.Random) -> Fault | None:
     """Kill the driver alone; Ray and the workers notice by themselves."""
-    driver = command.driver
-    if driver is None:
-        return None
-    driver.kill()
-    driver.wait()
+    command.kill(everything=False)
     return Fault("driver", "killed")
 
 
 def kill_tree(command: Command, server: Server, draw: random.Random) -> Fault | None:
     """Kill the driver and all that it has started, as a machine that loses its power does."""
-    driver = command.driver
-    if driver is None:
-        return None
-    kill([driver.pid])
+    command.kill(everything=True)
     return Fault("tree", "killed")
 
 

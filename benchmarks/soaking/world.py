@@ -91,8 +91,7 @@ class Server:
     def kill(self) -> None:
         """Kill it and its workers."""
         if self._process is not None:
-            kill([self._process.pid])
-            self._process.wait()
+            kill(self._process)
 
 
 class Command:
@@ -143,6 +142,16 @@ class Command:
             return [] if driver is None else [driver, *driver.children(recursive=True)]
         return []
 
+    def kill(self, everything: bool) -> None:
+        """Kill the driver, or with it all that it has started."""
+        if self._process is None:
+            return
+        if everything:
+            kill(self._process)
+        else:
+            self._process.kill()
+            self._process.wait()
+
     def watch(self) -> bool:
         """Look at it; return whether it has been silent for too long."""
         size = self.log.stat().st_size
@@ -158,17 +167,17 @@ class Command:
         return self.log.read_text(errors="replace")
 
 
-def kill(pids: list[int]) -> None:
-    """SIGKILL processes and all that they have started; all are stopped first, so that none reacts to another's end."""
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """SIGKILL a process and all that it has started; all are stopped first, so that none reacts to another's end."""
     tree = []
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            tree += [process, *process.children(recursive=True)]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        first = psutil.Process(process.pid)
+        tree = [first, *first.children(recursive=True)]
     for signal in ("suspend", "kill"):
-        for process in tree:
+        for one in tree:
             with contextlib.suppress(psutil.NoSuchProcess):
-                getattr(process, signal)()
+                getattr(one, signal)()
+    process.wait()  # first: if psutil asked for its status, it would be lost here and read as 0
     psutil.wait_procs(tree, 20)
 
 

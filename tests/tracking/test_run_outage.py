@@ -200,7 +200,9 @@ def server(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_server_that_is_stopped_and_started_again_has_everything_once(server, tmp_path, monkeypatch, said):
+def test_a_real_server_that_is_stopped_and_started_again_has_everything_once(
+    server, tmp_path, monkeypatch, said, capsys
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(outage, "_SILENT_SECONDS", 0.0)
@@ -242,3 +244,4 @@ def test_a_real_server_that_is_stopped_and_started_again_has_everything_once(ser
     assert_everything(client, run.id)
     assert waiting(tracker) == 0
     assert sum("runs go on" in line for line in said) == 2
+    assert capsys.readouterr().out == ""  # the client would print two lines with addresses when a run ends

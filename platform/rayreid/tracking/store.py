@@ -79,6 +79,8 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
         UserError: The store cannot be used, the experiment was deleted there, or the output root was moved.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # A server's client prints two lines with addresses whenever a run ends.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
