@@ -34,8 +34,13 @@ def test_a_run_that_learns_is_nothing_to_tell():
 
 
 def test_a_probe_that_does_not_rise_is_told():
-    assert "its probe went from 20.0 to 19.0 mAP" in told(None, FALLING, (0.2, 0.19))
-    assert "its probe went from 20.0 to 20.0 mAP" in told(None, FALLING, (0.2, 0.2))
+    assert "its probe went from 20.00 to 19.00 mAP" in told(None, FALLING, (0.2, 0.19))
+    assert "its probe went from 20.00 to 20.00 mAP" in told(None, FALLING, (0.2, 0.2))
+
+
+def test_a_rise_no_larger_than_that_of_features_which_learn_nothing_is_told():
+    assert "its probe went from 1.07 to 1.09 mAP" in told(None, FALLING, (0.0107, 0.0109))  # as in 2,115 steps of DINO
+    assert told(None, FALLING, (0.0644, 0.073)) == ""
 
 
 def test_a_loss_at_chance_in_the_last_quarter_is_told():

@@ -6,6 +6,8 @@ NEAR = 0.01
 """A loss within this share of the loss of chance has not left it."""
 LAST = 0.25
 """Share of the steps, at the end, in which the loss is judged."""
+RISE = 0.05
+"""A probe that rose by less than this share of its start has not risen: features that learn nothing change it, too."""
 LOST = 0.9
 """An effective rank below this share of the one at the start has fallen; smaller differences are those of the draw."""
 
@@ -52,9 +54,9 @@ class LearningWatch:
         if self._start is None or self._last is None:
             return []
         before, after = (100 * row["probe_mAP"] for row in (self._start, self._last))
-        if after > before:
+        if after > (1 + RISE) * before:
             return []
-        signs = [f"its probe went from {before:.1f} to {after:.1f} mAP"]
+        signs = [f"its probe went from {before:.2f} to {after:.2f} mAP"]
         # Alone, this is no sign: in runs that learn the features also come to share one large component.
         ranks = [row.get("probe_effective_rank", 0.0) for row in (self._start, self._last)]
         if ranks[1] < LOST * ranks[0]:
