@@ -87,7 +87,8 @@ def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, 
         produce(needed, parent, screen, tags)
     if artifact.complete:
         _clear_scratch(artifact.path)
-        (artifact.path / WRITERS).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a complete artifact may lie on storage that is read-only
+            (artifact.path / WRITERS).unlink(missing_ok=True)
         return artifact
     for needed in artifact.auxiliary.values():
         produce(needed, parent, screen, tags)

@@ -154,7 +154,7 @@ def _known(path: Path) -> set[tuple[str, ...]]:
             raise UserError(
                 f"{path}: its columns are not those of this version's ledger ({what}); name another file with --to"
             )
-        return {tuple(line[name] for name in _KEY) for line in reader}
+        return {tuple(cell(line[name]) for name in _KEY) for line in reader}  # former versions marked no formulas
 
 
 def _append(path: Path, lines: list[dict[str, str]]) -> None:

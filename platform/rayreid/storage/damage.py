@@ -1,9 +1,10 @@
 """Moving aside what is damaged of an artifact, so that it can be made again."""
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
-from rayreid.files import check_guards
+from rayreid.files import check_guards, sync_folder
 from rayreid.state_files import DAMAGED, aside_of
 from rayreid.storage.contents import LEFT_BY_WRITERS, RECORD, DamagedError, Record, parsed, verify
 
@@ -22,12 +23,21 @@ def set_aside(folder: Path) -> Path:
     if not own:
         moved = [path.name for path in folder.iterdir() if path.name not in (RECORD, *LEFT_BY_WRITERS)]
         moved = [name for name in moved if not name.startswith(".")]  # such as the clocks of who waits for the lease
-    for name in (*moved, RECORD):  # last the record: until then, the artifact counts as damaged, and not as unfinished
+    # Last the record: until then, the artifact counts as damaged, and not as unfinished. After a loss of power, too: if
+    # only the record were gone, the stage would take what is damaged for its own unfinished work.
+    _move(moved, folder, aside)
+    for place in {(folder / name).parent for name in moved}:
+        sync_folder(place)
+    _move([RECORD], folder, aside)
+    return aside
+
+
+def _move(names: Iterable[str], folder: Path, aside: Path) -> None:
+    for name in names:
         check_guards(folder)  # reading all files may have taken longer than a lease lasts without its holder
         if (folder / name).exists():
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).rename(aside / name)
-    return aside
 
 
 def records_set_aside(folder: Path) -> dict[Path, Record]:

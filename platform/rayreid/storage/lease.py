@@ -57,8 +57,12 @@ class Lease:
         self._beat = threading.Thread(target=self._keep, daemon=True)
 
     def __enter__(self) -> "Lease":
-        self.take()
-        self._beat.start()
+        try:
+            self.take()
+            self._beat.start()
+        except BaseException:  # as Ctrl-C: a lock of a process that lives on would never be taken over
+            self.release()
+            raise
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -14,6 +14,8 @@ _SAYS = re.compile(
     r"|unsupported file format|database corruption|no such table: \w+|no such column: [\w.]+|has no column named \w+"
 )
 """What SQLite says of a damaged database; MLflow passes it on, and so does a server of its own."""
+_WHOLE: dict[str, tuple[int, ...] | None] = {}
+"""The state in which a database was found whole: it is not examined again at the next refusal in the same state."""
 _TABLES = {
     "alembic_version",
     "datasets",
@@ -46,7 +48,25 @@ def damage_of(error: BaseException, uri: str) -> str | None:
         return None
     if found is not None:
         return _damaged(uri, found[0])
-    return None if code in (None, "TEMPORARILY_UNAVAILABLE") else damage_at(uri)
+    if code in (None, "TEMPORARILY_UNAVAILABLE"):
+        return None
+    state = _state_of(uri)
+    if state is not None and _WHOLE.get(uri) == state:
+        return None
+    wrong = damage_at(uri)
+    if wrong is None:
+        _WHOLE[uri] = state
+    return wrong
+
+
+def _state_of(uri: str) -> tuple[int, ...] | None:
+    """Return what changes whenever a database is written; None if it cannot be looked at."""
+    file = file_of(uri)
+    with contextlib.suppress(OSError):
+        if file is not None:
+            known = file.stat()
+            return known.st_mtime_ns, known.st_size, known.st_ino
+    return None
 
 
 def damage_at(uri: str) -> str | None:
@@ -92,7 +112,11 @@ def examined(file: Path, whole: bool = False) -> str | None:
         file: The database.
         whole: Whether to examine all its pages, too, which takes a second for each few hundred MB.
     """
-    with contextlib.closing(sqlite3.connect(file)) as connection:
+    try:
+        opened = sqlite3.connect(file)
+    except sqlite3.OperationalError:  # it may not be read: that is no damage, and MLflow says so
+        return None
+    with contextlib.closing(opened) as connection:
         try:
             connection.execute("PRAGMA busy_timeout = 5000")
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

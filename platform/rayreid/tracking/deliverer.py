@@ -1,5 +1,6 @@
 """Delivery to MLflow: everything is written to the disk first, and sent from there by one function, in order."""
 
+import contextlib
 import errno
 import os
 import threading
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.05
 _PATIENCE_SECONDS = 45.0  # longer than a lease of a process on another machine that has died
 _BUSY_SECONDS = 30.0  # nobody waits again for so long after that patience was in vain
+_STUCK_SECONDS = 30.0  # nor is an entry tried again so soon that failed although MLflow answers
 _SILENT_NS = 30 * 10**9  # a live holder touches its lease far more often
 _CONFIRM_SECONDS = 6.0
+_HELD: set[str] = set()
+"""Tokens of the leases that this process holds, or is about to take."""
 _REFUSED_BY_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
@@ -48,8 +52,9 @@ class Deliverer:
         self._uri = masked(uri)
         self._outage = outage
         self._lock = threading.RLock()
-        self._followed: dict[str, MetricsFeed] = {}
-        self._complained: set[str] = set()
+        self._followed: dict[str, tuple[str, MetricsFeed]] = {}
+        self._complained: set[object] = set()
+        self._stuck_until: dict[Path, float] = {}
         self._runs: set[str] = set()
         self._busy_until: dict[str, float] = {}
 
@@ -84,19 +89,25 @@ class Deliverer:
             waits: Whether to wait for another process that is sending entries of this run.
 
         Raises:
-            Exception: The caller's own entry was refused, or the storage refuses.
+            Exception: The caller's own entry was refused, or the storage refuses it.
         """
         box = self._outbox(run)
         with self._lock:
-            if self._outage.lasts() or not any(map(self._is_due, box.entries())):
+            if self._outage.lasts():
+                return
+            self._announce_journals(run, box)
+            if not any(map(self._is_due, box.entries())):
                 return
             lease = Lease(box.folder / LEASE, poll=_POLL_SECONDS)
+            _remove_forgotten(lease.path)
             if not self._obtained(lease, run, waits):
                 return
+            _HELD.add(lease.token)
             try:
                 with lease:
                     self._send_all(client, run, box, lease, own)
             finally:
+                _HELD.discard(lease.token)
                 box.clear_away()
 
     def deliver_all(self, client: "MlflowClient") -> None:
@@ -120,18 +131,29 @@ class Deliverer:
 
         If this process dies, another one sends the rest of the journal.
         """
-        path = str(feed.path.absolute())
         with self._lock:
-            self._followed[path] = feed
-            box = self._outbox(run)
-            if path not in [one.content["what"] for one in box.entries() if _is_journal(one)]:
-                box.put({"uri": self._uri, "kind": "journal", "what": path})
+            self._followed[str(feed.path.absolute())] = run, feed
+            self._announce_journals(run, self._outbox(run))
 
     def unfollow(self, client: "MlflowClient", run: str, feed: MetricsFeed) -> None:
         """Send what is left of a journal to which nobody writes any more."""
         with self._lock:
+            self._announce_journals(run, self._outbox(run))
             self._followed.pop(str(feed.path.absolute()), None)
             self.deliver(client, run)
+
+    def _announce_journals(self, run: str, box: Outbox) -> None:
+        """Put an entry for each journal that this process follows and that has none.
+
+        Another process may have dropped it: one that began to send what is left of a killed training, and stood still
+        until this one had resumed it.
+        """
+        followed = [path for path, (own, _) in self._followed.items() if own == run]
+        if followed:
+            known = [one.content["what"] for one in box.entries() if _is_journal(one)]
+            for path in followed:
+                if path not in known:
+                    box.put({"uri": self._uri, "kind": "journal", "what": path})
 
     def _folders(self) -> list[Path]:
         return [folder for folder in sorted(self.folder.glob("*")) if folder.is_dir()]
@@ -156,12 +178,40 @@ class Deliverer:
         for waiting in filter(self._is_due, box.entries()):
             if not lease.held():  # this process stood still, and another one has gone on
                 return
+            if time.monotonic() < self._stuck_until.get(waiting.path, 0.0):
+                if _has_an_order(waiting):
+                    return
+                continue
             try:
                 self._send(client, run, waiting)
             except Exception as error:
+                if self._is_stuck(client, run, waiting, error, own):
+                    if _has_an_order(waiting):
+                        return
+                    continue
                 if self._outage.began(error):
                     return
                 self._give_up(run, waiting, error, own)
+
+    def _is_stuck(self, client: "MlflowClient", run: str, waiting: Entry, error: Exception, own: Path | None) -> bool:
+        """Return whether only this entry cannot be sent for now; the user is told once, and it is tried again later.
+
+        The storage of the entry's file may refuse, or MLflow may answer everything else: then it is no outage, and
+        entries of other runs can be sent.
+        """
+        refused = isinstance(error, UserError) or getattr(error, "errno", None) in _REFUSED_BY_STORAGE
+        if refused and waiting.path == own:
+            raise error
+        if not refused and not (self._outage.fails_once(error) and _answers(client)):
+            return False
+        if waiting.path not in self._complained:
+            self._outage.tell(
+                f"{waiting.path}: this entry cannot be sent to MLflow for now ({reason(error)}); it is kept, and the "
+                "next commands try again; delete it to give it up"
+            )
+        self._complained.add(waiting.path)
+        self._stuck_until[waiting.path] = time.monotonic() + _STUCK_SECONDS
+        return True
 
     def _is_due(self, waiting: Entry) -> bool:
         """Return whether an entry is for this store, and this process may send it now."""
@@ -170,7 +220,7 @@ class Deliverer:
         if not _is_journal(waiting):
             return True
         path = waiting.content["what"]
-        feed = self._followed.get(path)
+        _, feed = self._followed.get(path, ("", None))
         return not _is_held(Path(path).with_name(LEASE)) if feed is None else feed.pending
 
     def _send(self, client: "MlflowClient", run: str, waiting: Entry) -> None:
@@ -181,10 +231,10 @@ class Deliverer:
             self._outage.ended()
             waiting.drop()
             return
-        feed = self._followed.get(what)
+        _, feed = self._followed.get(what, ("", None))
         if (feed or _read(Path(what), run)).deliver(partial(send, client, run, "rows")):
             self._outage.ended()
-        if feed is None:
+        if feed is None and not _is_held(Path(what).with_name(LEASE)):  # nobody has resumed that training meanwhile
             waiting.drop()
 
     def _give_up(self, run: str, waiting: Entry, error: Exception, own: Path | None) -> None:
@@ -193,8 +243,6 @@ class Deliverer:
 
         if not waiting.path.exists():  # this process stood still, and another one has sent it
             return
-        if isinstance(error, UserError) or getattr(error, "errno", None) in _REFUSED_BY_STORAGE:
-            raise error
         path = waiting.content["what"]
         if _is_journal(waiting) and path in self._followed:
             if path not in self._complained:
@@ -212,6 +260,29 @@ class Deliverer:
             self._outage.tell(f"cannot be delivered to MLflow run {run}, and is dropped: {reason(error)}")
 
 
+def _remove_forgotten(lease: Path) -> None:
+    """Remove a lease of this process that it could not remove when it was done: nobody else would while it lives."""
+    place = LeasePlace(lease)
+    with contextlib.suppress(OSError, UserError):
+        holder = place.holder()
+        if holder is not None and holder.pid == os.getpid() and place.alive(holder) and holder.token not in _HELD:
+            place.remove()
+
+
+def _has_an_order(waiting: Entry) -> bool:
+    """Return whether later entries of a run must not be sent before this one; files do not depend on one another."""
+    return waiting.content["kind"] not in ("artifact", "file")
+
+
+def _answers(client: "MlflowClient") -> bool:
+    """Return whether the store answers a simple question."""
+    try:
+        client.search_experiments(max_results=1)
+    except Exception:
+        return False
+    return True
+
+
 def _is_journal(waiting: Entry) -> bool:
     return waiting.content["kind"] == "journal"
 
@@ -226,7 +297,12 @@ def _read(journal: Path, run: str) -> MetricsFeed:
 def _is_held(lease: Path) -> bool:
     """Return whether another process, which seems to be alive, holds a lease."""
     place = LeasePlace(lease)
-    holder, written = place.holder(), place.written()
+    try:
+        holder, written = place.holder(), place.written()
+    except (FileNotFoundError, NotADirectoryError):  # its folder is gone
+        return False
+    except (OSError, UserError):  # it cannot be looked at: who it belongs to sends what is left
+        return True
     if holder is None or written is None:
         return False
     alive = place.alive(holder)

@@ -31,7 +31,7 @@ _WHAT: dict[str, forms.Form] = {
     "params": forms.mapping_of(forms.text),
     "tags": forms.mapping_of(forms.text),
     "rows": forms.list_of(forms.record({"step": forms.whole, "time": forms.finite}, others=forms.number)),
-    "journal": forms.text,
+    "journal": forms.matching(r"/[^\0]{1,4000}\.jsonl"),
     "dataset": forms.record({**_DATASET, "profile": forms.mapping_of(forms.anything)}),
     "artifact": forms.record({"name": _inside}),
     "file": forms.record({"path": forms.text, "folder": forms.or_none(_inside)}),

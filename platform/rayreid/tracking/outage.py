@@ -60,6 +60,10 @@ class Outage:
             return error.response.status_code == 429 or error.response.status_code >= 500
         return isinstance(error, RequestException | ConnectionError)
 
+    def fails_once(self, error: BaseException) -> bool:
+        """Return whether an error looks like an outage of a server, but may concern a single request."""
+        return self.uri.startswith("http") and self.is_one(error) and damage_of(error, self.uri) is None
+
     def began(self, error: BaseException) -> bool:
         """Return whether an error is an outage; if so, tell the user once and pause attempts for a while."""
         damage = damage_of(error, self.uri)

@@ -36,7 +36,9 @@ def _git(*arguments: str) -> str | None:
     """Return what git says in the package's folder, or None if it says nothing or fails."""
     package = Path(__file__).parents[1]
     try:
-        answer = subprocess.run(["git", *arguments], cwd=package, capture_output=True, text=True, timeout=5)
+        answer = subprocess.run(
+            ["git", "--no-optional-locks", *arguments], cwd=package, capture_output=True, text=True, timeout=5
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None if answer.returncode == 0 else None

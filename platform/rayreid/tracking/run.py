@@ -20,7 +20,7 @@ from rayreid.masking import masked, masked_values
 from rayreid.storage.lease import LeaseLostError
 from rayreid.storage.metrics_log import MetricsFeed
 from rayreid.tracking.deliverer import Deliverer
-from rayreid.tracking.outage import Outage
+from rayreid.tracking.outage import Outage, reason
 from rayreid.tracking.revision import DIRTY, SOURCE_TAGS, git_sha, source_tags
 from rayreid.tracking.store import open_store, tracking_uri
 
@@ -245,7 +245,12 @@ class Run:
         if self._given_up:
             self.finish()
             return
-        if error is not None and str(error) and not stopped:
-            self.fail(str(error))
-        failed = self._failed or kind is not None
-        self.finish("KILLED" if stopped else "FAILED" if failed else "FINISHED")
+        try:
+            if error is not None and str(error) and not stopped:
+                self.fail(str(error))
+            failed = self._failed or kind is not None
+            self.finish("KILLED" if stopped else "FAILED" if failed else "FINISHED")
+        except (OSError, UserError) as refused:  # as by a full disk: what came first is what the user must hear
+            if error is None:
+                raise
+            self.tracker.outage.tell(f"the end of MLflow run {self.id} is not recorded ({reason(refused)})")
