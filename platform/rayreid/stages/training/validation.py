@@ -13,6 +13,7 @@ from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.probe import extract
 from rayreid.evaluation.retrieval import evaluate_retrieval
 from rayreid.execution import periodic_metrics
+from rayreid.files import sync_folder
 from rayreid.models.weights import read_header
 from rayreid.training import parallel
 from rayreid.training.loop import WantedPrecision, resolve_precision
@@ -36,6 +37,8 @@ class Best:
         """Keep the method's weights after `epochs` epochs if their mAP in `seen` is higher than the best so far."""
         if not self.path.exists() or read_header(self.path)["eval_mAP"] < seen["eval_mAP"]:
             self.save(self.path, method, epochs=epochs, **seen)
+            # If a loss of power took this name but not the checkpoint that follows, the epoch would not be seen again.
+            sync_folder(self.path.parent)
 
 
 @dataclass(frozen=True)
