@@ -145,6 +145,8 @@ def test_a_row_whose_list_is_missing_does_not_keep_the_others_out(tiny, outputs,
     entered = enter(experiment, str(tmp_path / "ledger.csv"))
     assert (entered.added, entered.unfinished) == (1, 0)
     assert entered.unknown == (f"listed: {tmp_path / 'away.txt'}: no such file (select.list)",)
+    with pytest.raises(UserError, match=r"no row can be looked up: listed: .*away\.txt: no such file"):
+        enter(load_experiment(tiny(compare=[listed])), str(tmp_path / "other.csv"))
 
 
 def test_a_label_like_a_formula_is_marked_and_known_again(tiny, outputs, tmp_path):
@@ -153,6 +155,8 @@ def test_a_label_like_a_formula_is_marked_and_known_again(tiny, outputs, tmp_pat
     path = tmp_path / "ledger.csv"
     assert (enter(experiment, str(path)).added, enter(experiment, str(path)).known) == (1, 1)
     assert [line["row"] for line in lines_of(path)] == ["'=1+1"]
+    path.write_text(path.read_text().replace("'=1+1", "=1+1"))  # as a former version wrote it
+    assert enter(experiment, str(path)).known == 1
 
 
 def test_rows_with_test_images_in_their_pool_are_marked(experiment, outputs, tmp_path, monkeypatch):

@@ -71,6 +71,16 @@ def test_a_lease_is_let_go_when_its_holder_fails(path):
     assert list(path.parent.iterdir()) == []
 
 
+def test_a_lease_is_let_go_when_its_holder_is_interrupted_while_taking_it(path, monkeypatch):
+    def interrupted(lease):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Lease, "_settled", interrupted)
+    with pytest.raises(KeyboardInterrupt), Lease(path):
+        pass
+    assert not path.exists()
+
+
 def test_a_second_holder_waits_until_it_is_released(path):
     with Lease(path):
         thread, had = waiter(path)

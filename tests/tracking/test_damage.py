@@ -171,3 +171,7 @@ def test_a_database_that_mlflow_has_not_filled_yet_is_none_that_is_damaged(tmp_p
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE experiments (name TEXT)")
     assert examined(path, whole=True) is None
+
+
+def test_a_database_that_cannot_be_opened_is_not_called_damaged(tmp_path):
+    assert examined(tmp_path) is None

@@ -19,6 +19,7 @@ from rayreid.errors import UserError
 from rayreid.storage.lease import Lease
 from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.tracking import deliverer, outage
+from rayreid.tracking.entries import entry
 from rayreid.tracking.outbox import Outbox
 from rayreid.tracking.run import Run, Tracker
 from rayreid.tracking.store import send
@@ -330,3 +331,116 @@ def test_a_run_whose_end_waits_is_running_when_it_is_resumed(tracker, run):
 def test_a_run_that_was_deleted_is_not_resumed(tracker, run):
     tracker.client.delete_run(run.id)
     assert tracker.resume(run.id) is None and waiting(run) == []
+
+
+# What must not stop the rest
+
+
+def test_a_journal_whose_entry_another_process_has_dropped_is_sent_to_its_end(run, tmp_path):
+    journal = Journal(tmp_path / "metrics.jsonl", 1)
+    feed = MetricsFeed(journal.path, run.id)
+    run.follow(feed)
+    for step in range(3):
+        for sent in Outbox(run.tracker.outboxes / run.id).entries():
+            sent.drop()
+        journal.append({"step": step, "loss": 1.0})
+        feed.read()
+        if step == 1:
+            run.deliver()
+    run.unfollow(feed)
+    assert [point.step for point in run.client.get_metric_history(run.id, "loss")] == [0, 1, 2]
+    assert waiting(run) == []
+
+
+@pytest.fixture
+def failing(monkeypatch, tracker):
+    """Kinds of entries at which a server that answers everything else fails."""
+    kinds: set[str] = set()
+    real = deliverer.send
+
+    def send_or_fail(client, run_id, kind, *what):
+        if kind in kinds:
+            raise MlflowException("internal error", error_code=1)
+        real(client, run_id, kind, *what)
+
+    monkeypatch.setattr(deliverer, "send", send_or_fail)
+    monkeypatch.setattr(tracker.outage, "uri", "http://server")
+    return kinds
+
+
+def test_a_file_at_which_a_server_fails_stops_neither_its_run_nor_others(tracker, run, said, failing, monkeypatch):
+    failing.add("artifact")
+    run.text("drawn", "a/b.txt")
+    run.tags({"a": "b"})
+    assert tags_of(run)["a"] == "b" and waiting(run) == ["artifact"]
+    assert len(said) == 1 and "cannot be sent to MLflow for now" in said[0] and "delete it" in said[0]
+    assert tracker.outage.why == ""
+    with pytest.raises(UserError, match="1 entry waits"):
+        tracker.check_delivered()
+    monkeypatch.setattr(deliverer, "_STUCK_SECONDS", 0.0)
+    tracker.deliverer._stuck_until.clear()
+    failing.clear()
+    tracker.check_delivered()
+    assert waiting(run) == [] and [file.path for file in run.client.list_artifacts(run.id, "a")] == ["a/b.txt"]
+
+
+def test_an_entry_with_an_order_stops_its_run_alone(tracker, run, said, failing):
+    other = tracker.run("another")
+    failing.add("params")
+    run.params({"epochs": 3})
+    run.tags({"a": "b"})
+    other.tags({"a": "c"})
+    assert waiting(run) == ["params", "tags"] and "a" not in tags_of(run) and tags_of(other)["a"] == "c"
+    assert len(said) == 1
+
+
+def test_a_file_that_its_storage_does_not_give_does_not_stop_later_entries(run, said, monkeypatch, tmp_path):
+    (tmp_path / "a.html").write_text("a")
+    Outbox(run.tracker.outboxes / run.id).put(
+        {"uri": run.tracker.uri, "kind": "file", "what": {"path": str(tmp_path / "a.html"), "folder": None}}
+    )
+    real = deliverer.send
+
+    def refuse(client, run_id, kind, *what):
+        if kind == "file":
+            raise OSError(errno.EIO, "Input/output error", str(tmp_path / "a.html"))
+        real(client, run_id, kind, *what)
+
+    monkeypatch.setattr(deliverer, "send", refuse)
+    run.tags({"a": "b"})
+    assert tags_of(run)["a"] == "b" and waiting(run) == ["file"] and len(said) == 1
+    with pytest.raises(OSError, match="Input/output"):
+        run.file(tmp_path / "a.html")  # its own is the caller's to hear of
+
+
+def test_a_lease_that_this_process_could_not_remove_holds_nothing_up(run):
+    box = run.tracker.outboxes / run.id
+    box.mkdir(parents=True)
+    Lease(box / "lease.json").take()
+    began = time.monotonic()
+    run.tags({"a": "b"})
+    assert tags_of(run)["a"] == "b" and not box.exists()
+    assert time.monotonic() - began < deliverer._CONFIRM_SECONDS
+
+
+@pytest.mark.parametrize("path", ["", "/", "metrics.jsonl", "/a\0/metrics.jsonl", "/etc/passwd"])
+def test_an_entry_cannot_name_just_any_file_as_a_journal(path):
+    assert entry({"uri": "sqlite:///x", "kind": "journal", "what": path}) is not None
+
+
+def test_a_journal_below_what_is_no_folder_is_nobody_s(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert not deliverer._is_held(tmp_path / "file" / "lease.json")
+
+
+@pytest.mark.parametrize("error", [UserError("the real reason"), KeyboardInterrupt()])
+def test_a_full_disk_does_not_hide_what_ended_a_run(run, said, monkeypatch, error):
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device", "x.json")
+
+    monkeypatch.setattr(Outbox, "put", full)
+    with pytest.raises(type(error)), run:
+        raise error
+    assert len(said) == 1 and "No space left" in said[0]
+    with pytest.raises(OSError, match="No space left"), run:
+        pass

@@ -104,7 +104,7 @@ def enter(experiment: Experiment, ledger: str, note: str = "", machine: str = ""
         machine: Machine of artifacts that do not record theirs.
 
     Raises:
-        UserError: The file is a sweep, or the ledger is no CSV file or has other columns.
+        UserError: The file is a sweep, no row can be looked up, or the ledger is no CSV file or has other columns.
     """
     if experiment.sweep is not None:
         raise UserError(f"experiment {experiment.name!r} is a sweep; the ledger takes rows: list them under compare")
@@ -121,6 +121,8 @@ def enter(experiment: Experiment, ledger: str, note: str = "", machine: str = ""
             graphs[label] = plan(row, root)
         except UserError as error:
             unknown.append(f"{label or experiment.name}: {error}")
+    if not graphs:
+        raise UserError(f"no row can be looked up: {'; '.join(unknown)}")
     finished = {label: graph for label, graph in graphs.items() if graph["metrics"].complete}
     told = {"note": note}
     lines = [

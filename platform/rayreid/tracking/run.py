@@ -135,9 +135,9 @@ class Tracker:
 class Run:
     """One MLflow run; as a context manager it ends the run as FINISHED, FAILED or KILLED.
 
-    When a log call returns, the store holds what was logged. While the store is unreachable, it is kept in the output
-    root and delivered in order once the store answers again: with the next log call, or when the next process opens a
-    tracker on that root. A log call raises what MLflow says if it refuses the entry.
+    When a log call returns, the store holds what was logged. While the store is unreachable, or another process sends
+    entries of the same run, it is kept in the output root and delivered in order afterwards: with the next log call, or
+    when the next process opens a tracker on that root. A log call raises what MLflow says if it refuses the entry.
 
     Attributes:
         follows_lease: Whether another process continues the run if this one loses a lease; it is then not ended.
