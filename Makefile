@@ -29,7 +29,7 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 SPREAD := --numprocesses $(TEST_WORKERS) --dist loadfile
 FAST   := -m "not ray and not slow and not gpu"
 
-.PHONY: help install demo test test-ray test-slow test-all test-newest fuzz coverage format lint types hooks check clean
+.PHONY: help install demo test test-ray test-slow test-all test-newest fuzz crash-points coverage format lint types hooks check clean
 
 help:             ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ FUZZ ?= 5000
 fuzz: $(READY)    ## give each reader of untrusted input FUZZ random inputs (5,000; about an hour)
 	RAYREID_FUZZ=$(FUZZ) $(PYTEST) $(SPREAD) tests/config/test_config_fuzz.py tests/data/datasets/test_mutations.py \
 	    tests/models/test_damaged_files.py tests/test_damaged_state.py
+
+crash-points: $(READY) ## disturb stages at each operation of the disk, in each way (20 minutes)
+	RAYREID_CRASH_POINTS=all $(PYTEST) -s tests/test_crash_points.py tests/test_power_loss.py -m "not gpu"
 
 coverage: $(READY) ## run `make test` and list the lines that it does not reach in its own process
 	$(PYTEST) $(SPREAD) $(FAST) --cov --cov-report=term-missing:skip-covered
