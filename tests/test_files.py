@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from disk_calls import disturbed
 from disturbed_disk import LOSSES, Disk, Disturbance
 from rayreid.errors import UserError
-from rayreid.files import append_lines, make_folder, remove_temporaries, replacing, write_atomically
+from rayreid.files import append_lines, make_folder, naming, remove_temporaries, replacing, write_atomically
 
 
 def test_an_atomic_write_replaces_the_whole_file(tmp_path):
@@ -95,3 +96,9 @@ def test_an_append_that_fails_is_not_tried_again_and_names_the_file(tmp_path, pl
         append_lines(path, b"one two\n")
     assert told.value.filename == str(path)
     assert not path.exists() or path.read_bytes() in (b"", b"one ", b"one two\n")
+
+
+def test_an_error_that_is_given_a_path_names_no_second_one(tmp_path):
+    with pytest.raises(OSError, match="full") as caught, naming(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "full", "source", None, "copy")
+    assert str(caught.value) == f"[Errno {errno.ENOSPC}] full: '{tmp_path / 'a'}'"

@@ -87,7 +87,7 @@ def fill_disk(command: Command, server: Server, draw: random.Random) -> Fault | 
         # Truncated first: `unlink` frees nothing while a failed flush keeps the file open.
         with contextlib.suppress(OSError):
             os.truncate(ballast, 0)
-        ballast.unlink()
+        ballast.unlink(missing_ok=True)
     return Fault("disk", "full", time.monotonic() - began)
 
 

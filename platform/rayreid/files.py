@@ -166,7 +166,8 @@ def naming(path: Path) -> Iterator[None]:
             if not isinstance(link, OSError) or link.errno is None:
                 continue
             if link.filename is None or link.filename2 is not None:
-                link.filename, link.filename2 = str(path), None
+                link.filename = str(path)
+                del link.filename2  # set to None, it would be shown: 'path' -> None
         raise
 
 

@@ -8,7 +8,9 @@ import pytest
 from rayreid.pipeline.csv_text import cell, csv_of
 
 
-@pytest.mark.parametrize("text", ["=1+1", '=HYPERLINK("http://a")', "+CFS", "-random", "@sum", "\t=1", "\r=1"])
+@pytest.mark.parametrize(
+    "text", ["=1+1", '=HYPERLINK("http://a")', "+CFS", "-random", "@sum", "\t=1", "\r=1", "\n=1", "＝1"]
+)
 def test_a_text_that_looks_like_a_formula_is_marked(text):
     assert cell(text) == f"'{text}"
 
