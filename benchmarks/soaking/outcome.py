@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 _TIMES = ("seconds", "resumed", "run", "finished", "git_sha", "gpu_hours", "machine", "time", "writer", "wait")
-_PACE = ("images_per_second", "_seconds", "memory", "_mib")
+_PACE = ("images_per_second", "seconds_epoch", "_seconds", "memory", "_mib")
 _SCRATCH = (".tmp", ".damaged")
 
 
