@@ -17,6 +17,7 @@ from rayreid.errors import UserError
 from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.tracking import outage
 from rayreid.tracking.damage import damage_of, examined
+from rayreid.tracking.database import SQLITE
 from rayreid.tracking.history import History
 from rayreid.tracking.run import Tracker
 
@@ -62,15 +63,10 @@ DAMAGES = {
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
 def root(tmp_path, new_database) -> Path:
     new_database(tmp_path / "root")
     yield tmp_path / "root"
-    SqlAlchemyStore._engine_map.pop(f"sqlite:///{tmp_path}/root/mlflow.db", None)  # as in the process of a command
+    SqlAlchemyStore._engine_map.pop(f"{SQLITE}{tmp_path / 'root' / 'mlflow.db'}", None)  # as in a command's own process
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import shutil
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -23,18 +22,6 @@ from rayreid.tracking.entries import entry
 from rayreid.tracking.outbox import Outbox
 from rayreid.tracking.run import Run, Tracker
 from rayreid.tracking.store import send
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory, new_database) -> Path:
-    root = tmp_path_factory.mktemp("outputs") / "root"
-    new_database(root)
-    return root
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
 
 
 @pytest.fixture

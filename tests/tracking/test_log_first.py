@@ -164,13 +164,6 @@ def killed(tracker: Tracker, run: Run, folder: Path, at: int | None) -> tuple[in
     return (len(lines) - 1, lines[-1], True) if ended == 0 else (lines[-1], 0, False)
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory, new_database) -> Path:
-    root = tmp_path_factory.mktemp("outputs") / "root"
-    new_database(root)
-    return root
-
-
 @pytest.fixture
 def open_tracker(root, monkeypatch) -> Callable[[], Tracker]:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -12,11 +12,6 @@ AWAY = MlflowException("API request to http://… failed with exception …\nMax
 
 
 @pytest.fixture
-def said():
-    return []
-
-
-@pytest.fixture
 def server(said):
     return Outage(SERVER, said.append)
 

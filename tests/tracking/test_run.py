@@ -23,13 +23,6 @@ PLATFORM = Path(__file__).parents[2] / "platform"
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, new_database) -> Path:
-    root = tmp_path_factory.mktemp("outputs") / "root"
-    new_database(root)
-    return root
-
-
-@pytest.fixture(scope="module")
 def tracker(root) -> Tracker:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)

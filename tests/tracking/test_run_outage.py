@@ -36,18 +36,6 @@ class Flaky:
         return call
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory, new_database) -> Path:
-    root = tmp_path_factory.mktemp("outputs") / "root"
-    new_database(root)
-    return root
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
-
-
 @pytest.fixture
 def tracker(root, said, monkeypatch) -> Tracker:
     """All tests here share a database; a failed attempt keeps nobody from the next one."""
