@@ -15,6 +15,7 @@ import pytest
 import ray.train.torch
 import torch
 from PIL import Image
+from ray.exceptions import ActorDiedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from rich.console import Console
 from torch import nn
@@ -295,6 +296,16 @@ def test_a_disk_that_is_too_full_for_ray_s_own_records_is_named(work, training, 
     monkeypatch.setattr(trainer.Trainer, "fit", fail)
     with pytest.raises(StorageError, match=f"{work.folder}/ray: no room is left"):
         fit(work, training, Resources(max_failures=3))
+
+
+def test_a_controller_that_is_lost_is_one_line_that_says_how_to_go_on(work, training, workers, monkeypatch):
+    def lost(self):
+        raise ActorDiedError
+
+    monkeypatch.setattr(trainer.Trainer, "fit", lost)
+    with pytest.raises(UserError, match=r"Ray lost the process that leads.*run the same command again") as caught:
+        fit(work, training, Resources(max_failures=3))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_that_vanishes_during_a_training_is_named(work, training, workers, monkeypatch):

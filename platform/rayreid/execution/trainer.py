@@ -11,6 +11,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayActorError
 from ray.train import TrainingFailedError
 
 from rayreid import forms
@@ -18,7 +19,7 @@ from rayreid.config import Auto, Resources
 from rayreid.data.sampling.batch_plans import BatchPlan
 from rayreid.data.store.store import ImageStore
 from rayreid.disk_faults import explained
-from rayreid.errors import UserError
+from rayreid.errors import UserError, one_line
 from rayreid.evaluation.figures import loss_curves
 from rayreid.execution import periodic_metrics, prestart
 from rayreid.execution.delivery import METRICS, RESOLVED, Delivery, Watch
@@ -136,8 +137,8 @@ def fit(
         watch: Function that gets every logged row and may return a warning.
 
     Raises:
-        UserError: A worker raised an error that the user can fix, or met a loss that is not finite; the message is
-            that worker's.
+        UserError: A worker raised an error that the user can fix, or met a loss that is not finite (the message is
+            that worker's), or the training's controller was lost.
         RuntimeError: Workers were lost or failed otherwise, more often than `resources.max_failures`.
     """
     share = awaited_share(resources)
@@ -176,6 +177,13 @@ def fit(
             raise_failure(context.folder)
             raise_refusal(context.folder, error)
             raise RuntimeError(f"{context.artifact}: training failed on its workers\n{error}") from error
+        except RayActorError as error:
+            check_guards(context.folder)
+            raise_failure(context.folder)
+            raise UserError(
+                f"{context.artifact}: Ray lost the process that leads this training ({one_line(error)}); run the same "
+                "command again, which goes on from the newest checkpoint"
+            ) from error
     check_guards(context.folder)
     raise_failure(context.folder)
     journal = Journal(context.folder / METRICS)
