@@ -20,7 +20,8 @@ def contents(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for folder in sorted(path.parent for path in root.glob("*/*/artifact.json")):
         name = f"{folder.parent.name}/{folder.name}"
-        found[f"{name} facts"] = _facts(json.loads((folder / "artifact.json").read_text())["facts"])
+        record = (folder / "artifact.json").read_text().replace(str(root), "ROOT")
+        found[f"{name} facts"] = _facts(json.loads(record)["facts"])
         for path in sorted(folder.rglob("*")):
             read = _READERS.get(path.suffix)
             if read is not None and path.is_file():
