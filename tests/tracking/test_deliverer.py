@@ -17,7 +17,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from rayreid.errors import UserError
 from rayreid.storage.lease import Lease
 from rayreid.storage.metrics_log import Journal, MetricsFeed
-from rayreid.tracking import deliverer, outage
+from rayreid.tracking import deliverer, outage, turns
 from rayreid.tracking.entries import entry
 from rayreid.tracking.outbox import Outbox
 from rayreid.tracking.run import Run, Tracker
@@ -170,7 +170,7 @@ def test_a_process_that_stands_still_while_it_sends_keeps_no_other_waiting(run, 
     child = forked(logs)
     until(lambda: (tmp_path / "sending").exists())
     os.kill(child, signal.SIGSTOP)
-    monkeypatch.setattr(deliverer, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(turns, "_PATIENCE_SECONDS", 0.2)
     began = time.monotonic()
     run.tags({"stem": "ics"})
     run.tags({"stem": "conv"})
@@ -407,7 +407,7 @@ def test_a_lease_that_this_process_could_not_remove_holds_nothing_up(run):
     began = time.monotonic()
     run.tags({"a": "b"})
     assert tags_of(run)["a"] == "b" and not box.exists()
-    assert time.monotonic() - began < deliverer._CONFIRM_SECONDS
+    assert time.monotonic() - began < turns._CONFIRM_SECONDS
 
 
 @pytest.mark.parametrize("path", ["", "/", "metrics.jsonl", "/a\0/metrics.jsonl", "/etc/passwd"])
@@ -417,7 +417,7 @@ def test_an_entry_cannot_name_just_any_file_as_a_journal(path):
 
 def test_a_journal_below_what_is_no_folder_is_nobody_s(tmp_path):
     (tmp_path / "file").write_text("")
-    assert not deliverer._is_held(tmp_path / "file" / "lease.json")
+    assert not turns.is_held(tmp_path / "file" / "lease.json")
 
 
 @pytest.mark.parametrize("error", [UserError("the real reason"), KeyboardInterrupt()])

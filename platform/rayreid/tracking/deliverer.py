@@ -1,8 +1,6 @@
 """Delivery to MLflow: everything is written to the disk first, and sent from there by one function, in order."""
 
-import contextlib
 import errno
-import os
 import threading
 import time
 from functools import partial
@@ -13,24 +11,17 @@ from rayreid.errors import UserError
 from rayreid.masking import masked
 from rayreid.storage.contents import LEASE
 from rayreid.storage.lease import Lease
-from rayreid.storage.lease_place import LeasePlace
 from rayreid.storage.metrics_log import MetricsFeed
 from rayreid.tracking.entries import entry
 from rayreid.tracking.outage import Outage, reason
 from rayreid.tracking.outbox import Entry, Outbox
 from rayreid.tracking.store import send
+from rayreid.tracking.turns import Turns, is_held
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_POLL_SECONDS = 0.05
-_PATIENCE_SECONDS = 45.0  # longer than a lease of a process on another machine that has died
-_BUSY_SECONDS = 30.0  # nobody waits again for so long after that patience was in vain
-_STUCK_SECONDS = 30.0  # nor is an entry tried again so soon that failed although MLflow answers
-_SILENT_NS = 30 * 10**9  # a live holder touches its lease far more often
-_CONFIRM_SECONDS = 6.0
-_HELD: set[str] = set()
-"""Tokens of the leases that this process holds, or is about to take."""
+_STUCK_SECONDS = 30.0  # an entry that failed although MLflow answers is not tried again so soon
 _REFUSED_BY_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
@@ -56,7 +47,7 @@ class Deliverer:
         self._complained: set[object] = set()
         self._stuck_until: dict[Path, float] = {}
         self._runs: set[str] = set()
-        self._busy_until: dict[str, float] = {}
+        self._turns = Turns(outage.tell)
 
     def log(
         self, client: "MlflowClient", run: str, kind: str, what: Any, name: str = "", payload: bytes | None = None
@@ -98,16 +89,11 @@ class Deliverer:
             self._announce_journals(run, box)
             if not any(map(self._is_due, box.entries())):
                 return
-            lease = Lease(box.folder / LEASE, poll=_POLL_SECONDS)
-            _remove_forgotten(lease.path)
-            if not self._obtained(lease, run, waits):
-                return
-            _HELD.add(lease.token)
             try:
-                with lease:
-                    self._send_all(client, run, box, lease, own)
+                with self._turns.taken(box.folder, waits) as turn:
+                    if turn is not None:
+                        self._send_all(client, run, box, turn, own)
             finally:
-                _HELD.discard(lease.token)
                 box.clear_away()
 
     def deliver_all(self, client: "MlflowClient") -> None:
@@ -161,19 +147,6 @@ class Deliverer:
     def _outbox(self, run: str) -> Outbox:
         return Outbox(self.folder / run, entry)
 
-    def _obtained(self, lease: Lease, run: str, waits: bool) -> bool:
-        """Return whether no other process sends entries of a run; tell the user if that took too long."""
-        waits = waits and time.monotonic() >= self._busy_until.get(run, 0.0)
-        if lease.clear(_PATIENCE_SECONDS if waits else 0.0 if _is_held(lease.path) else _CONFIRM_SECONDS):
-            return True
-        if waits:
-            self._busy_until[run] = time.monotonic() + _BUSY_SECONDS
-            self._outage.tell(
-                f"another process is sending what was logged to MLflow run {run}: the rest is kept, and delivered "
-                "later, by the next command at the latest"
-            )
-        return False
-
     def _send_all(self, client: "MlflowClient", run: str, box: Outbox, lease: Lease, own: Path | None) -> None:
         for waiting in filter(self._is_due, box.entries()):
             if not lease.held():  # this process stood still, and another one has gone on
@@ -221,7 +194,7 @@ class Deliverer:
             return True
         path = waiting.content["what"]
         _, feed = self._followed.get(path, ("", None))
-        return not _is_held(Path(path).with_name(LEASE)) if feed is None else feed.pending
+        return not is_held(Path(path).with_name(LEASE)) if feed is None else feed.pending
 
     def _send(self, client: "MlflowClient", run: str, waiting: Entry) -> None:
         """Send an entry, and drop it; a journal that is still being written stays."""
@@ -234,7 +207,7 @@ class Deliverer:
         _, feed = self._followed.get(what, ("", None))
         if (feed or _read(Path(what), run)).deliver(partial(send, client, run, "rows")):
             self._outage.ended()
-        if feed is None and not _is_held(Path(what).with_name(LEASE)):  # nobody has resumed that training meanwhile
+        if feed is None and not is_held(Path(what).with_name(LEASE)):  # nobody has resumed that training meanwhile
             waiting.drop()
 
     def _give_up(self, run: str, waiting: Entry, error: Exception, own: Path | None) -> None:
@@ -260,15 +233,6 @@ class Deliverer:
             self._outage.tell(f"cannot be delivered to MLflow run {run}, and is dropped: {reason(error)}")
 
 
-def _remove_forgotten(lease: Path) -> None:
-    """Remove a lease of this process that it could not remove when it was done: nobody else would while it lives."""
-    place = LeasePlace(lease)
-    with contextlib.suppress(OSError, UserError):
-        holder = place.holder()
-        if holder is not None and holder.pid == os.getpid() and place.alive(holder) and holder.token not in _HELD:
-            place.remove()
-
-
 def _has_an_order(waiting: Entry) -> bool:
     """Return whether later entries of a run must not be sent before this one; files do not depend on one another."""
     return waiting.content["kind"] not in ("artifact", "file")
@@ -292,18 +256,3 @@ def _read(journal: Path, run: str) -> MetricsFeed:
     feed = MetricsFeed(journal, run)
     feed.read()
     return feed
-
-
-def _is_held(lease: Path) -> bool:
-    """Return whether another process, which seems to be alive, holds a lease."""
-    place = LeasePlace(lease)
-    try:
-        holder, written = place.holder(), place.written()
-    except (FileNotFoundError, NotADirectoryError):  # its folder is gone
-        return False
-    except (OSError, UserError):  # it cannot be looked at: who it belongs to sends what is left
-        return True
-    if holder is None or written is None:
-        return False
-    alive = place.alive(holder)
-    return place.now() - written < _SILENT_NS if alive is None else alive and holder.pid != os.getpid()
