@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import json
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="file for one line of JSON per round")
+    parser.add_argument("--keep", type=Path, help="folder for root, log and database of rounds that went wrong")
     asked = parser.parse_args()
     draw, until = random.Random(asked.seed), time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory(prefix="soak-") as name, disk(Path(name) / "disk") as mounted:
@@ -148,8 +150,15 @@ def main() -> None:
             whole, expected = _round(0, folder, server, [], asked.every, draw, None)
             print(f"undisturbed: {whole.seconds:.0f} s, {len(expected)} things to compare", flush=True)
             while time.monotonic() < until:
-                told, _ = _round(len(rounds) + 1, folder, server, names, asked.every, draw, expected)
+                number = len(rounds) + 1
+                told, _ = _round(number, folder, server, names, asked.every, draw, expected)
                 rounds.append(told)
+                if told.wrong and asked.keep is not None:
+                    keep = asked.keep / f"round-{number}"
+                    shutil.copytree(folder / "disk" / f"round-{number}", keep / "root")
+                    shutil.copy(folder / f"round-{number}.log", keep / "log")
+                    shutil.copy(folder / "mlflow" / "mlflow.db", keep)
+                shutil.rmtree(folder / "disk" / f"round-{number}")  # the disk is small
                 print(told.line(), flush=True)
                 if asked.out is not None:
                     with asked.out.open("a") as stream:
@@ -178,8 +187,6 @@ def _round(
     told.wrong += [] if expected is None else differences(held, expected)
     told.left = left_behind(command, server)
     told.left["host_mib"] = round((free - psutil.virtual_memory().available) / 2**20)
-    if told.wrong:
-        print(command.text()[-6000:], flush=True)
     return told, held
 
 

@@ -74,19 +74,15 @@ def fill_disk(command: Command, server: Server, draw: random.Random) -> Fault | 
     began, seconds = time.monotonic(), draw.uniform(2, 10)
     ballast = command.root.parent / _BALLAST
     try:
-        with ballast.open("wb") as stream:
-            while time.monotonic() - began < seconds and command.status is None:
-                try:
+        while time.monotonic() - began < seconds and command.status is None:
+            try:
+                with ballast.open("ab", buffering=0) as stream:
                     stream.write(bytes(2**16))
-                    stream.flush()
-                except OSError as error:
-                    if error.errno != errno.ENOSPC:
-                        raise
-                    time.sleep(0.05)  # and take what is freed meanwhile
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                time.sleep(0.05)  # and take what is freed meanwhile
     finally:
-        # Truncated first: `unlink` frees nothing while a failed flush keeps the file open.
-        with contextlib.suppress(OSError):
-            os.truncate(ballast, 0)
         ballast.unlink(missing_ok=True)
     return Fault("disk", "full", time.monotonic() - began)
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 _TIMES = ("seconds", "resumed", "run", "finished", "git_sha", "gpu_hours", "machine", "time", "writer", "wait")
 _PACE = ("images_per_second", "seconds_epoch", "_seconds", "memory", "_mib")
-_SCRATCH = (".tmp", ".damaged")
+_SCRATCH = (".tmp", ".damaged-")
 
 
 def contents(root: Path) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
 def litter(root: Path) -> list[str]:
     """Return the files that a finished root should not hold: unfinished and damaged ones, leases, owed entries."""
     files = [path for path in root.rglob("*") if path.is_file()]
-    left = [path for path in files if path.name.endswith(_SCRATCH) or "lease" in path.name]
+    left = [path for path in files if any(part in str(path) for part in _SCRATCH) or "lease" in path.name]
     left += [path for path in files if "undelivered" in path.parts]
     return sorted(str(path.relative_to(root)) for path in set(left))
 
