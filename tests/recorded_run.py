@@ -21,6 +21,8 @@ class RecordedRun:
         tagged: The tags by name.
         datasets: The profile of each dataset.
         owed: The journals that are to be delivered later.
+        times: The time that each call to log metrics has given, or None.
+        ends: The status and the time of each end.
         followed: The feeds of the journals that are being written.
     """
 
@@ -34,10 +36,12 @@ class RecordedRun:
         self.tagged: dict[str, Any] = {}
         self.datasets: dict[str, Any] = {}
         self.owed: list[Path] = []
+        self.times: list[float | None] = []
+        self.ends: list[tuple[str, float | None]] = []
         self.followed: list[MetricsFeed] = []
         self.tracker = SimpleNamespace(resume=lambda run: self)
 
-    def child(self, name, tags):
+    def child(self, name, tags, note=None):
         return self
 
     def history(self, rows):
@@ -64,8 +68,12 @@ class RecordedRun:
     def params(self, values):
         self.parameters |= values
 
-    def metrics(self, values, step=0):
+    def metrics(self, values, step=0, at=None):
         self.values |= values
+        self.times.append(at)
+
+    def finish(self, status="FINISHED", at=None):
+        self.ends.append((status, at))
 
     def tags(self, values):
         self.tagged |= values

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import shutil
 import threading
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from rayreid.execution.production import StageContext, produce
 from rayreid.files import TEMPORARY
 from rayreid.storage import contents
 from rayreid.storage.artifacts import Artifact
+from rayreid.storage.contents import LEASE, WRITERS
 from rayreid.tracking.revision import git_sha
 from recorded_run import RecordedRun
 
@@ -57,6 +59,48 @@ def test_who_waits_for_another_run_is_told(tmp_path):
         assert f"{artifact}: waiting for another run that is producing it" in said.getvalue() and not artifact.complete
     second.join(20)
     assert artifact.complete
+
+
+@pytest.mark.parametrize("which", ["metrics", "finish"])
+def test_what_a_killed_run_could_not_record_is_recorded_by_the_next_once(tmp_path, which):
+    def killed(*values, **options):
+        raise KeyboardInterrupt
+
+    artifact = Artifact(tmp_path, "stage", 1, {}, {}, lambda work: {"images": 3, "model": "vit"})
+    screen = Screen(Console(file=io.StringIO()))
+    first, second, third = RecordedRun(), RecordedRun(), RecordedRun()
+    first.metrics = first.finish = killed
+    with pytest.raises(KeyboardInterrupt):
+        produce(artifact, first, screen, {})
+    assert artifact.complete
+    setattr(second, which, killed)
+    with pytest.raises(KeyboardInterrupt):
+        produce(artifact, second, screen, {})
+    for _ in range(2):
+        produce(artifact, third, screen, {})
+    at = datetime.fromisoformat(artifact.facts["finished"]).timestamp()
+    assert third.values == {"images": 3, "seconds": artifact.facts["seconds"]}
+    assert third.times == [at] and third.ends == [("FINISHED", at)]
+
+
+def test_a_run_that_is_still_recording_is_not_recorded_by_another(tmp_path):
+    artifact = Artifact(tmp_path, "stage", 1, {}, {}, lambda work: {"images": 3})
+    screen, other = Screen(Console(file=io.StringIO())), RecordedRun()
+    holder = json.dumps({"token": "0" * 32, "host": "elsewhere", "pid": 1, "number": 1})
+
+    class Recording(RecordedRun):
+        def metrics(self, values, step=0, at=None):
+            lease = artifact.path / LEASE
+            own = lease.read_text()
+            lease.write_text(holder)
+            produce(artifact, other, screen, {})
+            lease.write_text(own)
+            super().metrics(values, step, at)
+
+    run = Recording()
+    produce(artifact, run, screen, {})
+    assert other.times == [] and len(run.times) == 1
+    assert not (artifact.path / WRITERS).exists()
 
 
 def test_an_interrupted_one_goes_on_and_says_so(make):

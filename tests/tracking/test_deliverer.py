@@ -299,6 +299,17 @@ def test_a_full_disk_of_artifacts_loses_none(run, monkeypatch):
     assert [file.path for file in run.client.list_artifacts(run.id)] == ["a.txt"]
 
 
+def test_the_name_of_an_entry_is_forced_to_disk_only_if_it_waits(tracker, run, monkeypatch):
+    synced = []
+    monkeypatch.setattr(deliverer, "sync_folder", synced.append)
+    run.tags({"a": "b"})
+    assert not synced
+    monkeypatch.setattr(tracker.outage, "lasts", lambda: True)
+    run.tags({"a": "c"})
+    box = tracker.outboxes / run.id
+    assert synced == [box, tracker.outboxes, tracker.outboxes.parent]
+
+
 def test_an_entry_for_another_store_keeps_none_for_this_one(run):
     Outbox(run.tracker.outboxes / run.id).put({"uri": "http://elsewhere", "kind": "tags", "what": {"a": "b"}})
     run.tags({"stem": "ics"})

@@ -16,6 +16,7 @@ from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.tracking import revision
 from rayreid.tracking.revision import DIRTY, git_sha
 from rayreid.tracking.run import Run, Tracker
+from rayreid.tracking.run_note import RunNote
 from rayreid.tracking.store import send, tracking_uri
 from recorded_run import RecordedRun
 
@@ -43,6 +44,31 @@ def data_of(run: Run):
 
 
 # Runs
+
+
+def runs_of(tracker) -> int:
+    return len(tracker.client.search_runs([tracker.experiment_id], max_results=1000))
+
+
+def test_a_run_that_was_created_and_not_noted_is_found_again(tracker, tmp_path):
+    note = RunNote(tmp_path / "run.json")
+    lost = tracker.run("killed before it noted its id", note=note)
+    lost.finish("KILLED")
+    before = runs_of(tracker)
+    assert note.read() is None
+    found = tracker.run("killed before it noted its id", note=note)
+    assert found.id == lost.id and runs_of(tracker) == before
+    assert found.client.get_run(found.id).info.status == "RUNNING"
+    note.write(found.id)
+    assert RunNote(note.path).read() == lost.id
+
+
+def test_a_mark_without_a_run_leads_to_a_new_run(tracker, tmp_path):
+    note = RunNote(tmp_path / "run.json")
+    assert note.mark()[1] is False
+    before = runs_of(tracker)
+    run = tracker.run("killed before it was created", note=note)
+    assert runs_of(tracker) == before + 1 and tracker.run("again", note=note).id == run.id
 
 
 def test_no_credential_is_logged(tracker):

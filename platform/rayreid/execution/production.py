@@ -19,12 +19,13 @@ from rayreid.disk_faults import explained
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.files import remove_temporaries
 from rayreid.storage.artifacts import Artifact
-from rayreid.storage.contents import LEFT_BY_WRITERS, SCRATCH, WRITERS
-from rayreid.storage.lease import LeaseLostError
+from rayreid.storage.contents import LEASE, LEFT_BY_WRITERS, SCRATCH, WRITERS
+from rayreid.storage.lease import LeaseLostError, held_by_another
 from rayreid.tracking.revision import git_sha
 from rayreid.tracking.run import Run
 from rayreid.tracking.run_note import RunNote
 
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 _NOTE = "run.json"
 """File that names the MLflow run, for the process that resumes after an interruption."""
 
@@ -87,14 +88,15 @@ def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, 
         produce(needed, parent, screen, tags)
     if artifact.complete:
         _clear_scratch(artifact.path)
-        with contextlib.suppress(OSError):  # a complete artifact may lie on storage that is read-only
-            (artifact.path / WRITERS).unlink(missing_ok=True)
+        _record_late(artifact, parent)
         return artifact
     for needed in artifact.auxiliary.values():
         produce(needed, parent, screen, tags)
     waiting = partial(screen.say, f"[dim]{artifact}: waiting for another run that is producing it[/]")
     with artifact.writing(waiting) as folder:
-        if not artifact.complete:
+        if artifact.complete:
+            _record_late(artifact, parent)
+        else:
             _make(artifact, folder, parent, screen, tags)
     return artifact
 
@@ -116,14 +118,12 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
                 run.give_up(str(ended))
                 raise
             seconds = time.monotonic() - began
-            run.metrics({name: value for name, value in facts.items() if isinstance(value, int | float)})
-            run.metrics({"seconds": seconds})
             # The time that an interrupted process spent is unknown: `resumed` says that `seconds` does not include it.
-            made: dict[str, Any] = {"finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "git_sha": git_sha()}
-            artifact.finish(
-                {**facts, "seconds": round(seconds, 1), "resumed": resumed, "run": run.id, **made}, context.checksums
-            )
+            made: dict[str, Any] = {"finished": datetime.now(UTC).strftime(_TIME), "git_sha": git_sha()}
+            told = {**facts, "seconds": round(seconds, 1)}
+            artifact.finish({**told, "resumed": resumed, "run": run.id, **made}, context.checksums)
             _clear_scratch(folder)
+            _record(run, {**told, **made})
     except LeaseLostError:
         raise  # nothing in the folder is this run's any more
     except Exception as error:
@@ -134,6 +134,33 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
         f"{name} {_short(value)}" for name, value in facts.items() if isinstance(value, int | float | str)
     )
     screen.say(f"  [green]✓[/] {clock(seconds)}{' since resumed' if resumed else ''}  {escape(shown)}")
+
+
+def _record(run: Run, facts: Mapping[str, Any]) -> float:
+    """Log the facts of a complete artifact as metrics, and return when it was finished (seconds since 1970).
+
+    Not before it is complete: a run that is killed in between, and resumed, would have each of them twice.
+    """
+    at = datetime.strptime(facts["finished"], _TIME).replace(tzinfo=UTC).timestamp()
+    numbers = {name: value for name, value in facts.items() if isinstance(value, int | float) and name != "resumed"}
+    run.metrics(numbers, at=at)
+    return at
+
+
+def _record_late(artifact: Artifact, parent: Run) -> None:
+    """Log what a process did not that was killed, or refused by the storage, when it had finished an artifact.
+
+    It has then left the counter of writers, which is removed last.
+    """
+    counter = artifact.path / WRITERS
+    if not counter.exists() or held_by_another(artifact.path / LEASE):
+        return
+    facts = artifact.facts
+    run = parent.tracker.resume(facts["run"]) if "finished" in facts else None
+    if run is not None:
+        run.finish(at=_record(run, facts))
+    with contextlib.suppress(OSError):  # a complete artifact may lie on storage that is read-only
+        counter.unlink(missing_ok=True)
 
 
 def _clear_scratch(folder: Path) -> None:
@@ -157,9 +184,10 @@ def _stage_run(artifact: Artifact, folder: Path, parent: Run, tags: Mapping[str,
         continued = parent.tracker.resume(begun)
         if continued is not None:
             return continued
-    run = parent.child(artifact.stage, {**tags, "level": "stage", "stage": artifact.stage, "artifact": str(artifact)})
-    note.write(run.id)
+    known = {"level": "stage", "stage": artifact.stage, "artifact": str(artifact)}
+    run = parent.child(artifact.stage, {**tags, **known}, note)
     run.params(flatten(artifact.fields))
+    note.write(run.id)
     return run
 
 

@@ -234,11 +234,12 @@ def experiment_run(
     tags = common_tags(experiment) if several else tags_of(experiment)
     tags |= {"experiment": experiment.name, "config": digest_of(experiment)}
     tags["level"] = "sweep" if experiment.sweep else "comparison" if experiment.compares else "experiment"
-    run = parent.child(name, tags) if parent else session.tracker.run(name, tags)
+    make_folder(folder)
+    run = session.tracker.run(name, tags, parent, note)
     write_atomically(folder / "config.yaml", dump(experiment))
-    note.write(run.id)
     run.text(dump(experiment), "config.yaml")
     run.params({**_params(experiment), **({} if several else {name: tags[name] for name in COLUMNS})})
+    note.write(run.id)
     return run
 
 

@@ -161,10 +161,13 @@ class Artifact:
                 with explained(self.path):
                     write_atomically(counter, json.dumps({"number": number}))
                     settle_names(self.path)  # what is written here later may be lost together with the folder
+            recorded = False
             try:
                 yield
+                recorded = True
             finally:
-                if lease.held() and (self.complete or self._holds_nothing()):
+                # It stays beside a complete artifact of which the writer had still something to record.
+                if lease.held() and (recorded if self.complete else self._holds_nothing()):
                     counter.unlink(missing_ok=True)
 
     def _set_damage_aside(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayreid.errors import UserError
+from rayreid.files import sync_folder
 from rayreid.masking import masked
 from rayreid.storage.contents import LEASE
 from rayreid.storage.lease import Lease
@@ -69,6 +70,9 @@ class Deliverer:
         with self._lock:  # all of it, so that another thread's entry cannot be sent before an earlier one has its name
             own = self._outbox(run).put({"uri": self._uri, "kind": kind, "what": what}, name, payload)
             self.deliver(client, run, own)
+            if own.exists():  # it waits, and its name must not be lost with the machine's power
+                for folder in (own.parent, self.folder, self.folder.parent):
+                    sync_folder(folder)
 
     def deliver(self, client: "MlflowClient", run: str, own: Path | None = None, waits: bool = True) -> None:
         """Send the entries of a run for as long as the store answers.

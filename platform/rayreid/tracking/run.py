@@ -22,6 +22,7 @@ from rayreid.storage.metrics_log import MetricsFeed
 from rayreid.tracking.deliverer import Deliverer
 from rayreid.tracking.outage import Outage, reason
 from rayreid.tracking.revision import DIRTY, SOURCE_TAGS, git_sha, source_tags
+from rayreid.tracking.run_note import RunNote
 from rayreid.tracking.store import open_store, tracking_uri
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 PARENT = "mlflow.parentRunId"
 """The tag that nests a run under another."""
+_MARK = "rayreid.mark"
 _PARAM_LIMIT = 6000
 
 
@@ -62,8 +64,20 @@ class Tracker:
         self.deliverer = Deliverer(self.outboxes, self.uri, self.outage)
         self.deliverer.deliver_all(self.client)
 
-    def run(self, name: str, tags: Mapping[str, Any] | None = None, parent: "Run | None" = None) -> "Run":
-        """Start a run, nested under `parent` if given.
+    def run(
+        self,
+        name: str,
+        tags: Mapping[str, Any] | None = None,
+        parent: "Run | None" = None,
+        note: RunNote | None = None,
+    ) -> "Run":
+        """Start a run.
+
+        Args:
+            name: Its name.
+            tags: Its tags.
+            parent: The run in which it is nested.
+            note: Gets a mark, so that the run is found again if this process is killed before it can note the run's id.
 
         Raises:
             UserError: The store stayed unreachable.
@@ -82,8 +96,21 @@ class Tracker:
         }
         if parent is not None:
             given[PARENT] = parent.id
+        mark, begun = (None, False) if note is None else note.mark()
+        if mark is not None:
+            given[_MARK] = mark
+        left = self._marked(mark) if begun else None
+        if left is not None:
+            left.begin_again()
+            return left
         created = self.outage.wait(lambda: self.client.create_run(self.experiment_id, run_name=name, tags=given))
         return Run(self, created.info.run_id, source)
+
+    def _marked(self, mark: str | None) -> "Run | None":
+        """Return the run with a mark that a killed process may have created; None if it did not."""
+        wanted = f"tags.`{_MARK}` = '{mark}'"
+        found = self.outage.wait(lambda: self.client.search_runs([self.experiment_id], wanted, max_results=1))
+        return Run(self, found[0].info.run_id) if found else None
 
     def resume(self, run_id: str) -> "Run | None":
         """Continue a run of an earlier process; return None if the store does not know it.
@@ -161,9 +188,9 @@ class Run:
             self._source = {key: tags.get(key) for key in SOURCE_TAGS}
         return self._source
 
-    def child(self, name: str, tags: Mapping[str, Any] | None = None) -> "Run":
-        """Start a run nested under this one."""
-        return self.tracker.run(name, tags, parent=self)
+    def child(self, name: str, tags: Mapping[str, Any] | None = None, note: RunNote | None = None) -> "Run":
+        """Start a run nested under this one; see `Tracker.run`."""
+        return self.tracker.run(name, tags, self, note)
 
     def params(self, flat: Mapping[str, Any]) -> None:
         """Log parameters (dotted keys)."""
@@ -173,9 +200,16 @@ class Run:
         """Set tags."""
         self._log("tags", {key: str(value) for key, value in tags.items()})
 
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log the metrics of one step."""
-        self._log("rows", [{"step": step, "time": time.time(), **{key: float(value) for key, value in values.items()}}])
+    def metrics(self, values: Mapping[str, float], step: int = 0, at: float | None = None) -> None:
+        """Log the metrics of one step.
+
+        Args:
+            values: Metrics by name.
+            step: Number of the step.
+            at: Their time, seconds since 1970 (default: now). What is logged again with the same time is one point.
+        """
+        row = {"step": step, "time": time.time() if at is None else at}
+        self._log("rows", [{**row, **{key: float(value) for key, value in values.items()}}])
 
     def dataset(self, name: str, fingerprint: str, source: str, profile: Mapping[str, Any], context: str) -> None:
         """Log an input dataset with its fingerprint."""
@@ -196,9 +230,9 @@ class Run:
         """Log a text as an artifact."""
         self._log("artifact", {"name": name}, masked(text).encode())
 
-    def finish(self, status: str = "FINISHED") -> None:
-        """End the run."""
-        self._log("end", {"status": status, "time": time.time()})
+    def finish(self, status: str = "FINISHED", at: float | None = None) -> None:
+        """End the run, now or at a time (seconds since 1970)."""
+        self._log("end", {"status": status, "time": time.time() if at is None else at})
 
     def begin_again(self) -> None:
         """Set a run that an earlier process has ended, or left, to RUNNING, without the reasons why that one failed."""
