@@ -2,7 +2,6 @@
 
 import errno
 import io
-import json
 import shutil
 import threading
 from datetime import UTC, datetime
@@ -12,11 +11,12 @@ from rich.console import Console
 
 from rayreid.console import Screen
 from rayreid.errors import UserError
+from rayreid.execution import production
 from rayreid.execution.production import StageContext, produce
 from rayreid.files import TEMPORARY
 from rayreid.storage import contents
 from rayreid.storage.artifacts import Artifact
-from rayreid.storage.contents import LEASE, WRITERS
+from rayreid.storage.contents import WRITERS
 from rayreid.tracking.revision import git_sha
 from recorded_run import RecordedRun
 
@@ -85,22 +85,40 @@ def test_what_a_killed_run_could_not_record_is_recorded_by_the_next_once(tmp_pat
 
 def test_a_run_that_is_still_recording_is_not_recorded_by_another(tmp_path):
     artifact = Artifact(tmp_path, "stage", 1, {}, {}, lambda work: {"images": 3})
-    screen, other = Screen(Console(file=io.StringIO())), RecordedRun()
-    holder = json.dumps({"token": "0" * 32, "host": "elsewhere", "pid": 1, "number": 1})
+    other, begun, ready = RecordedRun(), threading.Event(), threading.Event()
 
     class Recording(RecordedRun):
         def metrics(self, values, step=0, at=None):
-            lease = artifact.path / LEASE
-            own = lease.read_text()
-            lease.write_text(holder)
-            produce(artifact, other, screen, {})
-            lease.write_text(own)
+            begun.set()
+            assert ready.wait(10)
             super().metrics(values, step, at)
 
-    run = Recording()
-    produce(artifact, run, screen, {})
+    run, said = Recording(), io.StringIO()
+    first = threading.Thread(target=produce, args=(artifact, run, Screen(Console(file=io.StringIO())), {}))
+    first.start()
+    assert begun.wait(10) and artifact.complete
+    second = threading.Thread(target=produce, args=(artifact, other, Screen(Console(file=said)), {}))
+    second.start()
+    while "waiting for another run" not in said.getvalue():
+        assert second.is_alive()
+        second.join(0.05)
+    ready.set()
+    first.join(10)
+    second.join(10)
     assert other.times == [] and len(run.times) == 1
-    assert not (artifact.path / WRITERS).exists()
+    assert sorted(path.name for path in artifact.path.iterdir()) == ["artifact.json", "run.json"]
+
+
+def test_what_is_left_to_record_keeps_nobody_from_reading(tmp_path, monkeypatch):
+    artifact, run = Artifact(tmp_path, "stage", 1, {}, {}, lambda work: {"images": 3}), RecordedRun()
+    screen = Screen(Console(file=io.StringIO()))
+    produce(artifact, run, screen, {})
+    (artifact.path / WRITERS).write_text('{"number": 1}')
+    monkeypatch.setattr(
+        production.os, "access", lambda path, mode: False
+    )  # root may write wherever the storage lets it
+    produce(artifact, run, screen, {})
+    assert len(run.times) == 1 and (artifact.path / WRITERS).exists()
 
 
 def test_an_interrupted_one_goes_on_and_says_so(make):

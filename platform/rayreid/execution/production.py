@@ -1,6 +1,7 @@
 """Production of artifacts: complete ones are kept, missing ones are made once, under a lease and an MLflow run."""
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -19,8 +20,8 @@ from rayreid.disk_faults import explained
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.files import remove_temporaries
 from rayreid.storage.artifacts import Artifact
-from rayreid.storage.contents import LEASE, LEFT_BY_WRITERS, SCRATCH, WRITERS
-from rayreid.storage.lease import LeaseLostError, held_by_another
+from rayreid.storage.contents import LEFT_BY_WRITERS, SCRATCH, WRITERS
+from rayreid.storage.lease import LeaseLostError
 from rayreid.tracking.revision import git_sha
 from rayreid.tracking.run import Run
 from rayreid.tracking.run_note import RunNote
@@ -88,16 +89,17 @@ def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, 
         produce(needed, parent, screen, tags)
     if artifact.complete:
         _clear_scratch(artifact.path)
-        _record_late(artifact, parent)
-        return artifact
-    for needed in artifact.auxiliary.values():
-        produce(needed, parent, screen, tags)
+        if not _left_to_record(artifact):
+            return artifact
+    else:
+        for needed in artifact.auxiliary.values():
+            produce(needed, parent, screen, tags)
     waiting = partial(screen.say, f"[dim]{artifact}: waiting for another run that is producing it[/]")
     with artifact.writing(waiting) as folder:
-        if artifact.complete:
-            _record_late(artifact, parent)
-        else:
+        if not artifact.complete:
             _make(artifact, folder, parent, screen, tags)
+        elif _left_to_record(artifact):
+            _record_late(artifact, parent)
     return artifact
 
 
@@ -147,20 +149,20 @@ def _record(run: Run, facts: Mapping[str, Any]) -> float:
     return at
 
 
-def _record_late(artifact: Artifact, parent: Run) -> None:
-    """Log what a process did not that was killed, or refused by the storage, when it had finished an artifact.
+def _left_to_record(artifact: Artifact) -> bool:
+    """Return whether the process that finished an artifact has still something to log, or was killed before it did.
 
-    It has then left the counter of writers, which is removed last.
+    It removes the counter of writers last. On storage that is read-only, nothing is left to do.
     """
-    counter = artifact.path / WRITERS
-    if not counter.exists() or held_by_another(artifact.path / LEASE):
-        return
+    return (artifact.path / WRITERS).exists() and os.access(artifact.path, os.W_OK)
+
+
+def _record_late(artifact: Artifact, parent: Run) -> None:
+    """Log what a process could not that was killed, or refused by the storage, when it had finished an artifact."""
     facts = artifact.facts
     run = parent.tracker.resume(facts["run"]) if "finished" in facts else None
     if run is not None:
         run.finish(at=_record(run, facts))
-    with contextlib.suppress(OSError):  # a complete artifact may lie on storage that is read-only
-        counter.unlink(missing_ok=True)
 
 
 def _clear_scratch(folder: Path) -> None:
