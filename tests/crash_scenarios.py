@@ -57,10 +57,14 @@ def settle_clocks(patch: pytest.MonkeyPatch) -> None:
     """Have leases decide soon, and nothing happen at a time that is not the same in every run."""
     patch.setattr(lease, "_STALE_SECONDS", 0.2)
     patch.setattr(lease, "_CONFIRM_SECONDS", 0.05)
-    logging.getLogger("rayreid").setLevel(logging.ERROR)
+    patch.setattr(logging.getLogger("rayreid"), "disabled", True)
     for clock in (metrics_log, meter, loop, feed, shard_results):
         patch.setattr(clock, "time", SimpleNamespace(time=lambda: 1.0, monotonic=lambda: 0.0))
-    patch.setattr(production, "datetime", SimpleNamespace(now=lambda zone: datetime(2000, 1, 1, tzinfo=zone)))
+    patch.setattr(
+        production,
+        "datetime",
+        SimpleNamespace(now=lambda zone: datetime(2000, 1, 1, tzinfo=zone), strptime=datetime.strptime),
+    )
     patch.setattr(production, "git_sha", lambda: "0" * 40)
     patch.setattr(production, "time", SimpleNamespace(monotonic=lambda: 0.0))
     patch.setattr(LeasePlace, "sleep", lambda self, seconds: time.sleep(min(seconds, 0.01)))
