@@ -1,3 +1,5 @@
+import socket
+
 import pytest
 from mlflow.exceptions import MlflowException, RestException
 from requests import ConnectionError as NoConnection
@@ -6,6 +8,7 @@ from requests import HTTPError, Response
 from rayreid.errors import UserError
 from rayreid.tracking import outage
 from rayreid.tracking.outage import Outage
+from rayreid.tracking.run import Tracker
 
 SERVER = "http://127.0.0.1:5000"
 AWAY = MlflowException("API request to http://… failed with exception …\nMax retries exceeded")
@@ -20,6 +23,31 @@ def refused(status: int) -> HTTPError:
     answer = Response()
     answer.status_code = status
     return HTTPError("no", response=answer)
+
+
+@pytest.fixture
+def hanging(monkeypatch):
+    """The address of a server that accepts connections and never answers."""
+    monkeypatch.setattr(outage, "_GREETING_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_command_does_not_begin_with_a_server_that_hangs(hanging, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", hanging)
+    with pytest.raises(UserError, match=rf"^MLflow at {hanging} does not answer \(.*timed out.*; start it, or see"):
+        Tracker(tmp_path)
+
+
+def test_a_server_that_hangs_is_greeted_before_it_is_sent_anything(hanging, said, monkeypatch):
+    server = Outage(hanging, said.append)
+    assert not server.lasts()  # nobody is greeted while all is well
+    assert server.began(AWAY)
+    server.retry()
+    assert server.lasts()
+    monkeypatch.setattr(server, "greet", lambda: None)
+    server.retry()
+    assert not server.lasts()
 
 
 @pytest.mark.parametrize(
@@ -66,6 +94,7 @@ def test_it_is_told_once_and_so_is_its_end(server, said, monkeypatch):
 
 def test_after_a_while_it_is_tried_again(server, monkeypatch):
     monkeypatch.setattr(outage, "_SILENT_SECONDS", -1.0)
+    monkeypatch.setattr(server, "greet", lambda: None)
     assert server.began(AWAY)
     assert not server.lasts()
 

@@ -13,6 +13,7 @@ from rayreid.tracking.damage import damage_at, damage_of, forget_connections, re
 PATIENCE_SECONDS = 600.0
 _POLL_SECONDS = 5.0
 _SILENT_SECONDS = 30.0  # no retry for that long after a failure, because every attempt takes seconds
+_GREETING_SECONDS = 10.0
 _AWAY = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 
 T = TypeVar("T")
@@ -85,11 +86,37 @@ class Outage:
         return True
 
     def lasts(self) -> bool:
-        """Return whether it is too early to try again; a damaged database is not written before it is mended."""
-        if self._damaged and time.monotonic() >= self._silent_until and damage_at(self.uri) is not None:
+        """Return whether it is too early to try again.
+
+        A damaged database is not written before it is mended, and a server that does not even greet is sent nothing,
+        because a request to one that accepts connections and stays silent takes minutes to fail.
+        """
+        if time.monotonic() < self._silent_until:
+            return True
+        if (self._damaged and damage_at(self.uri) is not None) or (self._told and not self._greets()):
             self._silent_until = time.monotonic() + _SILENT_SECONDS
             return True
-        return time.monotonic() < self._silent_until
+        return False
+
+    def greet(self) -> None:
+        """Ask a server for any answer within seconds; a store without a server is not asked.
+
+        Raises:
+            RequestException: There is none.
+        """
+        import requests
+
+        if self.uri.startswith("http"):
+            requests.get(f"{self.uri.rstrip('/')}/health", timeout=_GREETING_SECONDS)
+
+    def _greets(self) -> bool:
+        from requests import RequestException
+
+        try:
+            self.greet()
+        except RequestException:
+            return False
+        return True
 
     def retry(self) -> None:
         """Let the next attempt be made now."""

@@ -97,6 +97,7 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
             if own:
                 check_moved(root, experiment)
             client = MlflowClient(uri)
+            outage.wait(outage.greet, patience)
             found = outage.wait(lambda: client.get_experiment_by_name(experiment), patience)
             identifier = found.experiment_id if found else _create(client, experiment, root, uri)
             if found and found.lifecycle_stage == "active":
