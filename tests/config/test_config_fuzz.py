@@ -78,7 +78,7 @@ def accounted_for(read) -> bool:
     return True
 
 
-@fuzzed(150, 3000)
+@fuzzed(150, 1000)
 def test_a_key_with_any_value_is_read_or_refused(rounds):
     draw = random.Random(1)
     keys = list(flatten(load_experiment(DEFAULTS, SOURCES).model_dump(mode="python")))
