@@ -5,8 +5,8 @@
 
 Each round runs `rayreid run` of a file with two rows on a new output root. A random fault comes every few seconds; a
 command that ends is started again, until one ends well; a round that was started thirty times is left in peace, so that
-it ends. Then everything that the root and MLflow hold is compared with
-a run that nothing disturbed. One line of JSON per round, and at the end a summary:
+it ends. Then everything that the root and MLflow hold is compared with a run that nothing disturbed. One line of JSON
+per round, and at the end a summary:
 
 - faults survived, by kind, and how many a second command had to get over;
 - work lost: seconds that a round took longer than an undisturbed one, per fault, less the time that MLflow was away and
@@ -52,7 +52,8 @@ class Round:
         faults: The faults, in order.
         starts: How often the command was started.
         seconds: Duration, without the comparison.
-        resumed: Seconds from each kill of a driver until the next command announced a stage, or ended.
+        resumed: Seconds from each kill of a driver until the next command announced a stage, or ended, where no other
+            fault came between.
         wrong: What must not be: differences, tracebacks, a command that is stuck; empty if all is well.
         left: What is left behind.
         peak_mib: Greatest resident memory of a driver.
@@ -110,7 +111,8 @@ def disturbed(command: Command, server: Server, names: Sequence[str], every: flo
             next_fault = time.monotonic() + draw.expovariate(1 / every)
             if fault is not None:
                 told.faults.append(fault)
-                killed_at = time.monotonic() if fault.kind in ("driver", "tree") else killed_at
+                # After another fault, what follows would no longer measure how soon the command goes on.
+                killed_at = time.monotonic() if fault.kind in ("driver", "tree") else None
     told.seconds, told.peak_mib = time.monotonic() - began, command.peak_mib
     if "Traceback (most recent call last)" in command.text():
         told.wrong.append("a traceback")
