@@ -149,11 +149,19 @@ def test_an_unfinished_artifact_is_kept_unless_it_is_asked_for(tmp_path):
 def test_an_artifact_with_nothing_in_it_is_deleted(tmp_path):
     folder = Artifact(tmp_path, "score", 1, {}).path
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"run": RUN}))
     (folder / ".writers.json").write_text(json.dumps({"number": 1}))
     (found,) = leftovers(tmp_path)
     assert found.text == f"score/{folder.name}: an artifact that was begun, with nothing in it"
     assert found.mend() and not folder.exists()
+
+
+@pytest.mark.parametrize("note", [{"run": RUN}, {"run": None, "mark": RUN}])
+def test_a_note_of_a_run_that_may_not_have_ended_is_kept(tmp_path, note):
+    folder = Artifact(tmp_path, "score", 1, {}).path
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(note))
+    (found,) = leftovers(tmp_path)
+    assert "an unfinished artifact" in found.text and found.mend is None
 
 
 def test_an_artifact_that_is_finished_or_begun_meanwhile_is_not_deleted(tmp_path):

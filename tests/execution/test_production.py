@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import shutil
 import threading
 from datetime import UTC, datetime
@@ -16,7 +17,8 @@ from rayreid.execution.production import StageContext, produce
 from rayreid.files import TEMPORARY
 from rayreid.storage import contents
 from rayreid.storage.artifacts import Artifact
-from rayreid.storage.contents import WRITERS
+from rayreid.storage.contents import LEASE, WRITERS
+from rayreid.storage.lease_place import Holder, here, start_of
 from rayreid.tracking.revision import git_sha
 from recorded_run import RecordedRun
 
@@ -93,20 +95,58 @@ def test_a_run_that_is_still_recording_is_not_recorded_by_another(tmp_path):
             assert ready.wait(10)
             super().metrics(values, step, at)
 
-    run, said = Recording(), io.StringIO()
+    run = Recording()
     first = threading.Thread(target=produce, args=(artifact, run, Screen(Console(file=io.StringIO())), {}))
     first.start()
     assert begun.wait(10) and artifact.complete
-    second = threading.Thread(target=produce, args=(artifact, other, Screen(Console(file=said)), {}))
-    second.start()
-    while "waiting for another run" not in said.getvalue():
-        assert second.is_alive()
-        second.join(0.05)
+    lease, parent = artifact.path / LEASE, os.getppid()
+    own = lease.read_text()
+    lease.write_text(Holder("0" * 32, here(), parent, start_of(parent)).text())  # it lives, and keeps nobody waiting
+    produce(artifact, other, Screen(Console(file=io.StringIO())), {})
+    lease.write_text(own)
+    assert other.times == []
     ready.set()
     first.join(10)
-    second.join(10)
-    assert other.times == [] and len(run.times) == 1
+    assert len(run.times) == 1
     assert sorted(path.name for path in artifact.path.iterdir()) == ["artifact.json", "run.json"]
+
+
+@pytest.mark.parametrize("refused", [UserError("the store does not know the run"), OSError(errno.ENOSPC, "full")])
+def test_what_cannot_be_recorded_late_is_tried_again_and_keeps_nobody_from_reading(tmp_path, refused):
+    def refuse(*values):
+        raise refused
+
+    artifact, run = Artifact(tmp_path, "stage", 1, {}, {}, lambda work: {"images": 3}), RecordedRun()
+    screen = Screen(Console(file=io.StringIO()))
+    produce(artifact, run, screen, {})
+    (artifact.path / WRITERS).write_text('{"number": 1}')
+    run.tracker.finish_late, known = refuse, run.tracker.finish_late
+    assert produce(artifact, run, screen, {}).complete and (artifact.path / WRITERS).exists()
+    run.tracker.finish_late = known
+    produce(artifact, run, screen, {})
+    assert run.ends and not (artifact.path / WRITERS).exists()
+
+
+def test_a_group_of_figures_is_logged_with_its_name(tmp_path):
+    run = RecordedRun()
+    artifact = Artifact(
+        tmp_path, "stage", 1, {}, {}, lambda work: {"n": 1, "diagnosis": {"rank": 0.5}, "start": {"a": 1}}
+    )
+    produce(artifact, run, Screen(Console(file=io.StringIO())), {})
+    assert set(run.values) == {"n", "diagnosis.rank", "seconds"}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_note_of_a_run_is_kept_if_the_storage_refused(tmp_path, kept):
+    """Its end may not be recorded either."""
+
+    def refuse(work):
+        raise OSError(errno.ENOSPC, "No space left on device", str(work.folder)) if kept else UserError("no")
+
+    artifact = Artifact(tmp_path, "stage", 1, {}, {}, refuse)
+    with pytest.raises(UserError):
+        produce(artifact, RecordedRun(), Screen(Console(file=io.StringIO())), {})
+    assert (artifact.path / "run.json").exists() is kept
 
 
 def test_what_is_left_to_record_keeps_nobody_from_reading(tmp_path, monkeypatch):

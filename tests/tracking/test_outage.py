@@ -35,7 +35,9 @@ def hanging(monkeypatch):
 
 def test_a_command_does_not_begin_with_a_server_that_hangs(hanging, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", hanging)
-    with pytest.raises(UserError, match=rf"^MLflow at {hanging} does not answer \(.*timed out.*; start it, or see"):
+    with pytest.raises(
+        UserError, match=rf"^MLflow at {hanging} does not answer \(.*ReadTimeoutError.*; start it, or see"
+    ):
         Tracker(tmp_path)
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from rayreid.errors import UserError
 from rayreid.storage.metrics_log import Journal, MetricsFeed
-from rayreid.tracking import revision
+from rayreid.tracking import outage, revision
 from rayreid.tracking.revision import DIRTY, git_sha
 from rayreid.tracking.run import Run, Tracker
 from rayreid.tracking.run_note import RunNote
@@ -61,6 +61,44 @@ def test_a_run_that_was_created_and_not_noted_is_found_again(tracker, tmp_path):
     assert found.client.get_run(found.id).info.status == "RUNNING"
     note.write(found.id)
     assert RunNote(note.path).read() == lost.id
+
+
+def test_a_run_whose_creation_got_no_answer_is_created_once(tracker, tmp_path, monkeypatch):
+    monkeypatch.setattr(outage, "_POLL_SECONDS", 0.0)
+    create, calls = tracker.client.create_run, []
+
+    def unanswered(*arguments, **named):
+        calls.append(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
+        create(*arguments, **named)
+        raise ConnectionError("no answer")
+
+    monkeypatch.setattr(tracker.client, "create_run", unanswered)
+    before = runs_of(tracker)
+    run = tracker.run("created, and not answered", note=RunNote(tmp_path / "run.json"))
+    assert calls == ["0"] and os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] != "0"
+    assert runs_of(tracker) == before + 1 and run.client.get_run(run.id).info.status == "RUNNING"
+
+
+def test_of_several_runs_with_a_mark_one_goes_on(tracker, tmp_path):
+    note = RunNote(tmp_path / "run.json")
+    first = tracker.run("first", note=note)
+    second = tracker.run("second")
+    second.tags({"rayreid.mark": note.mark()[0]})
+    elsewhere = Tracker(tracker.outboxes.parent, "another experiment")
+    assert elsewhere.run("found", note=note).id == first.id
+    assert second.client.get_run(second.id).info.status == "KILLED"
+
+
+def test_a_run_is_finished_late_once(tracker):
+    run = tracker.run("killed when it had finished")
+    run.fail("no room")
+    run.finish("FAILED")
+    for _ in range(2):
+        tracker.finish_late(run.id, {"mAP": 0.5}, 1_800_000_000.0)
+    logged = run.client.get_run(run.id)
+    assert history(run, "mAP") == [(0, 0.5)] and logged.info.status == "FINISHED" and "error" not in logged.data.tags
+    with pytest.raises(UserError, match="does not accept the end of run 0123"):
+        tracker.finish_late("0123", {"mAP": 0.5}, 1_800_000_000.0)
 
 
 def test_a_mark_without_a_run_leads_to_a_new_run(tracker, tmp_path):

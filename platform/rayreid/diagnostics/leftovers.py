@@ -29,7 +29,6 @@ from rayreid.tracking.run_note import NOTE_FORM
 Discarded = Literal["unfinished", "damaged"]
 """Kinds of leftovers that are deleted on demand alone: unfinished artifacts, and what was moved aside."""
 
-_NOTE = "run.json"
 _STRAY = re.compile(
     rf"\..+\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}|\.seen-.+|\..*lease.*\.[0-9a-f]{{32}}(\.clock)?|\.lease-[0-9a-f]{{32}}"
 )
@@ -201,7 +200,7 @@ def _is_complete(folder: Path) -> bool:
 
 def _is_work(path: Path) -> bool:
     """Return whether something in the folder of an unfinished artifact is of use to its stage."""
-    return path.name not in (*LEFT_BY_WRITERS, _NOTE) and DAMAGED not in path.name and not _STRAY.fullmatch(path.name)
+    return path.name not in LEFT_BY_WRITERS and DAMAGED not in path.name and not _STRAY.fullmatch(path.name)
 
 
 def _many(paths: Sequence[Path], what: str, does: str = "", asked: str = "") -> Iterator[Leftover]:

@@ -16,15 +16,16 @@ from rich.markup import escape
 from rayreid.config import Section
 from rayreid.config.loading import flatten
 from rayreid.console import Screen, clock
-from rayreid.disk_faults import explained
+from rayreid.disk_faults import StorageError, explained
 from rayreid.errors import StoppedEarly, UserError
 from rayreid.files import remove_temporaries
 from rayreid.storage.artifacts import Artifact
-from rayreid.storage.contents import LEFT_BY_WRITERS, SCRATCH, WRITERS
+from rayreid.storage.contents import LEASE, LEFT_BY_WRITERS, SCRATCH, WRITERS
 from rayreid.storage.lease import LeaseLostError
 from rayreid.tracking.revision import git_sha
 from rayreid.tracking.run import Run
 from rayreid.tracking.run_note import RunNote
+from rayreid.tracking.turns import is_held
 
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _NOTE = "run.json"
@@ -89,17 +90,16 @@ def produce(artifact: Artifact, parent: Run, screen: Screen, tags: Mapping[str, 
         produce(needed, parent, screen, tags)
     if artifact.complete:
         _clear_scratch(artifact.path)
-        if not _left_to_record(artifact):
-            return artifact
-    else:
-        for needed in artifact.auxiliary.values():
-            produce(needed, parent, screen, tags)
+        if _left_to_record(artifact) and not is_held(artifact.path / LEASE):
+            with contextlib.suppress(OSError, UserError), artifact.writing():
+                _record_late(artifact, parent)
+        return artifact
+    for needed in artifact.auxiliary.values():
+        produce(needed, parent, screen, tags)
     waiting = partial(screen.say, f"[dim]{artifact}: waiting for another run that is producing it[/]")
     with artifact.writing(waiting) as folder:
         if not artifact.complete:
             _make(artifact, folder, parent, screen, tags)
-        elif _left_to_record(artifact):
-            _record_late(artifact, parent)
     return artifact
 
 
@@ -122,15 +122,16 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
             seconds = time.monotonic() - began
             # The time that an interrupted process spent is unknown: `resumed` says that `seconds` does not include it.
             made: dict[str, Any] = {"finished": datetime.now(UTC).strftime(_TIME), "git_sha": git_sha()}
-            told = {**facts, "seconds": round(seconds, 1)}
-            artifact.finish({**told, "resumed": resumed, "run": run.id, **made}, context.checksums)
+            made |= {"seconds": round(seconds, 1), "resumed": resumed, "run": run.id}
+            artifact.finish({**facts, **made}, context.checksums)
             _clear_scratch(folder)
-            _record(run, {**told, **made})
+            # Not before it is complete: a run that is killed in between, and resumed, would have each number twice.
+            run.metrics(_numbers({**facts, **made}), at=_finished(made))
     except LeaseLostError:
         raise  # nothing in the folder is this run's any more
     except Exception as error:
         with contextlib.suppress(OSError):  # the storage may be what fails
-            _clear_up(folder, begun=not isinstance(error, UserError))
+            _clear_up(folder, begun=not isinstance(error, UserError) or isinstance(error, StorageError))
         raise
     shown = ", ".join(
         f"{name} {_short(value)}" for name, value in facts.items() if isinstance(value, int | float | str)
@@ -138,15 +139,22 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
     screen.say(f"  [green]✓[/] {clock(seconds)}{' since resumed' if resumed else ''}  {escape(shown)}")
 
 
-def _record(run: Run, facts: Mapping[str, Any]) -> float:
-    """Log the facts of a complete artifact as metrics, and return when it was finished (seconds since 1970).
+def _numbers(facts: Mapping[str, Any]) -> dict[str, float]:
+    """Return the facts of an artifact that are logged as metrics; those of a group have its name in front."""
+    grouped = {
+        f"{group}.{name}": value
+        for group, values in facts.items()
+        if isinstance(values, Mapping)
+        for name, value in values.items()
+        if isinstance(value, float)
+    }
+    alone = {name: value for name, value in facts.items() if isinstance(value, int | float) and name != "resumed"}
+    return alone | grouped
 
-    Not before it is complete: a run that is killed in between, and resumed, would have each of them twice.
-    """
-    at = datetime.strptime(facts["finished"], _TIME).replace(tzinfo=UTC).timestamp()
-    numbers = {name: value for name, value in facts.items() if isinstance(value, int | float) and name != "resumed"}
-    run.metrics(numbers, at=at)
-    return at
+
+def _finished(facts: Mapping[str, Any]) -> float:
+    """Return when an artifact was finished (seconds since 1970)."""
+    return datetime.strptime(facts["finished"], _TIME).replace(tzinfo=UTC).timestamp()
 
 
 def _left_to_record(artifact: Artifact) -> bool:
@@ -158,11 +166,14 @@ def _left_to_record(artifact: Artifact) -> bool:
 
 
 def _record_late(artifact: Artifact, parent: Run) -> None:
-    """Log what a process could not that was killed, or refused by the storage, when it had finished an artifact."""
+    """Log what a process could not that was killed, or refused by the storage, when it had finished an artifact.
+
+    Raises:
+        UserError: The store does not know the run: it may be another one than the artifact was made with.
+    """
     facts = artifact.facts
-    run = parent.tracker.resume(facts["run"]) if "finished" in facts else None
-    if run is not None:
-        run.finish(at=_record(run, facts))
+    if "finished" in facts:
+        parent.tracker.finish_late(facts["run"], _numbers(facts), _finished(facts))
 
 
 def _clear_scratch(folder: Path) -> None:
@@ -174,8 +185,9 @@ def _clear_scratch(folder: Path) -> None:
 def _clear_up(folder: Path, begun: bool) -> None:
     """Remove what a failed stage leaves that no later call could use."""
     remove_temporaries(folder)  # of workers that were stopped while they wrote
-    if not begun and {path.name for path in folder.iterdir()} <= {_NOTE, *LEFT_BY_WRITERS}:
-        (folder / _NOTE).unlink(missing_ok=True)  # there is nothing that a later call could resume
+    noted = RunNote(folder / _NOTE).read() is not None  # a run that was never noted is found again by its mark
+    if not begun and noted and {path.name for path in folder.iterdir()} <= {_NOTE, *LEFT_BY_WRITERS}:
+        (folder / _NOTE).unlink()  # there is nothing that a later call could resume
 
 
 def _stage_run(artifact: Artifact, folder: Path, parent: Run, tags: Mapping[str, Any]) -> Run:

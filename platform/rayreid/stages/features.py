@@ -71,5 +71,5 @@ def _extract(part: Part, config: Score, context: StageContext) -> dict[str, Any]
     context.run.dataset("images", store.fingerprint, str(store.directory), {"images": len(store)}, "features")
     files = _Files(context.folder / "features", store, rows_of(store, part))
     head = partial(_Head, weights_of(context.input("source")), config.precision, config.compile)
-    context.run.metrics({"gpu_hours": fill(files, head, config, context, "features")})
-    return {"images": files.done, "bad": files.bad}
+    gpu_hours = fill(files, head, config, context, "features")
+    return {"images": files.done, "bad": files.bad, "gpu_hours": gpu_hours}

@@ -158,7 +158,6 @@ def _score(config: Score, provenance: Provenance | None, context: StageContext) 
         figures = diagnosis(sample, config, store, context)
         told = tell(context, figures, _judged(provenance, store, sample.scores, sample.rows))
     gpu_hours += fill(files, head, config, context, "scoring")
-    context.run.metrics({"gpu_hours": gpu_hours})
     scores = files.scores()
     usable = scores[np.isfinite(scores)]
     if not len(usable):
@@ -168,6 +167,7 @@ def _score(config: Score, provenance: Provenance | None, context: StageContext) 
         "bad": len(scores) - len(usable),
         "cfs_mean": float(usable.mean()),
         "cfs_std": float(usable.std()),
+        "gpu_hours": gpu_hours,
     }
     separation = _judged(provenance, store, scores)
     known = facts_of(context.artifact, figures, tell(context, figures, separation, told)) if figures else {}

@@ -39,7 +39,6 @@ def tell(
     warnings = warnings_of(meaning, label)
     # An empty tag replaces the warning of an earlier call, which the rest of the pool did not confirm.
     context.run.tags({TAG: meaning.word, **({"warning": "; ".join(warnings)} if warnings or known else {})})
-    context.run.metrics({f"{_FIGURES}.{name}": value for name, value in figures.figures().items()})
     return meaning
 
 

@@ -1,5 +1,6 @@
 """Delivery to MLflow: everything is written to the disk first, and sent from there by one function, in order."""
 
+import contextlib
 import errno
 import threading
 import time
@@ -71,8 +72,9 @@ class Deliverer:
             own = self._outbox(run).put({"uri": self._uri, "kind": kind, "what": what}, name, payload)
             self.deliver(client, run, own)
             if own.exists():  # it waits, and its name must not be lost with the machine's power
-                for folder in (own.parent, self.folder, self.folder.parent):
-                    sync_folder(folder)
+                with contextlib.suppress(FileNotFoundError):  # another process has just sent it
+                    for folder in (own.parent, self.folder, self.folder.parent):
+                        sync_folder(folder)
 
     def deliver(self, client: "MlflowClient", run: str, own: Path | None = None, waits: bool = True) -> None:
         """Send the entries of a run for as long as the store answers.

@@ -101,20 +101,33 @@ class Outage:
     def greet(self) -> None:
         """Ask a server for any answer within seconds; a store without a server is not asked.
 
+        It is asked as MLflow's client asks, with its certificates and credentials. A refusal is an answer, too.
+
         Raises:
-            RequestException: There is none.
+            MlflowException: There is none.
         """
-        import requests
+        from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
 
         if self.uri.startswith("http"):
-            requests.get(f"{self.uri.rstrip('/')}/health", timeout=_GREETING_SECONDS)
+            asked = MLFLOW_HTTP_REQUEST_TIMEOUT.get() if MLFLOW_HTTP_REQUEST_TIMEOUT.is_set() else 0.0
+            http_request(
+                get_default_host_creds(self.uri),
+                "/health",
+                "GET",
+                timeout=max(_GREETING_SECONDS, asked),
+                max_retries=0,
+                raise_on_status=False,
+                allow_redirects=False,
+            )
 
     def _greets(self) -> bool:
-        from requests import RequestException
+        from mlflow.exceptions import MlflowException
 
         try:
             self.greet()
-        except RequestException:
+        except MlflowException:
             return False
         return True
 

@@ -23,7 +23,7 @@ from rayreid.tracking.deliverer import Deliverer
 from rayreid.tracking.outage import Outage, reason
 from rayreid.tracking.revision import DIRTY, SOURCE_TAGS, git_sha, source_tags
 from rayreid.tracking.run_note import RunNote
-from rayreid.tracking.store import open_store, tracking_uri
+from rayreid.tracking.store import open_store, tracking_uri, without_retries
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,21 +96,37 @@ class Tracker:
         }
         if parent is not None:
             given[PARENT] = parent.id
-        mark, begun = (None, False) if note is None else note.mark()
-        if mark is not None:
-            given[_MARK] = mark
-        left = self._marked(mark) if begun else None
-        if left is not None:
-            left.begin_again()
-            return left
-        created = self.outage.wait(lambda: self.client.create_run(self.experiment_id, run_name=name, tags=given))
-        return Run(self, created.info.run_id, source)
+        if note is None:
+            created = self.outage.wait(lambda: self.client.create_run(self.experiment_id, run_name=name, tags=given))
+            return Run(self, created.info.run_id, source)
+        given[_MARK], tried = note.mark()
 
-    def _marked(self, mark: str | None) -> "Run | None":
-        """Return the run with a mark that a killed process may have created; None if it did not."""
-        wanted = f"tags.`{_MARK}` = '{mark}'"
-        found = self.outage.wait(lambda: self.client.search_runs([self.experiment_id], wanted, max_results=1))
-        return Run(self, found[0].info.run_id) if found else None
+        def create() -> "Run":
+            nonlocal tried
+            left = self._marked(given[_MARK]) if tried else None
+            if left is not None:
+                return left
+            tried = True  # from now on a run may be there although no answer has come
+            with without_retries():
+                created = self.client.create_run(self.experiment_id, run_name=name, tags=given)
+            return Run(self, created.info.run_id, source)
+
+        return self.outage.wait(create)
+
+    def _marked(self, mark: str) -> "Run | None":
+        """Return the run that was created with a mark, RUNNING again; None if there is none.
+
+        Of several, which a server has created that was slow to answer, all but the first are ended.
+        """
+        experiments = [one.experiment_id for one in self.client.search_experiments()]  # artifacts are shared by them
+        found = self.client.search_runs(experiments, f"tags.`{_MARK}` = '{mark}'", order_by=["start_time ASC"])
+        for double in found[1:]:
+            Run(self, double.info.run_id).finish("KILLED")
+        if not found:
+            return None
+        left = Run(self, found[0].info.run_id)
+        left.begin_again()
+        return left
 
     def resume(self, run_id: str) -> "Run | None":
         """Continue a run of an earlier process; return None if the store does not know it.
@@ -127,6 +143,29 @@ class Tracker:
         except MlflowException:  # it was deleted, or belongs to another store
             return None
         return run
+
+    def finish_late(self, run_id: str, numbers: Mapping[str, float], at: float) -> None:
+        """Log metrics of a run whose process could not do so any more, and end it as FINISHED.
+
+        Nothing waits for a store that is away: it is delivered later, as all else.
+
+        Args:
+            run_id: Id of the run.
+            numbers: Metrics by name.
+            at: Their time, seconds since 1970; logged again with the same time, they are the same points.
+
+        Raises:
+            UserError: The store refuses it, for example because it does not know the run.
+        """
+        from mlflow.exceptions import MlflowException
+
+        run = Run(self, run_id)
+        try:
+            run.begin_again()
+            run.metrics(numbers, at=at)
+            run.finish(at=at + 1)  # times of artifacts have whole seconds, and no run ends before it begins
+        except MlflowException as error:
+            raise UserError(f"MLflow at {self.uri} does not accept the end of run {run_id} ({reason(error)})") from None
 
     def check_delivered(self) -> None:
         """Deliver what waits on this root, at the end of a command.

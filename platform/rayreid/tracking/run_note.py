@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rayreid import forms
-from rayreid.files import write_atomically
+from rayreid.files import sync_folder, write_atomically
 from rayreid.state_files import if_whole, read_json
 
 _ID = forms.matching(r"[0-9A-Za-z_-]{1,64}")  # an id is also the name of a folder
@@ -39,6 +39,7 @@ class RunNote:
             return str(left), True
         mark = uuid.uuid4().hex
         write_atomically(self.path, json.dumps({"run": None, "mark": mark}))
+        sync_folder(self.path.parent)
         return mark, False
 
     def write(self, run_id: str) -> None:

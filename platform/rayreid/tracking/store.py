@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 LEFT_BY_ATTEMPT = {"error", "stopped"}
 """Tags that say why an attempt has no result; the one that resumes its run removes them."""
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _VIEW = "results"
 _RESULT_COLUMNS = (
     "attributes.`Source`",
@@ -78,7 +80,7 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
     Raises:
         UserError: The store cannot be used, the experiment was deleted there, or the output root was moved.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault(_RETRIES, "2")
     # A server's client prints two lines with addresses whenever a run ends.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
@@ -165,6 +167,20 @@ def send(client: "MlflowClient", run_id: str, kind: str, what: Any, payload: Pat
                 client.delete_tag(run_id, name)
         case "end":
             client.set_terminated(run_id, what["status"], int(what["time"] * 1000))
+
+
+@contextmanager
+def without_retries() -> Iterator[None]:
+    """Let MLflow's client make each request once: it would also repeat one that was carried out without an answer."""
+    before = os.environ.get(_RETRIES)
+    os.environ[_RETRIES] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_RETRIES]
+        else:
+            os.environ[_RETRIES] = before
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
