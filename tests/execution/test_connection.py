@@ -117,13 +117,28 @@ def test_credentials_reach_workers_here_by_the_environment_alone(started, monkey
     assert "hunter2" not in str(asked)
 
 
-def test_a_ray_that_cannot_be_started_here_is_one_line_too(started, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("AF_UNIX path length cannot exceed 107 bytes"),
+        RuntimeError("it ended"),
+        Exception("The current node timed out during startup."),
+    ],
+)
+def test_a_ray_that_cannot_be_started_here_is_one_line_too(started, monkeypatch, error):
     def refuse(**rest):
-        raise OSError("AF_UNIX path length cannot exceed 107 bytes")
+        raise error
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(UserError, match=r"cannot be started here \(AF_UNIX.*RAY_TMPDIR"), connect():
+    with pytest.raises(UserError, match=rf"cannot be started here \({error}.*RAY_TMPDIR"), connect():
+        pass
+
+
+def test_a_mistake_of_ours_is_no_refusal(started, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", lambda: None)
+    with pytest.raises(TypeError), connect():
         pass
 
 

@@ -75,7 +75,10 @@ def _start(environment: dict[str, str]) -> None:
             _system_config=KEPT_PROCESSES,
             runtime_env={"env_vars": {"PYTHONPATH": path, ALLOWED: "1", **places}},
         )
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
+        # Ray raises a bare Exception where one of its processes ends, or is slow, while it starts.
+        if not isinstance(error, OSError | RuntimeError) and type(error) is not Exception:
+            raise
         raise UserError(
             f"Ray cannot be started here ({one_line(error, limit=200)}); it needs a folder for its sockets and logs, "
             "with a short path and room on its disk: RAY_TMPDIR, by default /tmp"
