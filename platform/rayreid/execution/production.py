@@ -18,6 +18,7 @@ from rayreid.config.loading import flatten
 from rayreid.console import Screen, clock
 from rayreid.disk_faults import StorageError, explained
 from rayreid.errors import StoppedEarly, UserError
+from rayreid.execution.maker import maker_of
 from rayreid.files import remove_temporaries
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.contents import LEASE, LEFT_BY_WRITERS, SCRATCH, WRITERS
@@ -123,7 +124,7 @@ def _make(artifact: Artifact, folder: Path, parent: Run, screen: Screen, tags: M
             # The time that an interrupted process spent is unknown: `resumed` says that `seconds` does not include it.
             made: dict[str, Any] = {"finished": datetime.now(UTC).strftime(_TIME), "git_sha": git_sha()}
             made |= {"seconds": round(seconds, 1), "resumed": resumed, "run": run.id}
-            artifact.finish({**facts, **made}, context.checksums)
+            artifact.finish({**facts, **made}, context.checksums, maker_of(run))
             _clear_scratch(folder)
             # Not before it is complete: a run that is killed in between, and resumed, would have each number twice.
             run.metrics(_numbers({**facts, **made}), at=_finished(made))

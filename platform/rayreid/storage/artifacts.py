@@ -186,13 +186,19 @@ class Artifact:
     def _holds_nothing(self) -> bool:
         return {path.name for path in self.path.iterdir()} <= set(LEFT_BY_WRITERS)
 
-    def finish(self, facts: Mapping[str, Any], checksums: Mapping[str, str] | None = None) -> None:
+    def finish(
+        self,
+        facts: Mapping[str, Any],
+        checksums: Mapping[str, str] | None = None,
+        made_by: Mapping[str, Any] | None = None,
+    ) -> None:
         """Mark it as complete, with the given facts, once all its files have reached the disk.
 
         Args:
             facts: What its stage reports.
             checksums: Checksums of files that are known already, by path within the folder, so that these files are not
                 read again.
+            made_by: The command, host and versions that made it; no part of its identity.
 
         Raises:
             LeaseLostError: Another run has finished the artifact, or has taken over the lease, which happens if this
@@ -202,7 +208,7 @@ class Artifact:
             raise LeaseLostError(
                 f"{self.path}: another run took this artifact over while this one stood still; run again"
             )
-        content = {"id": self.id, "recipe": self.identity, "facts": dict(facts)}
+        content = {"id": self.id, "recipe": self.identity, "facts": dict(facts), "made_by": dict(made_by or {})}
         content["files"] = settle(self.path, checksums or {})
         try:
             with creating(self.path / RECORD) as temporary:

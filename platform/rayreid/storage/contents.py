@@ -9,7 +9,7 @@ import json
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -85,12 +85,14 @@ class Record:
         facts: What its stage reported.
         files: Its files, by path within the folder; None if it was made by a version that recorded none.
         id: Its id; "" if it is not stated.
+        made_by: The command, host and versions that made it; empty if it was made by a version that recorded none.
     """
 
     recipe: Mapping[str, Any]
     facts: dict[str, Any]
     files: Mapping[str, Entry] | None
     id: str = ""
+    made_by: Mapping[str, Any] = field(default_factory=dict)
 
 
 def settle(folder: Path, known: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -245,7 +247,10 @@ def _parsed(content: Any) -> Record:
     if not isinstance(facts, dict):
         raise ValueError("facts are no facts")
     entries = None if files is None else {name: _entry(name, value) for name, value in files.items()}
-    return Record(recipe, facts, entries, str(content.get("id", "")))
+    made_by = content.get("made_by", {})
+    if not isinstance(made_by, dict):
+        raise ValueError("made_by is no object")
+    return Record(recipe, facts, entries, str(content.get("id", "")), made_by)
 
 
 def _entry(name: str, value: Mapping[str, Any]) -> Entry:

@@ -136,9 +136,9 @@ class Tracker:
         """
         from mlflow.exceptions import MlflowException
 
-        run = Run(self, run_id)
         try:
-            self.outage.wait(lambda: self.client.get_run(run_id))
+            found = self.outage.wait(lambda: self.client.get_run(run_id))
+            run = Run(self, run_id, {key: found.data.tags.get(key) for key in SOURCE_TAGS})
             run.begin_again()
         except MlflowException:  # it was deleted, or belongs to another store
             return None
