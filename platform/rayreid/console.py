@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -22,6 +22,8 @@ from rich.progress import (
 from rayreid.masking import masked
 
 _LINE_SECONDS = 15.0
+_LOG_WIDTH = 500
+"""Columns of a table where the output is no terminal."""
 
 _PLAIN = {
     "▸": ">",
@@ -113,6 +115,14 @@ class Screen:
     def say(self, text: str) -> None:
         """Print one line, credentials masked."""
         self.console.print(masked(text))
+
+    def wide(self, drawn: RenderableType) -> None:
+        """Print a table or tree: wrapped to the width of a terminal, or as wide as it is in a log or file."""
+        before = self.console.width
+        if not self.console.is_terminal:
+            self.console.width = _LOG_WIDTH
+        self.console.print(drawn, soft_wrap=False)
+        self.console.width = before
 
     def facts(self, values: Mapping[str, object], width: int) -> None:
         """Print a line for each name and value, the values aligned after `width` columns; empty ones are left out."""

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from rayreid.cli.options import Debug, File, Overrides, experiment_of
+from rayreid.cli.plans import show_plan
 
 app = typer.Typer()
 
@@ -33,11 +34,16 @@ def run(
             show_default=False,
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be made and what it would cost, as `rayreid plan`.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Run all rows of an experiment, or its sweep if the file has one; skip complete stages."""
     experiment = experiment_of(file, overrides)
-    if experiment.sweep is not None:
+    if dry_run:
+        show_plan(experiment)
+    elif experiment.sweep is not None:
         from rayreid.errors import UserError
         from rayreid.sweeps.sweep_runner import sweep as run_sweep
 

@@ -1,6 +1,7 @@
 """The shares of the cluster that training and scoring may use."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,9 +35,22 @@ def training_share(resources: Resources) -> Share:
     Raises:
         UserError: The cluster cannot hold the workers that the configuration asks for.
     """
+    return share_on(resources, living_nodes())
+
+
+def living_nodes() -> list[Mapping[str, float]]:
+    """Return the resources of the cluster's living nodes, as Ray counts them."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def share_on(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> Share:
+    """Return the share of a training on nodes with the given resources; see `training_share`.
+
+    Raises:
+        UserError: The nodes cannot hold the workers that the configuration asks for.
+    """
     gpus = int(sum(node.get("GPU", 0) for node in nodes)) if resources.gpu is not False else 0
     if resources.gpu is True and not gpus:
         if resources.workers == "auto":
@@ -60,6 +74,15 @@ def training_share(resources: Resources) -> Share:
     if each is None:
         raise UserError(f"resources.workers is {workers}, but the cluster has {sum(cpus)} CPUs; lower it")
     return Share(workers, each, False)
+
+
+def trainings_at_once(share: Share, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Return how many trainings of a share fit the nodes at the same time, counting only whole workers per node."""
+    fitting = [
+        int(min(node.get("CPU", 0) // share.cpus, node.get("GPU", 0) if share.gpu else node.get("CPU", 0)))
+        for node in nodes
+    ]
+    return max(1, sum(fitting) // share.workers)
 
 
 def awaited_share(resources: Resources, seconds: float = 600.0) -> Share:
@@ -88,9 +111,11 @@ def scoring_actors() -> Share:
     A GPU actor gets its share of the node's CPUs for decoding. A CPU actor computes with one thread, so that actors do
     not compete for CPUs.
     """
-    import ray
+    return inference_share(living_nodes())
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+def inference_share(nodes: Sequence[Mapping[str, float]]) -> Share:
+    """Return the share of inference on nodes with the given resources; see `scoring_actors`."""
     fitting = [node for node in nodes if node.get("GPU", 0) >= 1]
     if not fitting:
         return Share(max(1, int(sum(node.get("CPU", 0) for node in nodes))), 1, False)

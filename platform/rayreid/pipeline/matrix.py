@@ -110,6 +110,23 @@ def matrix(experiment: Experiment) -> list[Cell]:
     return cells
 
 
+def cells_of(experiment: Experiment, root: Path) -> dict[tuple[str, str], Artifact]:
+    """Return the evaluations of a matrix by the labels of model and target.
+
+    Raises:
+        UserError: See `matrix`.
+    """
+    own = rows(experiment.model_copy(update={"sweep": None})) if experiment.matrix.rows else {}
+    models = {label: plan(row, root)["metrics"].inputs["model"] for label, row in own.items()}
+    models |= _given(experiment, root, own)
+    stores = {label: ingest.plan(root, one, experiment.ingest) for label, one in _targets(experiment, own).items()}
+    return {
+        (model, target): evaluate.plan(store, network, experiment.evaluate)
+        for model, network in models.items()
+        for target, store in stores.items()
+    }
+
+
 def _given(experiment: Experiment, root: Path, own: Mapping[str, Experiment]) -> dict[str, Artifact]:
     """Return the user's own models, by name."""
     for name in experiment.matrix.models:

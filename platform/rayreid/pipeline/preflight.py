@@ -38,6 +38,14 @@ def check(
             images than entries in a neighbour list, or a validation without query and gallery.
     """
     experiments = list(experiments)
+    check_settings(experiments, plans)
+    screen = screen or Screen()
+    check_sources(experiments, plans, lambda line: screen.say(escape(line)))
+
+
+def check_settings(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Artifact]]) -> None:
+    """Refuse what can be refused without looking at any dataset; see `check`."""
+    experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
         initial_weights.check(backbone)
     for e in experiments:
@@ -53,8 +61,6 @@ def check(
     for graph in plans.values():
         if "metrics" in graph:
             evaluate.check_feature(graph["metrics"])
-    screen = screen or Screen()
-    check_sources(experiments, plans, lambda line: screen.say(escape(line)))
 
 
 def check_workers(experiments: Iterable[Experiment]) -> None:

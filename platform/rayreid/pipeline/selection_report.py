@@ -97,7 +97,7 @@ def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Pat
     Raises:
         UserError: No row selects a part of the pool, the rows have different pools, or making a subset fails.
     """
-    wanted = {label: row for label, row in _variants(experiment, strategies).items() if row.selects}
+    wanted = {label: row for label, row in variants(experiment, strategies).items() if row.selects}
     root = output_root()
     plans = {label: plan(row, root) for label, row in wanted.items()}
     if not plans:
@@ -123,7 +123,7 @@ def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Pat
     return path
 
 
-def _variants(experiment: Experiment, strategies: Iterable[str]) -> dict[str, Experiment]:
+def variants(experiment: Experiment, strategies: Iterable[str]) -> dict[str, Experiment]:
     """Return the file with each strategy, and its rows; rows with the same ranking are compared only once."""
     alone = experiment.alone
     whole = {"select.fraction": 0.5} if alone.select.whole else {}

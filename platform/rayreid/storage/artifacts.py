@@ -107,6 +107,19 @@ class Artifact:
             return False
 
     @property
+    def damage(self) -> str:
+        """Return why it is not complete although it has a record; "" if it has none, or is complete.
+
+        Raises:
+            UserError: The storage does not let its files be read.
+        """
+        try:
+            self._record()
+        except DamagedError as error:
+            return error.reason
+        return ""
+
+    @property
     def facts(self) -> dict[str, Any]:
         """Return the facts that its stage reported (counts, metrics, seconds).
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from rich.markup import escape
@@ -22,7 +21,7 @@ from rayreid.disk_faults import as_storage_error
 from rayreid.errors import StoppedEarly, UserError, one_line
 from rayreid.execution.actor_pool import LOST
 from rayreid.execution.interrupts import handler_kept
-from rayreid.execution.resources import training_share
+from rayreid.execution.resources import living_nodes, training_share, trainings_at_once
 from rayreid.files import make_folder, write_atomically
 from rayreid.masking import masked
 from rayreid.paths import output_root
@@ -118,13 +117,7 @@ def stops(session: Session, experiment: Experiment) -> dict[str, str]:
 
 def slots(experiment: Experiment) -> int:
     """Return how many trainings fit the cluster at the same time, counting only whole workers per node."""
-    share = training_share(experiment.resources)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fitting = [
-        int(min(node.get("CPU", 0) // share.cpus, node.get("GPU", 0) if share.gpu else node.get("CPU", 0)))
-        for node in nodes
-    ]
-    return max(1, sum(fitting) // share.workers)
+    return trainings_at_once(training_share(experiment.resources), living_nodes())
 
 
 def _trial(

@@ -93,6 +93,21 @@ class History:
         except MlflowException:
             return None
 
+    def registered(self) -> dict[str, Mapping[str, str]]:
+        """Return the tags of the runs from which models were registered, by the URI of the model's version.
+
+        Raises:
+            UserError: MLflow does not answer.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            versions = list(self.client.search_model_versions())
+        except MlflowException as error:
+            raise UserError(f"MLflow at {self.uri} cannot be read ({reason(error)})") from None
+        runs = {f"models:/{one.name}/{one.version}": self.get(one.run_id) for one in versions if one.run_id}
+        return {uri: run.tags for uri, run in runs.items() if run is not None}
+
     def _search(self, experiment: str, condition: str) -> Iterator[Record]:
         token: str | None = None
         while True:

@@ -89,6 +89,13 @@ class Checkpoints:
         """Return the optimizer steps done in the newest intact state; 0 if there is none."""
         return next((step for path, step in self._newest_first() if _whole(path)), 0)
 
+    def sealed(self) -> int:
+        """Return the optimizer steps done in the newest state that has a seal, without reading it; 0 if there is none.
+
+        A resumed training compares the seal, too, and falls back on an older state where it does not fit.
+        """
+        return next((step for path, step in self._newest_first() if _seal(path).is_file()), 0)
+
     def load(self, step: int, device: torch.device | str = "cpu") -> dict[str, Any]:
         """Return the state after `step` optimizer steps.
 

@@ -1,0 +1,79 @@
+"""Figures to estimate with where this output root has no earlier run: measured once, on the machines that are named.
+
+They are those of docs/performance.md. Other machines differ, so each figure is a range, and every estimate that is made
+from one says so.
+"""
+
+from typing import Final
+
+from rayreid.pipeline.forecast.spans import Span
+
+TABLE: Final = "docs/performance.md"
+
+CPU_GFLOPS_PER_CORE: Final = Span(50.0, 80.0, 140.0)
+"""Nominal 10⁹ operations per second of a training or a forward pass on one core. "A DINO step": 8 images of 101 GFLOP
+in 5.16 s (float32) and 2.89 s (bfloat16) on 2 cores, hence 78 and 140; "Scoring": 14.5 images/s of 10.9 GFLOP on 2
+cores, hence 79. Small networks reach less."""
+
+GPU_TRAINING_GFLOPS: Final = Span(97_000.0, 211_000.0, 249_000.0)
+"""The same of a training on one GPU. "On a GPU" (H200): a compiled step of DINO with ViT-S/16 249 TFLOP/s (`patchify`),
+211 with its images fed from the host, 194 with `ics`; an eager one 169, one written the plain way 97."""
+
+GPU_STEP_SECONDS: Final = Span(0.01, 0.025, 0.06)
+"""Least duration of an optimizer step on GPUs, however few images each of them gets: kernels have to be started. Not
+measured yet; a full step of 256 images takes 85 ms ("What bounds it")."""
+
+GPU_INFERENCE_GFLOPS: Final = Span(120_000.0, 200_000.0, 231_000.0)
+"""The same of scoring on one GPU; "On a GPU" (H200): 231 TFLOP/s from decoded images."""
+
+GPU_IMAGES_FROM_JPEG: Final = Span(2_500.0, 2_900.0, 3_800.0)
+"""Images per second and GPU, decoded from JPEGs of 256 × 128 on 16 cores; "On a GPU"."""
+
+CPU_IMAGES_FROM_JPEG: Final = Span(3_300.0, 4_000.0, 10_700.0)
+"""Images per second and core, read and decoded; "Crops": 4,000 of 256 × 128, 10,700 of 64 × 32."""
+
+INGESTED_PER_CORE: Final = Span(400.0, 1_000.0, 3_500.0)
+"""Images per second and core that an ingest reads, checks and writes. Drawn images take longest ("Fixed costs": 5 s for
+2,576 of them); files are bounded by their decoding, see `CPU_IMAGES_FROM_JPEG`."""
+
+COMMAND_SECONDS: Final = Span(10.0, 18.0, 30.0)
+"""Seconds that a command takes beside its stages: Ray, MLflow, tables. "Fixed costs": 289 s of a demo less its stages.
+"""
+
+STAGE_SECONDS: Final = {
+    "ingest": Span(1.0, 3.0, 6.0),
+    "pretrain": Span(9.0, 12.0, 16.0),
+    "finetune": Span(8.0, 9.0, 11.0),
+    "adapt": Span(9.0, 12.0, 16.0),
+    "score": Span(2.0, 4.0, 16.0),
+    "features": Span(2.0, 4.0, 16.0),
+    "priority": Span(0.5, 1.0, 4.0),
+    "select": Span(0.1, 0.5, 2.0),
+    "evaluate": Span(3.0, 4.5, 9.0),
+}
+"""Seconds of a stage before its first step and after its last one; "Fixed costs" (9 s before a pre-training's first
+step, 8 s of a fine-tuning, 3 to 9 s of an evaluation), "Scoring" (16 s to start the actors of a large pool)."""
+
+OTHER_STAGE_SECONDS: Final = Span(0.5, 2.0, 6.0)
+"""The same of stages that only read and write a file."""
+
+GPU_COMPILE_SECONDS: Final = Span(0.0, 18.0, 36.0)
+"""Seconds that the first compiled steps of a training take longer; "On a GPU"."""
+
+JPEG_BYTES_PER_PIXEL: Final = Span(0.2, 0.37, 0.8)
+"""Bytes of a stored image: about 12 kB at 256 × 128, more per pixel where images are small."""
+
+IMAGE_PIXELS: Final = 256 * 128
+"""Size of an image of a dataset that does not tell its own."""
+
+EVALUATION_BYTES: Final = Span(2e6, 5e6, 15e6)
+"""Bytes of an evaluation: figures and results per query."""
+
+PUBLISHED_IMAGES: Final = {
+    "luperson": {"pool": 4_180_243},
+    "market1501": {"train": 12_936, "query": 3_368, "gallery": 19_732},
+    "msmt17": {"train": 32_621, "query": 11_659, "gallery": 82_161},
+    "dukemtmc": {"train": 16_522, "query": 2_228, "gallery": 17_661},
+}
+"""Images of published datasets per split, to estimate with where the dataset is not here. Keys are the dataset's name,
+or that of its folder, in lower case and without punctuation. Source: the papers of the datasets."""

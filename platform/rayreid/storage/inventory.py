@@ -1,0 +1,97 @@
+"""All artifacts of an output root, as their folders and records tell, without the experiments that made them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from rayreid.errors import UserError, escaped, one_line
+from rayreid.storage.contents import ID, RECORD, DamagedError, Record, parsed
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The folder of an artifact.
+
+    Attributes:
+        folder: The folder, `<root>/<stage>/<id>`.
+        record: Its record; None if it is not complete, or if its record cannot be read.
+        fault: Why its record cannot be read; "" if it can, or if there is none.
+    """
+
+    folder: Path
+    record: Record | None
+    fault: str = ""
+
+    @property
+    def id(self) -> str:
+        """Return its id, the name of the folder."""
+        return self.folder.name
+
+    @property
+    def stage(self) -> str:
+        """Return the stage that made it."""
+        return self.folder.parent.name
+
+    @cached_property
+    def size(self) -> int:
+        """Return the bytes of its files; links are not followed."""
+        return size_of(self.folder)
+
+    def __str__(self) -> str:
+        return f"{self.stage}/{self.id}"
+
+
+class Inventory:
+    """The artifacts of an output root at one moment; nothing is written, and links are not followed.
+
+    Args:
+        root: The output root; it may not exist.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.stored = {one.id: one for one in _stored(root)}
+
+    def complete(self, stage: str) -> list[Stored]:
+        """Return the complete artifacts of a stage."""
+        return [one for one in self.stored.values() if one.stage == stage and one.record is not None]
+
+    def record(self, identifier: str) -> Record | None:
+        """Return the record of an artifact; None if there is none that can be read."""
+        found = self.stored.get(identifier)
+        return found.record if found else None
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder; links are not followed."""
+    try:
+        if path.is_symlink() or not path.is_dir():
+            return path.lstat().st_size
+        return sum(map(size_of, path.iterdir()))
+    except OSError:  # it has gone meanwhile, or cannot be looked at
+        return 0
+
+
+def _stored(root: Path) -> Iterator[Stored]:
+    if not root.is_dir():
+        return
+    for stage in sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink()):
+        try:
+            folders = sorted(stage.iterdir())
+        except OSError:  # not the user's to read
+            continue
+        for folder in folders:
+            if ID.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
+                yield _look(folder)
+
+
+def _look(folder: Path) -> Stored:
+    if not (folder / RECORD).exists():
+        return Stored(folder, None)
+    try:
+        return Stored(folder, parsed(folder))
+    except DamagedError as error:
+        return Stored(folder, None, escaped(error.reason))
+    except (UserError, OSError) as error:
+        return Stored(folder, None, one_line(error))
