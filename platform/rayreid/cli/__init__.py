@@ -10,7 +10,7 @@ from types import TracebackType
 
 import typer
 
-from rayreid.cli import about, experiments, plans, retrieval, stores, weights
+from rayreid.cli import about, artifacts, experiments, plans, retrieval, stores, weights
 from rayreid.cli.interrupts import answering_interrupts
 from rayreid.cli.options import GROUP, ErrorDisplay
 from rayreid.console import any_encoding
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(experiments.app)
 app.add_typer(plans.app)
+app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(retrieval.app)
 app.add_typer(stores.app)
 app.add_typer(weights.app, name="weights")

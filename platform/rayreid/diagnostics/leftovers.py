@@ -4,7 +4,6 @@ Nothing below a folder whose lease is held is examined. What no lease covers cou
 storage's clock. An unfinished artifact is work that its stage continues, so it is deleted on demand alone.
 """
 
-import contextlib
 import os
 import re
 import shutil
@@ -16,11 +15,12 @@ from typing import Literal, get_args
 
 from rayreid.errors import UserError, escaped
 from rayreid.files import TEMPORARY
-from rayreid.state_files import DAMAGED, DamagedFileError, aside_of, move_aside, read_json
+from rayreid.state_files import DAMAGED, DamagedFileError, move_aside, read_json
 from rayreid.storage.contents import ID, LEASE, LEFT_BY_WRITERS, RECORD, SCRATCH, read_record
 from rayreid.storage.lease import Lease
 from rayreid.storage.lease_place import UNREADABLE, LeasePlace
 from rayreid.storage.metrics_log import MARK, MARK_FORM
+from rayreid.storage.removal import PATIENCE_SECONDS, delete_artifact
 from rayreid.tracking.database import LOCK
 from rayreid.tracking.entries import entry
 from rayreid.tracking.outbox import Outbox
@@ -35,7 +35,6 @@ _STRAY = re.compile(
 _ROOMS = ("experiments", "reports", "undelivered")
 """Folders of an output root that hold no artifacts. Any other folder may be the user's, such as a dataset."""
 _LONG_NS = 3600 * 10**9
-_PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def _old(path: Path, now: int) -> bool:
 def _leases(files: Sequence[Path], root: Path, now: int) -> Iterator[Leftover]:
     for path in files:
         if path.name in (LEASE, LOCK) and not _held(path, now):
-            mend = partial(Lease(path).clear, _PATIENCE_SECONDS)
+            mend = partial(Lease(path).clear, PATIENCE_SECONDS)
             yield Leftover(f"{_shown(path)}: the lease of a process that is gone", "removes it", mend)
 
 
@@ -174,11 +173,11 @@ def _unfinished(root: Path, now: int, discard: bool) -> Iterator[Leftover]:
         shown = f"{folder.parent.name}/{folder.name}"
         if not resumable:
             text = f"{shown}: an artifact that was begun, with nothing in it"
-            yield Leftover(text, "deletes it", partial(_delete, folder))
+            yield Leftover(text, "deletes it", partial(delete_artifact, folder, False))
             continue
         text = f"{shown}: an unfinished artifact, {_size(_bytes(folder))}; the same command continues it"
         if discard:
-            yield Leftover(text, "deletes it", partial(_delete, folder))
+            yield Leftover(text, "deletes it", partial(delete_artifact, folder, False))
         else:
             yield Leftover(text, asked="--discard unfinished deletes it")
 
@@ -217,30 +216,6 @@ def _remove(paths: Sequence[Path]) -> bool:
         else:
             path.unlink(missing_ok=True)
     return True
-
-
-def _delete(folder: Path) -> bool:
-    """Delete the folder of an artifact under its lease; leave it if another run takes it up first, or finishes it."""
-    lease = Lease(folder / LEASE)
-    if not lease.clear(_PATIENCE_SECONDS) or not lease.take_free():
-        return False
-    discarded = aside_of(folder)
-    try:
-        if (folder / RECORD).exists():
-            return False
-        # Nobody renews the lease here, and deleting a large folder may take longer than it lasts: so all is renamed
-        # under it, and deleted without it.
-        discarded.mkdir()
-        for path in folder.iterdir():
-            if not lease.held():
-                return False
-            if path.name != LEASE:
-                path.rename(discarded / path.name)
-    finally:
-        lease.release()
-    with contextlib.suppress(OSError):  # another run waits for the lease there
-        folder.rmdir()
-    return _remove([discarded])
 
 
 def _moved(path: Path, why: str, instead: str) -> bool:

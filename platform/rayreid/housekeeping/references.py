@@ -1,0 +1,152 @@
+"""What refers to the artifacts of an output root: other artifacts, experiments, their reports, registered models."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayreid.config import Experiment, Matrix
+from rayreid.config.loading import load_experiment, rows
+from rayreid.errors import UserError, escaped
+from rayreid.paths import output_root
+from rayreid.pipeline.graph import plan
+from rayreid.pipeline.matrix import cells_of
+from rayreid.pipeline.selection_report import COMPARED, variants
+from rayreid.state_files import read_json
+from rayreid.storage.artifacts import Artifact, lineage
+from rayreid.storage.inventory import Inventory
+from rayreid.sweeps.trials import corners, trials
+from rayreid.tracking.database import file_of
+from rayreid.tracking.history import History
+from rayreid.tracking.run_note import NOTE_FORM
+from rayreid.tracking.store import tracking_uri
+
+_CONFIG = "config.yaml"
+_ARTIFACT = "artifact."
+"""Start of the tags with which a run names its artifacts."""
+
+
+@dataclass(frozen=True)
+class References:
+    """What refers to which artifact.
+
+    Attributes:
+        inputs: Artifacts that were made from an artifact, by its id.
+        others: Experiments, reports and registered models that use it, by its id.
+        unresolved: Why it is not known what something refers to, one line each with the remedy; nothing may be deleted
+            then.
+    """
+
+    inputs: Mapping[str, tuple[str, ...]]
+    others: Mapping[str, tuple[str, ...]]
+    unresolved: tuple[str, ...]
+
+    def of(self, identifier: str) -> tuple[str, ...]:
+        """Return all that refers to an artifact."""
+        return (*self.others.get(identifier, ()), *self.inputs.get(identifier, ()))
+
+
+def look() -> tuple[Inventory, References]:
+    """Return the artifacts of the output root, and what refers to them."""
+    inventory = Inventory(output_root())
+    return inventory, references(inventory)
+
+
+def references(inventory: Inventory) -> References:
+    """Return what refers to the artifacts of an inventory."""
+    inputs: dict[str, list[str]] = {}
+    for stored in inventory.stored.values():
+        for role, identifier in (stored.record.recipe["inputs"] if stored.record else {}).items():
+            inputs.setdefault(str(identifier), []).append(f"{stored} ({role})")
+    others: dict[str, list[str]] = {}
+    unresolved: list[str] = []
+    for name, wanted in _users(inventory.root, unresolved):
+        for identifier in wanted:
+            others.setdefault(identifier, []).append(name)
+    for stored in inventory.stored.values():
+        if stored.record is None and stored.id not in others:
+            state, remedy = "unfinished", "rayreid doctor --repair --discard unfinished deletes it"
+            if stored.fault:
+                state, remedy = f"damaged ({stored.fault})", f"restore it, or delete {escaped(str(stored.folder))}"
+            unresolved.append(
+                f"{stored} is {state} and belongs to no experiment of this root, so what it needs is not known; "
+                f"{remedy}"
+            )
+    return References(_tuples(inputs), _tuples(others), tuple(unresolved))
+
+
+def _tuples(found: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:
+    return {identifier: tuple(dict.fromkeys(names)) for identifier, names in found.items()}
+
+
+def _users(root: Path, unresolved: list[str]) -> Iterator[tuple[str, set[str]]]:
+    """Yield the names of experiments, reports and registered models, with the ids of the artifacts that they use."""
+    by_run: dict[str, set[str]] = {}
+    for folder in sorted((root / "experiments").glob("*/")):
+        if folder.is_symlink() or not (folder / _CONFIG).is_file():
+            continue
+        try:
+            wanted = _wanted(folder, root)
+        except UserError as error:
+            unresolved.append(
+                f"{folder}: what this experiment needs is not known ({error}); mend that, or delete the folder"
+            )
+            continue
+        yield f"experiments/{escaped(folder.name)}", wanted
+        run = _run_of(folder)
+        if run:
+            by_run[run] = wanted
+    for page in sorted((root / "reports").glob("*/")):
+        for run, wanted in by_run.items():
+            if page.name.endswith(f"-{run[:8]}"):
+                yield f"reports/{escaped(page.name)}", wanted
+    yield from _registered(root, unresolved)
+
+
+def _wanted(folder: Path, root: Path) -> set[str]:
+    """Return the ids of all artifacts that an experiment's folder stands for.
+
+    Raises:
+        UserError: The configuration cannot be read any more, or names a file that is missing.
+    """
+    experiment = load_experiment(folder / _CONFIG)
+    found: dict[str, Artifact] = {}
+    for one in _experiments(experiment, compared=(folder / "selections.html").exists()):
+        found.update(lineage(plan(one, root)))
+    if experiment.matrix != Matrix() or (folder / "matrix.json").exists():
+        found.update(lineage({str(pair): cell for pair, cell in cells_of(experiment, root).items()}))
+    for artifact in list(found.values()):
+        found.update(lineage(artifact.auxiliary))
+    return set(found)
+
+
+def _experiments(experiment: Experiment, compared: bool) -> Iterator[Experiment]:
+    if experiment.sweep is not None:
+        yield from trials(experiment).values() or corners(experiment)
+        return
+    yield from rows(experiment).values()
+    if experiment.compares:
+        yield experiment.alone
+    if compared:
+        yield from (one for one in variants(experiment, COMPARED).values() if one.selects)
+
+
+def _run_of(folder: Path) -> str | None:
+    try:
+        return str(read_json(folder / "run.json", NOTE_FORM)["run"])
+    except (OSError, UserError):
+        return None
+
+
+def _registered(root: Path, unresolved: list[str]) -> Iterator[tuple[str, set[str]]]:
+    try:
+        uri = tracking_uri(root)
+        database = file_of(uri)
+        if database is not None and not database.is_file():
+            return
+        models = History(uri).registered()
+    except UserError as error:
+        unresolved.append(f"which models are registered is not known ({error})")
+        return
+    for model, tags in models.items():
+        named = {value.partition("/")[2] for key, value in tags.items() if key.startswith(_ARTIFACT)}
+        yield model, named
