@@ -19,6 +19,9 @@ from rayreid.storage.metrics_log import Journal
 _SAME, _SCALED = 1.15, 1.6
 """Factors by which a duration may be off: of the same network and device; of a stage that any network may have run."""
 
+_NOT_COPIED = ("ingest", "features")
+"""Stages whose files are not logged to MLflow."""
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -79,14 +82,14 @@ class EarlierRuns:
         return _other(artifact.stage, same or paces, work)
 
     def size(self, artifact: Artifact, work: Workload) -> Span | None:
-        """Return the bytes of an artifact, from earlier ones like it; None if there is none."""
+        """Return the bytes of an artifact and of MLflow's copy, from earlier ones like it; None if there is none."""
         kind = _kind(artifact.stage, artifact.fields)
         same = [one for one in self._paces(artifact.stage) if one.kind == kind and one.size]
         if not same:
             return None
         grows = artifact.stage in ("ingest", "score", "features", "priority", "select")
         sizes = [one.size * (work.images / one.images if grows and one.images and work.images else 1) for one in same]
-        return Span.around(sizes, 1.2)
+        return Span.around(sizes, 1.2) * (1 if artifact.stage in _NOT_COPIED else 2)
 
     def _here(self, pace: Pace) -> bool:
         """Return whether a pace is one of the machine to estimate for; without a name, of any with such a device."""

@@ -33,7 +33,7 @@ class Estimate:
     Attributes:
         seconds: Duration of the stage.
         gpu_hours: GPU-hours, for as long as the stage holds its GPUs.
-        disk: Bytes that stay, with the copies that MLflow keeps of weights and scores.
+        disk: Bytes that stay, with the copies that MLflow keeps.
         basis: What the duration was estimated from.
         runs: Number of earlier runs behind it.
     """

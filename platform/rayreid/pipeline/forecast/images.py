@@ -87,12 +87,10 @@ def _published(source: Mapping[str, Any]) -> dict[str, int]:
         if not parts or not all(parts):
             return {}
         return {"train": sum(part.get("train", 0) for part in parts)}
-    folder = PurePosixPath(str(source.get("root") or "")).name
-    for name in (str(source.get("dataset")), folder):
-        found = PUBLISHED_IMAGES.get(re.sub(r"[^a-z0-9]", "", name.lower()))
-        if found is not None:
-            return dict(found)
-    return {}
+    # The layout of a folder says nothing about its size: a part of Market-1501 in its layout has another name.
+    name = PurePosixPath(str(source["root"])).name if source.get("root") else str(source.get("dataset"))
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return dict(PUBLISHED_IMAGES.get(re.sub(r"(v[0-9]*|reid)$", "", plain), {}))
 
 
 def _stored(store: Artifact) -> ImageCount:

@@ -58,8 +58,9 @@ def standing_of(artifact: Artifact) -> Standing:
         fault = str(error)
     running = is_held(artifact.path / LEASE)
     done, unit = _progress(artifact)
-    state = State.RESUMED if done else State.MADE
-    return Standing(state, done, unit, escaped(fault), running)
+    if not done:
+        return Standing(State.MADE, fault=escaped(fault), running=running)
+    return Standing(State.RESUMED, done, unit, escaped(fault), running)
 
 
 def is_held(lease: Path) -> bool:

@@ -1,0 +1,146 @@
+"""List, details and deletion of artifacts, as their commands do it."""
+
+import json
+
+import pytest
+
+from rayreid.cli import main
+from rayreid.config.loading import dump, load_experiment, rows
+from rayreid.housekeeping.references import look
+from rayreid.pipeline.graph import plan
+from rayreid.storage.artifacts import Artifact, lineage
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path / "outputs"))
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def command(outputs, capsys):
+    """Runs `rayreid artifacts …`; returns its exit status and what it printed on both streams."""
+
+    def command(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(["artifacts", *arguments])
+        shown = capsys.readouterr()
+        return ended.value.code or 0, shown.out, shown.err
+
+    return command
+
+
+def finish(artifact, **facts):
+    with artifact.writing() as folder:
+        (folder / "weights").write_bytes(bytes(2000))
+        artifact.finish(
+            {"finished": "2026-01-02T03:04:05Z", "git_sha": "abc", **facts}, None, {"command": "rayreid run x"}
+        )
+    return artifact
+
+
+@pytest.fixture
+def orphans(outputs):
+    """Three complete artifacts that no experiment uses, one made of another."""
+    pool = finish(Artifact(outputs, "ingest", 1, {}))
+    weights = finish(Artifact(outputs, "pretrain", 1, {"pretrain": {"epochs": 3}}, {"pool": pool}))
+    return pool, weights, finish(Artifact(outputs, "select", 1, {}, {"pool": pool}))
+
+
+@pytest.fixture
+def used(outputs, tiny):
+    """An experiment of which everything is complete."""
+    experiment = load_experiment(tiny())
+    (outputs / "experiments" / "tiny-1").mkdir(parents=True)
+    (outputs / "experiments" / "tiny-1" / "config.yaml").write_text(dump(experiment))
+    return [finish(one) for one in lineage(plan(rows(experiment)["tiny"], outputs)).values()]
+
+
+def test_the_list_has_sizes_and_users(command, orphans, used):
+    status, out, _ = command("list")
+    assert status == 0 and f"{len(orphans) + len(used)} artifacts" in out
+    line = next(line for line in out.splitlines() if line.startswith(str(orphans[1])))
+    assert "complete" in line and "2026-01-02 03:04" in line and line.rstrip().endswith("nothing")
+    entries = json.loads(command("list", "--json")[1])
+    pool = next(one for one in entries if one["artifact"] == str(orphans[0]))
+    assert pool["used_by"] == [f"{orphans[1]} (pool)", f"{orphans[2]} (pool)"] and pool["bytes"] > 2000
+
+
+def test_an_empty_root_says_so(command, outputs):
+    assert command("list")[1] == f"{outputs}: there is no artifact\n"
+    assert "there is no artifact in" in command("show", "abc")[2]
+    assert not outputs.exists()
+
+
+def test_an_artifact_is_found_by_its_id_or_the_beginning_of_it(command, orphans):
+    for name in (str(orphans[1]), orphans[1].id, orphans[1].id[:5], str(orphans[1].path)):
+        status, out, _ = command("show", name)
+        assert status == 0 and out.startswith(str(orphans[1]))
+        assert "rayreid run x" in out and "pretrain.epochs" in out and orphans[0].id in out and "nothing" in out
+    assert json.loads(command("show", orphans[0].id, "--json")[1])["made_by"] == {"command": "rayreid run x"}
+
+
+def test_an_unknown_id_is_one_line_with_near_matches(command, orphans):
+    wrong = f"pretrain/{orphans[1].id[:-1]}{'0' if orphans[1].id[-1] != '0' else '1'}"
+    status, out, err = command("show", wrong)
+    assert (status, out) == (2, "") and len(err.splitlines()) == 1
+    assert f"there is no such artifact in {orphans[1].root}; did you mean {orphans[1]}" in err
+    assert "rayreid artifacts list shows all" in command("show", "~~")[2]
+
+
+def test_several_that_begin_alike_are_named(command, orphans, monkeypatch):
+    monkeypatch.setattr("rayreid.housekeeping.artifact_list._LEAST_PREFIX", 0)
+    assert "several artifacts begin so" in command("show", "")[2]
+
+
+def test_only_what_nothing_uses_is_deleted(command, orphans, used):
+    status, out, _ = command("gc", "--yes")
+    assert status == 0 and out.count("deleted ") == 3 and "freed" in out
+    assert not any(one.path.exists() for one in orphans) and all(one.complete for one in used)
+    assert out.index(f"deleted {orphans[1]}") < out.index(f"deleted {orphans[0]}"), "users before what they use"
+    assert "nothing to delete" in command("gc", "--yes")[1]
+
+
+def test_nothing_is_deleted_without_agreement(command, orphans, monkeypatch):
+    assert "would delete" in command("gc", "--dry-run")[1]
+    monkeypatch.setattr("typer.confirm", lambda question: False)
+    assert "to delete" in command("gc")[1]
+    assert all(one.complete for one in orphans)
+
+
+def test_what_a_live_process_holds_stays_with_what_it_was_made_of(command, orphans):
+    with orphans[1].writing():
+        out = command("gc", "--yes")[1]
+    assert f"kept {orphans[1]}" in out and orphans[0].complete and not orphans[2].path.exists()
+
+
+def test_what_an_unfinished_artifact_may_need_is_not_deleted(command, orphans, outputs):
+    Artifact(outputs, "finetune", 1, {}).path.mkdir(parents=True)
+    status, _, err = command("gc", "--yes")
+    assert status == 2 and len(err.splitlines()) == 1 and "nothing is deleted while it is not known" in err
+    assert all(one.complete for one in orphans)
+
+
+def test_an_unfinished_artifact_keeps_what_its_experiment_uses(command, used):
+    used[-1].path.joinpath("artifact.json").unlink()
+    assert "nothing to delete" in command("gc", "--yes")[1] and all(one.complete for one in used[:-1])
+
+
+def test_what_was_taken_up_while_the_question_waited_stays(command, orphans, outputs, tiny, monkeypatch):
+    def agree(question):
+        (outputs / "finetune" / "0123456789ab").mkdir(parents=True)
+        return True
+
+    monkeypatch.setattr("typer.confirm", agree)
+    assert "nothing is deleted" in command("gc")[2] and all(one.complete for one in orphans)
+
+
+def test_links_out_of_the_root_are_not_followed(command, orphans, outputs, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    orphans[1].path.parent.rename(elsewhere)
+    orphans[1].path.parent.symlink_to(elsewhere)
+    command("gc", "--yes")
+    assert (elsewhere / orphans[1].id / "artifact.json").exists()
+    assert orphans[1].id not in look()[0].stored

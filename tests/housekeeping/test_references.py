@@ -1,0 +1,98 @@
+import json
+
+import pytest
+import yaml
+
+from rayreid.config.loading import dump, load_experiment, rows
+from rayreid.housekeeping.references import look
+from rayreid.pipeline.graph import plan
+from rayreid.storage.artifacts import Artifact, lineage
+from rayreid.sweeps.trials import trials
+from tiny_experiment import TINY
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path / "outputs"))
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def recorded(outputs, tiny):
+    """Writes the folder of an experiment as a run does, and returns the experiment."""
+
+    def recorded(name="tiny-1", **changes):
+        experiment = load_experiment(tiny(**changes))
+        folder = outputs / "experiments" / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(dump(experiment))
+        (folder / "run.json").write_text(json.dumps({"run": "0123456789abcdef"}))
+        return experiment
+
+    return recorded
+
+
+def test_an_experiment_uses_all_of_its_graph(outputs, recorded):
+    experiment = recorded()
+    known = look()[1]
+    for identifier in lineage(plan(rows(experiment)["tiny"], outputs)):
+        assert known.of(identifier) == ("experiments/tiny-1",)
+    assert known.unresolved == ()
+
+
+def test_a_sweep_uses_the_graphs_of_its_trials(outputs, recorded):
+    experiment = recorded(sweep={"parameters": {"select.fraction": [0.25, 0.5]}})
+    known = look()[1]
+    assert all(
+        graph["metrics"].id in known.others for graph in (plan(one, outputs) for one in trials(experiment).values())
+    )
+
+
+def test_an_artifact_uses_what_it_was_made_of(outputs):
+    pool = Artifact(outputs, "ingest", 1, {})
+    weights = Artifact(outputs, "pretrain", 1, {}, {"pool": pool})
+    for one in (pool, weights):
+        with one.writing():
+            one.finish({})
+    known = look()[1]
+    assert known.of(pool.id) == (f"{weights} (pool)",) and known.of(weights.id) == ()
+
+
+def test_the_report_of_an_experiment_uses_what_this_uses(outputs, recorded):
+    graph = plan(rows(recorded())["tiny"], outputs)
+    (outputs / "reports" / "tiny-01234567").mkdir(parents=True)
+    assert look()[1].of(graph["metrics"].id) == ("experiments/tiny-1", "reports/tiny-01234567")
+
+
+def test_a_matrix_uses_its_evaluations(outputs, recorded):
+    recorded(
+        matrix={"targets": [{**TINY["target"], "name": "again", "options": {**TINY["target"]["options"], "seed": 7}}]}
+    )
+    used = look()[1].others
+    assert len(used) > len(lineage(plan(load_experiment(outputs / "experiments/tiny-1/config.yaml").alone, outputs)))
+
+
+def test_an_experiment_that_cannot_be_read_is_told(outputs, recorded):
+    recorded()
+    path = outputs / "experiments" / "tiny-1" / "config.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "gone": 1}))
+    known = look()[1]
+    assert len(known.unresolved) == 1 and "unknown key 'gone'" in known.unresolved[0]
+    assert "\n" not in known.unresolved[0] and "delete the folder" in known.unresolved[0]
+
+
+def test_an_unfinished_artifact_of_no_experiment_is_told(outputs, recorded):
+    graph = plan(rows(recorded())["tiny"], outputs)
+    graph["model"].path.mkdir(parents=True)
+    assert look()[1].unresolved == ()
+    Artifact(outputs, "pretrain", 1, {}).path.mkdir(parents=True)
+    assert "is unfinished and belongs to no experiment" in look()[1].unresolved[0]
+
+
+def test_registered_models_use_the_artifacts_of_their_run(outputs, recorded, monkeypatch, new_database):
+    new_database(outputs)
+    tags = {"artifact.model": "finetune/0123456789ab", "stage": "x"}
+    monkeypatch.setattr("rayreid.housekeeping.references.History.registered", lambda self: {"models:/mine/1": tags})
+    assert look()[1].of("0123456789ab") == ("models:/mine/1",)
