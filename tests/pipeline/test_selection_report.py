@@ -27,7 +27,7 @@ def variants(tmp_path):
 
     def variants(strategies=COMPARED, **changes) -> dict:
         (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **changes}))
-        found = selection_report._variants(load_experiment(tmp_path / "tiny.yaml"), strategies)
+        found = selection_report.variants(load_experiment(tmp_path / "tiny.yaml"), strategies)
         return {label: row for label, row in found.items() if row.selects}
 
     return variants
