@@ -109,6 +109,12 @@ def test_a_missing_dataset_leaves_the_rest(forecast_of):
     assert "artifacts that cannot be estimated" in text
 
 
+def test_nothing_that_can_be_estimated_gives_no_total(forecast_of):
+    nowhere = {"dataset": "folder", "root": "nowhere"}
+    text = shown(forecast_of(pool=nowhere, target=nowhere))
+    assert "nothing of what would be made can be estimated" in text and "time  " not in text
+
+
 def test_what_a_run_would_refuse_is_said(forecast_of):
     found = forecast_of(finetune={"identities": 500})
     assert [note for note in found.notes if note.startswith("rayreid run would refuse this: finetune.identities=500")]

@@ -77,7 +77,7 @@ class Estimator:
         """
         workers, cpus, gpu = self._share(artifact.stage, experiment.resources)
         told = self._earlier.seconds(artifact, work, workers)
-        seconds = told[0] if told else self._from_table(artifact.stage, work, workers, cpus, gpu)
+        seconds = told[0] if told else self._from_table(artifact, work, workers, cpus, gpu)
         size = self._earlier.size(artifact, work) or _size(role, artifact, work, experiment)
         hours = seconds * (workers / 3600) if gpu else NOTHING
         return Estimate(seconds, hours, size, "earlier runs" if told else "table", told[1] if told else 0)
@@ -92,17 +92,20 @@ class Estimator:
             return share.workers, share.cpus, share.gpu
         return 1, self.machine.cpus, False
 
-    def _from_table(self, stage: str, work: Workload, workers: int, cpus: int, gpu: bool) -> Span:
+    def _from_table(self, artifact: Artifact, work: Workload, workers: int, cpus: int, gpu: bool) -> Span:
+        stage = artifact.stage
         start = figures.STAGE_SECONDS.get(stage, figures.OTHER_STAGE_SECONDS)
         if stage == "ingest":
-            return start + figures.INGESTED_PER_CORE.over(work.images) * (1 / self.machine.cpus)
+            drawn = artifact.fields["source"]["dataset"] == "synthetic"
+            pace = figures.DRAWN_PER_CORE if drawn else figures.INGESTED_PER_CORE
+            return start + pace.over(work.images) * (1 / self.machine.cpus)
         if not work.gflop:
             return start
         if not gpu:
             return start + figures.CPU_GFLOPS_PER_CORE.over(work.gflop) * (1 / (workers * cpus))
         training = stage in TRAININGS
-        pace = figures.GPU_TRAINING_GFLOPS if training else figures.GPU_INFERENCE_GFLOPS
-        compute = pace.over(work.gflop).at_least(figures.GPU_IMAGES_FROM_JPEG.over(work.seen)) * (1 / workers)
+        speed = figures.GPU_TRAINING_GFLOPS if training else figures.GPU_INFERENCE_GFLOPS
+        compute = speed.over(work.gflop).at_least(figures.GPU_IMAGES_FROM_JPEG.over(work.seen)) * (1 / workers)
         if training:
             return start + figures.GPU_COMPILE_SECONDS + compute.at_least(figures.GPU_STEP_SECONDS * work.steps)
         return start + compute

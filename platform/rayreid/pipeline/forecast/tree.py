@@ -75,6 +75,8 @@ def totals(forecast: Forecast, price: float | None = None) -> list[str]:
     if not forecast.to_make:
         return [*lines, "[green]everything is complete: a run would make nothing[/]"]
     missing = ""
+    if len(forecast.unknown) == len(forecast.to_make):
+        return [*lines, "[yellow]nothing of what would be made can be estimated[/]"]
     if forecast.unknown:
         names = ", ".join(dict.fromkeys(step.role for step in forecast.unknown))
         missing = f", without {len(forecast.unknown)} artifacts that cannot be estimated ({names})"
