@@ -1,3 +1,6 @@
+import pytest
+
+from rayreid.errors import UserError
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.contents import RECORD
 from rayreid.storage.inventory import Inventory, size_of
@@ -26,6 +29,12 @@ def test_complete_unfinished_and_damaged_artifacts_are_told_apart(tmp_path):
 
 def test_a_root_that_does_not_exist_has_none(tmp_path):
     assert Inventory(tmp_path / "none").stored == {} and not (tmp_path / "none").exists()
+
+
+def test_a_root_that_is_no_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="it is no folder; set RAYREID_ROOT"):
+        Inventory(tmp_path / "file")
 
 
 def test_links_and_other_folders_are_left_out(tmp_path):

@@ -47,6 +47,9 @@ class Inventory:
 
     Args:
         root: The output root; it may not exist.
+
+    Raises:
+        UserError: The root is no folder.
     """
 
     def __init__(self, root: Path):
@@ -75,6 +78,8 @@ def size_of(path: Path) -> int:
 
 def _stored(root: Path) -> Iterator[Stored]:
     if not root.is_dir():
+        if root.exists():
+            raise UserError(f"{root}: it is no folder; set RAYREID_ROOT to the folder of the outputs")
         return
     for stage in sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink()):
         try:
