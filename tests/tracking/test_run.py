@@ -277,6 +277,12 @@ def test_a_run_is_continued_by_a_later_process(tracker, run):
     assert history(run, "loss") == [(0, 1.0), (1, 0.5)]
 
 
+def test_a_continued_run_knows_the_command_that_began_it_without_asking_again(tracker, run, monkeypatch):
+    continued = tracker.resume(run.id)
+    monkeypatch.setattr(continued.tracker.client, "get_run", lambda run_id: pytest.fail("the store may be away"))
+    assert continued.source() == run.source() and run.source()["mlflow.source.name"]
+
+
 def test_a_run_that_this_store_does_not_know_is_none(tracker):
     assert tracker.resume("0" * 32) is None
 

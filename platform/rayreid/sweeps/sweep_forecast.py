@@ -5,7 +5,8 @@ from dataclasses import replace
 from rayreid.config import Experiment
 from rayreid.config.loading import rows
 from rayreid.paths import output_root
-from rayreid.pipeline.forecast.forecast import Forecast, forecast
+from rayreid.pipeline.forecast.forecast import Forecast
+from rayreid.pipeline.forecast.forecasting import forecast
 from rayreid.pipeline.forecast.planned_machine import PlannedMachine, machine_here
 from rayreid.sweeps.trials import corners, sweep_of, trials
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rayreid.config.loading import change, load_experiment, rows
 from rayreid.console import Screen
 from rayreid.errors import UserError
-from rayreid.pipeline.forecast.forecast import forecast
+from rayreid.pipeline.forecast.forecasting import forecast
 from rayreid.pipeline.forecast.mermaid import mermaid_of
 from rayreid.pipeline.forecast.planned_machine import PlannedMachine
 from rayreid.pipeline.forecast.standings import State
