@@ -43,14 +43,21 @@ def check(
     check_sources(experiments, plans, lambda line: screen.say(escape(line)))
 
 
-def check_settings(experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Artifact]]) -> None:
-    """Refuse what can be refused without looking at any dataset; see `check`."""
+def check_settings(
+    experiments: Iterable[Experiment], plans: Mapping[str, Mapping[str, Artifact]], weights: bool = True
+) -> None:
+    """Refuse what can be refused without looking at any dataset; see `check`.
+
+    Args:
+        experiments, plans: See `check`.
+        weights: Whether to look into the weights that the experiments start from, which downloads those of timm.
+    """
     experiments = list(experiments)
     for backbone in {str(b): b for e in experiments for b in (e.backbone, e.proxy.backbone)}.values():
-        initial_weights.check(backbone)
+        initial_weights.check(backbone if weights else backbone.model_copy(update={"weights": None}))
     for e in experiments:
         _check_dealing(e, 1 if e.resources.workers == "auto" else e.resources.workers)
-        if needs_source(e):
+        if weights and needs_source(e):
             check_proxies(e)
         _check_checkpointing(e)
         for key, (backbone, config) in _pretrainings(e).items():

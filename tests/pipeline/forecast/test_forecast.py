@@ -120,6 +120,14 @@ def test_what_a_run_would_refuse_is_said(forecast_of):
     assert [note for note in found.notes if note.startswith("rayreid run would refuse this: finetune.identities=500")]
 
 
+def test_no_weights_are_fetched(forecast_of, monkeypatch):
+    def fetch(*args):
+        raise AssertionError("a plan downloads nothing")
+
+    monkeypatch.setattr("rayreid.stages.training.initial_weights.check_weights", fetch)
+    assert not forecast_of(backbone={"weights": "timm:vit_tiny_patch16_224.augreg_in21k"}).notes
+
+
 def test_a_row_that_cannot_be_planned_leaves_the_others(forecast_of, whole, tmp_path):
     listed = [*ROWS, {"label": "listed", "select.strategy": "list", "select.list": "no.txt"}]
     found = forecast_of(compare=listed)

@@ -157,7 +157,7 @@ def _refusal(
     """Return why a run would be refused before it starts anything, as far as that can be told without Ray."""
     planned = [experiments[label] for label in graphs]
     try:
-        check_settings(planned, graphs)
+        check_settings(planned, graphs, weights=False)
         check_sources(planned, graphs)
     except UserError as error:
         text = str(error)
