@@ -132,9 +132,10 @@ def _experiments(experiment: Experiment, compared: bool) -> Iterator[Experiment]
 
 def _run_of(folder: Path) -> str | None:
     try:
-        return str(read_json(folder / "run.json", NOTE_FORM)["run"])
+        run: str | None = read_json(folder / "run.json", NOTE_FORM)["run"]
     except (OSError, UserError):
         return None
+    return run
 
 
 def _registered(root: Path, unresolved: list[str]) -> Iterator[tuple[str, set[str]]]:

@@ -27,6 +27,7 @@ from rayreid.tracking.store import open_store, tracking_uri, without_retries
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from mlflow.entities import Run as MlflowRun
 
 PARENT = "mlflow.parentRunId"
 """The tag that nests a run under another."""
@@ -124,7 +125,7 @@ class Tracker:
             Run(self, double.info.run_id).finish("KILLED")
         if not found:
             return None
-        left = Run(self, found[0].info.run_id)
+        left = Run(self, found[0].info.run_id, _source_of(found[0]))
         left.begin_again()
         return left
 
@@ -138,7 +139,7 @@ class Tracker:
 
         try:
             found = self.outage.wait(lambda: self.client.get_run(run_id))
-            run = Run(self, run_id, {key: found.data.tags.get(key) for key in SOURCE_TAGS})
+            run = Run(self, run_id, _source_of(found))
             run.begin_again()
         except MlflowException:  # it was deleted, or belongs to another store
             return None
@@ -223,8 +224,7 @@ class Run:
             UserError: The store stayed away.
         """
         if self._source is None:
-            tags = self.tracker.outage.wait(lambda: self.client.get_run(self.id)).data.tags
-            self._source = {key: tags.get(key) for key in SOURCE_TAGS}
+            self._source = _source_of(self.tracker.outage.wait(lambda: self.client.get_run(self.id)))
         return self._source
 
     def child(self, name: str, tags: Mapping[str, Any] | None = None, note: RunNote | None = None) -> "Run":
@@ -327,3 +327,8 @@ class Run:
             if error is None:
                 raise
             self.tracker.outage.tell(f"the end of MLflow run {self.id} is not recorded ({reason(refused)})")
+
+
+def _source_of(run: "MlflowRun") -> dict[str, str | None]:
+    """Return the `SOURCE_TAGS` of a run as the store has it."""
+    return {key: run.data.tags.get(key) for key in SOURCE_TAGS}
