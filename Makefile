@@ -47,7 +47,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installed. The environment is $(VENV); its command is $(BIN)/rayreid."
 
 demo: $(READY)    ## run the whole method on drawn pedestrians (no download, no GPU)
-	$(BIN)/rayreid run experiments/demo.yaml
+	$(BIN)/rayreid demo
 
 test: $(READY)    ## run the fast tests: all except those marked ray, slow or gpu
 	$(PYTEST) $(SPREAD) $(FAST)

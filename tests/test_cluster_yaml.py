@@ -58,7 +58,7 @@ def test_all_nodes_find_data_and_outputs_at_one_absolute_place(cluster):
 
 def test_nodes_install_the_tested_versions_from_files_that_travel(cluster):
     (install,) = [command for command in cluster["setup_commands"] if "pip install" in command]
-    assert "-c constraints.txt -e ." in install
+    assert "-c constraints.txt -e '.[all]'" in install
     for remote, local in cluster["file_mounts"].items():
         if remote != TOKEN:
             assert remote == f"~/rayreid/{local}"

@@ -48,9 +48,12 @@ def pins():
 
 @pytest.fixture(scope="module")
 def direct():
-    """What pyproject.toml names, the dev extra included."""
+    """What pyproject.toml names, all extras included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]]
+    extras = project["optional-dependencies"]
+    named = [Requirement(line) for lines in [project["dependencies"], *extras.values()] for line in lines]
+    assert {extra for one in named if one.name == project["name"] for extra in one.extras} <= set(extras)
+    return [one for one in named if one.name != project["name"] and one not in map(Requirement, extras["faiss-cpu"])]
 
 
 def test_the_root_holds_what_it_should(files):
@@ -215,10 +218,9 @@ def test_ray_is_bounded_while_private_parts_of_it_are_used(direct):
     assert not ray.specifier.contains("2.61.0") and ray.specifier.contains("2.60.9")
 
 
-def test_every_file_of_the_package_is_in_its_wheel(files):
+def test_the_wheel_takes_the_whole_package_and_the_experiment_files():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    patterns = project["tool"]["setuptools"]["package-data"]["rayreid"]
-    package = Path("platform/rayreid")
-    others = [path.relative_to(package) for path in files if path.is_relative_to(package) and path.suffix != ".py"]
-    assert [str(path) for path in others if not any(path.match(pattern) for pattern in patterns)] == []
-    assert any(path.parent == Path("evaluation/templates") for path in others)
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["sources"] == {"platform/rayreid": "rayreid", "experiments": "rayreid/experiments"}
+    assert wheel["only-include"] == list(wheel["sources"])  # tests/test_wheel.py looks into a wheel
+    assert wheel["dev-mode-dirs"] == ["platform"]

@@ -1,5 +1,6 @@
 """Errors that the user can fix, as opposed to bugs in the program, and errors in one line."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from rayreid.masking import masked
@@ -18,6 +19,19 @@ class UserError(Exception):
 
 class StoppedEarly(UserError):  # noqa: N818 - no fault
     """Raised when the median rule stops a training: it did not fail, and it has no result."""
+
+
+def missing_extra(feature: str, extra: str, packages: Sequence[str], otherwise: str = "") -> UserError:
+    """Return the error that a feature needs packages which only an extra of the installation brings.
+
+    Args:
+        feature: The key, option or command that needs them.
+        extra: Name of the extra in `pyproject.toml`.
+        packages: The packages as pip knows them.
+        otherwise: How to do without, as the end of the sentence.
+    """
+    without = f"; or {otherwise}" if otherwise else ""
+    return UserError(f"{feature} needs the extra rayreid[{extra}]: pip install {' '.join(packages)}{without}")
 
 
 def escaped(text: str) -> str:

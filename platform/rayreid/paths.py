@@ -27,6 +27,11 @@ def output_root() -> Path:
     return root
 
 
+def use_output_root(folder: str) -> None:
+    """Make a folder the output root of this process and of those that it starts, in place of `RAYREID_ROOT`."""
+    os.environ["RAYREID_ROOT"] = str(expanded(folder).absolute())
+
+
 def data_path(root: str) -> Path:
     """Return a dataset's folder; a relative path is looked up under `RAYREID_DATA`, or else in the current folder.
 

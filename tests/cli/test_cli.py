@@ -1,6 +1,7 @@
 """Bad input at the command line: one line, exit status 2, nothing begun."""
 
 import errno
+import importlib.util
 import io
 import json
 import os
@@ -96,6 +97,22 @@ def test_a_row_to_compare_with_is_one_of_the_file(refused):
 def test_a_ledger_is_a_csv_file_of_rows(refused):
     assert "--to ledger.txt: name it *.csv" in refused("ledger", GOOD, "--to", "ledger.txt")
     assert "is a sweep" in refused("ledger", {**GOOD, "sweep": {"parameters": {"seed": [0, 1]}}})
+
+
+@pytest.mark.parametrize(
+    ("change", "extra"),
+    [
+        ({"select": {"strategy": "cluster"}}, "faiss"),
+        ({"adapt": {"method": "usl", "search": "approximate"}}, "faiss"),
+        ({"sweep": {"search": "optuna", "trials": 2, "parameters": {"seed": [0, 1]}}}, "optuna"),
+    ],
+)
+def test_a_feature_whose_extra_is_missing(refused, monkeypatch, home, change, extra):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("rayreid.neighbours.knn.find_spec", lambda name: None if name == extra else found(name))
+    monkeypatch.setitem(sys.modules, extra, None)
+    message = refused("run", {**GOOD, **change})
+    assert f"needs the extra rayreid[{extra}]: pip install {extra}" in message
 
 
 @pytest.mark.parametrize("command", ["run", "matrix", "selections", "ledger"])

@@ -305,7 +305,7 @@ def test_an_onnx_file_is_compared_and_described(refused, weights, tmp_path):
 def test_missing_packages_are_told_before_any_work(refused, ours, tmp_path, monkeypatch):
     monkeypatch.setattr("rayreid.models.onnx_export.PACKAGES", ("onnx", "no_such_package"))
     message = refused("export", ours, "--onnx", tmp_path / "w.onnx")
-    assert "needs no_such_package: pip install" in message
+    assert "needs the extra rayreid[onnx]: pip install no_such_package" in message
 
 
 def test_it_starts_without_ray_mlflow_and_onnx(ours):

@@ -64,6 +64,11 @@ def test_a_node_that_is_well_is_one_line():
     assert found.text == "8 CPUs, 2 × L4; faiss 1.15.1 on the CPU; 80 GiB free for Ray"
 
 
+def test_a_node_without_the_extra_faiss_is_well():
+    (found,) = said_of(host(faiss=""))
+    assert found.mark == "ok" and "; no faiss; " in found.text
+
+
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [

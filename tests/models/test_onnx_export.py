@@ -71,6 +71,6 @@ def test_a_deviation_that_is_no_number_is_refused(tmp_path):
 def test_missing_packages_are_named_with_the_remedy(tmp_path, monkeypatch):
     found = onnx_export.importlib.util.find_spec
     monkeypatch.setattr(onnx_export.importlib.util, "find_spec", lambda n: None if n == "onnxruntime" else found(n))
-    with pytest.raises(UserError, match=r"needs onnxruntime: pip install onnx") as error:
+    with pytest.raises(UserError, match=r"needs the extra rayreid\[onnx\]: pip install onnxruntime") as error:
         export_onnx(backbone_of("ics"), tmp_path / "b.onnx")
     assert "\n" not in str(error.value)

@@ -60,5 +60,5 @@ def test_how_many_clusters(images, wanted, expected):
 
 def test_without_faiss_it_is_said_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(UserError, match=r"faiss cannot be loaded.*another select\.strategy"):
+    with pytest.raises(UserError, match=r"needs the extra rayreid\[faiss\]: pip install faiss-cpu; or"):
         find_centres(np.eye(4, dtype=np.float32), 2, 0)

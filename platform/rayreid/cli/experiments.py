@@ -1,4 +1,5 @@
-"""Commands for an experiment file: `run`, `sweep`, one per stage, `config`, `selections`, `ledger`, `report`."""
+"""Commands for an experiment file: `run`, `sweep`, one per stage, `config`, `selections`, `ledger`, `report`; and for
+the files that travel with the package: `demo`, `init`."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -54,6 +55,45 @@ def run(
         from rayreid.pipeline.experiment_runner import run as run_experiment
 
         run_experiment(experiment, against)
+
+
+@app.command()
+def demo(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Overrides of keys of demo.yaml, e.g. seed=1", show_default=False
+        ),
+    ] = None,
+    root: Annotated[
+        str | None,
+        typer.Option(
+            "--root",
+            metavar="FOLDER",
+            help="Folder for the outputs (default: RAYREID_ROOT, or else outputs/ in the current folder).",
+            show_default=False,
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Run the whole method on synthetic pedestrians: no dataset, no GPU; minutes on two cores."""
+    from rayreid.config.shipped import experiment_files
+    from rayreid.paths import use_output_root
+
+    if root is not None:
+        use_output_root(root)
+    run(str(experiment_files() / "demo.yaml"), overrides)
+
+
+@app.command()
+def init(
+    folder: Annotated[str, typer.Argument(metavar="[FOLDER]", help="Folder to copy to.")] = "experiments",
+    debug: Debug = False,
+) -> None:
+    """Copy the experiment files of this version into a folder, to extend them; no file is overwritten."""
+    from rayreid.config.shipped import copy_experiment_files
+
+    typer.echo(f"{folder}: {len(copy_experiment_files(folder))} files written")
 
 
 @app.command()

@@ -126,7 +126,9 @@ def compared(installed: dict[str, str], tested: dict[str, str]) -> Finding:
     ]
     if other:
         return Finding(
-            "note", "versions", f"{', '.join(other)}: install the tested ones with pip install -c constraints.txt -e ."
+            "note",
+            "versions",
+            f"{', '.join(other)}: install the tested ones with pip install -c constraints.txt -e '.[all]'",
         )
     return Finding("ok", "versions", f"{len(installed)} packages as tested")
 
@@ -260,5 +262,6 @@ def node(answer: Answer, here: dict[str, str]) -> Iterator[Finding]:
         yield Finding("bad", subject, fault)
     if not faults:
         gpus = ", ".join(f"{host.gpus.count(name)} × {name}" for name in dict.fromkeys(host.gpus)) or "no GPU"
+        faiss = f"faiss {host.faiss}" if host.faiss else "no faiss"
         free = f"{host.free / _GIB:,.0f} GiB free for Ray"
-        yield Finding("ok", subject, f"{answer.resources.get('CPU', 0):g} CPUs, {gpus}; faiss {host.faiss}; {free}")
+        yield Finding("ok", subject, f"{answer.resources.get('CPU', 0):g} CPUs, {gpus}; {faiss}; {free}")

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -29,7 +30,8 @@ class Host:
         versions: Versions of the requested packages that are installed.
         cuda: Version of CUDA (or ROCm) that torch was built for; None: built without GPU support.
         gpus: Names of the GPUs that computed a matrix product correctly.
-        faiss: Version of faiss and where it searches, if it finds the right neighbours, or else "".
+        faiss: Version of faiss and where it searches, if it finds the right neighbours, or else "";
+            also without the extra `faiss`.
         free: Free bytes on the disk where Ray keeps objects and logs.
         faults: The faults, each in one line that says what to do.
     """
@@ -101,7 +103,12 @@ def _gpus() -> tuple[list[str], list[str]]:
 
 
 def _faiss() -> tuple[str, list[str]]:
-    """Return the version and device of faiss, and its faults; a sample of a search among random points is checked."""
+    """Return the version and device of faiss, and its faults; a sample of a search among random points is checked.
+
+    Without the extra `faiss` there is neither: what needs it says so.
+    """
+    if find_spec("faiss") is None:
+        return "", []
     points = torch.randn(_POINTS, _WIDTH, generator=torch.Generator().manual_seed(0))
     try:
         found = nearest(points, _NEAREST, engine="faiss")

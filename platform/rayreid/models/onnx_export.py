@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayreid.errors import UserError
+from rayreid.errors import UserError, missing_extra
 from rayreid.files import replacing
 from rayreid.models.backbones import Backbone
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-INSTALL = "pip install onnx onnxscript onnxruntime"
 INPUT, OUTPUT = "images", "features"
 TOLERANCE = 1e-4
 BATCHES = (1, 3)
@@ -78,7 +77,7 @@ def require_onnx() -> None:
     """Raise a UserError if a package of the extra `onnx` is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"exporting to ONNX needs {', '.join(missing)}: {INSTALL}")
+        raise missing_extra("exporting to ONNX", "onnx", missing)
 
 
 def _export(network: Backbone, path: Path) -> None:

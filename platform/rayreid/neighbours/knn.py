@@ -8,6 +8,7 @@ is needed only for the approximate search, and can also be chosen for the exact 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayreid.errors import UserError
+from rayreid.errors import UserError, missing_extra
 from rayreid.neighbours.kernels import in_blocks, side_by_side, take_columns, take_rows, thread_pool
 
 Engine = Literal["torch", "faiss", "approximate"]
@@ -28,6 +29,7 @@ TOLERANCE = 1e-4  # tolerance of a similarity in float32
 BELOW_ALL = -2.0  # less than any cosine
 CELLS_PER_ROOT = 4  # number of cells of the approximate index, in units of √N
 PROBED = 32  # number of cells searched per point
+WITHOUT_FAISS = "do without it: adapt.search=torch, another select.strategy"
 POINTS_PER_CELL = 40  # number of points per cell from which the cells are computed
 
 
@@ -175,12 +177,12 @@ def require_faiss() -> Any:
     Raises:
         UserError: faiss is not installed or cannot be loaded.
     """
+    if find_spec("faiss") is None:
+        raise missing_extra("a search with faiss", "faiss", ["faiss-cpu"], WITHOUT_FAISS)
     try:
         import faiss
     except ImportError as error:
-        raise UserError(
-            f"faiss cannot be loaded ({error}): install it, or do without: adapt.search=torch, another select.strategy"
-        ) from error
+        raise UserError(f"faiss cannot be loaded ({error}): install it again, or {WITHOUT_FAISS}") from error
     return faiss
 
 

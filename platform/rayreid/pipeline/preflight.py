@@ -9,6 +9,7 @@ from rayreid.console import Screen
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import NOTHING_TO_FIND
 from rayreid.execution.resources import training_share
+from rayreid.neighbours.knn import require_faiss
 from rayreid.pipeline.dataset_facts import Contents, Datasets
 from rayreid.pipeline.selection_graph import check_proxies, finetunes_proxies, needs_source, pretrains_proxy
 from rayreid.selection.filelist import read_list
@@ -34,8 +35,8 @@ def check(
             a multiple of the patch, weights of another architecture, an empty subset, a batch that cannot be filled or
             divided among workers and micro-batches, an unreadable file list, a proxy without pre-training or with two
             definitions, a method that the backbone does not support, checkpointed activations of a network that is not
-            a ViT, a feature after the BNNeck of a model without one, a probe that would find nothing, fewer target
-            images than entries in a neighbour list, or a validation without query and gallery.
+            a ViT, a search without faiss, a feature after the BNNeck of a model without one, a probe that would find
+            nothing, fewer target images than entries in a neighbour list, or a validation without query and gallery.
     """
     experiments = list(experiments)
     check_settings(experiments, plans)
@@ -60,6 +61,7 @@ def check_settings(
         if weights and needs_source(e):
             check_proxies(e)
         _check_checkpointing(e)
+        _check_search(e)
         for key, (backbone, config) in _pretrainings(e).items():
             _check_method(key, backbone, config)
             _check_local_size(key, backbone, config)
@@ -131,6 +133,13 @@ def _proxy_targets(e: Experiment) -> dict[str, Source]:
         return {}
     named = {f"score target {one.label}": one.source for one in e.score.targets}
     return {role: source for role, source in named.items() if source is not None} or {"target": e.target}
+
+
+def _check_search(e: Experiment) -> None:
+    """Refuse a search that needs faiss where it is not installed."""
+    clusters = e.selects and e.select.strategy == "cluster"
+    if clusters or (e.adapt.method != "none" and e.adapt.search != "torch"):
+        require_faiss()
 
 
 def _check_finetuning(key: str, config: Finetune, role: str, target: Contents) -> None:

@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 
 from rayreid.config import Sweep
 from rayreid.config.loading import describe
-from rayreid.errors import UserError
+from rayreid.errors import missing_extra
 from rayreid.state_files import if_whole, reading
 from rayreid.sweeps.trials import rounded
 
@@ -133,7 +133,7 @@ def require_optuna() -> ModuleType:
     try:
         import optuna
     except ImportError:
-        raise UserError("sweep.search: optuna needs Optuna: pip install optuna") from None
+        raise missing_extra("sweep.search: optuna", "optuna", ["optuna"]) from None
     return optuna
 
 

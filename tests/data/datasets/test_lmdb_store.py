@@ -279,3 +279,10 @@ def test_a_key_that_is_no_unicode_text_is_ignored_and_deep_json_is_refused(tmp_p
     (tmp_path / "keys.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"keys\.json: the list of keys cannot be read: .*recursion"):
         list(dataset.records())
+
+
+def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("rayreid.data.datasets.lmdb_store.find_spec", lambda name: None)
+    (tmp_path / "data.mdb").touch()
+    with pytest.raises(UserError, match=r"dataset lmdb needs the extra rayreid\[lmdb\]: pip install lmdb$"):
+        LmdbStore(tmp_path)

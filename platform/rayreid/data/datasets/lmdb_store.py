@@ -17,7 +17,7 @@ from rayreid.data.datasets.lmdb_check import cut_off, fault_of
 from rayreid.data.images import SUFFIXES
 from rayreid.data.store.shards import MissingImageError, Record
 from rayreid.data.store.witness import SourceFile, file_at
-from rayreid.errors import UserError
+from rayreid.errors import UserError, missing_extra
 from rayreid.paths import expanded
 
 KEY_LISTS = ("keys.txt", "keys.json", "keys.pkl")
@@ -38,7 +38,8 @@ class LmdbStore(LocalLayout):
             `KEY_LISTS` is used, or else all keys of the database.
 
     Raises:
-        UserError: The database or the list is missing, damaged or of another kind.
+        UserError: The package lmdb is not installed, or the database or the list is missing, damaged or of another
+            kind.
     """
 
     name = "lmdb"
@@ -185,7 +186,7 @@ def _environment(root: Path) -> Any:
 def _check(root: Path) -> None:
     """Refuse a database that is damaged, without opening it in this process."""
     if find_spec("lmdb") is None:
-        raise UserError("dataset lmdb needs the package lmdb; install it with pip")
+        raise missing_extra("dataset lmdb", "lmdb", ["lmdb"])
     try:
         status = _file_of(root).stat()
     except OSError as error:
