@@ -29,7 +29,7 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 SPREAD := --numprocesses $(TEST_WORKERS) --dist loadfile
 FAST   := -m "not ray and not slow and not gpu"
 
-.PHONY: help install demo test test-ray test-slow test-all test-newest fuzz crash-points coverage format lint types hooks check clean
+.PHONY: help install demo test test-ray test-slow test-all test-newest fuzz crash-points coverage format lint types hooks check clean docs
 
 help:             ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ crash-points: $(READY) ## disturb stages at each operation of the disk, in each 
 coverage: $(READY) ## run `make test` and list the lines that it does not reach in its own process
 	$(PYTEST) $(SPREAD) $(FAST) --cov --cov-report=term-missing:skip-covered
 
+docs: $(READY)    ## build the documents as a site, into site/; warnings are errors
+	$(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml --site-dir ../site
+
 format: $(READY)  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -97,4 +100,4 @@ hooks: $(READY)   ## run lint and types before every commit, by pre-commit
 check: lint types test test-ray ## run everything that a change must pass
 
 clean:            ## remove the environments and caches (not the outputs)
-	rm -rf $(VENV) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .coverage *.egg-info platform/*.egg-info
+	rm -rf $(VENV) $(NEWEST) site .pytest_cache .mypy_cache .ruff_cache .coverage *.egg-info platform/*.egg-info

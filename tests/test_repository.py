@@ -25,6 +25,7 @@ FILES = {
     "CITATION.cff",
 }
 MIB = 2**20
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,37 @@ def test_the_citation_names_this_version_and_the_paper():
     assert citation["license"] == project["license"]
     assert citation["authors"] == project["authors"]
     assert [paper["identifiers"][0]["value"] for paper in citation["references"]] == ["arXiv:2111.12084"]
+
+
+def test_the_changelog_and_the_package_name_this_version():
+    from rayreid import __version__
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    released = re.findall(r"^## \[(\d\S*)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released[0] == (__version__, str(citation["date-released"]))
+    assert project["version"] == __version__
+
+
+def test_workflows_run_targets_that_there_are():
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    jobs = [job for path in WORKFLOWS for job in yaml.safe_load(path.read_text())["jobs"].values()]
+    steps = [step for job in jobs for step in job["steps"]]
+    assert {"lint", "tests", "docs"} <= {path.stem for path in WORKFLOWS}
+    assert {step["run"].removeprefix("make ") for step in steps if "run" in step} <= targets
+    local = {step["uses"] for step in steps if step.get("uses", "").startswith("./")}
+    assert all((ROOT / path / "action.yml").is_file() for path in local)
+    assert all(re.fullmatch(r"\./\S+|[\w-]+/[\w-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
+    assert all(job["timeout-minutes"] <= 60 for job in jobs)
+
+
+@pytest.mark.parametrize("name", ["bug", "feature"])
+def test_an_issue_template_asks_named_questions(name):
+    template = yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{name}.yml").read_text())
+    assert template["name"] and template["description"]
+    questions = [part for part in template["body"] if part["type"] != "markdown"]
+    assert all(part["attributes"]["label"] for part in questions)
+    assert len({part["id"] for part in questions}) == len(questions) > 0
 
 
 def test_help_lists_every_target():
