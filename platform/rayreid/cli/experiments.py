@@ -1,5 +1,5 @@
-"""Commands for an experiment file: `run`, `sweep`, one per stage, `config`, `selections`, `ledger`, `report`; and for
-the files that travel with the package: `demo`, `init`."""
+"""Commands for an experiment file: `run`, `sweep`, one per stage, `config`, `selections`, `ledger`, `report`; for the
+files that travel with the package: `demo`, `init`; and their `schema`."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -110,6 +110,16 @@ def config(file: File, overrides: Overrides = None, debug: Debug = False) -> Non
     from rayreid.config.loading import dump
 
     typer.echo(dump(experiment_of(file, overrides)), nl=False)
+
+
+@app.command()
+def schema(debug: Debug = False) -> None:
+    """Print the JSON Schema of experiment files, with which editors complete and check keys."""
+    import json
+
+    from rayreid.config.schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
 def _stage_command(stage: str) -> Callable[..., None]:

@@ -55,6 +55,7 @@ class Resources(Section):
     """Number of training workers; `auto`: one per GPU that Ray sees, or a single one for all CPUs if there is no GPU.
     """
     cpus_per_worker: PositiveInt | Auto = "auto"
+    """CPUs of each worker; `auto`: an equal share of those that Ray sees."""
     gpu: bool | Auto = "auto"
     """Whether each training worker takes a GPU. `auto`: if Ray sees one. `true`: always; an autoscaling cluster then
     starts one."""
@@ -66,25 +67,41 @@ class Experiment(Section):
     """One resolved experiment file."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "experiment"
+    """Name of the experiment in MLflow and under `<root>/experiments/`."""
     seed: Seed = 0
+    """Seed of the order of images, augmentation, initial weights and the strategies `random` and `cluster`."""
     pool: Source
+    """The dataset without labels, from which images are selected for pre-training."""
     target: Source
+    """The labelled dataset: `train` is for fine-tuning, `query` and `gallery` are for evaluation."""
     source: Source | None = None
     """The labelled dataset from which domain adaptation starts (`adapt: uda`); its train split is used."""
     ingest: Ingest = Ingest()
+    """The reading of datasets into image stores."""
     backbone: Backbone = Backbone()
+    """The network under study."""
     proxy: Proxy = Proxy()
+    """The two models whose features score the pool."""
     pretrain: Pretrain = Pretrain()
+    """Pre-training without labels; `none` is short for `{method: none}`."""
     score: Score = Score()
+    """Scores of the pool's images."""
     select: Select = Select()
+    """The part of the pool to pre-train on."""
     finetune: Finetune = Finetune()
+    """Training on the target's labels."""
     adapt: Adapt = Adapt()
+    """Training on the target's images without their labels; `usl` and `uda` are short for `{method: …}`."""
     evaluate: Evaluate = Evaluate()
+    """Retrieval on the target's query and gallery."""
     resources: Resources = Resources()
+    """The part of the cluster that a stage may use."""
     compare: list[dict[str, Any]] = Field(default_factory=list)
     """Rows of the comparison. Each is a set of changes to this file, with an optional `label`."""
     matrix: Matrix = Matrix()
+    """Every model on every target (`rayreid matrix`)."""
     sweep: Sweep | None = None
+    """Many trials, by values of dotted keys."""
     seeds: list[Seed] = Field(default_factory=list)
     """Seeds with which each row is run, instead of `seed`; the proxies keep the seed of the file, so that the scores
     are the same for all seeds."""

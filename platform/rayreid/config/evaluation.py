@@ -30,7 +30,9 @@ class Evaluate(Section):
     """Retrieval evaluation on the target's query and gallery."""
 
     batch_size: Annotated[BatchSize, RUNTIME] = 256
+    """Images per forward pass."""
     max_rank: PositiveInt = 50
+    """Length of the CMC curve, in ranks."""
     rerank: Annotated[Rerank | Literal[False], ADDED] = False
     """Whether the metrics of the re-ranked lists are computed too; `true`: with the published parameters."""
 

@@ -23,10 +23,13 @@ class Source(Section):
     """A dataset: its location, and its layout, which is one that `rayreid.data.datasets` can read."""
 
     dataset: str
+    """Layout of the dataset, such as `market1501`, `folder` or `lmdb`."""
     root: str | None = None
     """The dataset's folder. A relative path is resolved against `RAYREID_DATA`, or else the current folder."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """Options of that layout, by name."""
     verify: Literal["decode", "header"] = "decode"
+    """How an ingest checks an image: `decode` decodes all of it, `header` reads its header only."""
     cameras: Annotated[Literal["use", "ignore"], ADDED] = "use"
     """`ignore`: all cameras count as unknown, so that a match by the query's own camera counts. For a set with one
     camera, of which nothing else could be evaluated."""
@@ -55,9 +58,14 @@ class Backbone(Section):
     """The network under study."""
 
     name: str = "vit_small"
+    """Architecture: `vit_tiny`, `vit_small`, `vit_base`, `vit_large`, `swin_tiny`, `swin_small`, `swin_base`,
+    `resnet50`, or a published one."""
     stem: str = "patchify"
+    """Of a ViT: the layers that turn pixels into tokens, `patchify`, `conv` or `ics`."""
     img_size: Size = (256, 128)
+    """Height and width of an image, in pixels."""
     depth: Depth | None = None
+    """Number of blocks of a ViT; null: the number that belongs to the name."""
     num_heads: Annotated[Depth | None, ADDED] = None
     """Attention heads of a ViT, if not those that the name implies. The tensors of a checkpoint do not reveal the
     number."""
@@ -92,6 +100,7 @@ class Checkpoint(Section):
     """Mean for normalising the images. `auto`: the value in the file if rayreid wrote it, else 0.5 for a ReID model and
     ImageNet's numbers for any other model."""
     std: Channels | Auto = "auto"
+    """Standard deviation for normalising the images; `auto`: as for `mean`."""
 
     @model_validator(mode="before")
     @classmethod

@@ -18,9 +18,13 @@ class Proxy(Section):
     """
 
     seed: Seed = 0
+    """Seed of the proxies' trainings."""
     backbone: Backbone = Backbone()
+    """Network of the proxies."""
     pretrain: Pretrain = Pretrain()
+    """Pre-training of θs on the whole pool."""
     finetune: Finetune = Finetune()
+    """Fine-tuning of θs to θt on the target."""
     source: Annotated[Checkpoint | None, RUNTIME] = None
     """Checkpoint to use as θs instead of pre-training it. Its content, not its path, enters the ids of the artifacts
     made from it."""
@@ -34,13 +38,21 @@ class ScoreTarget(Section):
     name: Annotated[str, Field(pattern=r"^\w*$")] = ""
     """The name of the score column, `cfs_<name>`; by default the dataset's name."""
     dataset: str | None = None
+    """Layout of the dataset, such as `market1501`, `folder` or `lmdb`."""
     root: str | None = None
+    """The dataset's folder. A relative path is resolved against `RAYREID_DATA`, or else the current folder."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """Options of that layout, by name."""
     verify: Literal["decode", "header"] = "decode"
+    """How an ingest checks an image: `decode` decodes all of it, `header` reads its header only."""
     cameras: Literal["use", "ignore"] = "use"
+    """`ignore`: all cameras count as unknown."""
     verify_source: Literal["full", "quick", "never"] = "quick"
+    """How the files are compared with their store at each start: `quick`, `full` or `never`."""
     revision: Count = 0
+    """Number to raise after the files changed on purpose."""
     proxy: Checkpoint | None = None
+    """Checkpoint to use as θt for this target instead of fine-tuning it."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -80,8 +92,12 @@ class Score(Section):
     batch_size: Annotated[BatchSize | Auto, RUNTIME] = "auto"
     """Images per forward pass. `auto`: 32 on a CPU; 512 on a GPU, halved whenever memory does not suffice."""
     precision: Precision = "auto"
+    """Number format of the forward pass; `auto`: bf16 if the device computes it natively, else fp16 on a GPU and fp32
+    on a CPU."""
     compile: Annotated[bool | Auto, RUNTIME] = "auto"
+    """Whether the forward pass runs compiled; `auto`: on a GPU."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1), RUNTIME] = 0.01
+    """Largest share of the pool's images that may be undecodable; with more, the scoring stops."""
 
     @field_validator("targets")
     @classmethod
@@ -97,7 +113,9 @@ class Select(Section):
 
     # The names are those of `rayreid.selection.registry`, which this floor cannot import.
     strategy: Literal["cfs", "target_similarity", "cluster", "random", "list"] = "cfs"
+    """How the pool's images are ordered."""
     fraction: Part = 0.5
+    """Share of the pool that is selected, best images first."""
     count: PositiveInt | None = None
     """Number of images; if given, it replaces `fraction`."""
     list: Annotated[str | None, RUNTIME] = None

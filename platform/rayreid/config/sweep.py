@@ -39,6 +39,7 @@ class Sweep(Section):
     search: Literal["grid", "random", "optuna"] = "grid"
     """`random` draws `trials` combinations; `optuna` suggests them from the results of earlier trials (TPE)."""
     parameters: dict[str, Annotated[list[Any], Field(min_length=1)] | Range] = Field(min_length=1)
+    """Values by dotted key: a list, or with `random` and `optuna` also a range."""
     trials: PositiveInt | None = None
     """Number of trials of `random` and `optuna`."""
     metric: Literal["mAP", "rank1", "rank5", "rank10", "mINP"] = "mAP"
@@ -46,6 +47,7 @@ class Sweep(Section):
     seed: Seed = 0
     """Seed of `random` and `optuna`; it does not enter the trials themselves."""
     max_concurrent: PositiveInt | Auto = "auto"
+    """Largest number of trials at a time; `auto`: as many as can train at the same time."""
     stop_below_median: PositiveInt | None = None
     """Epochs after which a trial is stopped if its pre-training probe is below the median of the other trials; null:
     never. The remaining trials are no fair comparison of all values. Not available with `optuna`."""

@@ -48,35 +48,51 @@ class Pretrain(Section):
     """
 
     method: Literal["dino", "mocov3", "mocov2", "moby", "none"] = "dino"
+    """Self-supervised method, or `none`."""
     epochs: PositiveInt = 100
+    """Length of the training, in epochs of the selected subset."""
     steps: Annotated[PositiveInt | None, ADDED] = None
     """Number of optimizer steps, in place of `epochs`. An epoch in another key is then one of the whole pool, so that
     runs on parts of the pool differ only in their images. Where a change gives `epochs` alone, it replaces `steps`."""
     batch_size: BatchSize = 512
+    """Images per optimizer step, over all workers."""
     accumulate: PositiveInt = 1
+    """Micro-batches per optimizer step."""
     lr: Positive | Auto = "auto"
+    """Peak learning rate; `auto`: the published rate × batch size / 256."""
     min_lr: NotNegative | Auto = "auto"
+    """Learning rate at the end of the cosine."""
     warmup_epochs: Count | Auto = "auto"
     """Epochs of linear warm-up. `auto`: the published share of the epochs, e.g. 10 of 100, but at least one epoch if
     there are two or more."""
     weight_decay: NotNegative | Auto = "auto"
+    """Weight decay at the start."""
     weight_decay_end: NotNegative = 0.4
+    """DINO: weight decay at the end of the cosine."""
     teacher_momentum: Annotated[float, Field(ge=0, le=1)] | Auto = "auto"
     """Momentum of the network that follows the trained one. It rises to 1, except for MoCo v2."""
     teacher_temp: Positive = 0.04
+    """DINO: temperature of the teacher's softmax."""
     teacher_temp_start: Annotated[Positive | None, ADDED] = None
     """The teacher's temperature in the first epoch; null: `teacher_temp` throughout."""
     teacher_temp_warmup_epochs: Annotated[Count, ADDED] = 0
     """Epochs over which the teacher's temperature then changes linearly to `teacher_temp`."""
     student_temp: Positive = 0.1
+    """DINO: temperature of the student's softmax."""
     centre_momentum: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """DINO: momentum of the centre of the teacher's logits."""
     clip: Positive | Auto = "auto"
+    """Largest norm of a gradient."""
     freeze_last_layer_epochs: Count = 1
+    """DINO: epochs from the start in which the last layer of the head keeps its weights."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
     """Rate of drop path, in the trained network only."""
     out_dim: Width | Auto = "auto"
+    """Width of the projection head's output, in channels; for DINO the number of prototypes."""
     hidden_dim: Width | Auto = "auto"
+    """Width of the projection head's hidden layers, in channels."""
     bottleneck_dim: Width = 256
+    """DINO: width of the head's bottleneck, in channels."""
     temperature: Annotated[Positive | Auto, ADDED] = "auto"
     """Temperature of the contrastive loss."""
     queue: Annotated[Width | Auto, ADDED] = "auto"
@@ -84,10 +100,16 @@ class Pretrain(Section):
     freeze_patch: Annotated[bool | Auto, ADDED] = "auto"
     """Whether a ViT's patch projection keeps its initial weights; `auto`: only with the stem `patchify`."""
     local_crops: Annotated[int, Field(ge=0, le=MOST_DEEP)] | Auto = "auto"
+    """DINO: number of local crops per image."""
     local_size: Size | Auto = "auto"
+    """DINO: height and width of a local crop, in pixels; `auto`: half the image size, in whole patches."""
     global_scale: Shares = (0.4, 1.0)
+    """Smallest and largest share of the image's area that a global crop covers."""
     local_scale: Shares = (0.05, 0.4)
+    """DINO: the same of a local crop."""
     precision: Precision = "auto"
+    """Number format of forward and backward passes; `auto`: bf16 if the device computes it natively, else fp16 on a GPU
+    and fp32 on a CPU."""
     compile: Annotated[bool | Auto, RUNTIME] = "auto"
     """Whether the forward and backward passes run compiled; `auto`: on a GPU."""
     checkpoint_activations: Annotated[bool, RUNTIME] = False
@@ -194,26 +216,39 @@ class Finetune(Section):
     """Supervised fine-tuning (identity and triplet loss with BNNeck)."""
 
     epochs: PositiveInt = 120
+    """Length of the training, in epochs."""
     identities: BatchSize = 16
+    """Identities in a batch, over all workers."""
     instances: SeveralInABatch = 4
+    """Images of each identity in a batch."""
     sampler: Annotated[Literal["identity", "camera", "plain", "balanced"], ADDED] = "identity"
     """How a batch of P × K images is drawn. `identity` and `camera` take P identities and K images of each, `camera`
     from different cameras. `plain` shuffles all images; `balanced` takes every identity equally often."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer: SGD with momentum 0.9, or AdamW."""
     lr: Positive = 4e-4
+    """Peak learning rate."""
     weight_decay: NotNegative = 1e-4
+    """Weight decay; none on biases and 1-D parameters of a ViT's pre-training."""
     bias_lr_factor: NotNegative = 2.0
+    """Factor by which the peak rate of biases is larger."""
     warmup_epochs: Count | Auto = "auto"
     """Epochs of linear warm-up. `auto`: a sixth of the epochs (the published 20 of 120), but at least one if there are
     two or more."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Rate of drop path (stochastic depth)."""
     erasing: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Probability of random erasing."""
     padding: Pixels = 10
+    """Pixels of padding on each side before the random crop."""
     margin: Annotated[NotNegative | None, ADDED] = None
     """Margin of the triplet loss, in the feature's unit; null: the soft margin."""
     global_mining: bool = False
+    """Whether triplets and batch statistics cover the images of all workers."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1), ADDED] = 0.0
+    """Share of the target distribution that is spread evenly over all identities."""
     triplet_weight: Annotated[NotNegative, ADDED] = 1.0
+    """Factor of the triplet loss."""
     triplet_start_epoch: Annotated[Count, ADDED] = 0
     """First epoch, from 0, in which the triplet loss counts."""
     triplet_normalise: Annotated[bool, ADDED] = False
@@ -223,12 +258,20 @@ class Finetune(Section):
     freeze_epochs: Annotated[Count, ADDED] = 0
     """Epochs from the start in which the backbone's weights stay as they are."""
     precision: Precision = "auto"
+    """Number format of forward and backward passes; `auto`: bf16 if the device computes it natively, else fp16 on a GPU
+    and fp32 on a CPU."""
     compile: Annotated[bool | Auto, RUNTIME] = "auto"
+    """Whether the forward and backward passes run compiled; `auto`: on a GPU."""
     checkpoint_activations: Annotated[bool, RUNTIME] = False
+    """Of a ViT: the backward pass computes every block again, which takes less memory and more time."""
     deterministic: Annotated[bool, RUNTIME] = False
+    """On a GPU: only kernels that give the same bits again; where there is none the training is refused."""
     checkpoint_minutes: Annotated[Positive, RUNTIME] = 10
+    """Longest time between two checkpoints, in minutes. One is also written after every epoch."""
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
+    """Number of newest checkpoints that are kept."""
     keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = None
+    """Interval in epochs at which a checkpoint is kept for good, in the artifact's `epochs/`; null: none is."""
     evaluate_every: Annotated[Count, RUNTIME] = 0
     """Epochs between two evaluations on query and gallery, for the record only; 0: only the stage `evaluate` evaluates.
     """
@@ -264,33 +307,54 @@ class Adapt(Section):
     iterations: PositiveInt = 200
     """Optimizer steps per epoch."""
     clusters: SeveralInABatch = 32
+    """Clusters in a batch, over all workers."""
     instances: SeveralInABatch = 8
+    """Images of each cluster in a batch."""
     k1: SeveralInABatch = 30
     """Entries of a neighbour list, including the image itself."""
     k2: Annotated[BatchSize, Field(validate_default=True)] = 6
+    """Entries of a neighbour list whose vectors are averaged, including the image itself."""
     eps: Annotated[float, Field(gt=0, lt=1)] | Auto = 0.6
     """DBSCAN's ε, a Jaccard distance; published 0.6 for Market-1501, 0.7 for MSMT17. `auto`: in each epoch, the one of
     0.30, 0.35, …, 0.70 that gives the most clusters."""
     min_samples: PositiveInt = 4
+    """DBSCAN's smallest number of points in a neighbourhood."""
     search: Literal["torch", "faiss", "approximate"] = "torch"
+    """Nearest-neighbour search: `torch` and `faiss` are exact; `approximate` (faiss) is for millions of images."""
     memory: Literal["hard", "mean"] = "hard"
+    """Which images of a batch update the vector of their cluster: the least similar one (`hard`), or all (`mean`)."""
     memory_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of the old vector that stays in an update."""
     temperature: Positive = 0.05
+    """Temperature of the contrastive loss."""
     lr: Positive = 3.5e-4
+    """Learning rate of all parameters."""
     decay_every: PositiveInt | Auto = "auto"
     """Epochs after which the learning rate falls to a tenth; `auto`: two fifths of the epochs (the published 20 of 50).
     """
     weight_decay: NotNegative = 5e-4
+    """Weight decay; none on biases and 1-D parameters of a ViT's pre-training."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Rate of drop path (stochastic depth)."""
     erasing: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Probability of random erasing."""
     padding: Pixels = 10
+    """Pixels of padding on each side before the random crop."""
     precision: Precision = "fp32"
+    """Number format of forward and backward passes; `auto`: bf16 if the device computes it natively, else fp16 on a GPU
+    and fp32 on a CPU."""
     compile: Annotated[bool | Auto, RUNTIME] = "auto"
+    """Whether the forward and backward passes run compiled; `auto`: on a GPU."""
     checkpoint_activations: Annotated[bool, RUNTIME] = False
+    """Of a ViT: the backward pass computes every block again, which takes less memory and more time."""
     deterministic: Annotated[bool, RUNTIME] = False
+    """On a GPU: only kernels that give the same bits again; where there is none the training is refused."""
     checkpoint_minutes: Annotated[Positive, RUNTIME] = 10
+    """Longest time between two checkpoints, in minutes. One is also written after every epoch."""
     keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
+    """Number of newest checkpoints that are kept."""
     keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = None
+    """Interval in epochs at which a checkpoint is kept for good, in the artifact's `epochs/`; null: none is."""
     evaluate_every: Annotated[Count, RUNTIME] = 0
     """Epochs between two evaluations on query and gallery, for the record only; 0: only the stage `evaluate` evaluates.
     """
