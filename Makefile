@@ -79,7 +79,7 @@ coverage: $(READY) ## run `make test` and list the lines that it does not reach 
 	$(PYTEST) $(SPREAD) $(FAST) --cov --cov-report=term-missing:skip-covered
 
 docs: $(READY)    ## build the documents as a site, into site/; warnings are errors
-	$(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml --site-dir ../site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml --site-dir ../../site
 
 format: $(READY)  ## format the code
 	$(BIN)/ruff format .

@@ -1,4 +1,4 @@
-"""The defaults in the key tables of docs/configuration.md are those of the schema."""
+"""The defaults in the key tables of docs/configuration/ are those of the schema."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from pydantic_core import PydanticUndefined
 
 from rayreid.config import Adapt, Backbone, Evaluate, Finetune, Pretrain, Resources, Score, Section, Select, Sweep
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "configuration.md"
+PAGES = sorted((Path(__file__).parents[2] / "docs" / "configuration").glob("*.md"))
 SECTIONS: dict[str, type[Section]] = {
     "Backbone": Backbone,
     "Pre-training": Pretrain,
@@ -37,7 +37,7 @@ def written(section: type[Section], key: str) -> str:
 def rows() -> Iterator[tuple[str, str, str]]:
     """(title of the section, keys, defaults) of each row of a table of keys."""
     title, inside = "", False
-    for line in DOCUMENT.read_text(encoding="utf-8").splitlines():
+    for line in (line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()):
         if line.startswith("## "):
             title = line.removeprefix("## ")
         cells = [cell.strip() for cell in line.split("|")[1:-1]]

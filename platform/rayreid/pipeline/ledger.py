@@ -61,7 +61,7 @@ COLUMNS = (
     "metrics",
     "note",
 )
-"""The columns in their order; docs/configuration.md explains them."""
+"""The columns in their order; docs/configuration/many.md explains them."""
 
 _KEY = ("experiment", "row", "metrics")
 """Columns that name a line: a measurement that two experiments share has a line in each."""
