@@ -89,4 +89,4 @@ def _shown(path: Path) -> str:
     text = place.read_text("utf-8")
     if path.suffix == ".md":
         return text
-    return f"# {path}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{text.rstrip()}\n````\n"
+    return f"{reference.UNSEARCHED}# {path}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{text.rstrip()}\n````\n"

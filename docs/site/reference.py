@@ -10,7 +10,7 @@ from pydantic_core import PydanticUndefined
 
 import rayreid
 from rayreid.cli import app
-from rayreid.config import Section
+from rayreid.config import ScoreTarget, Section, Source
 from rayreid.config.schema import descriptions, json_schema, sections
 from rayreid.config.section import ADDED, RUNTIME
 
@@ -53,9 +53,38 @@ UNITS = {
 }
 """Units by key; a key that ends in `_epochs` is in epochs, and every other number has none."""
 
+_ENTERS = {
+    ("Experiment", ""): "by its keys",
+    ("Experiment", "name"): "no",
+    ("Experiment", "seed"): "yes",
+    ("Experiment", "compare"): "no",
+    ("Experiment", "matrix"): "no",
+    ("Experiment", "sweep"): "no",
+    ("Experiment", "seeds"): "no",
+    ("Experiment", "resources"): "no",
+    ("Matrix", ""): "no",
+    ("MatrixTarget", "name"): "no",
+    ("Range", ""): "no",
+    ("Resources", ""): "no",
+    ("Sweep", ""): "no",
+    ("Backbone", "weights"): "by its content",
+    ("Backbone", "strict"): "if changed",
+    ("Checkpoint", "weights"): "by its content",
+    ("Proxy", "source"): "by its content",
+    ("Proxy", "target"): "by its content",
+    ("Score", "targets"): "by its proxies",
+    ("Select", "list"): "by its content",
+    ("Select", "clusters"): "with `cluster`",
+}
+"""What enters ids in another way than the marks of the fields say, by section and key; no key: all of the section."""
+
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _ROOMS_LEFT_OUT = ("cli",)
 """Doors: their commands have a page of their own."""
+LAST = "---\nsearch: {boost: 0.2}\n---\n\n"
+"""Head of a page that a search lists after those written for readers."""
+UNSEARCHED = "---\nsearch: {exclude: true}\n---\n\n"
+"""Head of a page that a search leaves out, because another page has the same."""
 
 
 def schema() -> dict[str, Any]:
@@ -79,12 +108,12 @@ def keys() -> str:
         fields = _object(described)["properties"]
         told = descriptions(model)
         rows = [
-            f"| `{key}` | {_kind(fields[key])} | {unit(key)} | {_default(model, key)} | {_bounds(fields[key])} | "
-            f"{_enters(model, key)} | {_cell(told[key])} |\n"
+            f"| `{key}` | {_value(key, fields[key])} | {_default(model, key)} | {_enters(model, key)} | "
+            f"{_cell(told[key])} |\n"
             for key in model.model_fields
         ]
         summary = (model.__doc__ or "").strip().splitlines()[0]
-        head = "| key | type | unit | default | bounds | enters ids | meaning |\n|---|---|---|---|---|---|---|\n"
+        head = "| key | type, unit, bounds | default | enters ids | meaning |\n|---|---|---|---|---|\n"
         parts.append(f"## {name}\n\n{summary}\n\n{head}{''.join(rows)}")
     return "\n".join(parts)
 
@@ -118,11 +147,12 @@ def python(room: str) -> str:
     """Return the page of a room: its modules, from their docstrings."""
     place = Path(rayreid.__file__).parent / room
     if not place.is_dir():
-        return f"# rayreid.{room}\n\n::: rayreid.{room}\n    options: {{show_root_heading: false}}\n"
+        return f"{LAST}# rayreid.{room}\n\n::: rayreid.{room}\n    options: {{show_root_heading: false}}\n"
     files = sorted(path for path in place.rglob("*.py") if path.name != "__main__.py")
     names = [".".join(path.relative_to(place.parent).with_suffix("").parts) for path in files]
     modules = [f"::: rayreid.{name.removesuffix('.__init__')}\n" for name in names]
-    return f"# rayreid.{room}\n\n" + "\n".join(modules)
+    head = UNSEARCHED if room == "config" else LAST
+    return f"{head}# rayreid.{room}\n\n" + "\n".join(modules)
 
 
 def _below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
@@ -199,8 +229,16 @@ def _default(model: type[Section], key: str) -> str:
 
 
 def _enters(model: type[Section], key: str) -> str:
-    marks = model.model_fields[key].metadata
+    told = _ENTERS.get((model.__name__, key)) or _ENTERS.get((model.__name__, ""))
+    if told is not None:
+        return told
+    marked = Source if model is ScoreTarget and key in Source.model_fields else model
+    marks = marked.model_fields[key].metadata
     return "runtime" if RUNTIME in marks else "if changed" if ADDED in marks else "yes"
+
+
+def _value(key: str, field: dict[str, Any]) -> str:
+    return "; ".join(filter(None, (_kind(field), unit(key), _bounds(field))))
 
 
 def _cell(text: str) -> str:
