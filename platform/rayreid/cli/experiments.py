@@ -77,8 +77,8 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Run the whole method on synthetic pedestrians: no dataset, no GPU; minutes on two cores."""
-    from rayreid.config.shipped import experiment_files
     from rayreid.paths import use_output_root
+    from rayreid.pipeline.shipped import experiment_files
 
     if root is not None:
         use_output_root(root)
@@ -91,7 +91,7 @@ def init(
     debug: Debug = False,
 ) -> None:
     """Copy the experiment files of this version into a folder, to extend them; no file is overwritten."""
-    from rayreid.config.shipped import copy_experiment_files
+    from rayreid.pipeline.shipped import copy_experiment_files
 
     typer.echo(f"{folder}: {len(copy_experiment_files(folder))} files written")
 

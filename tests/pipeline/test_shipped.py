@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from rayreid.cli import main
-from rayreid.config import shipped
 from rayreid.config.loading import load_experiment, rows
 from rayreid.errors import UserError
+from rayreid.pipeline import shipped
 
 REPOSITORY = Path(__file__).parents[2] / "experiments"
 
