@@ -23,6 +23,7 @@ FILES = {
     "CHANGELOG.md",
     "LICENSE",
     "CITATION.cff",
+    "Dockerfile",
 }
 MIB = 2**20
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
