@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rayreid.execution import machine
-from rayreid.execution.machine import machine_name
+from rayreid.execution.machine import machine_name, usable_cpus
 
 CPU = torch.device("cpu")
 
@@ -31,3 +31,25 @@ def test_a_cpu_without_a_name_is_named_by_its_architecture(tmp_path, monkeypatch
 def test_a_gpu_has_its_own_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     assert machine_name(torch.device("cuda", 1)) == "GPU 1"
+
+
+@pytest.mark.parametrize(
+    ("confined", "allotted", "usable"),
+    [
+        (8, None, None),
+        (3, None, 3),
+        (8, "4", 4),  # Slurm without confinement
+        (3, "4", 3),
+        (8, "8", None),
+        (8, "", None),
+        (8, "0", None),
+        (8, "2(x2)", None),
+    ],
+)
+def test_fewer_cpus_than_the_machine_has_are_counted(monkeypatch, confined, allotted, usable):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(confined)))
+    monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
+    if allotted is not None:
+        monkeypatch.setenv("SLURM_CPUS_ON_NODE", allotted)
+    assert usable_cpus() == usable

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rayreid.errors import UserError, one_line
+from rayreid.execution.machine import usable_cpus
 from rayreid.execution.prestart import ALLOWED
-from rayreid.execution.private_ray import private
+from rayreid.execution.private_ray import PrivateRay, private
 from rayreid.execution.ray_internals import KEPT_PROCESSES
 from rayreid.masking import holds_credentials
 from rayreid.paths import cache_folder, data_path, inside_job, output_root
@@ -58,16 +59,18 @@ def connect() -> Iterator[None]:
         yield
 
 
-def _start(environment: dict[str, str]) -> None:
+def _start(own: PrivateRay) -> None:
     import ray
 
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    places = {**environment, **_without_credentials(_places())}
+    places = {**own.environment, **_without_credentials(_places())}
     path = os.pathsep.join(filter(None, [str(_PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     try:
         ray.init(
             address="local",
+            num_cpus=usable_cpus(),
+            _temp_dir=str(own.folder),
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=True,

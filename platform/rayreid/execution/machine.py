@@ -1,4 +1,4 @@
-"""The name of the machine that computes, as artifacts record it."""
+"""The machine that computes: its name, as artifacts record it, and the CPUs that this process may use."""
 
 import os
 import platform
@@ -14,6 +14,20 @@ def machine_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_cpu_model()}, {os.cpu_count()} cores"
+
+
+def usable_cpus() -> int | None:
+    """Return how many CPUs this process may use, if they are fewer than the machine has; otherwise None.
+
+    Ray counts the CPUs of the machine, or of a container. A process that `taskset` or a batch system confines to some
+    of them would start as many processes as the whole machine has CPUs. Slurm says the number of CPUs, but confines
+    processes to them only where the cluster is configured to do so.
+    """
+    there = os.cpu_count() or 1
+    given = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there  # only on Linux
+    allotted = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    usable = min(given, int(allotted)) if allotted.isdecimal() and int(allotted) else given
+    return usable if usable < there else None
 
 
 def _cpu_model() -> str:

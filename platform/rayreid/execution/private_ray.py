@@ -2,41 +2,62 @@
 
 The token is made when that Ray starts, lies in a folder that only this user can read, and is deleted when it stops.
 Ray's processes inherit the file's path through their environment and read the token from the file, so neither a command
-line, an environment nor a log contains the token.
+line, an environment nor a log contains the token. Ray's sockets and logs lie in the same folder, so this Ray shares no
+file with another one, of this user or of others.
 """
 
 import contextlib
 import os
 import secrets
 import socket
-import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from rayreid.execution.ray_folder import ray_folder
 from rayreid.execution.ray_internals import loopback_only, reread_authentication
 
 _FOLDER = "RAYREID_PRIVATE_RAY"
 _TOKEN_BYTES = 32
 
 
+@dataclass(frozen=True)
+class PrivateRay:
+    """The settings of a private Ray.
+
+    Attributes:
+        folder: Folder of Ray's sessions, which hold its sockets and logs.
+        environment: Environment variables for the runtime environment of the job.
+    """
+
+    folder: Path
+    environment: dict[str, str]
+
+
 @contextlib.contextmanager
-def private() -> Iterator[dict[str, str]]:
+def private() -> Iterator[PrivateRay]:
     """Make the Ray that is started within a `with` block private, and stop requiring its token afterwards.
 
     Ray must have been shut down when the block ends. The user's own token and mode of authentication are for the user's
     clusters: they are put aside meanwhile.
 
-    Yields:
-        Environment variables for the runtime environment of the job.
+    Raises:
+        UserError: No folder for temporary files has a path that is short enough for Ray's sockets.
     """
-    with tempfile.TemporaryDirectory(prefix="rayreid-ray-", ignore_cleanup_errors=True) as name:  # made with mode 700
-        token = Path(name) / "token"
-        descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(secrets.token_hex(_TOKEN_BYTES))
+    with ray_folder() as folder:
+        token = write_token(folder)
         settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_TOKEN": None}
         with _environment(settings), loopback_only():
-            yield {_FOLDER: name, **_on_loopback()}
+            yield PrivateRay(folder, {_FOLDER: str(folder), **_on_loopback()})
+
+
+def write_token(folder: Path) -> Path:
+    """Write a new token into a folder, as a file that only this user can read, and return its path."""
+    token = folder / "token"
+    descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(secrets.token_hex(_TOKEN_BYTES))
+    return token
 
 
 def meeting_place() -> Path | None:
