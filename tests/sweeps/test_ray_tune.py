@@ -158,3 +158,11 @@ def test_a_sweep_that_is_stopped_kills_and_one_that_ends_fails_what_it_left(owne
     with ending(owner):
         pass
     assert status_of(left) == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("store", "kept"), [("sqlite:////shared/outputs/mlflow.db", {"node:10.0.0.1": 0.001}), ("http://mlflow:5000", {})]
+)
+def test_trials_stay_on_the_driver_s_machine_where_they_share_a_database_file(monkeypatch, store, kept):
+    monkeypatch.setattr(ray_tune, "get_node_ip_address", lambda: "10.0.0.1")
+    assert ray_tune._on_this_machine(store) == kept

@@ -12,6 +12,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.util import get_node_ip_address
 from rich.markup import escape
 
 from rayreid import forms
@@ -31,8 +32,10 @@ from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.state_files import if_whole, read_json
 from rayreid.sweeps.optuna_search import OptunaSearcher
 from rayreid.sweeps.trials import sweep_of, trial
+from rayreid.tracking.database import SQLITE
 from rayreid.tracking.outage import PATIENCE_SECONDS
 from rayreid.tracking.run import Run
+from rayreid.tracking.store import tracking_uri
 
 _STOP = forms.record({"label": forms.text, "why": forms.text})
 _FAILED, _STOPPED = "failed", "stopped"
@@ -70,7 +73,7 @@ def run_trials(
     # A trial's own process only waits for its Train workers. If it had a CPU, trials and workers could hold all CPUs
     # between them and wait forever. Tune refuses zero CPUs, so the process takes a token amount of memory instead.
     run_trial = partial(_trial, todo=dict(todo), experiment=experiment, parent=parent.id, stopping=stopping)
-    trainable = tune.with_resources(run_trial, {"memory": 2**20})
+    trainable = tune.with_resources(run_trial, {"memory": 2**20, **_on_this_machine(tracking_uri(session.root))})
     tuner = tune.Tuner(
         trainable,
         param_space={} if searcher else {"label": tune.grid_search(list(todo))},
@@ -106,6 +109,15 @@ def run_trials(
         elif not {"mAP", _STOPPED} & told.keys():
             raise KeyboardInterrupt
     return failures
+
+
+def _on_this_machine(store: str) -> dict[str, float]:
+    """Return the resource that keeps the trials' own processes on this machine, if the tracking store needs that.
+
+    They write to MLflow. A server may be written from everywhere, but a database file must not be written by several
+    machines: the locks that it relies on do not hold between the clients of a network file system.
+    """
+    return {f"node:{get_node_ip_address()}": 0.001} if store.startswith(SQLITE) else {}
 
 
 def stops(session: Session, experiment: Experiment) -> dict[str, str]:
