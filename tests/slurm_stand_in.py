@@ -3,6 +3,7 @@
 `SlurmStandIn(folder)` makes programs `sbatch`, `salloc`, `srun`, `scontrol` and `scancel` for a `PATH`. They do what
 jobs/slurm.sbatch relies on, as Slurm's manuals and `srun`'s source have it:
 
+- `salloc` and `srun` make an allocation where there is none, and the former starts a shell in it.
 - `sbatch` reads the `#SBATCH` lines, and runs a *copy* of the script in the folder from which it was called, again when
   the job was requeued. Unlike Slurm's, it returns when the job has ended, with the job's status.
 - `srun` starts one process per node, each in a session of its own. It passes USR1 on to them, answers TERM by killing
@@ -150,12 +151,14 @@ def _in_queue(job: str, options: dict[str, str], command: list[str], log) -> int
 
 def salloc(arguments: list[str]) -> int:
     options, command = _split(arguments)
-    return subprocess.run(command, env={**os.environ, **_allocation(options, _new_job())}).returncode
+    return subprocess.run(command or ["bash"], env={**os.environ, **_allocation(options, _new_job())}).returncode
 
 
 def srun(arguments: list[str]) -> int:
     options, command = _split(arguments)
-    count = int(options["nodes"])
+    if "SLURM_JOB_ID" not in os.environ:
+        os.environ.update(_allocation(options, _new_job()))
+    count = int(options.get("nodes", "1"))
     job = os.environ["SLURM_JOB_ID"]
     step = f"{job}.{os.getpid()}"
     tasks = []
@@ -163,7 +166,7 @@ def srun(arguments: list[str]) -> int:
         own = {
             _WITHIN: step,
             "SLURM_NNODES": str(count),
-            "SLURM_NTASKS": options["ntasks"],
+            "SLURM_NTASKS": options.get("ntasks", str(count)),
             "SLURM_NODEID": str(node),
             "SLURM_PROCID": str(node),
             "SLURMD_NODENAME": f"node{node}",

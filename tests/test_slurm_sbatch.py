@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,47 @@ def test_the_program_and_its_overrides_reach_every_node_with_the_job_s_cpus(slur
         assert place.startswith(meeting) and rest == ["-m", "rayreid.cli", "run", "tiny.yaml", "select.fraction=0.5"]
     assert [line[:10] for line in said.splitlines() if meeting in line and line.startswith("d")] == ["drwx------"] * 2
     assert list((folder / "outputs").iterdir()) == []
+
+
+BLOCKS = list(re.findall(r"```sh\n(.*?)```", (ROOT / "docs/slurm.md").read_text(), re.DOTALL))
+
+
+@pytest.mark.parametrize(
+    ("block", "nodes", "words"),
+    [
+        ("--gpus-per-node=4", 1, "run experiments/mine.yaml select.fraction=0.5"),
+        ("sweep", 1, "sweep experiments/sweeps/subset_fraction.yaml"),
+        ("--nodes=4", 4, "run experiments/mine.yaml"),
+        ("--partition=preemptible", 1, "run experiments/mine.yaml"),
+        ("salloc", 2, "run experiments/mine.yaml"),
+        ("--pty", 1, "run experiments/mine.yaml"),
+    ],
+)
+def test_the_commands_of_the_page_do_what_it_says(slurm, folder, block, nodes, words):
+    """In place of Python and of rayreid, a program that notes what it was started with."""
+    (commands,) = [one for one in BLOCKS if block in one]
+    for path in ("jobs/slurm.sbatch", "experiments/sweeps/subset_fraction.yaml"):
+        (folder / path).parent.mkdir(parents=True)
+        shutil.copy(ROOT / path, folder / path)
+    (folder / "experiments/mine.yaml").touch()
+    note = folder / ".venv/bin/python"
+    note.parent.mkdir(parents=True)
+    note.write_text(f'#!/bin/sh\necho "$SLURM_NODEID" "$@" >> {folder}/notes\n')
+    note.chmod(0o755)
+    shutil.copy(note, note.with_name("rayreid"))
+    environment = {name: value for name, value in slurm.environment.items() if name != "RAYREID_PYTHON"}
+    done = subprocess.run(
+        ["bash", "-s"], input=commands, cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    notes = [line for line in (folder / "notes").read_text().splitlines() if line.endswith(words)]
+    assert sorted(line.split()[0] for line in notes) == [str(number) for number in range(nodes)]
+
+
+def test_every_block_of_the_page_that_uses_slurm_is_tried():
+    tried = ("--gpus-per-node=4", "sweep", "--nodes=4", "--partition=preemptible", "salloc", "--pty")
+    untried = [one for one in BLOCKS if not any(word in one for word in tried)]
+    assert not any(word in one for one in untried for word in ("sbatch", "srun", "salloc"))
 
 
 def finished(folder: Path, root: str = "outputs") -> dict[str, list[dict]]:
