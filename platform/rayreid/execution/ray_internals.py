@@ -1,9 +1,10 @@
 """The parts of Ray that this package uses although Ray does not promise to keep them.
 
 They are the reason for Ray's upper bound in `pyproject.toml`. Before you raise it, check each of them against the new
-version. `rayreid.execution.symmetric_run` replaces steps of one of Ray's commands. Two more are names of environment variables, which no type checker sees: `RAY_JOB_CONFIG_JSON_ENV_VAR`, by
+version. Two more are names of environment variables, which no type checker sees: `RAY_JOB_CONFIG_JSON_ENV_VAR`, by
 which `rayreid.paths` recognises a submitted job, and the settings that keep Ray quiet, in
-`rayreid.execution.connection` and `rayreid.sweeps.ray_tune`.
+`rayreid.execution.connection` and `rayreid.sweeps.ray_tune`. `rayreid.execution.symmetric_run` replaces steps of one of
+Ray's commands.
 """
 
 import contextlib

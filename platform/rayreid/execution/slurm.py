@@ -23,7 +23,7 @@ from rayreid.execution.port_block import claimed
 from rayreid.execution.private_ray import write_token
 from rayreid.execution.ray_folder import ray_folder
 from rayreid.execution.ray_internals import reread_authentication
-from rayreid.execution.symmetric_run import answers, run_here, symmetric_run
+from rayreid.execution.symmetric_run import Program, answers, hearing, run_here, symmetric_run
 from rayreid.files import write_atomically
 
 _USAGE = "usage: python -m rayreid.execution.slurm FOLDER COMMAND …"
@@ -163,7 +163,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     meeting, command = Path(arguments[0]), arguments[1:]
     try:
-        status = run_on_node(place, meeting, command)
+        with hearing(Program().stop):  # signals that come before anything runs
+            status = run_on_node(place, meeting, command)
     except UserError as error:
         print(f"rayreid: {error}", file=sys.stderr)
         status = 2

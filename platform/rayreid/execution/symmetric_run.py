@@ -42,10 +42,11 @@ class Program:
 
     def __init__(self) -> None:
         self._running: subprocess.Popen[bytes] | None = None
-        self._stopping = False
+        self._begun = self._stopping = False
 
     def run(self, command: Sequence[str]) -> int:
         """Run the program, and return its exit status."""
+        self._begun = True
         # A session of its own: a batch system that signals the group of this process does not reach the program twice.
         with subprocess.Popen(command, start_new_session=True, preexec_fn=_hear_interrupts) as self._running:
             if self._stopping:
@@ -62,16 +63,16 @@ class Program:
         if self._stopping:
             return
         self._stopping = True
-        if self._running is None:
+        if not self._begun:
             raise KeyboardInterrupt
-        if self._running.poll() is None:
+        if self._running is not None and self._running.poll() is None:
             self._running.send_signal(signal.SIGINT)
 
 
 def run_here(command: Sequence[str]) -> int:
     """Run a program that starts its own Ray, and return its exit status; signals interrupt it."""
     program = Program()
-    with _hearing(program.stop):
+    with hearing(program.stop):
         return program.run(command)
 
 
@@ -115,7 +116,7 @@ def symmetric_run(
         "psutil": SimpleNamespace(net_if_addrs=lambda: _addresses(address) if head else {}),
     }
     arguments = ["--address", address, "--min-nodes", str(nodes), f"--temp-dir={folder}", *options, "--", *command]
-    with _hearing(node.asked_to_stop), _replaced(script, steps), _replaced(sys, {"argv": ["ray", *arguments]}):
+    with hearing(node.asked_to_stop), _replaced(script, steps), _replaced(sys, {"argv": ["ray", *arguments]}):
         try:
             script.symmetric_run.main(arguments, standalone_mode=False)
         except SystemExit:
@@ -215,7 +216,7 @@ class _Node:
 
 
 @contextlib.contextmanager
-def _hearing(stop: Callable[[], None]) -> Iterator[None]:
+def hearing(stop: Callable[[], None]) -> Iterator[None]:
     """Call a function at signals that ask this process to end, within a `with` block."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     _hear(stop)
