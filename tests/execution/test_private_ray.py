@@ -106,6 +106,14 @@ def test_only_the_loopback_is_listened_on(session):
 
 
 @pytest.mark.ray
+def test_no_other_user_reaches_ray_s_files(session):
+    """Ray opens the folder that it gets to everyone."""
+    folder = Path(ray._private.worker._global_node.get_session_dir_path())
+    above = [path for path in folder.parents if path == Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent]
+    assert [path.stat().st_mode & 0o777 for path in above] == [0o700]
+
+
+@pytest.mark.ray
 def test_the_workers_of_a_training_listen_on_the_loopback_too(session, tmp_path):
     trainer = Trainer(
         worker,

@@ -10,7 +10,7 @@ import pytest
 from rayreid.errors import UserError
 from rayreid.execution.ray_folder import ray_folder
 
-SOCKET = "session_2026-11-27_12-51-14_546791_4194304/sockets/plasma_store"
+SOCKET = "r/session_2026-11-27_12-51-14_546791_4194304/sockets/plasma_store"
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_it_is_made_for_temporary_files_for_its_user_alone_and_removed(monkeypat
     assert list(short.iterdir()) == []
 
 
-@pytest.mark.parametrize(("length", "used"), [(31, True), (32, False), (150, False)])
+@pytest.mark.parametrize(("length", "used"), [(29, True), (30, False), (150, False)])
 def test_a_long_folder_for_temporary_files_is_left_for_tmp(monkeypatch, short, length, used):
     monkeypatch.setattr(tempfile, "tempdir", str(folder_of(length, short)))
     with ray_folder() as folder:
@@ -57,7 +57,7 @@ def test_the_user_s_own_choice_is_used_or_refused_by_name(monkeypatch, short):
         assert folder.parent == short
     monkeypatch.setenv("RAY_TMPDIR", str(folder_of(80, short)))
     with (
-        pytest.raises(UserError, match=r"RAY_TMPDIR=/tmp/.* has 80 bytes, but Ray's sockets allow 31.*/tmp$"),
+        pytest.raises(UserError, match=r"RAY_TMPDIR=/tmp/.* has 80 bytes, but Ray's sockets allow 29.*/tmp$"),
         ray_folder(),
     ):
         pass

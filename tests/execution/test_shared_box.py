@@ -18,8 +18,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ASK = """
 import json, os
 import ray
-if "CONFINED" in os.environ:
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from rayreid.config import Resources
 from rayreid.execution.connection import connect
 from rayreid.execution.resources import training_share
@@ -42,25 +40,22 @@ with connect():
     }))
 """
 GPUS = """
-try:
-    import ray._private.thirdparty.pynvml as nvml
-except ImportError:
-    nvml = None
-if nvml:
-    nvml.nvmlInit = nvml.nvmlShutdown = lambda: None
-    nvml.nvmlDeviceGetCount = lambda: 4
-    nvml.nvmlDeviceGetHandleByIndex = lambda number: number
-    nvml.nvmlDeviceGetName = lambda handle: "NVIDIA H100"
+import ray._private.thirdparty.pynvml as nvml
+
+nvml.nvmlInit = nvml.nvmlShutdown = lambda: None
+nvml.nvmlDeviceGetCount = lambda: 4
+nvml.nvmlDeviceGetHandleByIndex = lambda number: number
+nvml.nvmlDeviceGetName = lambda handle: "NVIDIA H100"
 """
 """A machine of four GPUs, as NVIDIA's library tells Ray."""
 
 
-def ask(folder: Path, **environment: str) -> dict:
-    """What the Ray of a command has."""
+def ask(folder: Path, before: str = "", **environment: str) -> dict:
+    """What the Ray of a command has; `before` runs before it."""
     left_out = ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "CUDA_VISIBLE_DEVICES", "SLURM_CPUS_ON_NODE")
     inherited = {name: value for name, value in os.environ.items() if name not in left_out}
     done = subprocess.run(
-        [sys.executable, "-c", ASK],
+        [sys.executable, "-c", before + ASK],
         cwd=folder,
         env={**inherited, "RAYREID_ROOT": str(folder / "outputs"), **environment},
         capture_output=True,
@@ -89,16 +84,14 @@ def test_a_long_folder_for_temporary_files_is_no_obstacle_and_nothing_stays_behi
     long = tmp_path / ("x" * 120)
     long.mkdir()
     asked = ask(tmp_path, TMPDIR=str(long))
-    assert asked["session"].startswith("/tmp/rr-") and not Path(asked["session"]).parent.exists()
+    assert asked["session"].startswith("/tmp/rr-") and not Path(asked["session"]).parents[1].exists()
 
 
 @pytest.mark.parametrize(("visible", "used"), [(None, ["0", "1", "2", "3"]), ("1,3", ["1", "3"]), ("", [])])
 def test_all_visible_gpus_are_used_and_no_others(tmp_path, visible, used):
-    (tmp_path / "sitecustomize.py").write_text(GPUS)
-    environment = {"PYTHONPATH": str(tmp_path)} | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
-    asked = ask(tmp_path, **environment)
+    asked = ask(tmp_path, GPUS, **({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}))
     assert asked["GPU"] == used and asked["workers"] == max(1, len(used))
 
 
 def test_a_command_that_is_confined_to_some_cpus_uses_these(tmp_path):
-    assert ask(tmp_path, CONFINED="yes")["CPU"] == 1
+    assert ask(tmp_path, "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})")["CPU"] == 1

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayreid.execution.ray_folder import ray_folder
+from rayreid.execution.ray_folder import SESSIONS, ray_folder
 from rayreid.execution.ray_internals import loopback_only, reread_authentication
 
 _FOLDER = "RAYREID_PRIVATE_RAY"
@@ -48,7 +48,7 @@ def private() -> Iterator[PrivateRay]:
         token = write_token(folder)
         settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_TOKEN": None}
         with _environment(settings), loopback_only():
-            yield PrivateRay(folder, {_FOLDER: str(folder), **_on_loopback()})
+            yield PrivateRay(folder / SESSIONS, {_FOLDER: str(folder), **_on_loopback()})
 
 
 def write_token(folder: Path) -> Path:

@@ -10,14 +10,16 @@ from rayreid.errors import UserError, escaped
 
 _SOCKET_BYTES = 107  # the kernel's limit for the path of a Unix socket, without its final zero
 _NAMED = len("/rr-00000000")
-_WITHIN = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+_WITHIN = len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 _LONGEST = _SOCKET_BYTES - _NAMED - _WITHIN
 _FALLBACK = Path("/tmp")
+SESSIONS = "r"
+"""Name of the folder within it that Ray gets. Ray lets every user write to the folder that it gets."""
 
 
 @contextlib.contextmanager
 def ray_folder() -> Iterator[Path]:
-    """Make a folder of mode 700 for Ray's temporary files, and remove it at the end.
+    """Make a folder of mode 700 with one for Ray's temporary files (`SESSIONS`) in it, and remove both at the end.
 
     It is made in `RAY_TMPDIR` if that is set. Otherwise it is made in the folder for temporary files (`TMPDIR`), or in
     `/tmp` if the path of the former is too long for a socket.
@@ -34,6 +36,7 @@ def ray_folder() -> Iterator[Path]:
             f"its sockets and logs, with a path of at most {_LONGEST} bytes"
         ) from None
     with made as name:
+        (Path(name) / SESSIONS).mkdir()
         yield Path(name)
 
 

@@ -21,7 +21,7 @@ from rayreid.errors import UserError
 from rayreid.execution.machine import usable_cpus
 from rayreid.execution.port_block import claimed
 from rayreid.execution.private_ray import write_token
-from rayreid.execution.ray_folder import ray_folder
+from rayreid.execution.ray_folder import SESSIONS, ray_folder
 from rayreid.execution.ray_internals import reread_authentication
 from rayreid.execution.symmetric_run import Program, answers, hearing, run_here, symmetric_run
 from rayreid.files import write_atomically
@@ -101,7 +101,7 @@ def run_on_node(place: Place, meeting: Path, command: Sequence[str]) -> int:
             *(["--include-dashboard=false", f"--ray-client-server-port={ports.client}"] if head else []),
             "--disable-usage-stats",
         ]
-        return symmetric_run(address, place.nodes, head, options, folder, command)
+        return symmetric_run(address, place.nodes, head, options, folder / SESSIONS, command)
 
 
 def own_address(environment: Mapping[str, str]) -> str:
