@@ -23,7 +23,7 @@ from rayreid.execution.connection import connect
 from rayreid.execution.resources import training_share
 
 with connect():
-    @ray.remote(num_gpus=1)
+    @ray.remote(num_gpus=1, num_cpus=0)
     class Holder:
         def held(self):
             return os.environ["CUDA_VISIBLE_DEVICES"]
