@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -184,7 +185,8 @@ def states(folder: Path) -> dict[str, str]:
 def test_two_jobs_of_two_nodes_and_another_ray_on_one_machine_do_not_meet(slurm, folder, tmp_path):
     """The other Ray has the ports and the folder that Ray takes by default, as that of another user may."""
     ours = ["--nodes=2", "--cpus-per-task=1", str(SCRIPT), "pretrain", "tiny.yaml"]
-    with started(tmp_path / "others") as other:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with started(tmp_path / "others", **token) as other:
         other.wait_until_up()
         with (
             slurm.submit(*ours, cwd=folder, RAYREID_ROOT="one", RAY_ADDRESS="127.0.0.1:9") as one,
