@@ -22,7 +22,7 @@ COMMANDS = typer.main.get_command(app)
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 PROGRAMS = {
     *("cd", "export", ".", "source", "ulimit", "sudo", "git", "curl", "wget"),
-    *("pip", "python3", "ray", "mlflow", "kubectl", "docker", "sbatch", "salloc", "srun", "scancel"),
+    *("pip", "python3", "ray", "mlflow", "kubectl", "docker", "sbatch", "salloc", "srun", "scancel", "bash", "exit"),
 }
 """Programs whose own options are not checked here."""
 LABELLED = {"dataset": "synthetic", "options": {"part": "target", "identities": 4, "test_identities": 4}}
