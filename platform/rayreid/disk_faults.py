@@ -71,6 +71,36 @@ def explained(place: Path) -> Iterator[None]:
         raise refused from error
 
 
+@contextlib.contextmanager
+def told_to_user(place: Path | None = None) -> Iterator[None]:
+    """Raise each error that the user can fix within a `with` block as the `UserError` that the command line prints.
+
+    Args:
+        place: The folder in use (default: the current one); see `as_storage_error`.
+
+    Raises:
+        UserError: An error that the user can fix, or that the storage caused, also where a Ray task raised it.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = as_user_error(error, place or Path.cwd())
+        if told is None or told is error:
+            raise
+        raise told from error
+
+
+def as_user_error(error: BaseException, place: Path) -> UserError | None:
+    """Return an error as one that the user can fix; None if it is a fault of the program.
+
+    Args:
+        error: The error, which may have been raised in a Ray task.
+        place: See `as_storage_error`.
+    """
+    cause = cause_of(error)
+    return cause if isinstance(cause, UserError) else as_storage_error(error, place)
+
+
 def as_storage_error(error: BaseException, place: Path) -> StorageError | None:
     """Return the explanation of an error that the storage caused; None if it did not.
 

@@ -14,8 +14,7 @@ from rayreid.cli import about, artifacts, experiments, plans, retrieval, stores,
 from rayreid.cli.interrupts import answering_interrupts
 from rayreid.cli.options import GROUP, ErrorDisplay
 from rayreid.console import any_encoding
-from rayreid.disk_faults import as_storage_error
-from rayreid.errors import UserError, cause_of
+from rayreid.disk_faults import as_user_error
 from rayreid.masking import masked
 from rayreid.paths import output_root
 
@@ -57,8 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
             print("rayreid: interrupted; run the same command again to resume", file=sys.stderr)
         raise
     except Exception as error:
-        cause = cause_of(error)
-        told = cause if isinstance(cause, UserError) else as_storage_error(error, output_root())
+        told = as_user_error(error, output_root())
         if display.traceback or told is None:
             raise
         print(masked(f"rayreid: {told}"), file=sys.stderr)

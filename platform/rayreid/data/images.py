@@ -98,12 +98,16 @@ def _open(data: bytes | memoryview) -> Image.Image:
     if len(data) == 0:
         raise BadImageError("zero-size")
     image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check(image)
+    return image
+
+
+def _check(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise BadImageError("too many pixels", f"{width}x{height}")
     if image.mode.startswith(("I", "F")) and not image.mode.startswith("I;16") and not _is_deep_pgm(image):
         raise BadImageError("undecodable", f"mode {image.mode}: Pillow clips more than 16 bits a channel")
-    return image
 
 
 def _orientation(image: Image.Image) -> int:
@@ -175,6 +179,23 @@ def decode(data: bytes | memoryview, orientation: int = UPRIGHT) -> np.ndarray:
     except Exception as error:  # for damaged bytes, Pillow's readers raise arbitrary exceptions
         raise _bad(error, data) from error
     return turned(pixels, orientation)
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """Return the pixels of an image that is open in Pillow, uint8 (H, W, 3), turned as `decode` turns those of a file.
+
+    Raises:
+        BadImageError: See `decode`.
+    """
+    try:
+        if 0 in image.size:
+            raise BadImageError("zero-size")
+        _check(image)
+        return turned(_pixels(image), _orientation(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # for damaged bytes, Pillow's readers raise arbitrary exceptions
+        raise _bad(error, b"") from error
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

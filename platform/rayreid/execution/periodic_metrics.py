@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from rayreid.evaluation.figures import loss_curves
 from rayreid.execution.production import StageContext
 
-KINDS = ("probe", "eval")
+KINDS: tuple[str, ...] = ("probe", "eval")
 """Kinds of evaluation: on the target's split train, and on its query and gallery."""
 
 

@@ -22,6 +22,9 @@ from rayreid.storage.contents import RECORD, read_record
 MODELS = ("finetune", "adapt", "pretrain", "proxy", "given")
 """Stages whose artifacts contain a network."""
 
+PUBLISHED = "model.safetensors"
+"""The weights file in a folder that `rayreid publish` wrote."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -44,7 +47,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelFile:
     """A weights file in rayreid's own format.
 
     Attributes:
@@ -110,17 +113,19 @@ def find_artifact(text: str) -> Made:
         raise UserError(f"{folder}: no {RECORD} in it: no artifact, or one that is not complete") from None
 
 
-def find_model(text: str, strict: bool = True) -> Model:
+def find_model(text: str, strict: bool = True) -> ModelFile:
     """Return a model: a weights file in our format, or the one in an artifact (see `find_artifact`).
 
     Args:
-        text: A file, an artifact's folder, or `stage/id`.
+        text: A file, an artifact's folder, `stage/id`, or a folder that `rayreid publish` wrote.
         strict: Whether all of the file must fit the network that its header states.
 
     Raises:
         UserError: The model does not exist, or has another format and must be converted first.
     """
     path = place(text)
+    if (path / PUBLISHED).is_file() and not (path / RECORD).exists():
+        path = path / PUBLISHED
     if not path.is_file():
         made = find_artifact(text)
         if made.recipe["stage"] not in MODELS:
@@ -132,7 +137,7 @@ def find_model(text: str, strict: bool = True) -> Model:
             "rayreid weights convert FILE --to safetensors"
         )
     read_header(path)
-    return Model(path, checksum(path), strict)
+    return ModelFile(path, checksum(path), strict)
 
 
 def open_images(text: str, dataset: str = "folder") -> ImageStore | ListedImages:

@@ -14,7 +14,7 @@ from rayreid.errors import UserError
 from rayreid.execution.connection import connect
 from rayreid.execution.feature_extraction import extract
 from rayreid.files import write_atomically
-from rayreid.inference.named_inputs import Model, find_model, open_images, output_file, place, rows_of
+from rayreid.inference.named_inputs import ModelFile, find_model, open_images, output_file, place, rows_of
 
 
 def predict(
@@ -68,7 +68,7 @@ def predict(
 def features_of(
     images: ImageStore | ListedImages,
     rows: np.ndarray,
-    model: Model,
+    model: ModelFile,
     where: str,
     dataset: str,
     batch_size: int | Auto,

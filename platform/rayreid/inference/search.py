@@ -11,7 +11,7 @@ from rich.table import Table
 
 from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
-from rayreid.data.images import decode, orientation_of
+from rayreid.data.images import BadImageError
 from rayreid.data.store.feature_file import FeatureTable, read_features
 from rayreid.data.store.listed import ListedImages
 from rayreid.data.store.store import ImageStore
@@ -20,7 +20,8 @@ from rayreid.evaluation.figures import PICTURES, save_picture
 from rayreid.evaluation.retrieval import top_k
 from rayreid.evaluation.retrieval_figures import ranked_lists
 from rayreid.execution.connection import connect
-from rayreid.inference.named_inputs import Model, find_model, open_images, output_file, place, rows_of
+from rayreid.inference.given_images import UNREADABLE, read_image
+from rayreid.inference.named_inputs import ModelFile, find_model, open_images, output_file, place, rows_of
 from rayreid.inference.predict import features_of
 from rayreid.models.embedding import Embedder
 
@@ -33,7 +34,7 @@ _UNKNOWN = -1
 class Found:
     """Results of one query: gallery keys by rank, with similarity, identity and camera (−1: not known)."""
 
-    query: Path
+    query: str
     keys: list[str]
     scores: list[float]
     pids: list[int]
@@ -80,7 +81,7 @@ def search(
     pictures = [_read(query) for query in queries]
     features = _embed(network, pictures)
     table, source = _gallery(gallery, network, images, dataset, split, screen)
-    found, rows = _rank([place(query) for query in queries], features, table, k)
+    found, rows = rank([str(place(query)) for query in queries], features, table, k)
     _show(screen, found, len(table))
     _draw(
         path, pictures[:DRAWN], found[:DRAWN], [[_picture(source, table.keys[i]) for i in row] for row in rows[:DRAWN]]
@@ -90,24 +91,21 @@ def search(
 
 
 def _read(query: str) -> np.ndarray:
-    path = place(query)
     try:
-        data = path.read_bytes()
-        return decode(data, orientation_of(data))
-    except OSError as error:
-        raise UserError(f"query {query}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise UserError(f"query {query}: cannot be decoded ({error})") from None
+        return read_image(place(query))
+    except BadImageError as error:
+        told = str(error) if error.reason == UNREADABLE else f"cannot be decoded ({error})"
+        raise UserError(f"query {query}: {told}") from None
 
 
-def _embed(model: Model, pictures: Sequence[np.ndarray]) -> np.ndarray:
+def _embed(model: ModelFile, pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Return the features of the queries, (Q, D), computed in this process: a few images need no cluster."""
     embed = Embedder(model.weights, torch.device("cpu"), "fp32", strict=model.strict)
     return np.concatenate([embed(ImageBatch.collate([picture])).numpy() for picture in pictures])
 
 
 def _gallery(
-    gallery: str, model: Model, images: str | None, dataset: str, split: str | None, screen: Screen
+    gallery: str, model: ModelFile, images: str | None, dataset: str, split: str | None, screen: Screen
 ) -> tuple[FeatureTable, ImageStore | ListedImages]:
     """Return the features of the gallery, read or computed, and its images."""
     if not gallery.endswith(".parquet"):
@@ -122,6 +120,21 @@ def _gallery(
             example = next(iter(rejected.items()))
             screen.say(f"{len(rejected):,} gallery images give no feature, e.g. {escape(': '.join(example))}")
         return table, source
+    table = read_gallery(gallery, model, split)
+    try:
+        source = open_images(images or table.header["images"], table.header["dataset"] if images is None else dataset)
+    except UserError as error:
+        hint = "" if images else "; if they were moved, give their folder with --images"
+        raise UserError(f"the images of {gallery} cannot be shown: {error}{hint}") from None
+    return table, source
+
+
+def read_gallery(gallery: str, model: ModelFile, split: str | None) -> FeatureTable:
+    """Return the features of a gallery that `predict` wrote, of one split or of all images.
+
+    Raises:
+        UserError: The file is no such file, holds features of another model, or has no image of the split.
+    """
     table = read_features(place(gallery))
     if table.header["weights"] != model.checksum:
         raise UserError(
@@ -131,12 +144,7 @@ def _gallery(
     if split is not None:
         table = table.part(table.splits == split)
     _refuse_empty(gallery, len(table), split)
-    try:
-        source = open_images(images or table.header["images"], table.header["dataset"] if images is None else dataset)
-    except UserError as error:
-        hint = "" if images else "; if they were moved, give their folder with --images"
-        raise UserError(f"the images of {gallery} cannot be shown: {error}{hint}") from None
-    return table, source
+    return table
 
 
 def _refuse_empty(gallery: str, images: int, split: str | None) -> None:
@@ -144,9 +152,23 @@ def _refuse_empty(gallery: str, images: int, split: str | None) -> None:
         raise UserError(f"the gallery {gallery} is empty: no image" + (f" of split {split!r}" if split else ""))
 
 
-def _rank(
-    queries: Sequence[Path], features: np.ndarray, table: FeatureTable, k: int
+def rank(
+    queries: Sequence[str], features: np.ndarray, table: FeatureTable, k: int
 ) -> tuple[list[Found], list[list[int]]]:
+    """Rank a gallery for queries by cosine similarity.
+
+    Args:
+        queries: Names of the queries.
+        features: Their features, (Q, D).
+        table: The gallery.
+        k: Number of results per query.
+
+    Returns:
+        The results in the order of the queries, and their rows in the table.
+
+    Raises:
+        UserError: As for `top_k`.
+    """
     scores, rows = top_k(features, table.features, min(k, len(table)))
     found = [
         Found(
@@ -164,7 +186,7 @@ def _rank(
 def _show(screen: Screen, found: Sequence[Found], gallery: int) -> None:
     labelled = any(pid != _UNKNOWN for one in found for pid in one.pids)
     for one in found:
-        screen.say(f"[bold]{escape(one.query.name)}[/] among {gallery:,} images")
+        screen.say(f"[bold]{escape(Path(one.query).name)}[/] among {gallery:,} images")
         table = Table(box=None, header_style="bold", pad_edge=False)
         for name in ("rank", "similarity", *(("identity", "camera") if labelled else ())):
             table.add_column(name, justify="right")
@@ -188,5 +210,5 @@ def _picture(source: ImageStore | ListedImages, key: str) -> np.ndarray:
 def _draw(
     path: Path, queries: Sequence[np.ndarray], found: Sequence[Found], results: Sequence[Sequence[np.ndarray]]
 ) -> None:
-    names = [one.query.name for one in found]
+    names = [Path(one.query).name for one in found]
     save_picture(ranked_lists(queries, results, None, names, [one.scores for one in found]), path, "--out")

@@ -24,10 +24,15 @@ LATER = {"pretrain.steps": None, "proxy.pretrain.steps": None, "evaluate.feature
 
 
 def folder_of(root: Path, experiment: Experiment) -> Path:
-    """Return the folder of an experiment's configuration and table: `<root>/experiments/<name>-<config hash>`."""
-    folder = root / "experiments" / f"{experiment.name}-{digest_of(experiment)}"
+    """Return the folder of an experiment (see `path_of`), which is created if it does not exist."""
+    folder = path_of(root, experiment)
     make_folder(folder)
     return folder
+
+
+def path_of(root: Path, experiment: Experiment) -> Path:
+    """Return where an experiment's configuration and table are: `<root>/experiments/<name>-<config hash>`."""
+    return root / "experiments" / f"{experiment.name}-{digest_of(experiment)}"
 
 
 def digest_of(experiment: Experiment) -> str:

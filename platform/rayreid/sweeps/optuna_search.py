@@ -79,7 +79,7 @@ class OptunaSearcher(Searcher):
 
     def done(self) -> list[dict[str, Any]]:
         """Return the combinations of the trials that earlier commands have finished."""
-        return [one.user_attrs[_DONE] for one in self._study.get_trials(deepcopy=False) if _DONE in one.user_attrs]
+        return _done(self._study)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Tune's type omits FINISHED
         """Return the next combination as JSON under `changes`, with its label."""
@@ -107,6 +107,23 @@ class OptunaSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Do nothing: the study is on the disk."""
+
+
+def finished(folder: Path) -> list[dict[str, Any]]:
+    """Return the combinations of the trials that a search has finished so far; the search may still run.
+
+    Args:
+        folder: Folder of the study.
+
+    Raises:
+        UserError: Optuna is not installed, or the study is damaged.
+    """
+    path = folder / JOURNAL
+    return _done(_study_in(path)) if path.exists() else []
+
+
+def _done(study: "Study") -> list[dict[str, Any]]:
+    return [one.user_attrs[_DONE] for one in study.get_trials(deepcopy=False) if _DONE in one.user_attrs]
 
 
 def _study_in(path: Path) -> "Study":
