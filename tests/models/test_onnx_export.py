@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -45,6 +46,9 @@ def test_the_file_computes_the_features_at_any_batch(tmp_path, kind):
     assert np.abs(features - expected).max() < 1e-4 * expected.std()
     props = {entry.key: json.loads(entry.value) for entry in onnx.load(tmp_path / "b.onnx").metadata_props}
     assert props == {"mean": [0.5, 0.25, 0.125], "backbone": backbone.spec}
+    content = (tmp_path / "b.onnx").read_bytes()
+    for module in (onnx_export, torch):  # the exporter notes which line of code each node comes from
+        assert str(Path(module.__file__).parents[1]).encode() not in content
 
 
 def test_a_model_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Commands for trained models: `predict`, `search`, `compare`, `matrix`."""
+"""Commands for trained models: `predict`, `search`, `compare`, `matrix`, `publish`."""
 
 from typing import Annotated
 
@@ -86,3 +86,33 @@ def matrix(file: File, overrides: Overrides = None, debug: Debug = False) -> Non
     from rayreid.pipeline.matrix import matrix as evaluate
 
     evaluate(experiment_of(file, overrides))
+
+
+@app.command()
+def publish(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)],
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Folder to write; its name becomes the model's name.")
+    ],
+    license: Annotated[
+        str,
+        typer.Option(
+            "--license",
+            metavar="ID",
+            help="Licence of the weights as model hubs name it, e.g. mit, apache-2.0, cc-by-nc-4.0, other.",
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the model in its card (default: that of FOLDER).")
+    ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Whether to write an ONNX model, too.")] = True,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Write into a folder that is not empty; files of an earlier publication go."),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Publish a model as a folder for model hubs: weights, timm's config.json, ONNX, and a card as README.md."""
+    from rayreid.publishing.publish import publish as write
+
+    write(model, folder, license, name, onnx, force)

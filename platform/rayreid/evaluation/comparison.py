@@ -114,6 +114,24 @@ def compare_seeds(
     return _comparison(gain.mean(axis=0), low, high, confidence)
 
 
+def interval_of_mean(precision: npt.ArrayLike, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Return the confidence interval of the mAP of one kind of model, trained with one or several seeds.
+
+    It is that of `compare_seeds` for the difference to models that find nothing, within [0, 1].
+
+    Args:
+        precision: (S, Q) average precision per seed and query; NaN for queries that are not counted.
+        confidence: Confidence of the interval, in (0, 1).
+        seed: Seed of the resampling.
+
+    Raises:
+        UserError: See `compare_seeds`.
+    """
+    values = np.asarray(precision, np.float64)
+    found = compare_seeds(np.where(np.isnan(values), np.nan, 0.0), values, confidence, seed)
+    return max(found.low, 0.0), min(found.high, 1.0)
+
+
 def _half_width(differences: np.ndarray, confidence: float) -> float:
     """Return half the width of Student's t-interval of the mean of (S,) differences."""
     count = len(differences)

@@ -30,6 +30,9 @@ TIMM_NAMES = {
 }
 STEM_CLASSES = {"conv": "ConvStem", "ics": "ICSStem"}
 TRANSREID_WIDTHS = {384: "vit_small", 768: "vit_base"}
+TIMM_OPTIONS = ("embed_dim", "num_heads", "patch_size", "mlp_ratio", "qkv_bias", "depths", "window_size")
+"""Options of `build_backbone` that timm's functions take under the same name."""
+
 SWIN_FLAGS = {"strict_img_size": False, "always_partition": True}
 
 
@@ -64,6 +67,14 @@ def write_timm(path: Path, backbone: Backbone) -> list[str]:
 
 def timm_call(spec: dict[str, Any]) -> str:
     """Return the call of `timm.create_model` that builds the network of a spec."""
+    listed = [f"{key}={value!r}" for key, value in timm_arguments(spec).items()]
+    if spec["stem"] in STEM_CLASSES:
+        listed.append(f"embed_layer={STEM_CLASSES[spec['stem']]}")
+    return f"timm.create_model({TIMM_NAMES[spec['name']]!r}, {', '.join(listed)})"
+
+
+def timm_arguments(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of `timm.create_model` for the network of a spec, except for its stem."""
     name = spec["name"]
     arguments: dict[str, Any] = {"num_classes": 0}
     if name in DINOV3S:
@@ -73,14 +84,10 @@ def timm_call(spec: dict[str, Any]) -> str:
     own: dict[str, Any] = {**VITS, **VARIANTS, **DINOV3S, **SWINS}.get(name, {})
     if spec.get("depth") not in (None, own.get("depth")):
         arguments["depth"] = spec["depth"]
-    kept = ("embed_dim", "num_heads", "patch_size", "mlp_ratio", "qkv_bias", "depths", "window_size")
-    arguments |= {key: spec[key] for key in kept if key in spec and spec[key] != own.get(key)}
+    arguments |= {key: spec[key] for key in TIMM_OPTIONS if key in spec and spec[key] != own.get(key)}
     if name in SWINS:
         arguments |= SWIN_FLAGS
-    listed = [f"{key}={value!r}" for key, value in arguments.items()]
-    if spec["stem"] in STEM_CLASSES:
-        listed.append(f"embed_layer={STEM_CLASSES[spec['stem']]}")
-    return f"timm.create_model({TIMM_NAMES[name]!r}, {', '.join(listed)})"
+    return arguments
 
 
 def write_transreid(path: Path, backbone: Backbone) -> list[str]:

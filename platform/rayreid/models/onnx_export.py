@@ -101,8 +101,19 @@ def _describe(path: Path, facts: dict[str, Any]) -> None:
     import onnx
 
     model = onnx.load(path)
+    _forget_source(model)
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
     onnx.save(model, path)
+
+
+def _forget_source(message: Any) -> None:
+    """Remove the exporter's notes from a model and its parts: they quote the code, with the paths of this machine."""
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in value if hasattr(value, "__len__") else [value]:
+                _forget_source(part)
 
 
 def _compare(network: Backbone, path: Path, batches: Sequence[int]) -> float:

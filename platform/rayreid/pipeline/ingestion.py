@@ -79,11 +79,12 @@ def refuse_leak(source: Source, whose: str, pool: Artifact, target: Artifact) ->
 
 def leaked_images(pool: Artifact, target: Artifact) -> int:
     """Return how many query and gallery images of a target a pool holds, byte for byte; 0 if a store is missing."""
-    return _leaked_images(pool.path, target.path) if pool.complete and target.complete else 0
+    return count_test_images(pool.path, target.path) if pool.complete and target.complete else 0
 
 
 @lru_cache(maxsize=64)
-def _leaked_images(pool: Path, target: Path) -> int:
+def count_test_images(pool: Path, target: Path) -> int:
+    """Return how many query and gallery images of a target's store a pool's store holds, byte for byte."""
     store = ImageStore(target)
     rows = np.concatenate([store.rows_of(split) for split in _TEST_SPLITS])
     wanted = store.digests().take(pa.array(rows))

@@ -1,0 +1,100 @@
+"""Evaluations of a model, and of the other seeds of its row, under the same output root."""
+
+import contextlib
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayreid.errors import UserError
+from rayreid.evaluation.comparison import align, interval_of_mean
+from rayreid.evaluation.metrics import scores_in
+from rayreid.evaluation.stored import read_queries
+from rayreid.inference.named_inputs import Made, find_artifact
+from rayreid.pipeline.ingestion import count_test_images
+from rayreid.publishing.origin import Lineage, without_places
+from rayreid.storage.contents import RECORD
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """An evaluation of the model, with those of the other seeds of its row.
+
+    Attributes:
+        dataset: Name and version of the target.
+        fingerprint: Fingerprint of the target's image store.
+        queries: Number of counted queries.
+        gallery: Number of gallery images.
+        own: The scores of the published weights, in [0, 1].
+        by_seed: The scores of each seed, the published one included.
+        low: Lower bound of the 95 % interval of the mean mAP over the seeds.
+        high: Upper bound.
+        test_images: Number of the target's test images in the pool of the pre-training.
+    """
+
+    dataset: str
+    fingerprint: str
+    queries: int
+    gallery: int
+    own: Mapping[str, float]
+    by_seed: Mapping[int, Mapping[str, float]]
+    low: float
+    high: float
+    test_images: int
+
+    def mean(self, name: str) -> float:
+        """Return the mean of a score over the seeds."""
+        return statistics.fmean(scores[name] for scores in self.by_seed.values())
+
+    def std(self, name: str) -> float:
+        """Return the standard deviation of a score over at least two seeds (n − 1 in the denominator)."""
+        return statistics.stdev(scores[name] for scores in self.by_seed.values())
+
+
+def measurements_of(lineage: Lineage) -> list[Measurement]:
+    """Return the evaluations of a model that its output root has, each with the other seeds of the model's row.
+
+    Evaluations of the feature after the BNNeck are left out: a published model gives the feature before it.
+    """
+    evaluations = [
+        one for one in _evaluations(lineage.root) if one.recipe["fields"]["evaluate"].get("feature") != "after"
+    ]
+    own = [one for one in evaluations if one.recipe["inputs"].get("model") == lineage.made.folder.name]
+    return [_measurement(lineage, one, evaluations) for one in own]
+
+
+def _evaluations(root: Path) -> Iterator[Made]:
+    for record in sorted(root.glob(f"evaluate/*/{RECORD}")):
+        with contextlib.suppress(UserError):  # one of another model that is damaged
+            yield find_artifact(str(record.parent))
+
+
+def _measurement(lineage: Lineage, own: Made, evaluations: list[Made]) -> Measurement:
+    recipe = lineage.signature(own)
+    same = {_seed(lineage, one): one for one in evaluations if lineage.signature(one) == recipe}
+    same[_seed(lineage, own)] = own
+    seeds = dict(sorted(same.items()))
+    keys, found = zip(*(read_queries(one.folder) for one in seeds.values()), strict=True)
+    low, high = interval_of_mean(np.array(align(keys, found)))
+    target = lineage.inputs(own).get("target")
+    facts: Mapping[str, Any] = target.facts if target is not None else {}
+    pools = lineage.pools()
+    return Measurement(
+        dataset=str(without_places(facts.get("dataset", "unknown"))),
+        fingerprint=str(facts.get("fingerprint", "")),
+        queries=own.facts["queries"],
+        gallery=own.facts["gallery"],
+        own=scores_in(own.facts),
+        by_seed={seed: scores_in(one.facts) for seed, one in seeds.items()},
+        low=low,
+        high=high,
+        test_images=sum(count_test_images(pool, target.folder) for pool in pools) if target is not None else 0,
+    )
+
+
+def _seed(lineage: Lineage, evaluation: Made) -> int:
+    model = lineage.inputs(evaluation).get("model")
+    return int(model.recipe["fields"].get("seed", 0)) if model is not None else 0

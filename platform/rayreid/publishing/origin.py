@@ -1,0 +1,160 @@
+"""Where a model comes from, read from the records of the artifacts from which it was made."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from rayreid.errors import UserError
+from rayreid.inference.named_inputs import Made, find_artifact
+from rayreid.masking import masked
+from rayreid.storage.contents import ID, RECORD
+
+TRAININGS = ("pretrain", "finetune", "adapt")
+_SHOWN_APART = ("backbone", "seed", "start")
+_PLACE = re.compile(r"^(?:[/~\\]|[A-Za-z]:[/\\]|\w[\w+.-]*://)")
+"""The beginning of a text that is a place: an absolute path of any system, or an address."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset from which the model, or the choice of its training images, was made.
+
+    Attributes:
+        name: Name and version, as the stage *ingest* recorded it.
+        roles: What it was used for: `pool`, `target`, `source`.
+        images: Number of images.
+        fingerprint: Fingerprint of the image store.
+    """
+
+    name: str
+    roles: tuple[str, ...]
+    images: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training in the model's history.
+
+    Attributes:
+        stage: pretrain, finetune or adapt.
+        recipe: The section of the experiment that changed its result; of pre-training on a subset, also `select`.
+        seed: Its seed.
+        start: What it started from, in words.
+        facts: What the stage recorded: images, steps, GPU-hours, machine and so on.
+    """
+
+    stage: str
+    recipe: Mapping[str, Any]
+    seed: int
+    start: str
+    facts: Mapping[str, Any]
+
+
+class Lineage:
+    """The artifacts under an output root from which a model was made.
+
+    Args:
+        made: The model's artifact.
+    """
+
+    def __init__(self, made: Made):
+        self.made = made
+        self.root = made.folder.parents[1]
+        self._found: dict[str, Made | None] = {}
+
+    def inputs(self, made: Made) -> dict[str, Made | None]:
+        """Return the inputs of an artifact by role; None for those that are not under the root any more."""
+        return {role: self._at(identifier) for role, identifier in made.recipe["inputs"].items()}
+
+    def signature(self, made: Made | None) -> Any:
+        """Return what tells how an artifact was made, without seeds: it is equal for the seeds of one row."""
+        if made is None:
+            return None
+        fields = {key: value for key, value in made.recipe["fields"].items() if key != "seed"}
+        inputs = {role: self.signature(one) or made.recipe["inputs"][role] for role, one in self.inputs(made).items()}
+        return [made.recipe["stage"], made.recipe["version"], fields, inputs]
+
+    def datasets(self) -> list[Dataset]:
+        """Return the datasets of the model's history, each once."""
+        roles: dict[Path, list[str]] = {}
+        stores: dict[Path, Made] = {}
+        for role, made in self._walk("model", self.made):
+            if made.recipe["stage"] == "ingest":
+                stores[made.folder] = made
+                roles.setdefault(made.folder, []).append(role.partition(".")[0])
+        return [
+            Dataset(
+                without_places(str(made.facts.get("dataset", "unknown"))),
+                tuple(dict.fromkeys(roles[folder])),
+                int(made.facts.get("images", 0)),
+                str(made.facts.get("fingerprint", "")),
+            )
+            for folder, made in stores.items()
+        ]
+
+    def pools(self) -> list[Path]:
+        """Return the image stores on which the model was pre-trained."""
+        pools = [self.inputs(made).get("pool") for _, made in self._walk("model", self.made) if _trains(made)]
+        return list(dict.fromkeys(pool.folder for pool in pools if pool is not None))
+
+    def trainings(self) -> list[Training]:
+        """Return the trainings of the model's weights, the first one first; those of proxies are left out."""
+        found: list[Training] = []
+        made: Made | None = self.made
+        while made is not None and _trains(made):
+            found.append(self._training(made))
+            made = self.inputs(made).get("weights")
+        return found[::-1]
+
+    def _training(self, made: Made) -> Training:
+        fields, inputs = made.recipe["fields"], self.inputs(made)
+        recipe = {key: value for key, value in fields.items() if key not in _SHOWN_APART}
+        subset = inputs.get("subset")
+        if subset is not None:
+            recipe["select"] = subset.recipe["fields"].get("select", {})
+        start = fields.get("start")
+        if "weights" in made.recipe["inputs"]:
+            begun = "the weights of the training before it"
+        else:
+            begun = "fresh weights" if start is None else f"given weights ({start})"
+        return Training(
+            made.recipe["stage"],
+            without_places(recipe),
+            int(fields.get("seed", 0)),
+            str(without_places(begun)),
+            {key: value for key, value in made.facts.items() if isinstance(value, int | float | str)},
+        )
+
+    def _walk(self, role: str, made: Made) -> Iterator[tuple[str, Made]]:
+        yield role, made
+        for name, one in self.inputs(made).items():
+            if one is not None:
+                yield from self._walk(name, one)
+
+    def _at(self, identifier: str) -> Made | None:
+        if identifier not in self._found:
+            self._found[identifier] = None
+            places = self.root.glob(f"*/{identifier}/{RECORD}") if ID.fullmatch(identifier) else iter(())
+            with contextlib.suppress(UserError, StopIteration):  # what is damaged is told by who uses it
+                self._found[identifier] = find_artifact(str(next(places).parent))
+        return self._found[identifier]
+
+
+def _trains(made: Made) -> bool:
+    return made.recipe["stage"] in TRAININGS
+
+
+def without_places(value: Any) -> Any:
+    """Return a plain JSON value in which absolute paths and addresses are cut down to their last name.
+
+    Credentials are masked, too.
+    """
+    if isinstance(value, str):
+        return masked(f"…/{PureWindowsPath(value.rstrip('/')).name}" if _PLACE.match(value) else value)
+    if isinstance(value, Mapping):
+        return {str(key): without_places(one) for key, one in value.items()}
+    return [without_places(one) for one in value] if isinstance(value, list | tuple) else value

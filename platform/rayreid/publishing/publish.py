@@ -1,0 +1,233 @@
+"""Publishing a trained model as a folder: weights, configuration for timm, ONNX model and model card."""
+
+import contextlib
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.markup import escape
+from torch import Tensor, nn
+
+from rayreid.console import Screen
+from rayreid.errors import UserError, escaped
+from rayreid.files import TEMPORARY, naming, sync_file, sync_folder
+from rayreid.inference.named_inputs import PUBLISHED, Made, find_artifact, find_model, place
+from rayreid.models.backbones import Backbone
+from rayreid.models.neck import Neck, load_neck
+from rayreid.models.onnx_export import export_onnx, require_onnx
+from rayreid.models.weights import load_backbone, save_backbone, weights_of
+from rayreid.publishing.card import CARD, Card
+from rayreid.publishing.measurements import measurements_of
+from rayreid.publishing.origin import Lineage, without_places
+from rayreid.publishing.timm_config import CONFIG, check_timm, lacks, timm_config
+from rayreid.storage.contents import RECORD
+
+ONNX = "model.onnx"
+FILES = (PUBLISHED, CONFIG, ONNX, CARD)
+"""Everything that a published folder may contain; the card is written last."""
+
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_FACTS = ("method", "epochs", "interpolation")
+"""Facts of a weights file that are published with it; others may name places of the machine."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """The network to publish.
+
+    Attributes:
+        backbone: The network, in eval mode; a neck is folded into its last norm where it has one.
+        header: The facts of its weights file that are published: `mean`, `std`, `method` and so on.
+        neck: A neck that could not be folded; it stays a layer of its own.
+        folded: Whether a neck was folded.
+    """
+
+    backbone: Backbone
+    header: dict[str, Any]
+    neck: Neck | None
+    folded: bool
+
+    @property
+    def network(self) -> Backbone:
+        """Return the network from pixels to the features that are compared."""
+        return self.backbone if self.neck is None else _WithNeck(self.backbone, self.neck)
+
+    @property
+    def lacking(self) -> str:
+        """Return what timm lacks of this model, in words; empty if it can load it."""
+        return lacks(self.backbone) or ("the BNNeck, which no norm precedes" if self.neck is not None else "")
+
+
+class _WithNeck(Backbone):
+    """A network whose features pass through a neck."""
+
+    def __init__(self, backbone: Backbone, neck: Neck):
+        super().__init__()
+        self.backbone, self.neck = backbone, neck
+        self.spec, self.num_features = backbone.spec, backbone.num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features (B, D) of images (B, 3, H, W)."""
+        out: Tensor = self.neck(self.backbone(x))
+        return out
+
+
+def publish(
+    model: str,
+    folder: str,
+    licence: str,
+    name: str | None = None,
+    onnx: bool = True,
+    force: bool = False,
+    screen: Screen | None = None,
+) -> Path:
+    """Write a model as a folder that model hubs, timm, onnxruntime and rayreid read.
+
+    Args:
+        model: A weights file of rayreid, an artifact's folder, or `stage/id`.
+        folder: The folder to write; it is made. All files are written, or none.
+        licence: The licence of the weights, as model hubs name it, e.g. `mit`, `cc-by-nc-4.0`, `other`.
+        name: The model's name in its card (default: that of the folder).
+        onnx: Whether to write an ONNX model, too, which needs the packages of the extra `onnx`.
+        force: Whether to write into a folder that holds other files, and replace those of an earlier publication.
+        screen: Shows what was written.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: There is no such model, it is damaged, the folder is not empty or is no place to write to, the
+            licence is not a name, or an exported model gives other features than the network.
+    """
+    screen = screen or Screen()
+    target = place(folder)
+    _check_target(target, force)
+    if not LICENCE.fullmatch(licence.lower()):
+        raise UserError(f"--license {escaped(licence)}: give its identifier, e.g. mit, apache-2.0, cc-by-nc-4.0, other")
+    if onnx:
+        try:
+            require_onnx()
+        except UserError as error:
+            raise UserError(f"{error}, or publish without it: --no-onnx") from None
+    file = find_model(model).weights
+    made = _made(file)
+    lineage = Lineage(made) if made is not None else None
+    published = read_publication(file)
+    card = Card(
+        name=_one_line(name or target.name),
+        licence=licence.lower(),
+        publication=published,
+        onnx=ONNX if onnx else None,
+        trainings=lineage.trainings() if lineage else [],
+        datasets=lineage.datasets() if lineage else [],
+        measurements=measurements_of(lineage) if lineage else [],
+    )
+    with _all_or_nothing(target) as staging:
+        _write(staging, published, card, onnx)
+    screen.say(f"published: {escape(str(target))}")
+    for line in card.summary():
+        screen.say(f"  {escape(line)}")
+    return target
+
+
+def read_publication(file: Path) -> Publication:
+    """Return the network of a weights file as it is published."""
+    backbone, header = load_backbone(file, drop_path=0.0)
+    backbone.eval()
+    known = {key: without_places(header[key]) for key in _FACTS if key in header}
+    facts = {"mean": header["mean"], "std": header["std"], **known}
+    neck = load_neck(file)
+    if not isinstance(neck, Neck):
+        return Publication(backbone, facts, None, folded=False)
+    folded = fold(backbone, neck)
+    return Publication(backbone, facts, None if folded else neck, folded)
+
+
+@torch.no_grad()
+def fold(backbone: nn.Module, neck: Neck) -> bool:
+    """Fold a neck into the layer norm with which a network ends, and return whether it has one of the same width.
+
+    After the norm the network at most takes a token or a mean, which commute with the neck's scale and shift.
+    """
+    norm = getattr(backbone, "norm", None)
+    if not isinstance(norm, nn.LayerNorm) or norm.weight.shape != neck.scale.shape:
+        return False
+    norm.weight.mul_(neck.scale)
+    norm.bias.mul_(neck.scale).add_(neck.shift)
+    return True
+
+
+def _write(folder: Path, published: Publication, card: Card, onnx: bool) -> None:
+    facts = {key: value for key, value in published.header.items() if key not in ("mean", "std")}
+    mean, std = published.header["mean"], published.header["std"]
+    save_backbone(folder / PUBLISHED, published.backbone, mean, std, neck=published.neck, **facts)
+    config = None if published.lacking else timm_config(published.backbone, published.header)
+    if config is not None:
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        check_timm(folder, published.backbone)
+    if onnx:
+        export_onnx(published.network, folder / ONNX, {"mean": mean, "std": std})
+    (folder / CARD).write_text(card.text(), encoding="utf-8")
+
+
+def _made(file: Path) -> Made | None:
+    """Return the artifact of which a file is the model; None if it is none, or of the epoch that scored best."""
+    if not (file.parent / RECORD).exists() or weights_of(file.parent) != file:
+        return None
+    return find_artifact(str(file.parent))
+
+
+def _check_target(target: Path, force: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target}: a file lies there; name a folder")
+    if not target.parent.is_dir():
+        raise UserError(f"{target}: there is no folder {target.parent}; make it first")
+    if (target / RECORD).exists():
+        raise UserError(f"{target}: this is an artifact; name another folder")
+    if target.is_dir() and any(target.iterdir()) and not force:
+        raise UserError(
+            f"{target}: this folder is not empty; name another one, or --force to replace {', '.join(FILES)} in it"
+        )
+
+
+@contextlib.contextmanager
+def _all_or_nothing(target: Path) -> Iterator[Path]:
+    """Yield a folder beside the target; its files come into the target when the block succeeds.
+
+    A new or empty folder gets all of them at once. Of a folder that holds other files, for example a clone of a
+    repository, the files of an earlier publication are replaced one by one, the card last.
+    """
+    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    with naming(target):
+        staging.mkdir()
+        try:
+            yield staging
+            for path in staging.iterdir():
+                sync_file(path)
+            sync_folder(staging)
+            if target.is_dir() and any(target.iterdir()):
+                _replace(staging, target)
+            else:
+                staging.rename(target)
+            sync_folder(target.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(staging: Path, target: Path) -> None:
+    for name in FILES:
+        if (staging / name).exists():
+            (staging / name).replace(target / name)
+        else:
+            (target / name).unlink(missing_ok=True)
+    sync_folder(target)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(escaped(text).split())

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCardData
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from model_history import evaluated, history, save
+from rayreid.evaluation.comparison import interval_of_mean
+from rayreid.inference.named_inputs import find_artifact
+from rayreid.publishing.measurements import measurements_of
+from rayreid.publishing.origin import Lineage, without_places
+from rayreid.publishing.publish import publish
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path / "outputs"))
+    return tmp_path / "outputs"
+
+
+def card_of(model, tmp_path) -> tuple[dict, str]:
+    folder = publish(str(model), str(tmp_path / "my-model"), "cc-by-nc-4.0", onnx=False)
+    _, front, card = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(front), card
+
+
+def test_model_hubs_read_the_front_matter(root, tmp_path):
+    front, _ = card_of(history(root)[1].path, tmp_path)
+    known = ModelCardData(**front)
+    assert (known.license, known.library_name, known.pipeline_tag) == (
+        *("cc-by-nc-4.0", "timm", "image-feature-extraction"),
+    )
+    assert known.datasets == ["market1501", "mine"]
+    assert {"person-re-identification", "vit_tiny", "stem-patchify", "dino", "supervised"} <= set(known.tags)
+    name, results = model_index_to_eval_results(front["model-index"])
+    assert name == "my-model"
+    found = {one.metric_type: one.metric_value for one in results}
+    assert found == {"mAP": 0.5, "rank1": 0.5, "rank5": 0.75, "rank10": 1.0, "mINP": 0.125}
+    assert {(one.dataset_type, one.dataset_name, one.task_type) for one in results} == {
+        ("market1501", "market1501 V1", "image-feature-extraction")
+    }
+
+
+def test_the_card_tells_data_recipe_budget_and_results(root, tmp_path):
+    models = history(root)
+    fingerprints = [one.fingerprint for one in Lineage(find_artifact(str(models[0].path))).datasets()]
+    _, card = card_of(models[0].path, tmp_path)
+    assert f"| market1501 V1 | target | 12 | `{fingerprints[0]}` |" in card
+    assert f"| mine V1 | pool | 12 | `{fingerprints[1]}` |" in card
+    assert "1. **pretrain**, seed 0, from fresh weights. Budget: images 12, steps 9, workers 1" in card
+    assert "GPU-hours 0.5. Code: commit `c0ffee`." in card
+    assert "2. **finetune**, seed 0, from the weights of the training before it." in card
+    assert "select:\n  strategy: list\n  file: …/list.txt\n  fraction: 0.5" in card
+    assert "| | these weights | mean ± std over seeds 0, 1 |" in card
+    assert "| mAP | 25.0 | 37.5 ± 17.7 |" in card
+    assert "95 % interval of the mean mAP:" in card
+    assert "Intended use and limits" in card
+    assert "of these test images were" not in card
+
+
+def test_one_seed_is_said_to_be_one(root, tmp_path):
+    _, card = card_of(history(root, mAPs=(0.25,))[0].path, tmp_path)
+    assert "| | these weights |\n|---|---|\n| mAP | 25.0 |\n" in card
+    assert "One seed: how much another training would differ is not known." in card
+    assert "±" not in card
+
+
+def test_weights_alone_say_that_nothing_is_recorded(root, tmp_path):
+    front, card = card_of(save(tmp_path / "a.safetensors"), tmp_path)
+    assert "model-index" not in front and "datasets" not in front
+    assert "do not record from which data they were made" in card
+    assert "do not record how they were trained" in card
+    assert "made without an evaluation" in card
+
+
+def test_seeds_of_the_same_row_are_measured_together(root):
+    first, second = history(root)
+    target = first.inputs["target"]
+    evaluated(root, target, first, 0.9, feature="after")  # of another feature than the published one
+    lineage = Lineage(find_artifact(str(first.path)))
+    [found] = measurements_of(lineage)
+    assert found.own["mAP"] == 0.25
+    assert {seed: scores["mAP"] for seed, scores in found.by_seed.items()} == {0: 0.25, 1: 0.5}
+    assert (found.mean("mAP"), found.std("mAP")) == (0.375, pytest.approx(0.25 / np.sqrt(2)))
+    precision = np.array([[mAP + d for d in (-0.1, 0.1, -0.05, 0.05)] for mAP in (0.25, 0.5)])
+    assert (found.low, found.high) == interval_of_mean(precision)
+    (second.path / "artifact.json").write_text("{}")  # damaged: the other seed cannot be told any more
+    [alone] = measurements_of(Lineage(find_artifact(str(first.path))))
+    assert list(alone.by_seed) == [0]
+
+
+def test_test_images_in_the_pool_are_told(root, tmp_path, monkeypatch):
+    from rayreid.publishing import measurements
+
+    monkeypatch.setattr(measurements, "count_test_images", lambda pool, target: 3)
+    _, card = card_of(history(root)[0].path, tmp_path)
+    assert "**3 of these test images were among the images of the pre-training" in card
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("/home/me/pool", "…/pool"),
+        ("~/pool/", "…/pool"),
+        (r"C:\data\pool", "…/pool"),
+        ("s3://bucket/pool", "…/pool"),
+        ("https://me:secret@host/pool", "…/pool"),
+        ("data/pool", "data/pool"),
+        ("timm:vit_small", "timm:vit_small"),
+        ({"a": ["/x/y", 1, None]}, {"a": ["…/y", 1, None]}),
+    ],
+    ids=str,
+)
+def test_places_are_cut_down_to_their_last_name(value, shown):
+    assert without_places(value) == shown
