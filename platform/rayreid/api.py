@@ -52,7 +52,7 @@ class Experiment:
         Raises:
             rayreid.UserError: The user can fix the cause; the message is the one that the command prints.
         """
-        with told_to_user(output_root()):
+        with told_to_user(output_root):
             if self.config.sweep is not None:
                 from rayreid.sweeps.sweep_runner import sweep
 
@@ -74,7 +74,7 @@ class Experiment:
             rayreid.UserError: A row cannot be planned because a file that it names is missing, no row has the label
                 `against`, or an artifact is damaged.
         """
-        with told_to_user(output_root()):
+        with told_to_user(output_root):
             from rayreid.pipeline.results import results_of
 
             if self.config.sweep is None:

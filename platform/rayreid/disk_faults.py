@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rayreid.errors import UserError, cause_of
@@ -72,11 +72,11 @@ def explained(place: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told_to_user(place: Path | None = None) -> Iterator[None]:
+def told_to_user(place: Callable[[], Path] = Path.cwd) -> Iterator[None]:
     """Raise each error that the user can fix within a `with` block as the `UserError` that the command line prints.
 
     Args:
-        place: The folder in use (default: the current one); see `as_storage_error`.
+        place: Returns the folder in use (default: the current one); see `as_storage_error`.
 
     Raises:
         UserError: An error that the user can fix, or that the storage caused, also where a Ray task raised it.
@@ -84,21 +84,21 @@ def told_to_user(place: Path | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = as_user_error(error, place or Path.cwd())
+        told = as_user_error(error, place)
         if told is None or told is error:
             raise
         raise told from error
 
 
-def as_user_error(error: BaseException, place: Path) -> UserError | None:
+def as_user_error(error: BaseException, place: Callable[[], Path]) -> UserError | None:
     """Return an error as one that the user can fix; None if it is a fault of the program.
 
     Args:
         error: The error, which may have been raised in a Ray task.
-        place: See `as_storage_error`.
+        place: Returns the folder in use; see `as_storage_error`.
     """
     cause = cause_of(error)
-    return cause if isinstance(cause, UserError) else as_storage_error(error, place)
+    return cause if isinstance(cause, UserError) else as_storage_error(error, place())
 
 
 def as_storage_error(error: BaseException, place: Path) -> StorageError | None:

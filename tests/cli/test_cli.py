@@ -30,7 +30,7 @@ from rayreid.stages import ingest
 PLATFORM = Path(__file__).parents[2] / "platform"
 
 SPLITS = ("train", "query", "gallery")
-LOOKING = ("predict", "search", "compare", "matrix")
+LOOKING = ("predict", "search", "compare", "matrix", "publish")
 
 GOOD = {
     "name": "small",

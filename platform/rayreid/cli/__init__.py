@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
             print("rayreid: interrupted; run the same command again to resume", file=sys.stderr)
         raise
     except Exception as error:
-        told = as_user_error(error, output_root())
+        told = as_user_error(error, output_root)
         if display.traceback or told is None:
             raise
         print(masked(f"rayreid: {told}"), file=sys.stderr)
