@@ -38,6 +38,12 @@ def test_reading_an_experiment_needs_neither_torch_nor_ray():
     assert not {"torch", "ray", "mlflow", "pandas"} & imported_after("import rayreid; rayreid.load")
 
 
+def test_a_model_needs_neither_ray_nor_pydantic():
+    assert not {"ray", "mlflow", "pandas", "pydantic"} & imported_after(
+        "import rayreid; rayreid.Model; rayreid.UserError"
+    )
+
+
 def test_public_names_exist_and_are_documented():
     for name in set(rayreid.__all__) - {"__version__"}:
         member = getattr(rayreid, name)

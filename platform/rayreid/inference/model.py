@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rayreid.config import Auto
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store.feature_file import FeatureTable
 from rayreid.data.store.listed import ListedImages
@@ -17,8 +16,8 @@ from rayreid.disk_faults import told_to_user
 from rayreid.errors import UserError
 from rayreid.inference.given_images import GivenImages, Pictures, open_given
 from rayreid.inference.named_inputs import ModelFile, find_model, rows_of
-from rayreid.inference.search import rank, read_gallery
-from rayreid.models.embedding import AUTO_BATCH, Embedder, Pass
+from rayreid.inference.ranked_gallery import rank_gallery, read_gallery
+from rayreid.models.embedding import AUTO_BATCH, Auto, Embedder, Pass
 from rayreid.models.weights import read_header
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ class Model:
         with told_to_user():
             asked = self._table("query", query, None, batch_size)
             table = self._table("gallery", gallery, split, batch_size)
-            found, _ = rank(asked.keys.tolist(), asked.features, table, k)
+            found, _ = rank_gallery(asked.keys.tolist(), asked.features, table, k)
         rows = [
             (one.query, number, *ranked)
             for one in found

@@ -1,7 +1,6 @@
 """Search of a gallery for the user's own query images, with the results as a figure and a table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,33 +11,22 @@ from rich.table import Table
 from rayreid.console import Screen
 from rayreid.data.batch import ImageBatch
 from rayreid.data.images import BadImageError
-from rayreid.data.store.feature_file import FeatureTable, read_features
+from rayreid.data.store.feature_file import FeatureTable
 from rayreid.data.store.listed import ListedImages
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import PICTURES, save_picture
-from rayreid.evaluation.retrieval import top_k
 from rayreid.evaluation.retrieval_figures import ranked_lists
 from rayreid.execution.connection import connect
 from rayreid.inference.given_images import UNREADABLE, read_image
 from rayreid.inference.named_inputs import ModelFile, find_model, open_images, output_file, place, rows_of
 from rayreid.inference.predict import features_of
+from rayreid.inference.ranked_gallery import Found, rank_gallery, read_gallery, refuse_empty
 from rayreid.models.embedding import Embedder
 
 DRAWN = 40
 """The most queries in one figure; the table has all of them."""
 _UNKNOWN = -1
-
-
-@dataclass(frozen=True)
-class Found:
-    """Results of one query: gallery keys by rank, with similarity, identity and camera (−1: not known)."""
-
-    query: str
-    keys: list[str]
-    scores: list[float]
-    pids: list[int]
-    camids: list[int]
 
 
 def search(
@@ -81,7 +69,7 @@ def search(
     pictures = [_read(query) for query in queries]
     features = _embed(network, pictures)
     table, source = _gallery(gallery, network, images, dataset, split, screen)
-    found, rows = rank([str(place(query)) for query in queries], features, table, k)
+    found, rows = rank_gallery([str(place(query)) for query in queries], features, table, k)
     _show(screen, found, len(table))
     _draw(
         path, pictures[:DRAWN], found[:DRAWN], [[_picture(source, table.keys[i]) for i in row] for row in rows[:DRAWN]]
@@ -113,7 +101,7 @@ def _gallery(
             raise UserError("--images is only for a gallery of features; this gallery has its own images")
         source = open_images(gallery, dataset)
         rows = rows_of(source, split)
-        _refuse_empty(gallery, len(rows), split)
+        refuse_empty(gallery, len(rows), split)
         with connect():
             table, rejected = features_of(source, rows, model, gallery, dataset, "auto", screen)
         if rejected:
@@ -127,60 +115,6 @@ def _gallery(
         hint = "" if images else "; if they were moved, give their folder with --images"
         raise UserError(f"the images of {gallery} cannot be shown: {error}{hint}") from None
     return table, source
-
-
-def read_gallery(gallery: str, model: ModelFile, split: str | None) -> FeatureTable:
-    """Return the features of a gallery that `predict` wrote, of one split or of all images.
-
-    Raises:
-        UserError: The file is no such file, holds features of another model, or has no image of the split.
-    """
-    table = read_features(place(gallery))
-    if table.header["weights"] != model.checksum:
-        raise UserError(
-            f"{gallery} holds features of other weights ({table.header['model']}) than {model.weights}: "
-            "predict it again, or name that model"
-        )
-    if split is not None:
-        table = table.part(table.splits == split)
-    _refuse_empty(gallery, len(table), split)
-    return table
-
-
-def _refuse_empty(gallery: str, images: int, split: str | None) -> None:
-    if not images:
-        raise UserError(f"the gallery {gallery} is empty: no image" + (f" of split {split!r}" if split else ""))
-
-
-def rank(
-    queries: Sequence[str], features: np.ndarray, table: FeatureTable, k: int
-) -> tuple[list[Found], list[list[int]]]:
-    """Rank a gallery for queries by cosine similarity.
-
-    Args:
-        queries: Names of the queries.
-        features: Their features, (Q, D).
-        table: The gallery.
-        k: Number of results per query.
-
-    Returns:
-        The results in the order of the queries, and their rows in the table.
-
-    Raises:
-        UserError: As for `top_k`.
-    """
-    scores, rows = top_k(features, table.features, min(k, len(table)))
-    found = [
-        Found(
-            query,
-            table.keys[ranked].tolist(),
-            values.tolist(),
-            table.pids[ranked].tolist(),
-            table.camids[ranked].tolist(),
-        )
-        for query, values, ranked in zip(queries, scores, rows, strict=True)
-    ]
-    return found, rows.tolist()
 
 
 def _show(screen: Screen, found: Sequence[Found], gallery: int) -> None:
