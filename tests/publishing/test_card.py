@@ -4,12 +4,13 @@ import yaml
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from model_history import evaluated, history, save
+from model_history import complete, evaluated, history, ingested, save
 from rayreid.evaluation.comparison import interval_of_mean
 from rayreid.inference.named_inputs import find_artifact
 from rayreid.publishing.measurements import measurements_of
 from rayreid.publishing.origin import Lineage, without_places
 from rayreid.publishing.publish import publish
+from rayreid.storage.artifacts import Artifact
 
 
 @pytest.fixture
@@ -45,8 +46,8 @@ def test_the_card_tells_data_recipe_budget_and_results(root, tmp_path):
     models = history(root)
     fingerprints = [one.fingerprint for one in Lineage(find_artifact(str(models[0].path))).datasets()]
     _, card = card_of(models[0].path, tmp_path)
-    assert f"| market1501 V1 | target | 12 | `{fingerprints[0]}` |" in card
-    assert f"| mine V1 | pool | 12 | `{fingerprints[1]}` |" in card
+    assert f"| market1501 V1 | fine-tuning with labels | 12 | `{fingerprints[0]}` |" in card
+    assert f"| mine V1 | pre-training | 12 | `{fingerprints[1]}` |" in card
     assert "1. **pretrain**, seed 0, from fresh weights. Budget: images 12, steps 9, workers 1" in card
     assert "GPU-hours 0.5. Code: commit `c0ffee`." in card
     assert "2. **finetune**, seed 0, from the weights of the training before it." in card
@@ -87,6 +88,25 @@ def test_seeds_of_the_same_row_are_measured_together(root):
     (second.path / "artifact.json").write_text("{}")  # damaged: the other seed cannot be told any more
     [alone] = measurements_of(Lineage(find_artifact(str(first.path))))
     assert list(alone.by_seed) == [0]
+
+
+def test_datasets_of_proxies_and_adaptations_are_told_apart(root):
+    model = history(root, mAPs=(0.25,))[0]
+    target, pretrain = model.inputs["target"], model.inputs["weights"]
+    pool, source = pretrain.inputs["pool"], ingested(root, "msmt17")
+    proxy = complete(Artifact(root, "finetune", 2, {"finetune": {}, "seed": 9}, {"target": source}), {})
+    scores = complete(Artifact(root, "score", 1, {}, {"pool": pool, "target": proxy}), {})
+    subset = complete(Artifact(root, "select", 1, {"select": {}}, {"pool": pool, "scores": scores}), {})
+    weights = complete(Artifact(root, "pretrain", 1, {"pretrain": {}}, {"pool": pool, "subset": subset}), {})
+    adapted = complete(Artifact(root, "adapt", 2, {"adapt": {}}, {"target": target, "weights": weights}), {})
+    lineage = Lineage(find_artifact(str(adapted.path)))
+    assert {one.name: one.uses for one in lineage.datasets()} == {
+        "market1501 V1": ("adaptation without labels",),
+        "mine V1": ("pre-training",),
+        "msmt17 V1": ("choice of the images of the pre-training",),
+    }
+    assert [one.stage for one in lineage.trainings()] == ["pretrain", "adapt"]
+    assert lineage.pools() == [pool.path]
 
 
 def test_test_images_in_the_pool_are_told(root, tmp_path, monkeypatch):

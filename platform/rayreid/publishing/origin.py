@@ -13,6 +13,8 @@ from rayreid.masking import masked
 from rayreid.storage.contents import ID, RECORD
 
 TRAININGS = ("pretrain", "finetune", "adapt")
+_POOL, _CHOICE = "pre-training", "choice of the images of the pre-training"
+_USES = {("finetune", "target"): "fine-tuning with labels", ("adapt", "target"): "adaptation without labels"}
 _SHOWN_APART = ("backbone", "seed", "start")
 _PLACE = re.compile(r"^(?:[/~\\]|[A-Za-z]:[/\\]|\w[\w+.-]*://)")
 """The beginning of a text that is a place: an absolute path of any system, or an address."""
@@ -24,13 +26,13 @@ class Dataset:
 
     Attributes:
         name: Name and version, as the stage *ingest* recorded it.
-        roles: What it was used for: `pool`, `target`, `source`.
+        uses: What it was used for, in words.
         images: Number of images.
         fingerprint: Fingerprint of the image store.
     """
 
     name: str
-    roles: tuple[str, ...]
+    uses: tuple[str, ...]
     images: int
     fingerprint: str
 
@@ -80,16 +82,15 @@ class Lineage:
 
     def datasets(self) -> list[Dataset]:
         """Return the datasets of the model's history, each once."""
-        roles: dict[Path, list[str]] = {}
+        uses: dict[Path, list[str]] = {}
         stores: dict[Path, Made] = {}
-        for role, made in self._walk("model", self.made):
-            if made.recipe["stage"] == "ingest":
-                stores[made.folder] = made
-                roles.setdefault(made.folder, []).append(role.partition(".")[0])
+        for use, store in self._stores(self.made, choosing=False):
+            stores[store.folder] = store
+            uses.setdefault(store.folder, []).append(use)
         return [
             Dataset(
                 without_places(str(made.facts.get("dataset", "unknown"))),
-                tuple(dict.fromkeys(roles[folder])),
+                tuple(dict.fromkeys(uses[folder])),
                 int(made.facts.get("images", 0)),
                 str(made.facts.get("fingerprint", "")),
             )
@@ -98,17 +99,21 @@ class Lineage:
 
     def pools(self) -> list[Path]:
         """Return the image stores on which the model was pre-trained."""
-        pools = [self.inputs(made).get("pool") for _, made in self._walk("model", self.made) if _trains(made)]
+        pools = [self.inputs(made).get("pool") for made in self._trained()]
         return list(dict.fromkeys(pool.folder for pool in pools if pool is not None))
 
     def trainings(self) -> list[Training]:
         """Return the trainings of the model's weights, the first one first; those of proxies are left out."""
-        found: list[Training] = []
+        return [self._training(made) for made in self._trained()][::-1]
+
+    def _trained(self) -> list[Made]:
+        """Return the artifacts of the model's weights, the last one first."""
+        found: list[Made] = []
         made: Made | None = self.made
-        while made is not None and _trains(made):
-            found.append(self._training(made))
+        while made is not None and made.recipe["stage"] in TRAININGS:
+            found.append(made)
             made = self.inputs(made).get("weights")
-        return found[::-1]
+        return found
 
     def _training(self, made: Made) -> Training:
         fields, inputs = made.recipe["fields"], self.inputs(made)
@@ -129,11 +134,22 @@ class Lineage:
             {key: value for key, value in made.facts.items() if isinstance(value, int | float | str)},
         )
 
-    def _walk(self, role: str, made: Made) -> Iterator[tuple[str, Made]]:
-        yield role, made
-        for name, one in self.inputs(made).items():
-            if one is not None:
-                yield from self._walk(name, one)
+    def _stores(self, made: Made, choosing: bool) -> Iterator[tuple[str, Made]]:
+        """Yield the image stores from which an artifact was made, each with its use.
+
+        Args:
+            made: The artifact.
+            choosing: Whether it served to choose the images of the pre-training, as proxies and scores do.
+        """
+        stage = made.recipe["stage"]
+        for role, one in self.inputs(made).items():
+            if one is None:
+                continue
+            if one.recipe["stage"] == "ingest":
+                use = _USES.get((stage, role), _CHOICE)
+                yield (_POOL if role == "pool" else _CHOICE if choosing else use), one
+            else:
+                yield from self._stores(one, choosing or role == "subset")
 
     def _at(self, identifier: str) -> Made | None:
         if identifier not in self._found:
@@ -142,10 +158,6 @@ class Lineage:
             with contextlib.suppress(UserError, StopIteration):  # what is damaged is told by who uses it
                 self._found[identifier] = find_artifact(str(next(places).parent))
         return self._found[identifier]
-
-
-def _trains(made: Made) -> bool:
-    return made.recipe["stage"] in TRAININGS
 
 
 def without_places(value: Any) -> Any:
