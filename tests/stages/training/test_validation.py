@@ -15,6 +15,7 @@ from rayreid.data.store.feature_file import read_features
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.inference.compare import compare
+from rayreid.inference.model import Model
 from rayreid.inference.named_inputs import find_artifact, find_model, output_file
 from rayreid.inference.predict import predict
 from rayreid.inference.search import search
@@ -126,6 +127,8 @@ def test_a_folder_s_features_are_those_of_the_store(place, store, folder, tmp_pa
     by_name = {Path(key).name: i for i, key in enumerate(stored.keys)}
     order = [by_name[key] for key in files.keys]
     np.testing.assert_allclose(files.features, stored.features[order], rtol=1e-4, atol=1e-5)
+    paths = [folder / key for key in files.keys]
+    np.testing.assert_allclose(Model.load(model).embed(paths, unit=False), files.features, rtol=1e-4, atol=1e-5)
     assert (files.pids == -1).all() and stored.pids.max() > 0 and set(stored.splits) == {"gallery"}
     assert files.header["weights"] == find_model(model).checksum
     lines = (tmp_path / "folder.undecodable.tsv").read_text().splitlines()
