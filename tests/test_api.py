@@ -85,6 +85,18 @@ def test_what_the_command_refuses_is_refused_in_the_same_line(tiny, override, me
     assert "\n" not in str(caught.value)
 
 
+def test_a_plan_is_that_of_the_command_line(tiny, root):
+    from rayreid.sweeps.sweep_forecast import forecast_of
+
+    experiment = rayreid.load(tiny(pretrain="none"))
+    plan = experiment.plan(gpus=0, cpus=2)
+    assert [str(step.artifact) for step in plan.to_make] == [
+        str(step.artifact) for step in forecast_of(experiment.config, 0, 2).to_make
+    ]
+    assert len(plan.to_make) == len(plan.steps) == 3
+    assert not root.exists()
+
+
 def test_run_is_that_of_the_command_line(tiny, monkeypatch):
     from rayreid.pipeline import experiment_runner
 

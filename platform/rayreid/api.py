@@ -10,6 +10,7 @@ from rayreid.errors import UserError
 from rayreid.paths import output_root
 
 if TYPE_CHECKING:
+    from rayreid.pipeline.forecast.forecast import Forecast
     from rayreid.pipeline.results import Results
 
 
@@ -63,6 +64,25 @@ class Experiment:
 
                 run(self.config, against)
         return self.results(against)
+
+    def plan(self, gpus: int | None = None, cpus: int | None = None) -> "Forecast":
+        """Return what a run would reuse, resume or make, and what it would cost, as `rayreid plan` shows it.
+
+        Nothing is started or written.
+
+        Args:
+            gpus, cpus: The machine to estimate for (default: this one).
+
+        Returns:
+            The plan: `to_make` has its artifacts with the reasons, `seconds` and `gpu_hours` are ranges.
+
+        Raises:
+            rayreid.UserError: No row or trial can be planned, or the machine cannot hold the workers.
+        """
+        with told_to_user(output_root):
+            from rayreid.sweeps.sweep_forecast import forecast_of
+
+            return forecast_of(self.config, gpus, cpus)
 
     def results(self, against: str | None = None) -> "Results":
         """Return the results that the output root has by now, without running anything and without Ray.
