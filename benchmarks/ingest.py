@@ -49,7 +49,7 @@ def run_stage(images: Path, root: Path, cpus: int, began: float) -> dict[str, fl
     from rayreid.console import Screen
     from rayreid.execution.production import produce
     from rayreid.stages.ingest import plan
-    from rayreid.tracking.run import Tracker
+    from rayreid.tracking.tracker import Tracker
 
     ray.init(
         address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING

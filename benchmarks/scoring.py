@@ -152,7 +152,7 @@ def run_stage(root: Path, notes: Path, args: argparse.Namespace) -> dict[str, fl
     from rayreid.execution.production import produce
     from rayreid.stages import score
     from rayreid.storage.artifacts import Artifact
-    from rayreid.tracking.run import Tracker
+    from rayreid.tracking.tracker import Tracker
 
     start_ray(args.cpus)
     score._Head = scoring.nothing  # type: ignore[assignment, misc]

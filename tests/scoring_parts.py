@@ -127,7 +127,7 @@ def drive(root: Path, notes: Path, seconds: float) -> None:
     from rayreid.execution.connection import connect
     from rayreid.execution.production import produce
     from rayreid.stages import score
-    from rayreid.tracking.run import Tracker
+    from rayreid.tracking.tracker import Tracker
 
     notes.mkdir(exist_ok=True)
     actor_pool._CHUNK["cpu"] = (16, 16)

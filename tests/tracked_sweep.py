@@ -1,7 +1,8 @@
 """A finished sweep in MLflow, put down as the stages would, without any training."""
 
 from rayreid.pipeline.tags import COLUMNS
-from rayreid.tracking.run import Run, Tracker
+from rayreid.tracking.run import Run
+from rayreid.tracking.tracker import Tracker
 
 SCORES = {"cfs": {0.25: 0.30, 0.5: 0.42}, "random": {0.25: 0.22, 0.5: 0.31}}
 WHOLE, NOTHING = 0.40, 0.11

@@ -13,7 +13,7 @@ from rayreid.diagnostics.doctor import compared, doctor, node, pins, python, roo
 from rayreid.diagnostics.node_health import Examination, Host
 from rayreid.execution.nodes import Answer
 from rayreid.execution.shared_storage import token
-from rayreid.tracking.run import Tracker
+from rayreid.tracking.tracker import Tracker
 
 module = importlib.import_module("rayreid.diagnostics.doctor")
 machine = importlib.import_module("rayreid.diagnostics.node_health")

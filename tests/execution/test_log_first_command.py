@@ -15,7 +15,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from killed import wait_for_step
 from rayreid.storage.metrics_log import Journal
-from rayreid.tracking.run import Tracker
+from rayreid.tracking.tracker import Tracker
 from tiny_experiment import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

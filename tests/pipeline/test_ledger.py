@@ -167,7 +167,7 @@ def test_rows_with_test_images_in_their_pool_are_marked(experiment, outputs, tmp
 
 
 def test_older_artifacts_have_their_commit_from_mlflow(experiment, outputs, tmp_path, new_database):
-    from rayreid.tracking.run import Tracker
+    from rayreid.tracking.tracker import Tracker
 
     new_database(outputs)
     run = Tracker(outputs, "tiny").run("evaluate", {"git_sha": "0ldc0de"})

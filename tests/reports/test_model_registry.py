@@ -16,7 +16,7 @@ from rayreid.models.weights import save_backbone
 from rayreid.reports.model_registry import best_of, fetch_weights, register
 from rayreid.reports.trial_results import Trial
 from rayreid.tracking.history import Record
-from rayreid.tracking.run import Tracker
+from rayreid.tracking.tracker import Tracker
 
 ELSEWHERE = """
 import sys, mlflow, numpy, torch

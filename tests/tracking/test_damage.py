@@ -19,7 +19,7 @@ from rayreid.tracking import outage
 from rayreid.tracking.damage import damage_of, examined
 from rayreid.tracking.database import SQLITE
 from rayreid.tracking.history import History
-from rayreid.tracking.run import Tracker
+from rayreid.tracking.tracker import Tracker
 
 PAGE = 4096
 

@@ -13,7 +13,7 @@ from rayreid.errors import UserError
 from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.tracking import database
 from rayreid.tracking.database import check_moved, default_uri, file_of, fix_locations
-from rayreid.tracking.run import Tracker
+from rayreid.tracking.tracker import Tracker
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,9 @@ from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.tracking import deliverer, outage, turns
 from rayreid.tracking.entries import entry
 from rayreid.tracking.outbox import Outbox
-from rayreid.tracking.run import Run, Tracker
+from rayreid.tracking.run import Run
 from rayreid.tracking.store import send
+from rayreid.tracking.tracker import Tracker
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow_server import Server
 from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.tracking import outage
-from rayreid.tracking.run import Run, Tracker
+from rayreid.tracking.run import Run
+from rayreid.tracking.tracker import Tracker
 
 ON_FILES = [
     *((Path, name) for name in ("replace", "unlink", "rmdir", "mkdir", "write_bytes", "write_text")),

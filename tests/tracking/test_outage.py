@@ -8,7 +8,7 @@ from requests import HTTPError, Response
 from rayreid.errors import UserError
 from rayreid.tracking import outage
 from rayreid.tracking.outage import Outage
-from rayreid.tracking.run import Tracker
+from rayreid.tracking.tracker import Tracker
 
 SERVER = "http://127.0.0.1:5000"
 AWAY = MlflowException("API request to http://… failed with exception …\nMax retries exceeded")

@@ -15,9 +15,10 @@ from rayreid.errors import UserError
 from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.tracking import outage, revision
 from rayreid.tracking.revision import DIRTY, git_sha
-from rayreid.tracking.run import Run, Tracker
+from rayreid.tracking.run import Run
 from rayreid.tracking.run_note import RunNote
 from rayreid.tracking.store import send, tracking_uri
+from rayreid.tracking.tracker import Tracker
 from recorded_run import RecordedRun
 
 PLATFORM = Path(__file__).parents[2] / "platform"
@@ -169,7 +170,7 @@ def test_a_user_without_a_name_has_none(tracker, monkeypatch):
 def test_two_commands_may_begin_at_once_where_there_is_nothing_yet(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     program = (
-        "import sys; from pathlib import Path; from rayreid.tracking.run import Tracker\n"
+        "import sys; from pathlib import Path; from rayreid.tracking.tracker import Tracker\n"
         "Tracker(Path(sys.argv[1]), 'a')"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "outputs")]

@@ -15,7 +15,8 @@ from rayreid.errors import UserError
 from rayreid.storage.metrics_log import Journal, MetricsFeed
 from rayreid.tracking import outage
 from rayreid.tracking.outbox import Outbox
-from rayreid.tracking.run import Run, Tracker
+from rayreid.tracking.run import Run
+from rayreid.tracking.tracker import Tracker
 
 
 class Flaky:

@@ -23,7 +23,7 @@ from rayreid.execution.shared_storage import Token, token
 from rayreid.paths import inside_job, output_root
 from rayreid.storage.lease import Lease
 from rayreid.tracking import database
-from rayreid.tracking.run import Tracker
+from rayreid.tracking.tracker import Tracker
 
 _OLDEST = (3, 11)
 _GIB = 2**30

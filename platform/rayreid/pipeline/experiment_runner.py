@@ -31,9 +31,10 @@ from rayreid.stages.select import separation_of
 from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.storage.roles import Role
-from rayreid.tracking.run import Run, Tracker
+from rayreid.tracking.run import Run
 from rayreid.tracking.run_note import RunNote
 from rayreid.tracking.system_metrics import watched
+from rayreid.tracking.tracker import Tracker
 
 _LEAST_ROOM = 4 * 2**20  # bytes; a new MLflow database takes 1 MiB, and as much again while it is made
 

@@ -17,7 +17,8 @@ from rayreid.paths import output_root
 from rayreid.pipeline.tags import COLUMNS
 from rayreid.reports.sweep_report import find
 from rayreid.reports.trial_results import Trial, trials_of
-from rayreid.tracking.run import Run, Tracker
+from rayreid.tracking.run import Run
+from rayreid.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

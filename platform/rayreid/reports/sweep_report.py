@@ -22,8 +22,9 @@ from rayreid.pipeline.budget import NO_BUDGET, budget_note
 from rayreid.pipeline.experiment_folder import digest_of
 from rayreid.reports.trial_results import Trial, latest, selection_costs, trials_of
 from rayreid.tracking.history import History, Record
-from rayreid.tracking.run import Run, Tracker
+from rayreid.tracking.run import Run
 from rayreid.tracking.store import tracking_uri
+from rayreid.tracking.tracker import Tracker
 
 PAGE = "report.html"
 _MOST_CURVES = 12

@@ -4,6 +4,7 @@ import getpass
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from rayreid.paths import inside_job
@@ -20,6 +21,11 @@ def source_tags() -> dict[str, str | None]:
     program, *arguments = sys.argv
     command = shlex.join([Path(program).name, *arguments])
     return dict(zip(SOURCE_TAGS, (command, "JOB" if inside_job() else "LOCAL", _user()), strict=True))
+
+
+def source_in(tags: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the values of `SOURCE_TAGS` among a run's tags; None where it has none."""
+    return {key: tags.get(key) for key in SOURCE_TAGS}
 
 
 def git_sha() -> str | None:
