@@ -167,7 +167,7 @@ def test_refusals_say_what_is_wrong(monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_faiss)
-    with pytest.raises(UserError, match=r"install it, or do without: adapt\.search=torch"):
+    with pytest.raises(UserError, match=r"install it again, or do without it: adapt\.search=torch"):
         nearest(features, 5, "faiss")
 
 
