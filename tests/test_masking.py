@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from rayreid.errors import UserError, one_line
-from rayreid.masking import holds_credentials, masked, masked_values
+from rayreid.masking import holds_credentials, masked, masked_arguments, masked_values
 
 SECRET = "hunter2-S3cr3t"
 
@@ -111,3 +111,17 @@ def test_errors_are_masked():
 def test_records_of_the_logger_are_masked(caplog):
     logging.getLogger("rayreid").warning("%s is away", "http://me:pw@host")
     assert caplog.messages == ["http://***@host is away"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["pool.options.password=my secret pw", "seed=1"], ["pool.options.password=***", "seed=1"]),
+        (["pool={options: {password: hunter2, part: pool}}"], ["pool={options: {password: ***, part: pool}}"]),
+        (["--token", "hunter2", "run"], ["--token", "***", "run"]),
+        (["pool.root=s3://AK:se'cr@bucket/pool"], ["pool.root=s3://***@bucket/pool"]),
+        (["run", "mine.yaml", "select.fraction=0.5"], ["run", "mine.yaml", "select.fraction=0.5"]),
+    ],
+)
+def test_arguments_of_a_command_are_masked_before_they_are_joined(arguments, told):
+    assert masked_arguments(arguments) == told

@@ -7,6 +7,7 @@ logger, and what is sent to MLflow or kept for it. When in doubt, too much is ma
 import logging
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 HIDDEN = "***"
@@ -25,6 +26,8 @@ _RULES = (
     # name=value in a query, a DSN or an environment, also percent-encoded
     (re.compile(rf"({_NAME}\s*(?:=|%3D)\s*){_VALUE}", re.IGNORECASE), rf"\1{HIDDEN}"),
     (re.compile(rf"\b([A-Z][A-Z0-9_]*_(?:TOKEN|PASS|KEY)\s*=\s*){_VALUE}"), rf"\1{HIDDEN}"),
+    # {name: value} in YAML
+    (re.compile(rf"([{{,]\s*{_NAME}\s*:\s+){_VALUE}", re.IGNORECASE), rf"\1{HIDDEN}"),
     # "name": value in JSON and in Python's dictionaries
     (re.compile(rf"""(["']{_NAME}["']\s*:\s*){_VALUE}""", re.IGNORECASE), rf'\1"{HIDDEN}"'),
     (re.compile(r"""(\bauthorization["']?\s*[:=]\s*["']?)(?:\w+\s+)?[^\s"',;}]+""", re.IGNORECASE), rf"\1{HIDDEN}"),
@@ -32,6 +35,14 @@ _RULES = (
     # tokens that are recognised by their form
     (re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[a-z]_\w{30,}|\bhf_\w{20,}|\bdapi[0-9a-f]{32}\b"), HIDDEN),
 )
+_IN_ARGUMENT = (
+    (
+        re.compile(rf"^([\w.-]*?{_NAME}=).*", re.IGNORECASE | re.DOTALL),
+        rf"\1{HIDDEN}",
+    ),  # all of it, spaces and quotes, too
+    (re.compile(r"(://)[^/\s]*@"), rf"\1{HIDDEN}@"),
+)
+_OPTION = re.compile(rf"^--?{_NAME}$", re.IGNORECASE)
 _VARIABLES = (
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
@@ -61,6 +72,16 @@ def masked(text: str) -> str:
         if len(value) >= _SHORTEST:
             text = text.replace(value, HIDDEN)
     return text
+
+
+def masked_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a command with their credentials masked, also a value that follows its option."""
+    found = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        for pattern, replacement in _IN_ARGUMENT:
+            argument = pattern.sub(replacement, argument)
+        found.append(HIDDEN if _OPTION.match(before) else masked(argument))
+    return found
 
 
 def masked_values(value: Any) -> Any:

@@ -49,8 +49,9 @@ def test_the_head_starts_ray_and_returns_the_program_s_status(ray_start, tmp_pat
 
 def test_another_node_joins_and_stays_until_the_head_has_gone(ray_start, monkeypatch, tmp_path):
     ray_start.programs.append(SLEEPER)
-    left = [True, True, False]
-    monkeypatch.setattr(module, "answers", lambda address: left.pop(0))
+    left = [None, None, ConnectionRefusedError()]
+    monkeypatch.setattr(module, "refusal_of", lambda address: left.pop(0))
+    monkeypatch.setattr(module, "_REFUSED_SECONDS", 0.0)
     monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
     began = time.monotonic()
     assert symmetric_run(ADDRESS, 2, False, [], tmp_path, ["false"]) == 0
@@ -143,3 +144,26 @@ def test_what_listens_answers():
         address = f"127.0.0.1:{server.getsockname()[1]}"
         assert answers(address)
     assert not answers(address)
+
+
+def test_a_head_has_gone_only_if_it_is_away_for_long(monkeypatch):
+    clock, silent, refused = [0.0], TimeoutError(), ConnectionRefusedError()
+    refusals = [silent, None, silent, refused, None, refused]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module, "refusal_of", lambda address: refusals[0])
+    absence = module.Absence(ADDRESS)
+    while len(refusals) > 1:  # for a moment, again and again
+        assert not absence.lasts()
+        clock[0] += 2.0
+        refusals.pop(0)
+    assert not absence.lasts()
+    clock[0] += 3.0
+    assert absence.lasts()
+    refusals[0] = None
+    assert not absence.lasts()
+    refusals[0] = silent
+    assert not absence.lasts()
+    clock[0] += 59.0
+    assert not absence.lasts()
+    clock[0] += 1.0
+    assert absence.lasts()

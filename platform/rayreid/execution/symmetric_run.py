@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,8 @@ _MARK = "RAYREID_RAY_OF"
 _START_SECONDS = 300
 """How long the nodes wait for one another, in seconds: imports from a busy network file system may take minutes."""
 _POLL_SECONDS = 1.0
+_REFUSED_SECONDS = 3.0
+_SILENT_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _INTERRUPTED = 130
@@ -78,12 +81,43 @@ def run_here(command: Sequence[str]) -> int:
 
 def answers(address: str) -> bool:
     """Return whether something listens at `host:port`."""
+    return refusal_of(address) is None
+
+
+def refusal_of(address: str) -> OSError | None:
+    """Return why nobody answers at `host:port`; None if somebody does."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return error
+    return None
+
+
+class Absence:
+    """Tells when a head has gone for good: a network may fail for a moment, and a busy machine be slow to answer.
+
+    A head whose machine refuses the connection has gone if it does so for `_REFUSED_SECONDS`; one that does not answer
+    at all, if it is silent for `_SILENT_SECONDS`.
+
+    Args:
+        address: `host:port` of the head.
+    """
+
+    def __init__(self, address: str):
+        self._address = address
+        self._since: float | None = None
+
+    def lasts(self) -> bool:
+        """Ask the head, and return whether it has gone."""
+        refusal = refusal_of(self._address)
+        if refusal is None:
+            self._since = None
+            return False
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        refused = isinstance(refusal, ConnectionRefusedError)
+        return now - self._since >= (_REFUSED_SECONDS if refused else _SILENT_SECONDS)
 
 
 def symmetric_run(
@@ -150,7 +184,7 @@ class _Node:
             case ["ray", "start", *rest]:
                 # The program on the head still needs this node while it ends, so the head alone hears of signals.
                 self._staying = True
-                self._ended(self._ray_start(*rest), lambda: not answers(self._address))
+                self._ended(self._ray_start(*rest), Absence(self._address).lasts)
             case ["ray", "stop"]:
                 self.stop()
             case program:

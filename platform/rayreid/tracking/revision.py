@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from rayreid.masking import masked_arguments
 from rayreid.paths import inside_job
 
 DIRTY = "-dirty"
@@ -19,7 +20,7 @@ SOURCE_TAGS = ("mlflow.source.name", "mlflow.source.type", "mlflow.user")
 def source_tags() -> dict[str, str | None]:
     """Return the values of `SOURCE_TAGS` for the runs of this command; None where one is not known."""
     program, *arguments = sys.argv
-    command = shlex.join([Path(program).name, *arguments])
+    command = shlex.join([Path(program).name, *masked_arguments(arguments)])  # joined, it would hide where a value ends
     return dict(zip(SOURCE_TAGS, (command, "JOB" if inside_job() else "LOCAL", _user()), strict=True))
 
 
