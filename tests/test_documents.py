@@ -199,3 +199,10 @@ def test_a_wrong_command_is_found(line):
 def test_every_block_has_a_language_that_is_checked():
     known = {"sh", "bash", "shell", "console", "text", "yaml", "python", "dockerfile"}
     assert [one.place for one in BLOCKS if one.language not in known] == []
+
+
+def test_every_page_of_how_to_is_found_from_the_first_page_and_the_readme():
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").glob("howto/*.md")}
+    pages |= {"plan.md", "slurm.md", "cluster.md", "publishing.md", "python_api.md"}
+    home, readme = (ROOT / "docs/index.md").read_text(), (ROOT / "README.md").read_text()
+    assert [page for page in sorted(pages) if f"]({page})" not in home or f"](docs/{page}" not in readme] == []
