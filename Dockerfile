@@ -14,6 +14,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 # The packages go to /usr/local, not into a virtual environment: KubeRay starts Ray in a login shell, and that forgets PATH.
+# What torch itself needs comes with the second installation: its index need not have the tested versions.
 ARG DEVICE=cuda
 ARG TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -24,8 +25,8 @@ COPY experiments experiments
 RUN case "$DEVICE" in \
         cuda) extras=faiss,lmdb,onnx,optuna ;; \
         cpu) extras=faiss-cpu,lmdb,onnx,optuna \
-            && pip install --no-cache-dir -c constraints.txt --index-url "${TORCH_INDEX:?is not set: DEVICE=cpu needs it}" \
-                torch torchvision ;; \
+            && pip install --no-cache-dir --no-deps -c constraints.txt \
+                --index-url "${TORCH_INDEX:?is not set: DEVICE=cpu needs it}" torch torchvision ;; \
         *) echo "DEVICE=$DEVICE: say cuda or cpu" >&2 && exit 2 ;; \
     esac \
     && pip install --no-cache-dir -c constraints.txt ".[$extras]"
