@@ -144,3 +144,29 @@ def test_links_out_of_the_root_are_not_followed(command, orphans, outputs, tmp_p
     command("gc", "--yes")
     assert (elsewhere / orphans[1].id / "artifact.json").exists()
     assert orphans[1].id not in look()[0].stored
+
+
+def test_what_an_experiment_names_by_its_path_stays(command, orphans, outputs, tiny):
+    pool, weights, subset = orphans
+    adopted = finish(Artifact(outputs, "ingest", 1, {"root": str(pool.path)}))
+    experiment = load_experiment(
+        tiny(select={"strategy": "cfs", "fraction": 0.5, "list": str(adopted.path / "list.txt")})
+    )
+    folder = outputs / "experiments" / "tiny-1"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump(experiment))
+    out = command("gc", "--yes")[1]
+    assert adopted.complete and pool.complete, "its images are read where they are"
+    assert f"deleted {weights}" in out and f"deleted {subset}" in out
+
+
+def test_the_store_whose_images_another_one_reads_stays(command, orphans, outputs, tiny):
+    pool, _, _ = orphans
+    adopted = Artifact(outputs, "ingest", 1, {"root": "elsewhere"})
+    with adopted.writing() as folder:
+        (folder / "manifest.json").write_text(json.dumps({"origin": str(pool.path)}))
+        adopted.finish({})
+    user = finish(Artifact(outputs, "select", 1, {"mine": 1}, {"pool": adopted}))
+    with user.writing():
+        out = command("gc", "--yes")[1]
+    assert f"kept {adopted}" in out and f"kept {pool}" in out and pool.complete and adopted.complete

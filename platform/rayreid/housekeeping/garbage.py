@@ -1,6 +1,6 @@
 """Deletion of the artifacts that nothing refers to any more."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,8 @@ class Garbage:
     """Artifacts that may be deleted.
 
     Attributes:
-        artifacts: Complete artifacts that nothing uses, those that were made from others before these.
-        held: Artifacts that nothing uses, but which a live process holds.
+        artifacts: Complete artifacts that nothing uses, each before those that it needs.
+        held: Artifacts that nothing uses, but which a live process holds, and all that these need.
     """
 
     artifacts: tuple[Stored, ...]
@@ -47,23 +47,25 @@ def garbage_of(inventory: Inventory, known: References) -> Garbage:
             f"nothing is deleted while it is not known what something needs: {known.unresolved[0]}"
             f"{f' (and {len(known.unresolved) - 1} more)' if len(known.unresolved) > 1 else ''}"
         )
-    used = set(known.others)
-    waiting = list(used)
-    while waiting:
-        found = inventory.stored.get(waiting.pop())
-        for identifier in found.record.recipe["inputs"].values() if found and found.record else ():
-            if identifier not in used:
-                used.add(identifier)
-                waiting.append(identifier)
+    used = _closure(known.others, known)
     free = [one for one in inventory.stored.values() if one.record is not None and one.id not in used]
-    held = {one.id for one in free if is_held(one.folder / LEASE)}
-    for one in free:  # what a held one was made of stays with it
-        if one.id in held and one.record is not None:
-            held |= {str(identifier) for identifier in one.record.recipe["inputs"].values()}
+    held = _closure((one.id for one in free if is_held(one.folder / LEASE)), known)
     return Garbage(
-        tuple(_users_first([one for one in free if one.id not in held])),
+        tuple(_users_first([one for one in free if one.id not in held], known)),
         tuple(one for one in free if one.id in held),
     )
+
+
+def _closure(identifiers: Iterable[str], known: References) -> set[str]:
+    """Return the ids of artifacts and of all that they need, directly or not."""
+    found: set[str] = set()
+    waiting = list(identifiers)
+    while waiting:
+        identifier = waiting.pop()
+        if identifier not in found:
+            found.add(identifier)
+            waiting.extend(known.needs.get(identifier, ()))
+    return found
 
 
 def collect(
@@ -122,15 +124,15 @@ def _delete(root: Path, stored: Stored) -> bool:
         raise UserError(f"{folder}: it cannot be deleted ({error.strerror or error}); see its permissions") from None
 
 
-def _users_first(artifacts: list[Stored]) -> list[Stored]:
-    """Return artifacts so that each comes before those that it was made of."""
+def _users_first(artifacts: list[Stored], known: References) -> list[Stored]:
+    """Return artifacts so that each comes before those that it needs."""
     left = {one.id: one for one in artifacts}
     order: list[Stored] = []
 
     def visit(one: Stored) -> None:
         if left.pop(one.id, None) is None:
             return
-        for identifier in one.record.recipe["inputs"].values() if one.record else ():
+        for identifier in known.needs.get(one.id, ()):
             if identifier in left:
                 visit(left[identifier])
         order.append(one)

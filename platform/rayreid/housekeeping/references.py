@@ -1,19 +1,22 @@
 """What refers to the artifacts of an output root: other artifacts, experiments, their reports, registered models."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayreid import forms
 from rayreid.config import Experiment, Matrix
 from rayreid.config.loading import load_experiment, rows
-from rayreid.errors import UserError, escaped
+from rayreid.data.store.manifest import MANIFEST, ORIGIN
+from rayreid.errors import UserError, escaped, one_line
 from rayreid.paths import output_root
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.matrix import cells_of
+from rayreid.pipeline.needed_artifacts import named_in, needed
 from rayreid.pipeline.selection_report import COMPARED, variants
 from rayreid.state_files import read_json
-from rayreid.storage.artifacts import Artifact, lineage
-from rayreid.storage.inventory import Inventory
+from rayreid.storage.inventory import Inventory, Stored
 from rayreid.sweeps.trials import corners, trials
 from rayreid.tracking.database import file_of
 from rayreid.tracking.history import History
@@ -21,6 +24,7 @@ from rayreid.tracking.run_note import NOTE_FORM
 from rayreid.tracking.store import tracking_uri
 
 _CONFIG = "config.yaml"
+_ORIGIN_FORM = forms.record({}, {ORIGIN: forms.text})
 _ARTIFACT = "artifact."
 """Start of the tags with which a run names its artifacts."""
 
@@ -32,12 +36,15 @@ class References:
     Attributes:
         inputs: Artifacts that were made from an artifact, by its id.
         others: Experiments, reports and registered models that use it, by its id.
+        needs: Ids of the artifacts that an artifact needs, by its id: those that it was made from, and stores whose
+            images it reads where they are.
         unresolved: Why it is not known what something refers to, one line each with the remedy; nothing may be deleted
             then.
     """
 
     inputs: Mapping[str, tuple[str, ...]]
     others: Mapping[str, tuple[str, ...]]
+    needs: Mapping[str, frozenset[str]]
     unresolved: tuple[str, ...]
 
     def of(self, identifier: str) -> tuple[str, ...]:
@@ -53,12 +60,14 @@ def look() -> tuple[Inventory, References]:
 
 def references(inventory: Inventory) -> References:
     """Return what refers to the artifacts of an inventory."""
-    inputs: dict[str, list[str]] = {}
-    for stored in inventory.stored.values():
-        for role, identifier in (stored.record.recipe["inputs"] if stored.record else {}).items():
-            inputs.setdefault(str(identifier), []).append(f"{stored} ({role})")
-    others: dict[str, list[str]] = {}
     unresolved: list[str] = []
+    inputs: dict[str, list[str]] = {}
+    needs: dict[str, set[str]] = {}
+    for stored in inventory.stored.values():
+        for role, identifier in _needs(stored, inventory.root, unresolved):
+            inputs.setdefault(identifier, []).append(f"{stored} ({role})")
+            needs.setdefault(stored.id, set()).add(identifier)
+    others: dict[str, list[str]] = {}
     for name, wanted in _users(inventory.root, unresolved):
         for identifier in wanted:
             others.setdefault(identifier, []).append(name)
@@ -71,11 +80,27 @@ def references(inventory: Inventory) -> References:
                 f"{stored} is {state} and belongs to no experiment of this root, so what it needs is not known; "
                 f"{remedy}"
             )
-    return References(_tuples(inputs), _tuples(others), tuple(unresolved))
+    frozen = {identifier: frozenset(found) for identifier, found in needs.items()}
+    return References(_tuples(inputs), _tuples(others), frozen, tuple(unresolved))
 
 
 def _tuples(found: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:
     return {identifier: tuple(dict.fromkeys(names)) for identifier, names in found.items()}
+
+
+def _needs(stored: Stored, root: Path, unresolved: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield the ids of the artifacts that a complete artifact needs, each after its role."""
+    if stored.record is None:
+        return
+    yield from ((role, str(identifier)) for role, identifier in stored.record.recipe["inputs"].items())
+    named = named_in(stored.record.recipe["fields"], root)
+    manifest = stored.folder / MANIFEST
+    try:
+        if os.path.lexists(manifest):
+            named |= named_in(read_json(manifest, _ORIGIN_FORM).get(ORIGIN), root)
+    except (OSError, UserError) as error:
+        unresolved.append(f"{stored}: where its images are is not known ({one_line(error)}); restore its {MANIFEST}")
+    yield from (("named by path", _id(name)) for name in sorted(named - {str(stored)}))
 
 
 def _users(root: Path, unresolved: list[str]) -> Iterator[tuple[str, set[str]]]:
@@ -109,14 +134,14 @@ def _wanted(folder: Path, root: Path) -> set[str]:
         UserError: The configuration cannot be read any more, or names a file that is missing.
     """
     experiment = load_experiment(folder / _CONFIG)
-    found: dict[str, Artifact] = {}
-    for one in _experiments(experiment, compared=(folder / "selections.html").exists()):
-        found.update(lineage(plan(one, root)))
+    graphs = [plan(one, root) for one in _experiments(experiment, compared=(folder / "selections.html").exists())]
     if experiment.matrix != Matrix() or (folder / "matrix.json").exists():
-        found.update(lineage({str(pair): cell for pair, cell in cells_of(experiment, root).items()}))
-    for artifact in list(found.values()):
-        found.update(lineage(artifact.auxiliary))
-    return set(found)
+        graphs.append({str(pair): cell for pair, cell in cells_of(experiment, root).items()})
+    return {_id(name) for name in needed(experiment, graphs, root)}
+
+
+def _id(name: str) -> str:
+    return name.partition("/")[2]
 
 
 def _experiments(experiment: Experiment, compared: bool) -> Iterator[Experiment]:

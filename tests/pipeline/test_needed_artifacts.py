@@ -1,0 +1,52 @@
+import pytest
+
+from rayreid.pipeline.needed_artifacts import named_in
+
+NAME = "pretrain/0123456789ab"
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "outputs" / NAME).mkdir(parents=True)
+    return tmp_path / "outputs"
+
+
+@pytest.mark.parametrize("inner", ["", "/", "/weights.pt", "/epochs/3/weights.pt", "/../0123456789ab/weights.pt"])
+def test_a_path_in_an_artifact_names_it_wherever_it_stands(root, inner):
+    path = f"{root}/{NAME}{inner}"
+    assert named_in({"a": [{"b": path}], "steps": 3}, root) == {NAME}
+    assert named_in(f"file://{path}", root) == named_in([[path]], root) == {NAME}
+
+
+def test_relative_paths_are_looked_up_in_the_data_folder_and_here(root, monkeypatch):
+    monkeypatch.setenv("RAYREID_DATA", str(root.parent))
+    assert named_in(f"outputs/{NAME}/weights.pt", root) == {NAME}
+    monkeypatch.setenv("RAYREID_DATA", "/elsewhere")
+    monkeypatch.chdir(root / "pretrain")
+    assert named_in("0123456789ab/weights.pt", root) == {NAME}
+    monkeypatch.setenv("HOME", str(root))
+    assert named_in(f"~/{NAME}/weights.pt", root) == {NAME}
+
+
+def test_links_name_what_they_lead_to_and_where_they_lie(root, tmp_path):
+    (tmp_path / "link").symlink_to(root / NAME)
+    (tmp_path / "other").symlink_to(root)
+    (tmp_path / "large.pt").touch()
+    (root / NAME / "weights.pt").symlink_to(tmp_path / "large.pt")
+    for path in (tmp_path / "link" / "weights.pt", root / NAME / "weights.pt", tmp_path / "other" / NAME / "gone"):
+        assert named_in(str(path), root) == {NAME}
+    assert named_in(f"{root}/{NAME}", tmp_path / "other") == {NAME}
+
+
+def test_a_folder_of_artifacts_names_all_of_them(root):
+    (root / "ingest" / "ba9876543210").mkdir(parents=True)
+    (root / "ingest" / "notes").mkdir()
+    assert named_in(f"{root}/ingest", root) == {"ingest/ba9876543210"}
+    assert named_in(str(root), root) == {"ingest/ba9876543210", NAME}
+
+
+@pytest.mark.parametrize(
+    "value", ["", "dino", "timm:vit", "s3://a/b", "~nobody-here/x", "a\0b", "x" * 10_000, None, "/", "file://"]
+)
+def test_other_values_name_none(root, value):
+    assert named_in({"a": value}, root) == set()
