@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import yaml
@@ -96,3 +99,57 @@ def test_registered_models_use_the_artifacts_of_their_run(outputs, recorded, mon
     tags = {"artifact.model": "finetune/0123456789ab", "stage": "x"}
     monkeypatch.setattr("rayreid.housekeeping.references.History.registered", lambda self: {"models:/mine/1": tags})
     assert look()[1].of("0123456789ab") == ("models:/mine/1",)
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """Makes a folder one that may not be listed and entered, also for root, whom permissions do not stop."""
+
+    state = os.stat
+
+    def refused(folder):
+        def refuse(function):
+            def refusing(path, *arguments, **options):
+                inside = isinstance(path, str | os.PathLike) and Path(path).is_relative_to(folder)
+                if inside and (function is not state or Path(path) != folder):
+                    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+                return function(path, *arguments, **options)
+
+            return refusing
+
+        for name in ("scandir", "listdir", "stat", "open"):
+            monkeypatch.setattr(os, name, refuse(getattr(os, name)))
+
+    return refused
+
+
+def test_an_experiment_behind_a_link_uses_its_artifacts(outputs, recorded, tmp_path):
+    graph = plan(rows(recorded())["tiny"], outputs)
+    (outputs / "experiments" / "tiny-1").rename(tmp_path / "elsewhere")
+    (outputs / "experiments" / "tiny-1").symlink_to(tmp_path / "elsewhere")
+    assert look()[1].of(graph["metrics"].id) == ("experiments/tiny-1",)
+    (tmp_path / "elsewhere").rename(tmp_path / "gone")
+    assert "has no config.yaml" in look()[1].unresolved[0]
+
+
+def test_a_folder_without_a_configuration_is_told(outputs, recorded):
+    recorded()
+    (outputs / "experiments" / "notes.txt").touch()
+    assert look()[1].unresolved == ()
+    (outputs / "experiments" / "tiny-1" / "config.yaml").rename(outputs / "experiments" / "tiny-1" / "results.json")
+    told = look()[1].unresolved
+    assert len(told) == 1 and "tiny-1: what this experiment needs is not known (it has no config.yaml)" in told[0]
+
+
+@pytest.mark.parametrize("place", ["experiments", "experiments/tiny-1"])
+def test_a_folder_that_cannot_be_looked_at_is_told(outputs, recorded, refused, place):
+    recorded()
+    refused(outputs / place)
+    told = look()[1].unresolved
+    assert len(told) == 1 and f"{outputs / place}: " in told[0] and "\n" not in told[0]
+
+
+def test_experiments_on_storage_that_is_away_are_told(outputs):
+    outputs.mkdir()
+    (outputs / "experiments").symlink_to(outputs / "away")
+    assert "mount it" in look()[1].unresolved[0]

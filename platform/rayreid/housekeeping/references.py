@@ -106,14 +106,13 @@ def _needs(stored: Stored, root: Path, unresolved: list[str]) -> Iterator[tuple[
 def _users(root: Path, unresolved: list[str]) -> Iterator[tuple[str, set[str]]]:
     """Yield the names of experiments, reports and registered models, with the ids of the artifacts that they use."""
     by_run: dict[str, set[str]] = {}
-    for folder in sorted((root / "experiments").glob("*/")):
-        if folder.is_symlink() or not (folder / _CONFIG).is_file():
-            continue
+    for folder in _folders(root / "experiments", unresolved):
         try:
             wanted = _wanted(folder, root)
-        except UserError as error:
+        except (OSError, UserError) as error:
             unresolved.append(
-                f"{folder}: what this experiment needs is not known ({error}); mend that, or delete the folder"
+                f"{escaped(str(folder))}: what this experiment needs is not known ({one_line(error)}); mend that, or "
+                "delete the folder"
             )
             continue
         yield f"experiments/{escaped(folder.name)}", wanted
@@ -127,12 +126,30 @@ def _users(root: Path, unresolved: list[str]) -> Iterator[tuple[str, set[str]]]:
     yield from _registered(root, unresolved)
 
 
+def _folders(experiments: Path, unresolved: list[str]) -> list[Path]:
+    """Return the folders of all experiments, also those to which links lead; what cannot be looked at is unresolved."""
+    try:
+        with os.scandir(experiments) as entries:  # a glob of a folder that may not be listed is empty
+            found = sorted(Path(entry.path) for entry in entries)
+    except FileNotFoundError:
+        if os.path.lexists(experiments):
+            unresolved.append(f"{experiments}: leads to a folder that is not there; mount it")
+        return []
+    except OSError as error:
+        unresolved.append(f"{experiments}: cannot be listed ({one_line(error)}); see its permissions")
+        return []
+    return [path for path in found if path.is_symlink() or not path.is_file()]
+
+
 def _wanted(folder: Path, root: Path) -> set[str]:
     """Return the ids of all artifacts that an experiment's folder stands for.
 
     Raises:
         UserError: The configuration cannot be read any more, or names a file that is missing.
+        OSError: The folder cannot be looked at.
     """
+    if not (folder / _CONFIG).is_file():
+        raise UserError(f"it has no {_CONFIG}")
     experiment = load_experiment(folder / _CONFIG)
     graphs = [plan(one, root) for one in _experiments(experiment, compared=(folder / "selections.html").exists())]
     if experiment.matrix != Matrix() or (folder / "matrix.json").exists():

@@ -1,7 +1,7 @@
 """The artifacts that an experiment needs: those that it plans, those in which files lie that its configuration names.
 
 A run records them in the experiment's folder. Which artifacts a configuration stands for depends on files and on
-variables of the environment (a file list, weights, `RAYREID_DATA`), and those may have changed when somebody asks later.
+variables of the environment (a file list, weights, `RAYREID_DATA`), which may have changed when somebody asks later.
 """
 
 import contextlib
@@ -47,10 +47,10 @@ def needed(experiment: Experiment, graphs: Iterable[Mapping[str, Artifact]], roo
 def named_in(values: Any, root: Path) -> set[str]:
     """Return the artifacts of an output root in which paths lie that are among nested values, as `stage/id`.
 
-    A path may be that of a file, of the artifact's folder, or of a folder that holds artifacts. A relative one is looked
-    up in `RAYREID_DATA` and in the current folder. Links are followed, and count also by the place where they lie.
+    A path may be that of a file, of the artifact's folder, or of a folder that holds artifacts. A relative one is
+    looked up in `RAYREID_DATA` and in the current folder. A link counts by where it lies and by what it leads to.
     """
-    roots = {Path(os.path.abspath(root)), Path(os.path.realpath(root))}
+    roots = {Path(os.path.normpath(root.absolute())), Path(os.path.realpath(root))}
     places = {place for value in set(_texts(values)) for place in _places(value)}
     inside = ((one, place.relative_to(one)) for place in places for one in roots if place.is_relative_to(one))
     return {name for one, path in inside for name in _artifacts_at(one, path.parts)}
@@ -96,9 +96,9 @@ def _places(value: str) -> set[Path]:
     found: set[Path] = set()
     for spelling, resolve in itertools.product(spellings, (data_path, expanded)):
         with contextlib.suppress(UserError, OSError, ValueError):
-            path = str(resolve(spelling))
-            beside = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-            found |= {Path(os.path.abspath(one)) for one in (path, beside, os.path.realpath(path))}
+            path = resolve(spelling).absolute()
+            beside = Path(os.path.realpath(path.parent)) / path.name
+            found |= {Path(os.path.normpath(one)) for one in (path, beside, os.path.realpath(path))}
     return found
 
 
