@@ -9,6 +9,7 @@ from rayreid.config.loading import dump, load_experiment, rows
 from rayreid.housekeeping.references import look
 from rayreid.pipeline.graph import plan
 from rayreid.storage.artifacts import Artifact, lineage
+from rayreid.storage.removal import take_aside
 
 
 @pytest.fixture
@@ -53,9 +54,13 @@ def orphans(outputs):
 def used(outputs, tiny):
     """An experiment of which everything is complete."""
     experiment = load_experiment(tiny())
+    record(outputs, experiment)
+    return [finish(one) for one in lineage(plan(rows(experiment)["tiny"], outputs)).values()]
+
+
+def record(outputs, experiment):
     (outputs / "experiments" / "tiny-1").mkdir(parents=True)
     (outputs / "experiments" / "tiny-1" / "config.yaml").write_text(dump(experiment))
-    return [finish(one) for one in lineage(plan(rows(experiment)["tiny"], outputs)).values()]
 
 
 def test_the_list_has_sizes_and_users(command, orphans, used):
@@ -152,9 +157,7 @@ def test_what_an_experiment_names_by_its_path_stays(command, orphans, outputs, t
     experiment = load_experiment(
         tiny(select={"strategy": "cfs", "fraction": 0.5, "list": str(adopted.path / "list.txt")})
     )
-    folder = outputs / "experiments" / "tiny-1"
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(dump(experiment))
+    record(outputs, experiment)
     out = command("gc", "--yes")[1]
     assert adopted.complete and pool.complete, "its images are read where they are"
     assert f"deleted {weights}" in out and f"deleted {subset}" in out
@@ -170,3 +173,50 @@ def test_the_store_whose_images_another_one_reads_stays(command, orphans, output
     with user.writing():
         out = command("gc", "--yes")[1]
     assert f"kept {adopted}" in out and f"kept {pool}" in out and pool.complete and adopted.complete
+
+
+@pytest.fixture
+def during(monkeypatch):
+    """Has something happen once the given number of artifacts was moved aside."""
+
+    def during(number, happen):
+        moved = []
+
+        def take(*arguments, **options):
+            moved.append(take_aside(*arguments, **options))
+            if len(moved) == number:
+                happen()
+            return moved[-1]
+
+        monkeypatch.setattr("rayreid.housekeeping.garbage.take_aside", take)
+
+    return during
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_what_a_run_that_begins_during_the_deletion_needs_stays(command, outputs, tiny, during, number):
+    experiment = load_experiment(tiny())
+    made = [finish(one) for one in lineage(plan(rows(experiment)["tiny"], outputs)).values()]
+    during(number, lambda: record(outputs, experiment))
+    out = command("gc", "--yes")[1]
+    assert all(one.complete for one in made) and out.count("kept") == len(made) and "0 B freed" in out
+    assert all(path.name in {one.id for one in made} for path in outputs.glob("[!e]*/*")), "nothing is left aside"
+
+
+def test_nothing_is_deleted_once_it_is_not_known_what_something_needs(command, orphans, outputs, during):
+    during(2, lambda: (outputs / "finetune" / "0123456789ab").mkdir(parents=True))
+    status, out, err = command("gc", "--yes")
+    assert status == 2 and "nothing is deleted" in err and "deleted " not in out
+    assert all(one.complete for one in orphans)
+
+
+def test_what_another_run_makes_anew_meanwhile_is_not_overwritten(command, orphans, outputs, during):
+    def taken_up():
+        with orphans[1].writing() as folder:
+            (folder / "weights").write_bytes(b"new")
+        (outputs / "experiments" / "tiny-1").mkdir(parents=True)
+
+    during(3, taken_up)
+    status, out, _ = command("gc", "--yes")
+    assert status == 2 and f"{orphans[1]} could not be put back; its files are in " in out
+    assert (orphans[1].path / "weights").read_bytes() == b"new" and orphans[0].complete and orphans[2].complete

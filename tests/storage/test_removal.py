@@ -2,7 +2,7 @@ import pytest
 
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.contents import LEASE, RECORD
-from rayreid.storage.removal import delete_artifact
+from rayreid.storage.removal import delete_artifact, put_back, take_aside
 
 
 @pytest.fixture
@@ -50,3 +50,18 @@ def test_what_a_live_process_holds_is_left(made, monkeypatch):
     with made.writing():
         assert not delete_artifact(made.path, complete=True)
         assert made.complete
+
+
+def test_what_was_taken_aside_is_put_back(made):
+    aside = take_aside(made.path, complete=True)
+    assert aside is not None and not made.complete and (aside / "figures" / "loss.png").exists()
+    assert put_back(aside, made.path) and made.complete and not made.damage
+    assert list(made.path.parent.iterdir()) == [made.path] and not (made.path / LEASE).exists()
+
+
+def test_what_is_made_anew_is_not_overwritten(made):
+    aside = take_aside(made.path, complete=True)
+    with made.writing() as folder:
+        assert not put_back(aside, made.path)
+        (folder / "new").touch()
+    assert not put_back(aside, made.path) and (aside / RECORD).exists() and (made.path / "new").exists()

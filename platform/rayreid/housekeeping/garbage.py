@@ -1,19 +1,21 @@
 """Deletion of the artifacts that nothing refers to any more."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.markup import escape
 
 from rayreid.console import Screen
-from rayreid.errors import UserError
+from rayreid.errors import UserError, escaped
 from rayreid.housekeeping.references import References, references
 from rayreid.pipeline.forecast.standings import is_held
 from rayreid.pipeline.forecast.wording import bytes_of
 from rayreid.storage.contents import LEASE
 from rayreid.storage.inventory import Inventory, Stored
-from rayreid.storage.removal import delete_artifact
+from rayreid.storage.removal import put_back, take_aside
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def collect(
     Raises:
         UserError: It is not known what something refers to, or an artifact cannot be deleted.
     """
-    found = _look(root)
+    found, _ = _look(root)
     for one in found.held:
         screen.say(f"[yellow]kept[/] {one}: a live process holds it")
     if not found.artifacts:
@@ -97,31 +99,108 @@ def collect(
     screen.say(f"{len(found.artifacts):,} artifacts, {size}, that no experiment, report or registered model uses")
     if dry_run or not confirm(f"Delete {len(found.artifacts):,} artifacts ({size})?"):
         return 0
-    still = {one.id for one in _look(root).artifacts}  # the question may have waited for hours
-    freed = 0
-    for one in found.artifacts:
-        if one.id in still and _delete(root, one):
-            freed += one.size
-            screen.say(f"[green]deleted[/] {one}")
-        else:
-            screen.say(f"[yellow]kept[/] {one}: something took it up meanwhile")
+    deletion = _Deletion(root, screen)
+    try:
+        for one in found.artifacts:
+            deletion.take(one)
+        deletion.give_back_what_is_used()
+    except BaseException:
+        deletion.give_back(deletion.taken)
+        raise
+    freed = deletion.finish()
     screen.say(f"{bytes_of(freed)} freed")
     return freed
 
 
-def _look(root: Path) -> Garbage:
+class _Deletion:
+    """Artifacts that are moved aside one by one, each after another look at what is used, and then deleted together.
+
+    Deleting a large store takes minutes, and a run that begins meanwhile may need what has not been deleted yet.
+
+    Args:
+        root: The output root.
+        screen: The screen to print to.
+
+    Attributes:
+        taken: The folders to which artifacts were moved, with these.
+    """
+
+    def __init__(self, root: Path, screen: Screen):
+        self.root, self.screen = root, screen
+        self.taken: dict[Path, Stored] = {}
+
+    def take(self, one: Stored) -> None:
+        """Move an artifact aside if nothing uses it.
+
+        Raises:
+            UserError: It is not known any more what something refers to, or the artifact cannot be moved.
+        """
+        still = {free.id for free in _look(self.root, self.taken.values())[0].artifacts}
+        aside = _take_aside(self.root, one) if one.id in still else None
+        if aside is None:
+            self._kept(one)
+        else:
+            self.taken[aside] = one
+
+    def give_back_what_is_used(self) -> None:
+        """Put back what has come into use since it was moved aside.
+
+        Raises:
+            UserError: It is not known any more what something refers to.
+        """
+        used = _look(self.root, self.taken.values())[1]
+        self.give_back({aside: one for aside, one in self.taken.items() if one.id in used})
+
+    def give_back(self, taken: Mapping[Path, Stored]) -> None:
+        """Put artifacts back, those that others need before these."""
+        for aside, one in reversed(list(taken.items())):
+            del self.taken[aside]
+            self._kept(one)
+            try:
+                back = put_back(aside, one.folder)
+            except (OSError, UserError):
+                back = False
+            if not back:
+                self.screen.say(escape(f"{one} could not be put back; its files are in {aside}"))
+
+    def finish(self) -> int:
+        """Delete what is aside; return the bytes that were freed.
+
+        Raises:
+            UserError: A folder cannot be deleted.
+        """
+        for aside, one in self.taken.items():
+            with _deleting(aside):
+                shutil.rmtree(aside)
+            self.screen.say(f"[green]deleted[/] {one}")
+        return sum(one.size for one in self.taken.values())
+
+    def _kept(self, one: Stored) -> None:
+        self.screen.say(f"[yellow]kept[/] {one}: something took it up meanwhile")
+
+
+def _look(root: Path, aside: Iterable[Stored] = ()) -> tuple[Garbage, set[str]]:
+    """Return what may be deleted now, and the ids of what is used, also of artifacts that were moved aside."""
     inventory = Inventory(root)
-    return garbage_of(inventory, references(inventory))
+    known = references(inventory, aside)
+    return garbage_of(inventory, known), _closure(known.others, known)
 
 
-def _delete(root: Path, stored: Stored) -> bool:
+def _take_aside(root: Path, stored: Stored) -> Path | None:
     folder = stored.folder
     if folder.parent.parent != root or folder.is_symlink() or folder.parent.is_symlink():
-        return False  # never outside the output root
+        return None  # never outside the output root
+    with _deleting(folder):
+        return take_aside(folder, complete=True)
+
+
+@contextlib.contextmanager
+def _deleting(folder: Path) -> Iterator[None]:
     try:
-        return delete_artifact(folder, complete=True)
+        yield
     except OSError as error:
-        raise UserError(f"{folder}: it cannot be deleted ({error.strerror or error}); see its permissions") from None
+        reason = error.strerror or error
+        raise UserError(f"{escaped(str(folder))}: it cannot be deleted ({reason}); see its permissions") from None
 
 
 def _users_first(artifacts: list[Stored], known: References) -> list[Stored]:

@@ -58,12 +58,17 @@ def look() -> tuple[Inventory, References]:
     return inventory, references(inventory)
 
 
-def references(inventory: Inventory) -> References:
-    """Return what refers to the artifacts of an inventory."""
+def references(inventory: Inventory, aside: Iterable[Stored] = ()) -> References:
+    """Return what refers to the artifacts of an inventory.
+
+    Args:
+        inventory: The artifacts.
+        aside: Artifacts that were moved aside, as they were before: what they need is still needed if they are used.
+    """
     unresolved: list[str] = []
     inputs: dict[str, list[str]] = {}
     needs: dict[str, set[str]] = {}
-    for stored in inventory.stored.values():
+    for stored in (*inventory.stored.values(), *aside):
         for role, identifier in _needs(stored, inventory.root, unresolved):
             inputs.setdefault(identifier, []).append(f"{stored} ({role})")
             needs.setdefault(stored.id, set()).add(identifier)
