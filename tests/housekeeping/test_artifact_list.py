@@ -1,6 +1,7 @@
 """List, details and deletion of artifacts, as their commands do it."""
 
 import json
+import shutil
 
 import pytest
 
@@ -220,3 +221,11 @@ def test_what_another_run_makes_anew_meanwhile_is_not_overwritten(command, orpha
     status, out, _ = command("gc", "--yes")
     assert status == 2 and f"{orphans[1]} could not be put back; its files are in " in out
     assert (orphans[1].path / "weights").read_bytes() == b"new" and orphans[0].complete and orphans[2].complete
+
+
+def test_a_copy_of_a_folder_of_artifacts_is_not_offered(command, orphans, outputs):
+    backup = outputs / "pretrain_backup"
+    shutil.copytree(orphans[1].path.parent, backup)
+    assert f"would delete  {orphans[1]}" in command("gc", "--dry-run")[1] and "backup" not in command("list")[1]
+    command("gc", "--yes")
+    assert (backup / orphans[1].id / "artifact.json").exists() and not orphans[1].path.exists()

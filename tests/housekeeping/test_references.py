@@ -105,20 +105,18 @@ def test_registered_models_use_the_artifacts_of_their_run(outputs, recorded, mon
 def refused(monkeypatch):
     """Makes a folder one that may not be listed and entered, also for root, whom permissions do not stop."""
 
-    state = os.stat
-
     def refused(folder):
-        def refuse(function):
+        def refuse(name, function):
             def refusing(path, *arguments, **options):
                 inside = isinstance(path, str | os.PathLike) and Path(path).is_relative_to(folder)
-                if inside and (function is not state or Path(path) != folder):
+                if inside and (name != "stat" or Path(path) != folder):
                     raise PermissionError(errno.EACCES, "Permission denied", str(path))
                 return function(path, *arguments, **options)
 
             return refusing
 
         for name in ("scandir", "listdir", "stat", "open"):
-            monkeypatch.setattr(os, name, refuse(getattr(os, name)))
+            monkeypatch.setattr(os, name, refuse(name, getattr(os, name)))
 
     return refused
 
@@ -147,6 +145,15 @@ def test_a_folder_that_cannot_be_looked_at_is_told(outputs, recorded, refused, p
     refused(outputs / place)
     told = look()[1].unresolved
     assert len(told) == 1 and f"{outputs / place}: " in told[0] and "\n" not in told[0]
+
+
+def test_a_stage_that_cannot_be_looked_at_is_told(outputs, refused):
+    for name in ("pretrain", "lost+found"):
+        (outputs / name).mkdir(parents=True)
+    refused(outputs / "lost+found")
+    assert look()[1].unresolved == ()
+    refused(outputs / "pretrain")
+    assert f"{outputs / 'pretrain'}: it cannot be looked at" in look()[1].unresolved[0]
 
 
 def test_experiments_on_storage_that_is_away_are_told(outputs):

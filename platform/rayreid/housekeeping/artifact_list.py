@@ -43,13 +43,13 @@ def contents(inventory: Inventory, known: References) -> list[dict[str, Any]]:
             "finished": one.record.facts.get("finished") if one.record else None,
             "used_by": list(known.of(one.id)),
         }
-        for one in sorted(inventory.stored.values(), key=lambda one: -one.size)
+        for one in sorted(inventory.folders, key=lambda one: -one.size)
     ]
 
 
 def show_list(screen: Screen, inventory: Inventory, known: References) -> None:
     """Print the artifacts with their sizes and what refers to them, and the total."""
-    if not inventory.stored:
+    if not inventory.folders:
         screen.say(escape(f"{inventory.root}: there is no artifact"))
         return
     table = Table(header_style="bold", pad_edge=False, box=None)
@@ -61,8 +61,10 @@ def show_list(screen: Screen, inventory: Inventory, known: References) -> None:
         finished = str(one["finished"] or "")[:16].replace("T", " ")
         table.add_row(one["artifact"], one["state"], bytes_of(one["bytes"]), finished, escape(shown))
     screen.wide(table)
-    size = sum(one.size for one in inventory.stored.values())
-    screen.say(f"{len(inventory.stored):,} artifacts, {bytes_of(size)}; rayreid artifacts gc deletes what nothing uses")
+    size = sum(one.size for one in inventory.folders)
+    screen.say(
+        f"{len(inventory.folders):,} artifacts, {bytes_of(size)}; rayreid artifacts gc deletes what nothing uses"
+    )
 
 
 def find(inventory: Inventory, name: str) -> Stored:
@@ -73,7 +75,7 @@ def find(inventory: Inventory, name: str) -> Stored:
     """
     stage, _, identifier = name.strip("/").rpartition("/")
     stage = stage.rpartition("/")[2]  # a path names it, too
-    of_stage = [one for one in inventory.stored.values() if stage in ("", one.stage)]
+    of_stage = [one for one in inventory.folders if stage in ("", one.stage)]
     exact = [one for one in of_stage if one.id == identifier]
     begun = [one for one in of_stage if len(identifier) >= _LEAST_PREFIX and one.id.startswith(identifier)]
     found = exact or begun
@@ -82,9 +84,9 @@ def find(inventory: Inventory, name: str) -> Stored:
     shown = escaped(name)
     if found:
         raise UserError(f"{shown}: several artifacts begin so: {', '.join(map(str, found[:5]))}; give more digits")
-    if not inventory.stored:
+    if not inventory.folders:
         raise UserError(f"{shown}: there is no artifact in {inventory.root}; see RAYREID_ROOT")
-    names = {text: one for one in inventory.stored.values() for text in (one.id, str(one))}
+    names = {text: one for one in inventory.folders for text in (one.id, str(one))}
     near = dict.fromkeys(str(names[close]) for close in difflib.get_close_matches(name, names, n=6, cutoff=0.4))
     hint = f"did you mean {', '.join(list(near)[:3])}?" if near else "rayreid artifacts list shows all"
     raise UserError(f"{shown}: there is no such artifact in {inventory.root}; {hint}")

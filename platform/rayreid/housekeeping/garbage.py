@@ -50,7 +50,7 @@ def garbage_of(inventory: Inventory, known: References) -> Garbage:
             f"{f' (and {len(known.unresolved) - 1} more)' if len(known.unresolved) > 1 else ''}"
         )
     used = _closure(known.others, known)
-    free = [one for one in inventory.stored.values() if one.record is not None and one.id not in used]
+    free = [one for one in inventory.folders if one.record is not None and one.id not in used]
     held = _closure((one.id for one in free if is_held(one.folder / LEASE)), known)
     return Garbage(
         tuple(_users_first([one for one in free if one.id not in held], known)),

@@ -24,6 +24,8 @@ from rayreid.tracking.run_note import NOTE_FORM
 from rayreid.tracking.store import tracking_uri
 
 _CONFIG = "config.yaml"
+_NO_STAGES = ("experiments", "reports", "undelivered")
+"""Folders of an output root that hold no artifacts."""
 _ORIGIN_FORM = forms.record({}, {ORIGIN: forms.text})
 _ARTIFACT = "artifact."
 """Start of the tags with which a run names its artifacts."""
@@ -68,7 +70,7 @@ def references(inventory: Inventory, aside: Iterable[Stored] = ()) -> References
     unresolved: list[str] = []
     inputs: dict[str, list[str]] = {}
     needs: dict[str, set[str]] = {}
-    for stored in (*inventory.stored.values(), *aside):
+    for stored in (*inventory.folders, *aside):
         for role, identifier in _needs(stored, inventory.root, unresolved):
             inputs.setdefault(identifier, []).append(f"{stored} ({role})")
             needs.setdefault(stored.id, set()).add(identifier)
@@ -76,7 +78,7 @@ def references(inventory: Inventory, aside: Iterable[Stored] = ()) -> References
     for name, wanted in _users(inventory.root, unresolved):
         for identifier in wanted:
             others.setdefault(identifier, []).append(name)
-    for stored in inventory.stored.values():
+    for stored in inventory.folders:
         if stored.record is None and stored.id not in others:
             state, remedy = "unfinished", "rayreid doctor --repair --discard unfinished deletes it"
             if stored.fault:
@@ -85,6 +87,9 @@ def references(inventory: Inventory, aside: Iterable[Stored] = ()) -> References
                 f"{stored} is {state} and belongs to no experiment of this root, so what it needs is not known; "
                 f"{remedy}"
             )
+    for folder, reason in inventory.unreadable.items():
+        if folder.name.isalpha() and folder.name not in _NO_STAGES:  # nor is `lost+found` one
+            unresolved.append(f"{escaped(str(folder))}: it cannot be looked at ({reason}); see its permissions")
     frozen = {identifier: frozenset(found) for identifier, found in needs.items()}
     return References(_tuples(inputs), _tuples(others), frozen, tuple(unresolved))
 

@@ -89,8 +89,8 @@ def _places(value: str) -> set[Path]:
     """Return the absolute paths that a value may stand for; none if it can be no path of this machine."""
     spellings = {value}
     if value.startswith(_LOCAL):
-        path = f"/{value.removeprefix(_LOCAL).partition('/')[2]}"
-        spellings = {path, unquote(path)}
+        local = f"/{value.removeprefix(_LOCAL).partition('/')[2]}"
+        spellings = {local, unquote(local)}
     elif not value or "://" in value:
         return set()
     found: set[Path] = set()

@@ -45,20 +45,31 @@ class Stored:
 class Inventory:
     """The artifacts of an output root at one moment; nothing is written, and links are not followed.
 
+    A folder whose record names another stage than the folder above it is a copy or the user's, and none of them.
+
     Args:
         root: The output root; it may not exist.
 
+    Attributes:
+        folders: All artifacts.
+        stored: The artifacts by id; of several unfinished ones with the same id, the first.
+        unreadable: Folders that cannot be looked at, with the reason.
+
     Raises:
-        UserError: The root is no folder.
+        UserError: The root is no folder, or cannot be listed.
     """
 
     def __init__(self, root: Path):
         self.root = root
-        self.stored = {one.id: one for one in _stored(root)}
+        self.unreadable: dict[Path, str] = {}
+        self.folders = tuple(_stored(root, self.unreadable))
+        self.stored: dict[str, Stored] = {}
+        for one in sorted(self.folders, key=lambda one: one.record is None):  # the complete ones first
+            self.stored.setdefault(one.id, one)
 
     def complete(self, stage: str) -> list[Stored]:
         """Return the complete artifacts of a stage."""
-        return [one for one in self.stored.values() if one.stage == stage and one.record is not None]
+        return [one for one in self.folders if one.stage == stage and one.record is not None]
 
     def record(self, identifier: str) -> Record | None:
         """Return the record of an artifact; None if there is none that can be read."""
@@ -76,27 +87,38 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def _stored(root: Path) -> Iterator[Stored]:
+def _stored(root: Path, unreadable: dict[Path, str]) -> Iterator[Stored]:
     if not root.is_dir():
         if root.exists():
             raise UserError(f"{root}: it is no folder; set RAYREID_ROOT to the folder of the outputs")
         return
-    for stage in sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink()):
+    try:
+        stages = _folders(root)
+    except OSError as error:
+        raise UserError(f"{root}: it cannot be listed ({one_line(error)}); see its permissions") from None
+    for stage in stages:
         try:
-            folders = sorted(stage.iterdir())
-        except OSError:  # not the user's to read
+            found = [folder for folder in _folders(stage) if ID.fullmatch(folder.name)]
+        except OSError as error:
+            unreadable[stage] = one_line(error)
             continue
-        for folder in folders:
-            if ID.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
-                yield _look(folder)
+        stored = (_look(folder) for folder in found)
+        yield from (one for one in stored if one.record is None or one.record.recipe["stage"] == one.stage)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
 
 
 def _look(folder: Path) -> Stored:
-    if not (folder / RECORD).exists():
-        return Stored(folder, None)
     try:
-        return Stored(folder, parsed(folder))
+        if not (folder / RECORD).exists():
+            return Stored(folder, None)
+        record = parsed(folder)
     except DamagedError as error:
         return Stored(folder, None, escaped(error.reason))
     except (UserError, OSError) as error:
         return Stored(folder, None, one_line(error))
+    if record.recipe["stage"] == folder.parent.name and record.id not in ("", folder.name):
+        return Stored(folder, None, f"{RECORD} is that of {escaped(record.id)}")
+    return Stored(folder, record)
