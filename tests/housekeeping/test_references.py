@@ -9,6 +9,7 @@ import yaml
 from rayreid.config.loading import dump, load_experiment, rows
 from rayreid.housekeeping.references import look
 from rayreid.pipeline.graph import plan
+from rayreid.pipeline.needed_artifacts import needed, record_needed
 from rayreid.storage.artifacts import Artifact, lineage
 from rayreid.sweeps.trials import trials
 from tiny_experiment import TINY
@@ -160,3 +161,24 @@ def test_experiments_on_storage_that_is_away_are_told(outputs):
     outputs.mkdir()
     (outputs / "experiments").symlink_to(outputs / "away")
     assert "mount it" in look()[1].unresolved[0]
+
+
+def test_what_a_run_recorded_stays_in_use_whatever_a_plan_says_today(outputs, recorded, tmp_path, monkeypatch):
+    for name in ("then", "now"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "list.txt").write_text(f"{name}.jpg")
+    monkeypatch.setenv("RAYREID_DATA", str(tmp_path / "then"))
+    experiment = recorded(select={"strategy": "list", "fraction": 0.5, "list": "list.txt"})
+    graph = plan(rows(experiment)["tiny"], outputs)
+    record_needed(outputs / "experiments" / "tiny-1", needed(experiment, [graph], outputs))
+    monkeypatch.setenv("RAYREID_DATA", str(tmp_path / "now"))
+    today = plan(rows(experiment)["tiny"], outputs)
+    assert today["subset"].id != graph["subset"].id
+    known = look()[1]
+    assert all(known.of(one.id) for one in (*graph.values(), *today.values()))
+
+
+def test_a_damaged_record_is_told(outputs, recorded):
+    recorded()
+    (outputs / "experiments" / "tiny-1" / "artifacts.json").write_text("{")
+    assert "artifacts.json" in look()[1].unresolved[0]

@@ -1,6 +1,7 @@
 import pytest
 
-from rayreid.pipeline.needed_artifacts import named_in
+from rayreid.pipeline.needed_artifacts import named_in, record_needed, recorded_in
+from rayreid.state_files import DamagedFileError
 
 NAME = "pretrain/0123456789ab"
 
@@ -50,3 +51,22 @@ def test_a_folder_of_artifacts_names_all_of_them(root):
 )
 def test_other_values_name_none(root, value):
     assert named_in({"a": value}, root) == set()
+
+
+def test_records_add_up(tmp_path):
+    assert recorded_in(tmp_path) == set()
+    record_needed(tmp_path, [NAME])
+    written = (tmp_path / "artifacts.json").stat().st_mtime_ns
+    record_needed(tmp_path, (name for name in [NAME]))
+    assert (tmp_path / "artifacts.json").stat().st_mtime_ns == written
+    record_needed(tmp_path, {"ingest/ba9876543210"})
+    assert recorded_in(tmp_path) == {NAME, "ingest/ba9876543210"}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"artifacts": ["../../home"]}', '{"artifacts": [["pretrain"]]}'])
+def test_a_damaged_record_is_told_and_a_run_replaces_it(tmp_path, content):
+    (tmp_path / "artifacts.json").write_text(content)
+    with pytest.raises(DamagedFileError, match=r"artifacts\.json"):
+        recorded_in(tmp_path)
+    record_needed(tmp_path, [NAME])
+    assert recorded_in(tmp_path) == {NAME}

@@ -13,7 +13,7 @@ from rayreid.errors import UserError, escaped, one_line
 from rayreid.paths import output_root
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.matrix import cells_of
-from rayreid.pipeline.needed_artifacts import named_in, needed
+from rayreid.pipeline.needed_artifacts import named_in, needed, recorded_in
 from rayreid.pipeline.selection_report import COMPARED, variants
 from rayreid.state_files import read_json
 from rayreid.storage.inventory import Inventory, Stored
@@ -152,7 +152,7 @@ def _folders(experiments: Path, unresolved: list[str]) -> list[Path]:
 
 
 def _wanted(folder: Path, root: Path) -> set[str]:
-    """Return the ids of all artifacts that an experiment's folder stands for.
+    """Return the ids of all artifacts that an experiment's folder stands for: those recorded, and those planned today.
 
     Raises:
         UserError: The configuration cannot be read any more, or names a file that is missing.
@@ -164,7 +164,7 @@ def _wanted(folder: Path, root: Path) -> set[str]:
     graphs = [plan(one, root) for one in _experiments(experiment, compared=(folder / "selections.html").exists())]
     if experiment.matrix != Matrix() or (folder / "matrix.json").exists():
         graphs.append({str(pair): cell for pair, cell in cells_of(experiment, root).items()})
-    return {_id(name) for name in needed(experiment, graphs, root)}
+    return {_id(name) for name in needed(experiment, graphs, root) | recorded_in(folder)}
 
 
 def _id(name: str) -> str:

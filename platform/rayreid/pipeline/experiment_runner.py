@@ -21,6 +21,7 @@ from rayreid.paths import output_root
 from rayreid.pipeline.experiment_folder import contents, digest_of, draw_curves, folder_of, write_results
 from rayreid.pipeline.graph import STAGE_ROLE, plan, shared
 from rayreid.pipeline.ingestion import make_stores
+from rayreid.pipeline.needed_artifacts import needed, record_needed
 from rayreid.pipeline.preflight import check, check_workers
 from rayreid.pipeline.seed_groups import baseline_of, grouped, parent_metrics, show_groups
 from rayreid.pipeline.summary import TEST_IMAGES, Row, row_of, show_hint, show_table, show_times
@@ -93,6 +94,7 @@ def run(experiment: Experiment, against: str | None = None) -> list[Row]:
     check(table.values(), plans)
     session = open_session(experiment)
     with connect(), experiment_run(session, experiment) as parent, watched(parent):
+        record_needed(folder_of(root, experiment), needed(experiment, plans.values(), root))
         check_storage()
         check_workers(table.values())
         if experiment.compares:
@@ -129,6 +131,7 @@ def run_stage(experiment: Experiment, stage: str) -> list[Artifact]:
         raise UserError(f"stage {stage}: experiment {experiment.name!r} has no use for it as configured")
     session = open_session(experiment)
     with connect(), experiment_run(session, row) as parent, watched(parent):
+        record_needed(folder_of(session.root, row), needed(row, [graph], session.root))
         check_storage()
         check_workers([row])
         make_stores(wanted, {row.name: row}, {row.name: graph}, parent, session.screen, tags_of(row))
@@ -165,6 +168,7 @@ def run_row(
         StoppedEarly: The median rule stopped the pre-training.
     """
     graph = plan(experiment, session.root, stopping)
+    record_needed(folder_of(session.root, experiment), needed(experiment, [graph], session.root))
     tags = {**tags_of(experiment), "row": row or label}
     run.tags(tags)
     make_stores(graph.values(), {label: experiment}, {label: graph}, run, session.screen, tags)

@@ -27,6 +27,7 @@ from rayreid.pipeline.experiment_folder import folder_of
 from rayreid.pipeline.experiment_runner import experiment_run, open_session
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.ingestion import leaked_images, make_stores, refuse_leak
+from rayreid.pipeline.needed_artifacts import needed, record_needed
 from rayreid.pipeline.preflight import check, check_workers
 from rayreid.pipeline.summary import LEAK_MARK, TEST_IMAGES, show_leaks
 from rayreid.pipeline.tags import tags_of
@@ -85,7 +86,9 @@ def matrix(experiment: Experiment) -> list[Cell]:
     for label, source in targets.items():
         check_answers(f"target {label}", source.dataset, datasets.look(f"target {label}", source))
     session = open_session(experiment, screen)
+    planned = {str(pair): cell for pair, cell in cells_of(experiment, root).items()}
     with connect(), experiment_run(session, experiment) as run:
+        record_needed(folder_of(root, experiment), needed(experiment, [planned], root))
         check_storage()
         check_workers(own.values())
         if own:

@@ -58,10 +58,10 @@ def named_in(values: Any, root: Path) -> set[str]:
 
 def record_needed(folder: Path, names: Iterable[str]) -> None:
     """Add artifacts to those that an experiment's folder records as needed."""
-    path = folder / _FILE
+    path, names = folder / _FILE, set(names)
     known = if_whole(path, partial(recorded_in, folder), "the artifacts that this run needs are recorded anew") or set()
-    if not path.exists() or not known.issuperset(names):
-        write_atomically(path, json.dumps({"artifacts": sorted(known.union(names))}, indent=1))
+    if not path.exists() or not known >= names:
+        write_atomically(path, json.dumps({"artifacts": sorted(known | names)}, indent=1))
 
 
 def recorded_in(folder: Path) -> set[str]:

@@ -26,6 +26,7 @@ from rayreid.pipeline.experiment_runner import experiment_run, open_session
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.ingestion import make_stores
 from rayreid.pipeline.meaning_table import add_meanings
+from rayreid.pipeline.needed_artifacts import needed, record_needed
 from rayreid.pipeline.preflight import check
 from rayreid.pipeline.tags import tags_of
 from rayreid.selection.meaning import Diagnosis
@@ -110,6 +111,7 @@ def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Pat
     with connect(), experiment_run(session, experiment) as run:
         check_storage()
         subsets = [graph["subset"] for graph in plans.values()]
+        record_needed(path.parent, needed(experiment, plans.values(), root))
         make_stores(subsets, wanted, plans, run, session.screen, tags_of(experiment))
         for label, graph in plans.items():
             produce(graph["subset"], run, session.screen, {**tags_of(wanted[label]), "row": label})
