@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 _PAGE = 500
+_NO_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""Codes of MLflow's errors for an id that no run has, and for one that no run can have."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,19 @@ class History:
         return list(self._search(experiment, f"tags.`{PARENT}` = '{run.id}'"))[::-1]
 
     def get(self, run_id: str) -> Record | None:
-        """Return the run with this id, or None if it was deleted permanently or belongs to another store."""
+        """Return the run with this id, or None if it was deleted permanently or belongs to another store.
+
+        Raises:
+            UserError: MLflow does not answer, or refuses to.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
             return _record(self.client.get_run(run_id))
-        except MlflowException:
-            return None
+        except MlflowException as error:
+            if error.error_code in _NO_RUN:
+                return None
+            raise UserError(f"MLflow at {self.uri} cannot be read ({reason(error)})") from None
 
     def registered(self) -> dict[str, Mapping[str, str]]:
         """Return the tags of the runs from which models were registered, by the URI of the model's version.
