@@ -229,3 +229,41 @@ def test_a_copy_of_a_folder_of_artifacts_is_not_offered(command, orphans, output
     assert f"would delete  {orphans[1]}" in command("gc", "--dry-run")[1] and "backup" not in command("list")[1]
     command("gc", "--yes")
     assert (backup / orphans[1].id / "artifact.json").exists() and not orphans[1].path.exists()
+
+
+ODD = [None, [1], {"a": [1]}, "[/x]", True, -5, 10**400, float("nan"), float("inf"), "\u001b[2J"]
+
+
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_odd_values_in_a_record_are_shown(command, orphans, value):
+    path = orphans[0].path / "artifact.json"
+    content = json.loads(path.read_text())
+    for section, names in {
+        "facts": ("finished", "seconds", "git_sha", "run"),
+        "made_by": ("command", "host", "versions"),
+    }.items():
+        content[section].update(dict.fromkeys(names, value))
+    content["recipe"] |= {"version": value, "fields": {"a": value}}
+    path.write_text(json.dumps(content))
+    for arguments in (["list"], ["list", "--json"], ["show", orphans[0].id], ["show", orphans[0].id, "--json"]):
+        status, out, _ = command(*arguments)
+        assert status == 0 and orphans[0].id in out and "\u001b" not in out
+
+
+@pytest.mark.parametrize("value", [value for value in ODD if not isinstance(value, str)], ids=repr)
+def test_a_record_with_an_input_that_is_no_id_is_damaged(command, orphans, value):
+    path = orphans[1].path / "artifact.json"
+    content = json.loads(path.read_text())
+    content["recipe"]["inputs"]["pool"] = value
+    path.write_text(json.dumps(content))
+    status, _, err = command("gc", "--yes")
+    assert status == 2 and "an input is no id" in err and len(err.splitlines()) == 1
+    assert orphans[0].complete and orphans[2].complete and "damaged" in command("list")[1]
+
+
+def test_what_a_held_artifact_needs_indirectly_stays_whatever_its_folder(command, orphans, outputs):
+    model = finish(Artifact(outputs, "finetune", 1, {}, {"weights": orphans[1]}))
+    cell = finish(Artifact(outputs, "evaluate", 1, {}, {"model": model}))
+    with cell.writing():
+        command("gc", "--yes")
+    assert all(one.complete for one in (cell, model, *orphans[:2])) and not orphans[2].path.exists()

@@ -7,6 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from rayreid import forms
 from rayreid.config.loading import flatten
 from rayreid.console import Screen, clock
 from rayreid.errors import UserError, escaped
@@ -58,7 +59,7 @@ def show_list(screen: Screen, inventory: Inventory, known: References) -> None:
     for one in contents(inventory, known):
         used = [escaped(name) for name in one["used_by"]]
         shown = f"{used[0]}{f' and {len(used) - 1} more' if len(used) > 1 else ''}" if used else "nothing"
-        finished = str(one["finished"] or "")[:16].replace("T", " ")
+        finished = escape(escaped(str(one["finished"] or "")[:16].replace("T", " ")))
         table.add_row(one["artifact"], one["state"], bytes_of(one["bytes"]), finished, escape(shown))
     screen.wide(table)
     size = sum(one.size for one in inventory.folders)
@@ -112,21 +113,21 @@ def content_of(stored: Stored, known: References) -> dict[str, Any]:
 def show(screen: Screen, stored: Stored, known: References) -> None:
     """Print all that is known of an artifact: what it was made of and by, its facts, its files and who uses it."""
     screen.say(f"[bold]{stored}[/]  {state_of(stored)}, {bytes_of(stored.size)}")
-    screen.facts({"folder": stored.folder, "damage": stored.fault}, _WIDTH)
+    _show_facts(screen, {"folder": stored.folder, "damage": stored.fault})
     if stored.record is not None:
         facts, made_by = stored.record.facts, stored.record.made_by
-        seconds = facts.get("seconds")
-        screen.facts(
+        seconds, versions = facts.get("seconds"), made_by.get("versions")
+        _show_facts(
+            screen,
             {
                 "finished": facts.get("finished"),
-                "time": clock(seconds) if isinstance(seconds, int | float) else "",
+                "time": clock(seconds) if isinstance(seconds, int | float) and not forms.finite(seconds) else "",
                 "commit": facts.get("git_sha"),
                 "command": made_by.get("command"),
                 "host": made_by.get("host"),
-                "versions": _pairs(made_by.get("versions") or {}),
+                "versions": _pairs(versions) if isinstance(versions, dict) else versions,
                 "MLflow run": facts.get("run"),
             },
-            _WIDTH,
         )
         _show_recipe(screen, stored.record.recipe)
         _show_values(screen, "facts", facts)
@@ -137,6 +138,10 @@ def show(screen: Screen, stored: Stored, known: References) -> None:
         screen.say(f"  {escape(escaped(name))}")
 
 
+def _show_facts(screen: Screen, values: Mapping[str, Any]) -> None:
+    screen.facts({name: escaped(str(value)) if value else "" for name, value in values.items()}, _WIDTH)
+
+
 def _show_recipe(screen: Screen, recipe: Mapping[str, Any]) -> None:
     _show_values(screen, f"made of (version {recipe.get('version')} of {recipe['stage']})", recipe["inputs"])
     _show_values(screen, "fields", flatten(recipe["fields"]))
@@ -144,7 +149,7 @@ def _show_recipe(screen: Screen, recipe: Mapping[str, Any]) -> None:
 
 def _show_values(screen: Screen, title: str, values: Mapping[str, Any]) -> None:
     if values:
-        screen.say(f"[bold]{escape(title)}[/]")
+        screen.say(f"[bold]{escape(escaped(title))}[/]")
         width = max(map(len, values)) + 2
         for name, value in values.items():
             screen.say(escape(escaped(f"  {name:<{width}}{value}")))

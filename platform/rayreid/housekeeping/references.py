@@ -102,7 +102,7 @@ def _needs(stored: Stored, root: Path, unresolved: list[str]) -> Iterator[tuple[
     """Yield the ids of the artifacts that a complete artifact needs, each after its role."""
     if stored.record is None:
         return
-    yield from ((role, str(identifier)) for role, identifier in stored.record.recipe["inputs"].items())
+    yield from stored.record.recipe["inputs"].items()
     named = named_in(stored.record.recipe["fields"], root)
     manifest = stored.folder / MANIFEST
     try:

@@ -244,6 +244,8 @@ def _parsed(content: Any) -> Record:
         raise ValueError("recipe is no recipe")
     if not (isinstance(recipe.get("fields"), dict) and isinstance(recipe.get("inputs"), dict)):
         raise ValueError("recipe has no fields and inputs")
+    if not all(isinstance(identifier, str) for identifier in recipe["inputs"].values()):
+        raise ValueError("an input is no id")
     if not isinstance(facts, dict):
         raise ValueError("facts are no facts")
     entries = None if files is None else {name: _entry(name, value) for name, value in files.items()}
