@@ -106,7 +106,7 @@ def test_registered_models_use_the_artifacts_of_their_run(outputs, recorded, mon
 def refused(monkeypatch):
     """Makes a folder one that may not be listed and entered, also for root, whom permissions do not stop."""
 
-    def refused(folder):
+    def refused(folder, refused_calls=("scandir", "listdir", "stat", "open")):
         def refuse(name, function):
             def refusing(path, *arguments, **options):
                 inside = isinstance(path, str | os.PathLike) and Path(path).is_relative_to(folder)
@@ -116,7 +116,7 @@ def refused(monkeypatch):
 
             return refusing
 
-        for name in ("scandir", "listdir", "stat", "open"):
+        for name in refused_calls:
             monkeypatch.setattr(os, name, refuse(name, getattr(os, name)))
 
     return refused
@@ -146,6 +146,12 @@ def test_a_folder_that_cannot_be_looked_at_is_told(outputs, recorded, refused, p
     refused(outputs / place)
     told = look()[1].unresolved
     assert len(told) == 1 and f"{outputs / place}: " in told[0] and "\n" not in told[0]
+
+
+def test_a_folder_that_may_be_listed_and_not_entered_is_told(outputs, recorded, refused):
+    recorded()
+    refused(outputs / "experiments", ("stat", "open"))
+    assert len(look()[1].unresolved) == 1 and "denied" in look()[1].unresolved[0]
 
 
 def test_a_stage_that_cannot_be_looked_at_is_told(outputs, refused):

@@ -1,7 +1,12 @@
 import pytest
 
+from rayreid.config.loading import load_experiment
+from rayreid.pipeline import experiment_runner
+from rayreid.pipeline.experiment_folder import path_of
+from rayreid.pipeline.graph import plan
 from rayreid.pipeline.needed_artifacts import named_in, record_needed, recorded_in
 from rayreid.state_files import DamagedFileError
+from rayreid.storage.artifacts import lineage
 
 NAME = "pretrain/0123456789ab"
 
@@ -70,3 +75,20 @@ def test_a_damaged_record_is_told_and_a_run_replaces_it(tmp_path, content):
         recorded_in(tmp_path)
     record_needed(tmp_path, [NAME])
     assert recorded_in(tmp_path) == {NAME}
+
+
+def test_a_row_records_what_it_needs_before_anything_is_made(root, tiny, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    class Run:
+        def tags(self, values):
+            pass
+
+    monkeypatch.setattr(experiment_runner, "make_stores", stopped)
+    session = experiment_runner.Session(root, None, None)
+    row = load_experiment(tiny(proxy={"source": f"{root}/{NAME}/weights.pt"}, select={"strategy": "random"}))
+    with pytest.raises(KeyboardInterrupt):
+        experiment_runner.run_row("tiny", row, session, Run())
+    planned = {str(one) for one in lineage(plan(row, root)).values()}
+    assert recorded_in(path_of(root, row)) == planned | {NAME}

@@ -89,7 +89,7 @@ def collect(
     """
     found, _ = _look(root)
     for one in found.held:
-        screen.say(f"[yellow]kept[/] {one}: a live process holds it")
+        screen.say(f"[yellow]kept[/] {one}: a live process holds it, or something that needs it")
     if not found.artifacts:
         screen.say(escape(f"{root}: something uses every artifact; there is nothing to delete"))
         return 0

@@ -140,15 +140,13 @@ def _folders(experiments: Path, unresolved: list[str]) -> list[Path]:
     """Return the folders of all experiments, also those to which links lead; what cannot be looked at is unresolved."""
     try:
         with os.scandir(experiments) as entries:  # a glob of a folder that may not be listed is empty
-            found = sorted(Path(entry.path) for entry in entries)
+            return sorted(Path(entry.path) for entry in entries if not entry.is_file(follow_symlinks=False))
     except FileNotFoundError:
         if os.path.lexists(experiments):
             unresolved.append(f"{experiments}: leads to a folder that is not there; mount it")
-        return []
     except OSError as error:
         unresolved.append(f"{experiments}: cannot be listed ({one_line(error)}); see its permissions")
-        return []
-    return [path for path in found if path.is_symlink() or not path.is_file()]
+    return []
 
 
 def _wanted(folder: Path, root: Path) -> set[str]:

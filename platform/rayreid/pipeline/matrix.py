@@ -86,7 +86,11 @@ def matrix(experiment: Experiment) -> list[Cell]:
     for label, source in targets.items():
         check_answers(f"target {label}", source.dataset, datasets.look(f"target {label}", source))
     session = open_session(experiment, screen)
-    planned = {str(pair): cell for pair, cell in cells_of(experiment, root).items()}
+    planned = {
+        f"{model} on {target}": evaluate.plan(store, network, experiment.evaluate)
+        for model, network in models.items()
+        for target, store in stores.items()
+    }
     with connect(), experiment_run(session, experiment) as run:
         record_needed(folder_of(root, experiment), needed(experiment, [planned], root))
         check_storage()
