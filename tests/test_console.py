@@ -1,9 +1,12 @@
 import io
+import json
 
 import pytest
 from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
 
-from rayreid.console import Screen, any_encoding
+from rayreid.console import Screen, any_encoding, json_of
 
 
 @pytest.fixture
@@ -73,3 +76,26 @@ def test_a_screen_prints_to_a_terminal_of_any_encoding(monkeypatch):
     Screen().say("✓")
     stream.flush()
     assert stream.buffer.getvalue() == b"+\n"
+
+
+def test_credentials_are_masked_in_lines_tables_trees_and_json(capsys):
+    link = "s3://AKuser:hunter2pw@store/images"
+    table, tree = Table(title=link), Tree(f"[bold]{link}[/]")
+    table.add_column(link)
+    table.add_row(link)
+    tree.add("shared").add(link)
+    screen = Screen()
+    screen.say(link)
+    screen.wide(tree)
+    screen.wide(table)
+    screen.console.print(table)
+    text = capsys.readouterr().out
+    assert "hunter2" not in text and text.count("s3://***@store/images") == 9
+    assert json.loads(json_of({"a": [{"here": link}]})) == {"a": [{"here": "s3://***@store/images"}]}
+
+
+def test_a_narrow_terminal_does_not_uncover_a_credential(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    Screen().wide(Tree("s3://AKuser:hunter2pw@store"))
+    assert "hunter" not in capsys.readouterr().out

@@ -2,11 +2,12 @@
 
 import codecs
 import io
+import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -18,8 +19,9 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.text import Text
 
-from rayreid.masking import masked
+from rayreid.masking import masked, masked_values
 
 _LINE_SECONDS = 15.0
 _LOG_WIDTH = 500
@@ -65,6 +67,19 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def json_of(values: Any) -> str:
+    """Return plain values as JSON to print, with credentials masked; keys stay as they are."""
+    return json.dumps(masked_values(values), indent=1)
+
+
+class MaskingConsole(Console):
+    """A console that masks credentials in every text before it is laid out, also in the cells of tables and trees."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        """Return a text for the console; a line break within a credential would hide it from a later mask."""
+        return super().render_str(masked(text), **options)
+
+
 class Bar:
     """Progress bar of one long step."""
 
@@ -106,7 +121,7 @@ class Screen:
     """Prints lines, progress bars and tables; bars are live only on a terminal."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(file=any_encoding(sys.stdout), soft_wrap=True, highlight=False)
+        self.console = console or MaskingConsole(file=any_encoding(sys.stdout), soft_wrap=True, highlight=False)
 
     def __reduce__(self) -> tuple[type["Screen"], tuple[()]]:
         """Unpickle as a new screen, because another process has its own output (Tune pickles its callbacks)."""

@@ -85,3 +85,10 @@ def test_the_file_is_not_touched(command, tiny):
     before = yaml.safe_load(path.read_text())
     command("plan", path)
     assert yaml.safe_load(path.read_text()) == before
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--mermaid"]])
+def test_no_form_shows_credentials(command, tiny, form):
+    rows = [{"label": "here"}, {"pool.root": "s3://AKuser:hunter2pw@store/images"}]
+    status, out, err = command("plan", tiny(compare=rows), *form)
+    assert status == 0 and "hunter2" not in out + err and "store/images" in out

@@ -1,6 +1,5 @@
 """Commands for the artifacts of an output root: `artifacts list`, `artifacts show`, `artifacts gc`."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -15,13 +14,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 @app.command("list")
 def list_artifacts(as_json: AsJson = False, debug: Debug = False) -> None:
     """List all artifacts with their sizes and what uses them, the largest first."""
-    from rayreid.console import Screen
+    from rayreid.console import Screen, json_of
     from rayreid.housekeeping.artifact_list import contents, show_list
     from rayreid.housekeeping.references import look
 
     inventory, known = look()
     if as_json:
-        typer.echo(json.dumps(contents(inventory, known), indent=1))
+        typer.echo(json_of(contents(inventory, known)))
     else:
         show_list(Screen(), inventory, known)
 
@@ -33,14 +32,14 @@ def show_artifact(
     debug: Debug = False,
 ) -> None:
     """Show what an artifact was made of, by which command, commit and versions, its facts, files and users."""
-    from rayreid.console import Screen
+    from rayreid.console import Screen, json_of
     from rayreid.housekeeping.artifact_list import content_of, find, show
     from rayreid.housekeeping.references import look
 
     inventory, known = look()
     found = find(inventory, name)
     if as_json:
-        typer.echo(json.dumps(content_of(found, known), indent=1))
+        typer.echo(json_of(content_of(found, known)))
     else:
         show(Screen(), found, known)
 

@@ -1,6 +1,5 @@
 """The command that shows what a run would do and cost: `plan`, also `run --dry-run`."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -52,7 +51,7 @@ def show_plan(
     Raises:
         UserError: Two forms are asked for, the price is negative, or nothing can be planned.
     """
-    from rayreid.console import Screen
+    from rayreid.console import Screen, json_of
     from rayreid.errors import UserError
     from rayreid.pipeline.forecast.mermaid import mermaid_of
     from rayreid.pipeline.forecast.tree import content_of, show
@@ -64,7 +63,7 @@ def show_plan(
         raise UserError(f"--price-per-gpu-hour {price:g}: give 0 or more")
     found = forecast_of(experiment, gpus, cpus)
     if as_json:
-        typer.echo(json.dumps(content_of(found, price), indent=1))
+        typer.echo(json_of(content_of(found, price)))
     elif as_mermaid:
         typer.echo(mermaid_of(found), nl=False)
     else:

@@ -70,3 +70,9 @@ def test_a_field_and_an_input_that_only_one_has_are_not_set_in_the_other(tmp_pat
         "pretrain.steps is not set, there 5",
         f"subset is {subset}, there not set",
     ]
+
+
+def test_credentials_are_masked_before_a_long_value_is_cut(tmp_path):
+    secret = f"s3://AKuser:{'hunter2' * 10}@store"
+    shown = str(Difference("source.root", None, secret))
+    assert shown == "source.root is null, there s3://***@store"

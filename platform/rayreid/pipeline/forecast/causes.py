@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayreid.config.loading import flatten
+from rayreid.masking import masked
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.inventory import Inventory, Stored
 
@@ -86,5 +87,5 @@ def _compared(
 
 
 def _shown(value: Any) -> str:
-    text = "null" if value is None else str(value)
+    text = "null" if value is None else masked(str(value))  # the part of a credential would not be recognised
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -2,6 +2,7 @@
 
 from rayreid.console import clock
 from rayreid.errors import escaped
+from rayreid.masking import masked
 from rayreid.pipeline.forecast.forecast import Forecast, Step
 from rayreid.pipeline.forecast.standings import State
 
@@ -38,4 +39,4 @@ def _label(step: Step, experiments: int) -> str:
 
 def _quoted(text: str) -> str:
     """Return a text in which what Mermaid would read as its own language is written by number."""
-    return "".join(one if one.isalnum() or one in " _-./:=,%()" else f"#{ord(one)};" for one in escaped(text))
+    return "".join(one if one.isalnum() or one in " _-./:=,%()" else f"#{ord(one)};" for one in escaped(masked(text)))
