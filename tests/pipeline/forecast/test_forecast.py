@@ -2,13 +2,14 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from rayreid.config.loading import change, load_experiment, rows
 from rayreid.console import Screen
-from rayreid.errors import UserError
+from rayreid.errors import UserError, escaped
 from rayreid.pipeline.forecast.forecasting import forecast
 from rayreid.pipeline.forecast.mermaid import mermaid_of
 from rayreid.pipeline.forecast.planned_machine import PlannedMachine
@@ -97,6 +98,23 @@ def test_a_damaged_artifact_is_made_again_and_says_why(forecast_of, whole, tmp_p
     (model.path / RECORD).write_text("{")
     text = shown(forecast_of())
     assert "it is damaged: artifact.json cannot be understood" in text
+
+
+def test_a_resumed_artifact_says_what_is_damaged(forecast_of, whole, tmp_path):
+    model = plan(rows(whole)["none"], tmp_path / "outputs")["model"]
+    (model.path / "checkpoints").mkdir(parents=True)
+    Checkpoints(model.path / "checkpoints").save(1, {"step": 1})
+    files = {"weights": {"size": 9, "checksum": ""}}
+    (model.path / RECORD).write_text(json.dumps({"recipe": model.identity, "facts": {}, "files": files}))
+    assert "1 of 2 steps are done; it is damaged: weights is missing" in shown(forecast_of())
+
+
+@pytest.mark.parametrize("name", ["[/x]", "[red]", "end\\", "two\nlines"])
+def test_names_are_shown_as_they_are(whole, tmp_path, name):
+    some = {name: rows(whole)["none"], "half": rows(whole)["half"]}
+    found = forecast(some, whole, tmp_path / name, MACHINE, "comparison")
+    text = shown(replace(found, name=name, notes=(name,), unplanned=(name,)))
+    assert text.count(escaped(name)) == 5
 
 
 def test_a_missing_dataset_leaves_the_rest(forecast_of):

@@ -73,6 +73,24 @@ def test_what_is_damaged_says_why(begun):
     assert standing_of(one).fault == "a is missing"
 
 
+@pytest.mark.parametrize("record", ["{", "", '{"id": "0123456789ab"}'])
+def test_nothing_is_kept_beside_a_record_that_is_unreadable_or_anothers(begun, record):
+    one = begun("ingest", "shards")
+    pq.write_table(pa.table({"key": ["a"]}), one.path / "shards" / "00000.parquet")
+    whole = {"recipe": one.identity, "facts": {}, **json.loads(record)} if "id" in record else None
+    (one.path / RECORD).write_text(json.dumps(whole) if whole else record)
+    found = standing_of(one)
+    assert (found.state, found.done) == (State.MADE, 0) and RECORD in found.fault
+
+
+def test_the_whole_files_of_a_damaged_artifact_are_kept(begun):
+    one = begun("ingest", "shards")
+    pq.write_table(pa.table({"key": ["a"]}), one.path / "shards" / "00000.parquet")
+    files = {"shards/00001.parquet": {"size": 3, "checksum": ""}}
+    (one.path / RECORD).write_text(json.dumps({"recipe": one.identity, "facts": {}, "files": files}))
+    assert standing_of(one) == Standing(State.RESUMED, 1, "images", "shards/00001.parquet is missing")
+
+
 def test_what_another_process_makes_is_said(begun):
     one = begun("evaluate", ".")
     LeasePlace(one.path / LEASE).create(LeasePlace(one.path / LEASE).me("mine"))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from rayreid.errors import UserError, escaped
 from rayreid.storage.artifacts import Artifact
-from rayreid.storage.contents import LEASE
+from rayreid.storage.contents import LEASE, parsed
 from rayreid.storage.lease_place import LeasePlace
 from rayreid.training.checkpoint import Checkpoints
 
@@ -57,7 +57,7 @@ def standing_of(artifact: Artifact) -> Standing:
     except UserError as error:
         fault = str(error)
     running = is_held(artifact.path / LEASE)
-    done, unit = _progress(artifact)
+    done, unit = _progress(artifact) if _kept(artifact.path) else (0, "")
     if not done:
         return Standing(State.MADE, fault=escaped(fault), running=running)
     return Standing(State.RESUMED, done, unit, escaped(fault), running)
@@ -74,6 +74,16 @@ def is_held(lease: Path) -> bool:
         return False
     alive = place.alive(holder)
     return time.time_ns() - written < _STALE_NS if alive is None else alive
+
+
+def _kept(folder: Path) -> bool:
+    """Return whether a run keeps the whole files in a folder: not beside a record that is unreadable or another's."""
+    try:
+        return parsed(folder).id in ("", folder.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (UserError, OSError):
+        return False
 
 
 def _progress(artifact: Artifact) -> tuple[int, str]:

@@ -37,7 +37,7 @@ def tree_of(forecast: Forecast) -> Tree:
     count = forecast.trials or len(forecast.labels)
     name = ("trial" if forecast.kind == "sweep" else "row") + ("s" if count > 1 else "")
     states = ", ".join(f"{forecast.count(state)} {state}" for state in State)
-    title = f"[bold]{escape(forecast.name)}[/]  {count:,} {name}, {len(forecast.steps):,} artifacts: {states}"
+    title = f"[bold]{escape(escaped(forecast.name))}[/]  {count:,} {name}, {len(forecast.steps):,} artifacts: {states}"
     tree = Tree(title, guide_style="dim")
     shared = [step for step in forecast.steps if step.shared]
     if shared:
@@ -63,12 +63,12 @@ def _add(branch: Tree, steps: Iterable[Step], users: int = 0) -> None:
             node.add(f"[yellow]not estimated: {escape(step.unknown)}[/]")
         reason = reason_of(step)
         if reason and not step.first:
-            node.add(f"[dim]{escape(reason)}[/]")
+            node.add(f"[dim]{escape(escaped(reason))}[/]")
 
 
 def totals(forecast: Forecast, price: float | None = None) -> list[str]:
     """Return the lines below the tree: duration, GPU-hours, disk, price, where they come from, and notes."""
-    lines = [f"[yellow]note:[/] {escape(note)}" for note in (*forecast.unplanned, *forecast.notes)]
+    lines = [f"[yellow]note:[/] {escape(escaped(note))}" for note in (*forecast.unplanned, *forecast.notes)]
     firsts = dict.fromkeys(step.artifact.stage for step in forecast.steps if step.first)
     if firsts:
         lines.append(f"[dim]made because no other one of the stage is complete on this root: {', '.join(firsts)}[/]")
@@ -89,7 +89,7 @@ def totals(forecast: Forecast, price: float | None = None) -> list[str]:
     lines.append(f"[bold]disk[/]       {size(forecast.disk)}")
     if price is not None:
         lines.append(f"[bold]price[/]      {money(spent * price)} at {price:g} per GPU-hour")
-    return [*lines, f"[dim]estimated from {_basis(forecast)}[/]"]
+    return [*lines, f"[dim]estimated from {escape(escaped(_basis(forecast)))}[/]"]
 
 
 def _places(forecast: Forecast) -> str:

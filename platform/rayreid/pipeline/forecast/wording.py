@@ -62,15 +62,20 @@ def reason_of(step: Step) -> str:
     if standing.state is State.RESUMED:
         whole = step.work and (step.work.steps if standing.unit == "steps" else step.work.images)
         parts.append(f"{standing.done:,}{f' of {whole:,}' if whole else ''} {standing.unit} are done")
-    elif standing.fault:
+    if standing.fault:
         parts.append(f"it is damaged: {standing.fault}")
-    elif step.cause is None:
-        parts.append(f"no other {step.artifact.stage} is complete on this root")
-    else:
-        shown = [str(one) for one in step.cause.differences[:_SHOWN]]
-        more = len(step.cause.differences) - len(shown)
-        parts.append(f"nearest {step.cause.nearest}: {'; '.join(shown)}{f'; and {more} more' if more else ''}")
+    if standing.state is State.MADE and not standing.fault:
+        parts.append(_cause_of(step))
     return "; ".join(filter(None, parts))
+
+
+def _cause_of(step: Step) -> str:
+    """Return what differs from the nearest complete artifact of the same stage."""
+    if step.cause is None:
+        return f"no other {step.artifact.stage} is complete on this root"
+    shown = [str(one) for one in step.cause.differences[:_SHOWN]]
+    more = len(step.cause.differences) - len(shown)
+    return f"nearest {step.cause.nearest}: {'; '.join(shown)}{f'; and {more} more' if more else ''}"
 
 
 def _number(value: float) -> str:
