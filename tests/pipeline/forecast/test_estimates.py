@@ -137,3 +137,8 @@ def test_the_machine_is_this_one_unless_another_is_named():
     for wrong in ({"gpus": -1}, {"cpus": 0}):
         with pytest.raises(UserError, match="give"):
             machine_here(**wrong)
+
+
+def test_a_machine_has_the_cores_that_ray_is_started_with(monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")
+    assert machine_here(gpus=0).cpus == 1

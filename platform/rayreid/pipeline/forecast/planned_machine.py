@@ -8,7 +8,7 @@ import torch
 
 from rayreid.config import Resources
 from rayreid.errors import UserError
-from rayreid.execution.machine import machine_name
+from rayreid.execution.machine import machine_name, usable_cpus
 from rayreid.execution.resources import Share, inference_share, share_on, trainings_at_once
 
 
@@ -59,6 +59,8 @@ class PlannedMachine:
 def machine_here(gpus: int | None = None, cpus: int | None = None) -> PlannedMachine:
     """Return this machine, with other numbers of GPUs and CPU cores if they are given.
 
+    CPU cores count as Ray is started with them: those that the process may use, and that Slurm allots.
+
     GPUs count that torch sees here, hence those of `CUDA_VISIBLE_DEVICES`. Without `cpus`, machines with more GPUs than
     this one are taken to have 16 cores per GPU, as the machine in docs/performance.md had.
 
@@ -71,7 +73,7 @@ def machine_here(gpus: int | None = None, cpus: int | None = None) -> PlannedMac
         raise UserError(f"--cpus {cpus}: give 1 or more")
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     wanted = there if gpus is None else gpus
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cpus() or os.cpu_count() or 1
     if cpus is not None:
         cores = cpus
     elif wanted > there:
