@@ -18,9 +18,11 @@ from rayreid.sweeps.trials import rounded
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
+    from optuna.storages import JournalStorage
 
 JOURNAL = "search.log"
 _DONE = "done"
+_STUDY = "sweep"
 
 
 class OptunaSearcher(Searcher):
@@ -110,7 +112,9 @@ class OptunaSearcher(Searcher):
 
 
 def finished(folder: Path) -> list[dict[str, Any]]:
-    """Return the combinations of the trials that a search has finished so far; the search may still run.
+    """Return the combinations of the trials that a search has finished so far; nothing is written.
+
+    The search may still run.
 
     Args:
         folder: Folder of the study.
@@ -119,7 +123,13 @@ def finished(folder: Path) -> list[dict[str, Any]]:
         UserError: Optuna is not installed, or the study is damaged.
     """
     path = folder / JOURNAL
-    return _done(_study_in(path)) if path.exists() else []
+    if not path.exists():
+        return []
+    optuna = require_optuna()
+    with reading(path):
+        storage = _storage(path)
+        names = optuna.get_all_study_names(storage)  # none if the process was killed while it created the study
+        return _done(optuna.load_study(study_name=_STUDY, storage=storage)) if _STUDY in names else []
 
 
 def _done(study: "Study") -> list[dict[str, Any]]:
@@ -134,11 +144,15 @@ def _study_in(path: Path) -> "Study":
     """
     optuna = require_optuna()
     with reading(path):
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
         study: Study = optuna.create_study(
-            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
+            storage=_storage(path), study_name=_STUDY, direction="maximize", load_if_exists=True
         )
         return study
+
+
+def _storage(path: Path) -> "JournalStorage":
+    storages = require_optuna().storages
+    return storages.JournalStorage(storages.journal.JournalFileBackend(str(path)))
 
 
 def require_optuna() -> ModuleType:

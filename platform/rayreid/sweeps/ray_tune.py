@@ -7,7 +7,6 @@ import os
 import traceback
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -15,7 +14,6 @@ from ray.tune.experiment import Trial
 from ray.util import get_node_ip_address
 from rich.markup import escape
 
-from rayreid import forms
 from rayreid.config import Experiment
 from rayreid.console import Screen
 from rayreid.disk_faults import as_storage_error
@@ -23,21 +21,21 @@ from rayreid.errors import StoppedEarly, UserError, one_line
 from rayreid.execution.actor_pool import LOST
 from rayreid.execution.interrupts import handler_kept
 from rayreid.execution.resources import living_nodes, training_share, trainings_at_once
-from rayreid.files import make_folder, write_atomically
+from rayreid.files import write_atomically
 from rayreid.masking import masked
 from rayreid.paths import output_root
-from rayreid.pipeline.experiment_folder import digest_of, folder_of
+from rayreid.pipeline.experiment_folder import folder_of
 from rayreid.pipeline.experiment_runner import Session, experiment_run, open_session, run_row
 from rayreid.stages.training.early_stopping import MedianStopping
-from rayreid.state_files import if_whole, read_json
+from rayreid.state_files import if_whole
 from rayreid.sweeps.optuna_search import OptunaSearcher
+from rayreid.sweeps.stop_notes import note_paths, read_note, write_note
 from rayreid.sweeps.trials import sweep_of, trial
 from rayreid.tracking.database import SQLITE
 from rayreid.tracking.outage import PATIENCE_SECONDS
 from rayreid.tracking.run import Run
 from rayreid.tracking.store import tracking_uri
 
-_STOP = forms.record({"label": forms.text, "why": forms.text})
 _FAILED, _STOPPED = "failed", "stopped"
 """Keys that a trial reports instead of metrics: why it failed; that it was stopped early."""
 
@@ -122,8 +120,8 @@ def _on_this_machine(store: str) -> dict[str, float]:
 
 def stops(session: Session, experiment: Experiment) -> dict[str, str]:
     """Return the trials that were stopped early, now or by an earlier command: label → reason."""
-    paths = sorted(_stop_folder(session, experiment).glob("*.json"))
-    notes = [if_whole(path, partial(read_json, path, _STOP), "its trial is run again") for path in paths]
+    paths = note_paths(session.root, experiment)
+    notes = [if_whole(path, partial(read_note, path), "its trial is run again") for path in paths]
     return {note["label"]: note["why"] for note in notes if note is not None}
 
 
@@ -187,15 +185,8 @@ def _reach(
             return dict(run_row(label, one, session, run, stopping).metrics())
         except StoppedEarly as ended:
             run.give_up(str(ended))
-            note = {"label": label, "why": str(ended)}
-            write_atomically(_stop_folder(session, experiment) / f"{digest_of(one)}.json", json.dumps(note))
+            write_note(session.root, experiment, one, label, str(ended))
             return {_STOPPED: 1.0}
-
-
-def _stop_folder(session: Session, experiment: Experiment) -> Path:
-    folder = folder_of(session.root, experiment) / "stopped"
-    make_folder(folder)
-    return folder
 
 
 class _Teller(tune.Callback):

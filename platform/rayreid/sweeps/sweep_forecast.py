@@ -1,19 +1,27 @@
 """The forecast of any experiment file: one experiment, its rows, or the trials of its sweep."""
 
+from collections.abc import Container
 from dataclasses import replace
 
 from rayreid.config import Experiment
-from rayreid.config.loading import rows
+from rayreid.config.loading import describe, rows
+from rayreid.errors import UserError, escaped
 from rayreid.paths import output_root
+from rayreid.pipeline.experiment_folder import path_of
 from rayreid.pipeline.forecast.forecast import Forecast
 from rayreid.pipeline.forecast.forecasting import forecast
 from rayreid.pipeline.forecast.planned_machine import PlannedMachine, machine_here
-from rayreid.sweeps.trials import corners, sweep_of, trials
+from rayreid.pipeline.forecast.standings import State
+from rayreid.state_files import DamagedFileError
+from rayreid.sweeps.stop_notes import stopped_trials
+from rayreid.sweeps.trials import corners, sweep_of, trial, trials
 
 _SEARCH = (
     "the trials of a search are chosen while it runs: these are the ends of its ranges, and their mean cost stands for "
     "each of the {trials} trials"
 )
+_FINISHED = "{count} of {trials} trials of the search have finished; what is left is planned"
+_STOPPED = "{count} of {trials} trials were stopped early by an earlier run, and are not run again"
 _STOPPING = "sweep.stop_below_median may end pre-trainings early, which would take less"
 
 
@@ -40,12 +48,50 @@ def _of_sweep(experiment: Experiment, machine: PlannedMachine) -> Forecast:
     places = machine.at_once(experiment.resources)
     if sweep.max_concurrent != "auto":
         places = min(places, sweep.max_concurrent)
-    searched = sweep.search == "optuna"
+    if sweep.search == "optuna":
+        return _of_search(experiment, machine, places)
+    found = forecast(trials(experiment), experiment, root, machine, "sweep", places)
+    found = _without(stopped_trials(root, experiment), found)
+    if sweep.stop_below_median is not None and found.to_make:
+        found = replace(found, notes=(*found.notes, _STOPPING))
+    return replace(found, trials=len(found.labels))
+
+
+def _without(stopped: Container[str], found: Forecast) -> Forecast:
+    """Return a forecast without what would only be made for trials that were stopped early, or share their result."""
+    results = [step.users for step in found.steps if step.role == "metrics"]
+    ended = {label for users in results if any(one in stopped for one in users) for label in users}
+    if not ended:
+        return found
+    steps = [step for step in found.steps if step.standing.state is State.REUSED or not ended.issuperset(step.users)]
+    note = _STOPPED.format(count=len(ended), trials=len(found.labels))
+    return replace(found, steps=tuple(steps), notes=(*found.notes, note))
+
+
+def _of_search(experiment: Experiment, machine: PlannedMachine, places: int) -> Forecast:
+    sweep, root = sweep_of(experiment), output_root()
+    done, notes = _finished(experiment)
+    left = max(0, (sweep.trials or 0) - len(done))
+    if not left:
+        found = forecast(done, experiment, root, machine, "sweep", places)
+        return replace(found, notes=(*found.notes, *notes), trials=len(done))
     known = {f"end {number}": one for number, one in enumerate(corners(experiment), 1)}
-    found = forecast(known if searched else trials(experiment), experiment, root, machine, "sweep", places)
-    notes = found.notes
-    if searched:
-        notes += (_SEARCH.format(trials=sweep.trials),)
-    if sweep.stop_below_median is not None:
-        notes += (_STOPPING,)
-    return replace(found, notes=notes, trials=sweep.trials or 0 if searched else len(found.labels))
+    found = forecast(known, experiment, root, machine, "sweep", places)
+    if done:
+        notes.append(_FINISHED.format(count=len(done), trials=sweep.trials))
+    notes.append(_SEARCH.format(trials=left))
+    return replace(found, notes=(*found.notes, *notes), trials=left)
+
+
+def _finished(experiment: Experiment) -> tuple[dict[str, Experiment], list[str]]:
+    """Return the trials that a search has finished, by label, and why a run would be refused or begin it again."""
+    from rayreid.sweeps.optuna_search import finished, require_optuna
+
+    try:
+        require_optuna()
+        combinations = finished(path_of(output_root(), experiment))
+    except DamagedFileError as error:
+        return {}, [f"{escaped(str(error))}; the search begins again"]
+    except UserError as error:
+        return {}, [f"rayreid run would refuse this: {error}"]
+    return {describe(changes): trial(experiment, changes) for changes in combinations}, []
