@@ -1,5 +1,8 @@
+import json
+
 from rayreid.pipeline.forecast.causes import Cause, Difference, cause_of
 from rayreid.storage.artifacts import Artifact
+from rayreid.storage.contents import RECORD
 from rayreid.storage.inventory import Inventory
 
 
@@ -76,3 +79,11 @@ def test_credentials_are_masked_before_a_long_value_is_cut(tmp_path):
     secret = f"s3://AKuser:{'hunter2' * 10}@store"
     shown = str(Difference("source.root", None, secret))
     assert shown == "source.root is null, there s3://***@store"
+
+
+def test_an_artifact_without_one_of_its_files_is_not_the_nearest(tmp_path):
+    near = pool(tmp_path, 50)
+    near.path.mkdir(parents=True)
+    files = {"shards/00000.parquet": {"size": 3, "checksum": ""}}
+    (near.path / RECORD).write_text(json.dumps({"recipe": near.identity, "facts": {}, "files": files}))
+    assert cause_of(pool(tmp_path), Inventory(tmp_path)) is None

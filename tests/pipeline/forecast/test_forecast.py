@@ -109,6 +109,14 @@ def test_a_resumed_artifact_says_what_is_damaged(forecast_of, whole, tmp_path):
     assert "1 of 2 steps are done; it is damaged: weights is missing" in shown(forecast_of())
 
 
+def test_damage_is_in_the_tree_and_not_in_the_log(forecast_of, whole, tmp_path, caplog):
+    for one in plan(rows(whole)["half"], tmp_path / "outputs").values():
+        one.path.mkdir(parents=True)
+        files = {"a": {"size": 3, "checksum": ""}}
+        (one.path / RECORD).write_text(json.dumps({"recipe": one.identity, "facts": {}, "files": files}))
+    assert "it is damaged: a is missing" in shown(forecast_of()) and not caplog.records
+
+
 @pytest.mark.parametrize("name", ["[/x]", "[red]", "end\\", "two\nlines"])
 def test_names_are_shown_as_they_are(whole, tmp_path, name):
     some = {name: rows(whole)["none"], "half": rows(whole)["half"]}

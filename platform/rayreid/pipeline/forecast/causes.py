@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayreid.config.loading import flatten
+from rayreid.errors import UserError
 from rayreid.masking import masked
 from rayreid.storage.artifacts import Artifact
+from rayreid.storage.contents import read_record
 from rayreid.storage.inventory import Inventory, Stored
 
 _NOT_SET = "not set"
@@ -50,9 +52,19 @@ def cause_of(artifact: Artifact, inventory: Inventory) -> Cause | None:
         if stored.id == artifact.id:
             continue
         found = tuple(_differences(artifact, stored, inventory))
-        if found and (nearest is None or len(found) < len(nearest.differences)):
+        nearer = nearest is None or len(found) < len(nearest.differences)
+        if found and nearer and _whole(stored):
             nearest = Cause(str(stored), found)
     return nearest
+
+
+def _whole(stored: Stored) -> bool:
+    """Return whether the files of an artifact with a record are there; without them, a run would make it again."""
+    try:
+        read_record(stored.folder)
+    except (UserError, OSError):
+        return False
+    return True
 
 
 def _differences(artifact: Artifact, stored: Stored, inventory: Inventory) -> Iterator[Difference]:

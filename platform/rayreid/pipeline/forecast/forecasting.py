@@ -1,6 +1,8 @@
 """The making of a forecast: every artifact of some experiments is looked at, and nothing is started or written."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +46,15 @@ def forecast(
     Raises:
         UserError: No row can be planned, or the machine cannot hold the workers.
     """
-    graphs, refused = _graphs(experiments, root)
-    inventory, counts = Inventory(root), ImageCounts()
-    observer = _Observer(inventory, Workloads(counts), Estimator(machine, EarlierRuns(inventory, machine)))
-    steps = [observer.step(role, artifact, users, experiments[users[0]]) for role, artifact, users in _distinct(graphs)]
-    missing = [f"{fault}{_published_note(store, counts, steps)}" for store, fault in counts.faults.items()]
-    notes = [*missing, *_refusal(experiments, graphs, counts.faults.values())]
+    with _damage_not_logged():
+        graphs, refused = _graphs(experiments, root)
+        inventory, counts = Inventory(root), ImageCounts()
+        observer = _Observer(inventory, Workloads(counts), Estimator(machine, EarlierRuns(inventory, machine)))
+        steps = [
+            observer.step(role, artifact, users, experiments[users[0]]) for role, artifact, users in _distinct(graphs)
+        ]
+        missing = [f"{fault}{_published_note(store, counts, steps)}" for store, fault in counts.faults.items()]
+        notes = [*missing, *_refusal(experiments, graphs, counts.faults.values())]
     return Forecast(
         whole.name,
         root,
@@ -61,6 +66,21 @@ def forecast(
         tuple(dict.fromkeys(notes)),
         unplanned=tuple(refused),
     )
+
+
+@contextlib.contextmanager
+def _damage_not_logged() -> Iterator[None]:
+    """Keep the damage of artifacts, which whoever asks whether they are complete logs, to the forecast alone."""
+    logger = logging.getLogger("rayreid")
+
+    def kept(record: logging.LogRecord) -> bool:
+        return "this artifact is damaged" not in record.getMessage()
+
+    logger.addFilter(kept)
+    try:
+        yield
+    finally:
+        logger.removeFilter(kept)
 
 
 @dataclass(frozen=True)
