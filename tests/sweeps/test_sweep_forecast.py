@@ -148,3 +148,24 @@ def test_a_search_without_optuna_is_planned_and_would_be_refused(plan_of, monkey
     monkeypatch.setitem(sys.modules, "optuna", None)
     found = plan_of(sweep=SEARCH)
     assert found.trials == 4 and any("would refuse this" in note for note in found.notes)
+
+
+def test_a_search_costs_what_as_many_random_draws_cost(plan_of):
+    ranges = {"finetune.lr": {"uniform": [0.001, 0.01]}, "pretrain.lr": {"uniform": [0.1, 0.2]}}
+    one = {"resources": {"workers": 1, "cpus_per_worker": 1}, "gpus": 8, "cpus": 64}
+    drawn, searched = (
+        plan_of(sweep={"search": kind, "trials": 24, "parameters": ranges}, **one) for kind in ("random", "optuna")
+    )
+    assert drawn.places == searched.places == 8
+    for name in ("gpu_hours", "disk", "seconds"):
+        assert getattr(searched, name).likely == pytest.approx(getattr(drawn, name).likely, rel=0.02)
+
+
+def test_trials_of_a_search_share_what_depends_on_few_values(plan_of):
+    keys = {"pretrain.lr": [0.1, 0.2], "finetune.lr": {"uniform": [0.001, 0.01]}}
+    found = plan_of(sweep={"search": "optuna", "trials": 24, "parameters": keys})
+    made = {step.role: 0.0 for step in found.steps}
+    for step in found.steps:
+        made[step.role] += found._times(step)
+    assert made["weights"] == pytest.approx(2) and made["model"] == pytest.approx(24)
+    assert made["pool"] == made["target"] == 1

@@ -11,10 +11,11 @@ from rayreid.pipeline.experiment_folder import path_of
 from rayreid.pipeline.forecast.forecast import Forecast
 from rayreid.pipeline.forecast.forecasting import forecast
 from rayreid.pipeline.forecast.planned_machine import PlannedMachine, machine_here
+from rayreid.pipeline.forecast.stand_ins import SearchedKey, StandIns
 from rayreid.pipeline.forecast.standings import State
 from rayreid.state_files import DamagedFileError
 from rayreid.sweeps.stop_notes import stopped_trials
-from rayreid.sweeps.trials import corners, sweep_of, trial, trials
+from rayreid.sweeps.trials import corners_by_key, sweep_of, trial, trials
 
 _SEARCH = (
     "the trials of a search are chosen while it runs: these are the ends of its ranges, and their mean cost stands for "
@@ -54,7 +55,7 @@ def _of_sweep(experiment: Experiment, machine: PlannedMachine) -> Forecast:
     found = _without(stopped_trials(root, experiment), found)
     if sweep.stop_below_median is not None and found.to_make:
         found = replace(found, notes=(*found.notes, _STOPPING))
-    return replace(found, trials=len(found.labels))
+    return found
 
 
 def _without(stopped: Container[str], found: Forecast) -> Forecast:
@@ -74,13 +75,25 @@ def _of_search(experiment: Experiment, machine: PlannedMachine, places: int) -> 
     left = max(0, (sweep.trials or 0) - len(done))
     if not left:
         found = forecast(done, experiment, root, machine, "sweep", places)
-        return replace(found, notes=(*found.notes, *notes), trials=len(done))
-    known = {f"end {number}": one for number, one in enumerate(corners(experiment), 1)}
+        return replace(found, notes=(*found.notes, *notes))
+    known, keys = _ends(experiment)
     found = forecast(known, experiment, root, machine, "sweep", places)
     if done:
         notes.append(_FINISHED.format(count=len(done), trials=sweep.trials))
     notes.append(_SEARCH.format(trials=left))
-    return replace(found, notes=(*found.notes, *notes), trials=left)
+    return replace(found, notes=(*found.notes, *notes), searched=StandIns(left, keys))
+
+
+def _ends(experiment: Experiment) -> tuple[dict[str, Experiment], tuple[SearchedKey, ...]]:
+    """Return the experiments at the ends of a search's ranges by label, and the keys that vary in them."""
+    known: dict[str, Experiment] = {}
+    keys = []
+    for key, ends in corners_by_key(experiment).items():
+        labelled = {f"end {number}": one for number, one in enumerate(ends, len(known) + 1)}
+        values = sweep_of(experiment).parameters[key]
+        keys.append(SearchedKey(frozenset(labelled), len(values) if isinstance(values, list) else None))
+        known |= labelled
+    return known, tuple(keys)
 
 
 def _finished(experiment: Experiment) -> tuple[dict[str, Experiment], list[str]]:

@@ -58,10 +58,14 @@ def corners(experiment: Experiment) -> list[Experiment]:
     Raises:
         UserError: A key or value is not valid in an experiment.
     """
-    sweep = sweep_of(experiment)
-    ends = {key: _ends(values) for key, values in sweep.parameters.items()}
+    return [one for ends in corners_by_key(experiment).values() for one in ends]
+
+
+def corners_by_key(experiment: Experiment) -> dict[str, list[Experiment]]:
+    """Return the experiments of `corners` by the key of which they have a value or bound."""
+    ends = {key: _ends(values) for key, values in sweep_of(experiment).parameters.items()}
     first = {key: values[0] for key, values in ends.items()}
-    return [trial(experiment, {**first, key: value}) for key, values in ends.items() for value in values]
+    return {key: [trial(experiment, {**first, key: value}) for value in values] for key, values in ends.items()}
 
 
 def rounded(value: float) -> float:

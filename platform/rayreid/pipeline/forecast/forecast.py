@@ -1,6 +1,7 @@
 """The forecast of an experiment file: every artifact, what a run would do about it and why, and what that costs."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from rayreid.pipeline.forecast.figures import COMMAND_SECONDS
 from rayreid.pipeline.forecast.planned_machine import PlannedMachine
 from rayreid.pipeline.forecast.side_by_side import Schedule, Task, scheduled
 from rayreid.pipeline.forecast.spans import NOTHING, Span, total
+from rayreid.pipeline.forecast.stand_ins import StandIns
 from rayreid.pipeline.forecast.standings import Standing, State
 from rayreid.pipeline.forecast.workloads import Workload
 from rayreid.storage.artifacts import Artifact, lineage
@@ -68,7 +70,7 @@ class Forecast:
         places: How many trainings run side by side.
         notes: Lines for the user: datasets that are missing, rows that cannot be planned, why a run would be refused.
         unplanned: Rows that cannot be planned, and why.
-        trials: How many of the experiments run in all, where `labels` only stand for them; 0: those of `labels`.
+        searched: What the experiments tell about the trials of a search, if they only stand for these.
     """
 
     name: str
@@ -80,12 +82,12 @@ class Forecast:
     places: int = 1
     notes: tuple[str, ...] = ()
     unplanned: tuple[str, ...] = ()
-    trials: int = 0
+    searched: StandIns | None = None
 
     @property
-    def repeats(self) -> float:
-        """Return how often what only one experiment needs is made: labels may stand for the trials of a search."""
-        return self.trials / len(self.labels) if self.trials and self.labels else 1.0
+    def trials(self) -> int:
+        """Return how many rows or trials there are."""
+        return self.searched.trials if self.searched else len(self.labels)
 
     @property
     def to_make(self) -> list[Step]:
@@ -139,7 +141,22 @@ class Forecast:
         return [step for step in self.steps if step.users == (label,)]
 
     def _times(self, step: Step) -> float:
-        return 1.0 if len(step.users) == len(self.labels) else self.repeats
+        """Return how many artifacts a step stands for; those of a role have the mean cost of its steps."""
+        return self._made[step.role] * len(step.users) / len(self._planned) if self.searched else 1.0
+
+    @cached_property
+    def _planned(self) -> frozenset[str]:
+        """Return the labels of the experiments that could be planned."""
+        return frozenset(label for step in self.steps for label in step.users)
+
+    @cached_property
+    def _made(self) -> Mapping[str, int]:
+        """Return how many artifacts of each role are made."""
+        assert self.searched is not None
+        users: dict[str, list[tuple[str, ...]]] = {}
+        for step in self.steps:
+            users.setdefault(step.role, []).append(step.users)
+        return {role: self.searched.made(found, self._planned) for role, found in users.items()}
 
     def _on_gpus(self) -> Iterable[tuple[Estimate, float]]:
         for step in self.to_make:
@@ -148,9 +165,42 @@ class Forecast:
                 yield found, self._times(step)
 
     def _scheduled(self, end: str) -> Schedule:
-        tasks = {}
+        if self.searched:
+            return self._searched(end, self.searched.trials)
+        return scheduled(
+            {step.artifact.id: Task(_seconds(step, end), _needs(step)) for step in self.to_make}, self.places
+        )
+
+    def _searched(self, end: str, trials: int) -> Schedule:
+        """Return the schedule of all trials of a search; an artifact begins when that begins for which it stands."""
+        roles = {step.artifact.id: step.role for step in self.steps}
+        cost, needs = dict.fromkeys((step.role for step in self.to_make), 0.0), {}
         for step in self.to_make:
-            needs = lineage({**step.artifact.inputs, **step.artifact.auxiliary}).keys()
-            seconds = getattr(step.estimate.seconds, end) if step.estimate else 0.0
-            tasks[step.artifact.id] = Task(seconds * self._times(step), frozenset(needs))
-        return scheduled(tasks, self.places)
+            cost[step.role] += _seconds(step, end) * len(step.users) / len(self._planned)
+            needs[step.role] = {roles[one] for one in _needs(step)}
+        tasks = {
+            _name(role, number): Task(seconds, frozenset(_name(one, number % self._made[one]) for one in needs[role]))
+            for number in range(trials)
+            for role, seconds in cost.items()
+            if number < self._made[role]
+        }
+        found = scheduled(tasks, self.places)
+        nth = Counter[str]()
+        begins = {}
+        for step in self.to_make:
+            begins[step.artifact.id] = found.begins[_name(step.role, nth[step.role] % self._made[step.role])]
+            nth[step.role] += 1
+        return Schedule(begins, found.seconds)
+
+
+def _seconds(step: Step, end: str) -> float:
+    return float(getattr(step.estimate.seconds, end)) if step.estimate else 0.0
+
+
+def _needs(step: Step) -> frozenset[str]:
+    """Return the ids of all artifacts that have to be there before one is made."""
+    return frozenset(lineage({**step.artifact.inputs, **step.artifact.auxiliary}))
+
+
+def _name(role: str, number: int) -> str:
+    return f"{role} {number}"

@@ -38,18 +38,26 @@ def scheduled(tasks: Mapping[str, Task], places: int) -> Schedule:
         tasks: The tasks by name; each comes after those that it needs.
         places: Number of tasks that run side by side, at least 1.
     """
+    order = {name: number for number, name in enumerate(tasks)}
+    left = {name: len(task.needs & tasks.keys()) for name, task in tasks.items()}
+    followers: dict[str, list[str]] = {name: [] for name in tasks}
+    for name, task in tasks.items():
+        for need in task.needs & tasks.keys():
+            followers[need].append(name)
+    ready = [(order[name], name) for name in tasks if not left[name]]
     begins: dict[str, float] = {}
     running: list[tuple[float, str]] = []
-    waiting, now = list(tasks), 0.0
-    left = {name: set(task.needs & tasks.keys()) for name, task in tasks.items()}
-    while waiting or running:
-        for name in [name for name in waiting if not left[name]][: places - len(running)]:
-            waiting.remove(name)
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < places:
+            _, name = heapq.heappop(ready)
             begins[name] = now
             heapq.heappush(running, (now + tasks[name].seconds, name))
         now, ended = heapq.heappop(running)
-        for needs in left.values():
-            needs.discard(ended)
+        for name in followers[ended]:
+            left[name] -= 1
+            if not left[name]:
+                heapq.heappush(ready, (order[name], name))
     return Schedule(begins, now)
 
 

@@ -34,7 +34,7 @@ def show(screen: Screen, forecast: Forecast, price: float | None = None) -> None
 
 def tree_of(forecast: Forecast) -> Tree:
     """Return what is reused, resumed and made, and why: what is shared first, then each row or trial."""
-    count = forecast.trials or len(forecast.labels)
+    count = forecast.trials
     name = ("trial" if forecast.kind == "sweep" else "row") + ("s" if count > 1 else "")
     states = ", ".join(f"{forecast.count(state)} {state}" for state in State)
     title = f"[bold]{escape(escaped(forecast.name))}[/]  {count:,} {name}, {len(forecast.steps):,} artifacts: {states}"
