@@ -75,7 +75,7 @@ def json_of(values: Any) -> str:
 class MaskingConsole(Console):
     """A console that masks credentials in every text before it is laid out, also in the cells of tables and trees."""
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """Return a text for the console; a line break within a credential would hide it from a later mask."""
         return super().render_str(masked(text), **options)
 

@@ -55,7 +55,9 @@ def test_a_sweep_shows_its_trials(command, tiny):
     ("arguments", "told"),
     [
         (["--json", "--mermaid"], "choose one"),
-        (["--price-per-gpu-hour", "-1"], "give 0 or more"),
+        (["--price-per-gpu-hour", "-1"], "give 0 to 1e+12"),
+        (["--price-per-gpu-hour", "1e308"], "give 0 to 1e+12"),
+        (["--price-per-gpu-hour", "nan"], "give 0 to 1e+12"),
         (["--gpus", "-1"], "give 0 or more"),
         (["--cpus", "0"], "give 1 or more"),
         (["pretrain.epoch=3"], "did you mean 'epochs'?"),
@@ -92,3 +94,11 @@ def test_no_form_shows_credentials(command, tiny, form):
     rows = [{"label": "here"}, {"pool.root": "s3://AKuser:hunter2pw@store/images"}]
     status, out, err = command("plan", tiny(compare=rows), *form)
     assert status == 0 and "hunter2" not in out + err and "store/images" in out
+
+
+def test_a_dry_run_refuses_the_baseline_that_the_run_would_refuse(command, tiny):
+    status, out, err = command("run", tiny(), "--dry-run", "--against", "nothing")
+    assert (status, out) == (2, "") and "no row has this label; there are: tiny" in err
+    swept = tiny(sweep={"parameters": {"select.fraction": [0.25, 0.5]}})
+    assert "a sweep has no rows" in command("run", swept, "--dry-run", "--against", "tiny")[2]
+    assert command("run", tiny(), "--dry-run", "--against", "tiny")[0] == 0

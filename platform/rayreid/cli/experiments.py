@@ -2,12 +2,15 @@
 files that travel with the package: `demo`, `init`; and their `schema`."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rayreid.cli.options import Debug, File, Overrides, experiment_of
 from rayreid.cli.plans import show_plan
+
+if TYPE_CHECKING:
+    from rayreid.config import Experiment
 
 app = typer.Typer()
 
@@ -42,19 +45,30 @@ def run(
 ) -> None:
     """Run all rows of an experiment, or its sweep if the file has one; skip complete stages."""
     experiment = experiment_of(file, overrides)
+    _check_against(experiment, against, file)
     if dry_run:
         show_plan(experiment)
     elif experiment.sweep is not None:
-        from rayreid.errors import UserError
         from rayreid.sweeps.sweep_runner import sweep as run_sweep
 
-        if against is not None:
-            raise UserError(f"--against {against}: a sweep has no rows; compare its trials with rayreid report {file}")
         run_sweep(experiment)
     else:
         from rayreid.pipeline.experiment_runner import run as run_experiment
 
         run_experiment(experiment, against)
+
+
+def _check_against(experiment: "Experiment", against: str | None, file: str) -> None:
+    """Refuse a baseline that is no row of an experiment, also where nothing runs."""
+    if against is None:
+        return
+    from rayreid.config.loading import row_labels
+    from rayreid.errors import UserError
+    from rayreid.pipeline.seed_groups import baseline_of
+
+    if experiment.sweep is not None:
+        raise UserError(f"--against {against}: a sweep has no rows; compare its trials with rayreid report {file}")
+    baseline_of(row_labels(experiment).values(), against)
 
 
 @app.command()

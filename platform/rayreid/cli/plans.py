@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+_MOST = 1e12
+"""Largest price of a GPU-hour; a product with a number near the largest one would not be a number of JSON."""
+
 Price = Annotated[
     float | None,
     typer.Option("--price-per-gpu-hour", metavar="PRICE", help="Also show what the GPU-hours cost, in its currency."),
@@ -49,7 +52,7 @@ def show_plan(
     """Print the plan of an experiment: as a tree, or as JSON or Mermaid.
 
     Raises:
-        UserError: Two forms are asked for, the price is negative, or nothing can be planned.
+        UserError: Two forms are asked for, the price is not in its range, or nothing can be planned.
     """
     from rayreid.console import Screen, json_of
     from rayreid.errors import UserError
@@ -59,8 +62,8 @@ def show_plan(
 
     if as_json and as_mermaid:
         raise UserError("--json and --mermaid: choose one")
-    if price is not None and not 0 <= price < float("inf"):
-        raise UserError(f"--price-per-gpu-hour {price:g}: give 0 or more")
+    if price is not None and not 0 <= price <= _MOST:
+        raise UserError(f"--price-per-gpu-hour {price:g}: give 0 to {_MOST:g}")
     found = forecast_of(experiment, gpus, cpus)
     if as_json:
         typer.echo(json_of(content_of(found, price)))
