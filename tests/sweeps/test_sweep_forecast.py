@@ -169,3 +169,11 @@ def test_trials_of_a_search_share_what_depends_on_few_values(plan_of):
         made[step.role] += found._times(step)
     assert made["weights"] == pytest.approx(2) and made["model"] == pytest.approx(24)
     assert made["pool"] == made["target"] == 1
+
+
+def test_a_method_of_two_counts_for_half_of_the_trials(plan_of):
+    keys = {"pretrain.method": ["none", "mocov3"], "finetune.lr": {"uniform": [0.001, 0.01]}}
+    found = plan_of(sweep={"search": "optuna", "trials": 24, "parameters": keys})
+    assert [found._times(step) for step in found.steps if step.role == "weights"] == [pytest.approx(12)]
+    models = sum(found._times(step) for step in found.steps if step.role == "model")
+    assert models == pytest.approx(24)

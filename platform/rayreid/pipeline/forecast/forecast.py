@@ -12,7 +12,7 @@ from rayreid.pipeline.forecast.figures import COMMAND_SECONDS
 from rayreid.pipeline.forecast.planned_machine import PlannedMachine
 from rayreid.pipeline.forecast.side_by_side import Schedule, Task, scheduled
 from rayreid.pipeline.forecast.spans import NOTHING, Span, total
-from rayreid.pipeline.forecast.stand_ins import StandIns
+from rayreid.pipeline.forecast.stand_ins import Draws, StandIns
 from rayreid.pipeline.forecast.standings import Standing, State
 from rayreid.pipeline.forecast.workloads import Workload
 from rayreid.storage.artifacts import Artifact, lineage
@@ -142,21 +142,20 @@ class Forecast:
 
     def _times(self, step: Step) -> float:
         """Return how many artifacts a step stands for; those of a role have the mean cost of its steps."""
-        return self._made[step.role] * len(step.users) / len(self._planned) if self.searched else 1.0
+        if self.searched is None:
+            return 1.0
+        draws = self._draws[step.role]
+        return draws.made * draws.share(step.users)
 
     @cached_property
-    def _planned(self) -> frozenset[str]:
-        """Return the labels of the experiments that could be planned."""
-        return frozenset(label for step in self.steps for label in step.users)
-
-    @cached_property
-    def _made(self) -> Mapping[str, int]:
-        """Return how many artifacts of each role are made."""
+    def _draws(self) -> Mapping[str, Draws]:
+        """Return what the trials of a search need of each role."""
         assert self.searched is not None
         users: dict[str, list[tuple[str, ...]]] = {}
         for step in self.steps:
             users.setdefault(step.role, []).append(step.users)
-        return {role: self.searched.made(found, self._planned) for role, found in users.items()}
+        planned = frozenset(label for step in self.steps for label in step.users)
+        return {role: self.searched.draws(found, planned) for role, found in users.items()}
 
     def _on_gpus(self) -> Iterable[tuple[Estimate, float]]:
         for step in self.to_make:
@@ -176,19 +175,21 @@ class Forecast:
         roles = {step.artifact.id: step.role for step in self.steps}
         cost, needs = dict.fromkeys((step.role for step in self.to_make), 0.0), {}
         for step in self.to_make:
-            cost[step.role] += _seconds(step, end) * len(step.users) / len(self._planned)
+            cost[step.role] += _seconds(step, end) * self._draws[step.role].share(step.users)
             needs[step.role] = {roles[one] for one in _needs(step)}
         tasks = {
-            _name(role, number): Task(seconds, frozenset(_name(one, number % self._made[one]) for one in needs[role]))
+            _name(role, number): Task(
+                seconds, frozenset(_name(one, number % self._draws[one].made) for one in needs[role])
+            )
             for number in range(trials)
             for role, seconds in cost.items()
-            if number < self._made[role]
+            if number < self._draws[role].made
         }
         found = scheduled(tasks, self.places)
         nth = Counter[str]()
         begins = {}
         for step in self.to_make:
-            begins[step.artifact.id] = found.begins[_name(step.role, nth[step.role] % self._made[step.role])]
+            begins[step.artifact.id] = found.begins[_name(step.role, nth[step.role] % self._draws[step.role].made)]
             nth[step.role] += 1
         return Schedule(begins, found.seconds)
 
