@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import yaml
@@ -23,6 +25,11 @@ def card_of(model, tmp_path) -> tuple[dict, str]:
     folder = publish(str(model), str(tmp_path / "my-model"), "cc-by-nc-4.0", onnx=False)
     _, front, card = (folder / "README.md").read_text().split("---\n", 2)
     return yaml.safe_load(front), card
+
+
+def flat(capsys) -> str:
+    """Return what was printed as one line, whatever the width of the terminal."""
+    return " ".join(capsys.readouterr().out.split())
 
 
 def test_model_hubs_read_the_front_matter(root, tmp_path):
@@ -107,6 +114,57 @@ def test_datasets_of_proxies_and_adaptations_are_told_apart(root):
     }
     assert [one.stage for one in lineage.trainings()] == ["pretrain", "adapt"]
     assert lineage.pools() == [pool.path]
+
+
+def test_a_missing_pool_is_told_and_its_overlap_not_denied(root, tmp_path, capsys):
+    model = history(root)[0]
+    pool = model.inputs["weights"].inputs["pool"]
+    shutil.rmtree(pool.path)
+    _, card = card_of(model.path, tmp_path)
+    assert f"| not known: artifact {pool.id} is missing or damaged | pre-training | not known | not known |" in card
+    assert "This table is not complete" in card
+    assert "Whether the images of the pre-training include test images was not checked" in card
+    assert f"warning: missing or damaged under the output root: {pool.id} (pre-training)" in flat(capsys)
+
+
+def test_a_missing_pre_training_is_told_and_one_seed_is_not_claimed(root, tmp_path, capsys):
+    model = history(root)[0]
+    pretrain = model.inputs["weights"]
+    shutil.rmtree(pretrain.path.parent)
+    _, card = card_of(model.path, tmp_path)
+    assert f"| not known: artifact {pretrain.id} is missing or damaged | the training before |" in card
+    assert f"from the weights of artifact {pretrain.id}, which is missing or damaged" in card
+    assert "Whether other seeds were evaluated is not known." in card and "One seed:" not in card
+    assert "was not checked" in card
+    assert f"{pretrain.id} (the training before)" in flat(capsys)
+
+
+def test_a_missing_choice_of_images_stays_in_the_recipe(root, tmp_path):
+    model = history(root)[0]
+    subset = model.inputs["weights"].inputs["subset"]
+    shutil.rmtree(subset.path)
+    _, card = card_of(model.path, tmp_path)
+    assert f"select: 'not known: artifact {subset.id} is missing or damaged'" in card
+    assert f"| not known: artifact {subset.id} is missing or damaged | choice of the images" in card
+
+
+def test_a_model_without_any_store_has_rows_and_no_index(root, tmp_path):
+    model = history(root)[0]
+    shutil.rmtree(root / "ingest")
+    front, card = card_of(model.path, tmp_path)
+    target = model.inputs["target"].id
+    assert f"| not known: artifact {target} is missing or damaged | fine-tuning with labels |" in card
+    assert f"On a dataset that is not known any more (artifact {target} is missing or damaged), 4 queries" in card
+    assert "do not record from which data" not in card and "``" not in card.replace("```", "")
+    assert "model-index" not in front
+
+
+def test_a_missing_history_of_another_seed_is_told(root, tmp_path):
+    first, second = history(root)
+    shutil.rmtree(second.inputs["weights"].path)
+    _, card = card_of(first.path, tmp_path)
+    assert "This table is not complete" not in card
+    assert "Whether other seeds were evaluated is not known." in card
 
 
 def test_test_images_in_the_pool_are_told(root, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from rayreid.evaluation.metrics import RERANKED, TITLES
 from rayreid.inference.named_inputs import PUBLISHED
 from rayreid.masking import masked
 from rayreid.publishing.measurements import Measurement
-from rayreid.publishing.origin import Dataset, Training
+from rayreid.publishing.origin import Dataset, Missing, Training
 
 if TYPE_CHECKING:
     from rayreid.publishing.publish import Publication
@@ -54,6 +54,7 @@ class Card:
         onnx: Name of the ONNX file; None if there is none.
         trainings: The model's trainings, in order; empty if they are not recorded.
         datasets: The datasets of its history.
+        missing: The artifacts of its history that are missing or damaged.
         measurements: Its evaluations.
     """
 
@@ -63,6 +64,7 @@ class Card:
     onnx: str | None
     trainings: Sequence[Training]
     datasets: Sequence[Dataset]
+    missing: Sequence[Missing]
     measurements: Sequence[Measurement]
 
     def metadata(self) -> dict[str, Any]:
@@ -116,7 +118,14 @@ class Card:
         )
         lines += [f"{self.onnx}: onnxruntime gives equal features"] if self.onnx else []
         known = "its training is not recorded" if not self.trainings else f"{len(self.trainings)} trainings"
-        return [*lines, f"{CARD}: licence {self.licence}, {known}, {len(self.measurements)} evaluations"]
+        lines.append(f"{CARD}: licence {self.licence}, {known}, {len(self.measurements)} evaluations")
+        if self.missing:
+            names = ", ".join(f"{one.id} ({one.use})" for one in self.missing)
+            lines.append(
+                f"warning: missing or damaged under the output root: {names}; the card says so and is incomplete, so "
+                "restore them and publish again"
+            )
+        return lines
 
     def _index(self) -> list[dict[str, Any]]:
         results = [
@@ -130,6 +139,7 @@ class Card:
                 ],
             }
             for one in self.measurements
+            if one.dataset is not None
         ]
         return [{"name": self.name, "results": results}] if results else []
 

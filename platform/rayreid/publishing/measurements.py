@@ -2,7 +2,7 @@
 
 import contextlib
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ class Measurement:
     """An evaluation of the model, with those of the other seeds of its row.
 
     Attributes:
-        dataset: Name and version of the target.
+        dataset: Name and version of the target; None if its image store is missing or damaged.
+        target: Id of the target's artifact.
         fingerprint: Fingerprint of the target's image store.
         queries: Number of counted queries.
         gallery: Number of gallery images.
@@ -32,10 +33,14 @@ class Measurement:
         by_seed: The scores of each seed, the published one included.
         low: Lower bound of the 95 % interval of the mean mAP over the seeds.
         high: Upper bound.
-        test_images: Number of the target's test images in the pool of the pre-training.
+        test_images: Number of the target's test images in the pool of the pre-training; None if it cannot be counted,
+            because one of the two stores is missing or damaged.
+        unclear: Whether evaluations of further seeds may exist, and cannot be told, because artifacts of the history
+            of this model, or of a model that was evaluated alike, are missing or damaged.
     """
 
-    dataset: str
+    dataset: str | None
+    target: str
     fingerprint: str
     queries: int
     gallery: int
@@ -43,7 +48,8 @@ class Measurement:
     by_seed: Mapping[int, Mapping[str, float]]
     low: float
     high: float
-    test_images: int
+    test_images: int | None
+    unclear: bool
 
     def mean(self, name: str) -> float:
         """Return the mean of a score over the seeds."""
@@ -81,9 +87,10 @@ def _measurement(lineage: Lineage, own: Made, evaluations: list[Made]) -> Measur
     low, high = interval_of_mean(np.array(align(keys, found)))
     target = lineage.inputs(own).get("target")
     facts: Mapping[str, Any] = target.facts if target is not None else {}
-    pools = lineage.pools()
+    alike = [one for one in evaluations if one.recipe["fields"] == own.recipe["fields"]]
     return Measurement(
-        dataset=str(without_places(facts.get("dataset", "unknown"))),
+        dataset=str(without_places(facts.get("dataset", "unknown"))) if target is not None else None,
+        target=str(own.recipe["inputs"].get("target")),
         fingerprint=str(facts.get("fingerprint", "")),
         queries=own.facts["queries"],
         gallery=own.facts["gallery"],
@@ -91,8 +98,16 @@ def _measurement(lineage: Lineage, own: Made, evaluations: list[Made]) -> Measur
         by_seed={seed: scores_in(one.facts) for seed, one in seeds.items()},
         low=low,
         high=high,
-        test_images=sum(count_test_images(pool, target.folder) for pool in pools) if target is not None else 0,
+        test_images=_overlap(lineage.pools(), target),
+        unclear=any(lineage.missing(one) for one in alike),
     )
+
+
+def _overlap(pools: Sequence[Path] | None, target: Made | None) -> int | None:
+    """Return the number of a target's test images in pools; None if one of the stores is not known any more."""
+    if pools is None or target is None:
+        return None
+    return sum(count_test_images(pool, target.folder) for pool in pools)
 
 
 def _seed(lineage: Lineage, evaluation: Made) -> int:

@@ -15,6 +15,7 @@ from rayreid.storage.contents import ID, RECORD
 TRAININGS = ("pretrain", "finetune", "adapt")
 _POOL, _CHOICE = "pre-training", "choice of the images of the pre-training"
 _USES = {("finetune", "target"): "fine-tuning with labels", ("adapt", "target"): "adaptation without labels"}
+_MISSING_USES = {"weights": "the training before", "pool": _POOL, "subset": _CHOICE}
 _SHOWN_APART = ("backbone", "seed", "start")
 _PLACE = re.compile(r"^(?:[/~\\]|[A-Za-z]:[/\\]|\w[\w+.-]*://)")
 """The beginning of a text that is a place: an absolute path of any system, or an address."""
@@ -35,6 +36,19 @@ class Dataset:
     uses: tuple[str, ...]
     images: int
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An artifact of a model's history that is missing or damaged under the output root.
+
+    Attributes:
+        use: What it was used for, in words.
+        id: Its id, as the record of the artifact that was made from it has it.
+    """
+
+    use: str
+    id: str
 
 
 @dataclass(frozen=True)
@@ -69,8 +83,15 @@ class Lineage:
         self._found: dict[str, Made | None] = {}
 
     def inputs(self, made: Made) -> dict[str, Made | None]:
-        """Return the inputs of an artifact by role; None for those that are not under the root any more."""
+        """Return the inputs of an artifact by role; None for those that are missing or damaged under the root."""
         return {role: self._at(identifier) for role, identifier in made.recipe["inputs"].items()}
+
+    def missing(self, made: Made | None = None) -> list[Missing]:
+        """Return the artifacts of a history (default: the model's) that are missing or damaged, each once.
+
+        What they were made from is not known any more either.
+        """
+        return list(dict.fromkeys(self._missing(self.made if made is None else made, choosing=False)))
 
     def signature(self, made: Made | None) -> Any:
         """Return what tells how an artifact was made, without seeds: it is equal for the seeds of one row."""
@@ -97,10 +118,12 @@ class Lineage:
             for folder, made in stores.items()
         ]
 
-    def pools(self) -> list[Path]:
-        """Return the image stores on which the model was pre-trained."""
-        pools = [self.inputs(made).get("pool") for made in self._trained()]
-        return list(dict.fromkeys(pool.folder for pool in pools if pool is not None))
+    def pools(self) -> list[Path] | None:
+        """Return the image stores on which the model was pre-trained; None if one of them is not known any more."""
+        inputs = [self.inputs(made) for made in self._trained()]
+        if any(one[role] is None for one in inputs for role in ("pool", "weights") if role in one):
+            return None
+        return list(dict.fromkeys(pool.folder for one in inputs if (pool := one.get("pool")) is not None))
 
     def trainings(self) -> list[Training]:
         """Return the trainings of the model's weights, the first one first; those of proxies are left out."""
@@ -118,11 +141,17 @@ class Lineage:
     def _training(self, made: Made) -> Training:
         fields, inputs = made.recipe["fields"], self.inputs(made)
         recipe = {key: value for key, value in fields.items() if key not in _SHOWN_APART}
-        subset = inputs.get("subset")
-        if subset is not None:
-            recipe["select"] = subset.recipe["fields"].get("select", {})
+        if "subset" in inputs:
+            subset = inputs["subset"]
+            recipe["select"] = (
+                subset.recipe["fields"].get("select", {})
+                if subset is not None
+                else f"not known: artifact {made.recipe['inputs']['subset']} is missing or damaged"
+            )
         start = fields.get("start")
-        if "weights" in made.recipe["inputs"]:
+        if "weights" in inputs and inputs["weights"] is None:
+            begun = f"the weights of artifact {made.recipe['inputs']['weights']}, which is missing or damaged"
+        elif "weights" in inputs:
             begun = "the weights of the training before it"
         else:
             begun = "fresh weights" if start is None else f"given weights ({start})"
@@ -144,12 +173,22 @@ class Lineage:
         stage = made.recipe["stage"]
         for role, one in self.inputs(made).items():
             if one is None:
-                continue
+                continue  # `_missing` yields it
             if one.recipe["stage"] == "ingest":
                 use = _USES.get((stage, role), _CHOICE)
                 yield (_POOL if role == "pool" else _CHOICE if choosing else use), one
             else:
                 yield from self._stores(one, choosing or role == "subset")
+
+    def _missing(self, made: Made, choosing: bool) -> Iterator[Missing]:
+        """Yield the artifacts of a history that are missing or damaged; `choosing` as for `_stores`."""
+        stage = made.recipe["stage"]
+        for role, one in self.inputs(made).items():
+            if one is not None:
+                yield from self._missing(one, choosing or role == "subset")
+                continue
+            use = _USES.get((stage, role)) or _MISSING_USES.get(role, role)
+            yield Missing(_CHOICE if choosing else use, str(without_places(made.recipe["inputs"][role])))
 
     def _at(self, identifier: str) -> Made | None:
         if identifier not in self._found:

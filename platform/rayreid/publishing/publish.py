@@ -126,6 +126,7 @@ def publish(
         onnx=ONNX if onnx else None,
         trainings=lineage.trainings() if lineage else [],
         datasets=lineage.datasets() if lineage else [],
+        missing=lineage.missing() if lineage else [],
         measurements=measurements_of(lineage) if lineage else [],
     )
     with _all_or_nothing(target) as staging:
