@@ -1,3 +1,4 @@
+import io
 import shutil
 
 import numpy as np
@@ -5,8 +6,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from PIL import Image
 
 from model_history import complete, evaluated, history, ingested, save
+from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
 from rayreid.evaluation.comparison import interval_of_mean
 from rayreid.inference.named_inputs import find_artifact
 from rayreid.publishing.measurements import measurements_of
@@ -165,6 +168,40 @@ def test_a_missing_history_of_another_seed_is_told(root, tmp_path):
     _, card = card_of(first.path, tmp_path)
     assert "This table is not complete" not in card
     assert "Whether other seeds were evaluated is not known." in card
+
+
+def target_with(root, query: int, match: int, distractor: int) -> Artifact:
+    """Return a target with one query, its match and an image of nobody, by these cameras."""
+    source = {"dataset": "market1501", "root": "m", "options": {"cameras": [query, match, distractor]}}
+    store = Artifact(root, "ingest", 3, {"source": source})
+    images = [("q", 1, query, "query"), ("g", 1, match, "gallery"), ("d", -1, distractor, "gallery")]
+    records = [Record(f"{key}.png", pid, camid, split, "") for key, pid, camid, split in images]
+    png = io.BytesIO()
+    Image.new("RGB", (4, 8)).save(png, "PNG")
+    write_shard(store.path, 0, records, lambda record: png.getvalue())
+    finish_store(store.path, 1, "market1501", "V1")
+    return complete(store, {"dataset": "market1501 V1", "images": 3, "fingerprint": ImageStore(store.path).fingerprint})
+
+
+@pytest.mark.parametrize(
+    ("camids", "kind", "name", "protocol"),
+    [
+        ((1, 2, -1), "market1501", "market1501 V1", "gallery images, by the Market-1501 protocol, in per cent"),
+        ((-1, -1, -1), "market1501-without-cameras", "market1501 V1, without cameras", "images, without cameras, in"),
+        ((1, -1, -1), "market1501-some-cameras-unknown", "market1501 V1, some cameras unknown", "where cameras are"),
+    ],
+    ids=["known", "unknown", "partly"],
+)
+def test_another_protocol_has_another_name(root, tmp_path, camids, kind, name, protocol):
+    model = history(root, mAPs=(0.25,))[0]
+    for path in (root / "evaluate").iterdir():
+        shutil.rmtree(path)
+    evaluated(root, target_with(root, *camids), model, 0.25)
+    front, card = card_of(model.path, tmp_path)
+    [result] = front["model-index"][0]["results"]
+    assert result["dataset"] == {"type": kind, "name": name}
+    assert protocol in card and f"On {name} (fingerprint" in card
+    assert ("do not compare" in card) == (camids != (1, 2, -1))
 
 
 def test_test_images_in_the_pool_are_told(root, tmp_path, monkeypatch):

@@ -131,7 +131,7 @@ class Card:
         results = [
             {
                 "task": TASK,
-                "dataset": {"type": one.dataset.partition(" ")[0], "name": one.dataset},
+                "dataset": {"type": one.kind, "name": one.title},
                 "metrics": [
                     {"type": name, "name": title, "value": round(one.own[name], 4)}
                     for name, title in TITLES.items()

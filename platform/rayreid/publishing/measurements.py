@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.comparison import align, interval_of_mean
 from rayreid.evaluation.metrics import scores_in
+from rayreid.evaluation.ranking import JUNK, UNKNOWN_CAMERA
 from rayreid.evaluation.stored import read_queries
 from rayreid.inference.named_inputs import Made, find_artifact
 from rayreid.pipeline.ingestion import count_test_images
 from rayreid.publishing.origin import Lineage, without_places
 from rayreid.storage.contents import RECORD
+
+_NO_CAMERAS = {"known": "", "partly known": "some cameras unknown", "unknown": "without cameras"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Measurement:
         dataset: Name and version of the target; None if its image store is missing or damaged.
         target: Id of the target's artifact.
         fingerprint: Fingerprint of the target's image store.
+        cameras: Whether the cameras of the target's queries and of their true matches are `known`, `partly known` or
+            `unknown`, as with `cameras: ignore`. Matches by an unknown camera count, which makes the scores higher.
         queries: Number of counted queries.
         gallery: Number of gallery images.
         own: The scores of the published weights, in [0, 1].
@@ -42,6 +48,7 @@ class Measurement:
     dataset: str | None
     target: str
     fingerprint: str
+    cameras: str
     queries: int
     gallery: int
     own: Mapping[str, float]
@@ -50,6 +57,17 @@ class Measurement:
     high: float
     test_images: int | None
     unclear: bool
+
+    @property
+    def title(self) -> str:
+        """Return the name and version of the target, with what its cameras make another test set of it."""
+        return ", ".join(part for part in (self.dataset or "unknown", _NO_CAMERAS[self.cameras]) if part)
+
+    @property
+    def kind(self) -> str:
+        """Return the name of the target as one word; another test set has another one."""
+        name = (self.dataset or "unknown").partition(" ")[0]
+        return "-".join([name, *_NO_CAMERAS[self.cameras].split()])
 
     def mean(self, name: str) -> float:
         """Return the mean of a score over the seeds."""
@@ -92,6 +110,7 @@ def _measurement(lineage: Lineage, own: Made, evaluations: list[Made]) -> Measur
         dataset=str(without_places(facts.get("dataset", "unknown"))) if target is not None else None,
         target=str(own.recipe["inputs"].get("target")),
         fingerprint=str(facts.get("fingerprint", "")),
+        cameras=_cameras(target.folder) if target is not None else "known",
         queries=own.facts["queries"],
         gallery=own.facts["gallery"],
         own=scores_in(own.facts),
@@ -108,6 +127,18 @@ def _overlap(pools: Sequence[Path] | None, target: Made | None) -> int | None:
     if pools is None or target is None:
         return None
     return sum(count_test_images(pool, target.folder) for pool in pools)
+
+
+def _cameras(target: Path) -> str:
+    """Return whether the cameras of queries and their true matches are known, from the store; see `Measurement`."""
+    store = ImageStore(target)
+    queries, gallery = (store.rows_of(split) for split in ("query", "gallery"))
+    pids = store.pids[queries]
+    matches = gallery[np.isin(store.pids[gallery], pids[pids != JUNK])]
+    unknown = store.camids[np.concatenate([queries, matches])] == UNKNOWN_CAMERA
+    if not unknown.any():
+        return "known"
+    return "unknown" if unknown.all() else "partly known"
 
 
 def _seed(lineage: Lineage, evaluation: Made) -> int:
