@@ -82,7 +82,7 @@ def test_a_row_counts_when_all_its_seeds_have_finished(tiny, root):
     found = results_of(experiment)
     assert found.unfinished == ("none · seed 1",)
     assert found.table.index.tolist() == ["half"]
-    assert "mAP_gain" not in found.table
+    assert np.isnan(found.table.loc["half", "mAP_gain"])
     assert len(found.runs) == 3
 
 
@@ -100,6 +100,31 @@ def test_nothing_finished_is_an_empty_table(tiny, root):
     found = results_of(load_experiment(tiny()))
     assert len(found.table) == len(found.runs) == 0
     assert not found.artifacts["complete"].any()
+
+
+SHOWN = ["mAP", "rank1", "rank5", "rank10", "mINP", "images", "pretrain_steps", "total_seconds", "gpu_hours"]
+SPREAD = ["mAP_std", "rank1_std", "rank5_std", "rank10_std", "mINP_std", "mAP_gain", "mAP_gain_low", "mAP_gain_high"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "columns"),
+    [
+        ({"pretrain": "none"}, SHOWN),
+        ({"compare": ROWS, "seeds": [0, 1]}, ["seeds", *SHOWN, *SPREAD]),
+        ({"pretrain": "none", "sweep": {"parameters": {"finetune.lr": [0.1, 0.2]}}}, ["finetune.lr", *SHOWN]),
+    ],
+    ids=["rows", "seeds", "sweep"],
+)
+def test_the_columns_are_there_before_a_row_has_finished(tiny, root, keys, columns):
+    experiment = load_experiment(tiny(**keys))
+    table = trials(experiment) if experiment.sweep else None
+    found = results_of(experiment, trials=table)
+    assert found.table.columns.tolist() == columns
+    assert found.runs.columns.tolist() == ["row", "seed", *SHOWN]
+    assert len(found.table[["mAP", "rank1"]]) == 0 and found.table.index.name == "row"
+    for one in (table or rows(experiment)).values():
+        finish(plan(one, root), 0.4)
+    assert results_of(experiment, trials=table).table.columns.tolist() == columns
 
 
 def test_an_artifact_is_found_by_role_row_and_seed(tiny, root):

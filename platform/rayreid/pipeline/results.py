@@ -10,12 +10,17 @@ import pandas as pd
 from rayreid.config import Experiment
 from rayreid.config.loading import flatten, row_labels, rows
 from rayreid.errors import UserError
+from rayreid.evaluation.metrics import METRICS
 from rayreid.paths import output_root
 from rayreid.pipeline.experiment_folder import path_of
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.seed_groups import SeedGroup, baseline_of, grouped
 from rayreid.pipeline.summary import Row, row_of
 from rayreid.storage.artifacts import Artifact
+
+_COST = ("images", "pretrain_steps", "total_seconds", "gpu_hours")
+_SPREAD = tuple(f"{name}_std" for name in METRICS)
+_GAIN = ("mAP_gain", "mAP_gain_low", "mAP_gain_high")
 
 Plans = Mapping[str, Mapping[str, Artifact]]
 """The artifacts of several experiments: label → role → artifact."""
@@ -30,8 +35,8 @@ class Results:
             `rank5`, `rank10` and `mINP` in [0, 1], `images`, `pretrain_steps`, `total_seconds`, `gpu_hours`, and
             `cfs_auc` where it is known. With several seeds these are means, `mAP_std` and the like are the standard
             deviations over the seeds, `seeds` is their number, and `mAP_gain`, `mAP_gain_low` and `mAP_gain_high` are
-            the difference to the baseline row with its 95 % interval. The table of a sweep begins with the values of
-            its keys.
+            the difference to the baseline row with its 95 % interval (NaN: not known). The table of a sweep begins
+            with the values of its keys. Columns other than `cfs_auc` exist before a row has finished.
         runs: One line per finished row and seed: `row`, `seed`, and the same metrics.
         artifacts: One line per artifact: `row`, `seed`, `role` (`weights`, `model`, `metrics` and so on), `artifact`
             (`stage/id`), `complete`, and its `folder`.
@@ -102,13 +107,18 @@ def results_of(
     done = [row_of(label, table[label], graph) for label, graph in plans.items() if graph["metrics"].complete]
     if experiment.seeds or against is not None:
         lines = _lines_of_groups(done, labels, plans, baseline_of(labels.values(), against))
+        columns = ["seeds", *METRICS, *_COST, *_SPREAD, *_GAIN]
     else:
         keys = experiment.sweep.parameters if experiment.sweep else ()
+        columns = [*keys, *METRICS, *_COST]
         lines = {row.label: _values(table[row.label], keys) | row.metrics() for row in done}
     finished = {row.label for row in done}
     return Results(
-        table=pd.DataFrame(list(lines.values()), index=pd.Index(list(lines), name="row", dtype=object)),
-        runs=pd.DataFrame([{"row": labels[row.label], "seed": row.seed, **row.metrics()} for row in done]),
+        table=_frame(list(lines.values()), columns).set_axis(pd.Index(list(lines), name="row", dtype=object)),
+        runs=_frame(
+            [{"row": labels[row.label], "seed": row.seed, **row.metrics()} for row in done],
+            ["row", "seed", *METRICS, *_COST],
+        ),
         artifacts=_artifacts(table, labels, plans),
         folder=path_of(root, experiment),
         unfinished=tuple(label for label in plans if label not in finished),
@@ -130,6 +140,11 @@ def _lines_of_groups(
             members.setdefault(labels[row.label], []).append(row)
         groups = [SeedGroup(label, tuple(runs), baseline, None) for label, runs in members.items()]
     return {group.label: {"seeds": len(group.runs), **group.metrics()} for group in groups}
+
+
+def _frame(lines: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """Return lines as a table that has some columns, with lines or without, and then all others that lines have."""
+    return pd.DataFrame(lines, columns=list(dict.fromkeys([*columns, *(name for line in lines for name in line)])))
 
 
 def _values(experiment: Experiment, keys: Iterable[str]) -> dict[str, Any]:
