@@ -154,12 +154,18 @@ def test_what_fails_leaves_nothing(root, tmp_path, monkeypatch):
 def test_what_cannot_be_published_is_refused_in_one_line(root, tmp_path, monkeypatch):
     file = str(save(tmp_path / "a.safetensors"))
     (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "taken" / "README.md").mkdir(parents=True)
+    (tmp_path / "taken" / "model.safetensors").write_text("old")
     artifact = history(root)[0].path
     out = str(tmp_path / "out")
     for arguments, message in (
-        ((file, str(tmp_path / "file"), "mit"), "file: a file lies there; name a folder"),
+        ((file, str(tmp_path / "file"), "mit"), "file: there is a file at this path; name a folder"),
         ((file, str(tmp_path / "no" / "out"), "mit"), "there is no folder .*no; make it first"),
         ((file, str(artifact), "mit"), "this is an artifact; name another folder"),
+        ((file, str(tmp_path / "dangling"), "mit"), "dangling: this link leads to nothing; make its folder first"),
+        ((file, "", "mit"), "FOLDER is empty; name the folder to write"),
+        ((file, str(tmp_path / "taken"), "mit"), r"README\.md: this is a folder, and a file of this name"),
         ((file, out, "see my page"), "--license see my page: give its identifier, e.g. mit"),
         ((file, out, ""), "--license : give its identifier"),
         (("gone.safetensors", out, "mit"), "gone.safetensors: no artifact there"),
@@ -173,6 +179,35 @@ def test_what_cannot_be_published_is_refused_in_one_line(root, tmp_path, monkeyp
     with pytest.raises(UserError, match=r"needs onnx: pip install onnx, or publish without it: --no-onnx"):
         publish(file, out, "mit")
     assert not (tmp_path / "out").exists()
+    assert (tmp_path / "taken" / "model.safetensors").read_text() == "old"
+
+
+def test_a_link_to_a_folder_stands_for_the_folder(root, tmp_path):
+    file = str(save(tmp_path / "a.safetensors"))
+    (tmp_path / "disk").mkdir()
+    inode = (tmp_path / "disk").stat().st_ino
+    (tmp_path / "my-model").symlink_to("disk")
+    folder = publish(file, str(tmp_path / "my-model"), "mit", onnx=False)
+    assert folder == tmp_path / "my-model" and folder.is_symlink()
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert (tmp_path / "disk").stat().st_ino == inode  # it may be a mount point, which cannot be replaced
+    assert "\n# my-model\n" in (folder / "README.md").read_text()
+
+
+def test_an_interrupted_replacement_leaves_no_card_of_other_weights(root, tmp_path, monkeypatch):
+    file = str(save(tmp_path / "a.safetensors"))
+    folder = publish(file, str(tmp_path / "out"), "mit", onnx=False)
+    replace = Path.replace
+
+    def full(self, target):
+        if self.name == "config.json":
+            raise OSError(28, "No space left on device", str(target))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises((UserError, OSError)):
+        publish(file, str(folder), "mit", onnx=False, force=True)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_a_neck_is_folded_where_a_norm_of_its_width_precedes_it(tmp_path):

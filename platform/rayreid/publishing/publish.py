@@ -91,7 +91,8 @@ def publish(
 
     Args:
         model: A weights file of rayreid, an artifact's folder, or `stage/id`.
-        folder: The folder to write; it is made. All files are written, or none.
+        folder: The folder to write; it is made. A link to a folder stands for that folder. Nothing is written before
+            all files have been made and checked.
         licence: The licence of the weights, as model hubs name it, e.g. `mit`, `cc-by-nc-4.0`, `other`.
         name: The model's name in its card (default: that of the folder).
         onnx: Whether to write an ONNX model, too, which needs the packages of the extra `onnx`.
@@ -106,8 +107,8 @@ def publish(
             licence is not a name, or an exported model gives other features than the network.
     """
     screen = screen or Screen()
-    target = place(folder)
-    _check_target(target, force)
+    named = place(folder)
+    target = _target_of(folder, named, force)
     if not LICENCE.fullmatch(licence.lower()):
         raise UserError(f"--license {escaped(licence)}: give its identifier, e.g. mit, apache-2.0, cc-by-nc-4.0, other")
     if onnx:
@@ -120,7 +121,7 @@ def publish(
     lineage = Lineage(made) if made is not None else None
     published = read_publication(file)
     card = Card(
-        name=_one_line(name or target.name),
+        name=_one_line(name or named.name or target.name),
         licence=licence.lower(),
         publication=published,
         onnx=ONNX if onnx else None,
@@ -131,10 +132,10 @@ def publish(
     )
     with _all_or_nothing(target) as staging:
         _write(staging, published, card, onnx)
-    screen.say(f"published: {escape(str(target))}")
+    screen.say(f"published: {escape(str(named))}")
     for line in card.summary():
         screen.say(f"  {escape(line)}")
-    return target
+    return named
 
 
 def read_publication(file: Path) -> Publication:
@@ -184,9 +185,20 @@ def _made(file: Path) -> Made | None:
     return find_artifact(str(file.parent))
 
 
+def _target_of(given: str, named: Path, force: bool) -> Path:
+    """Return the folder to write, behind links, checked before the work for it begins."""
+    if not given.strip():
+        raise UserError("FOLDER is empty; name the folder to write")
+    if named.is_symlink() and not named.exists():
+        raise UserError(f"{named}: this link leads to nothing; make its folder first, or name another one")
+    target = named.resolve()
+    _check_target(target, force)
+    return target
+
+
 def _check_target(target: Path, force: bool) -> None:
     if target.exists() and not target.is_dir():
-        raise UserError(f"{target}: a file lies there; name a folder")
+        raise UserError(f"{target}: there is a file at this path; name a folder")
     if not target.parent.is_dir():
         raise UserError(f"{target}: there is no folder {target.parent}; make it first")
     if (target / RECORD).exists():
@@ -195,16 +207,22 @@ def _check_target(target: Path, force: bool) -> None:
         raise UserError(
             f"{target}: this folder is not empty; name another one, or --force to replace {', '.join(FILES)} in it"
         )
+    for name in FILES:
+        if (target / name).is_dir() and not (target / name).is_symlink():
+            raise UserError(f"{target / name}: this is a folder, and a file of this name is published; move it away")
 
 
 @contextlib.contextmanager
 def _all_or_nothing(target: Path) -> Iterator[Path]:
-    """Yield a folder beside the target; its files come into the target when the block succeeds.
+    """Yield a temporary folder; its files come into the target when the block succeeds.
 
-    A new or empty folder gets all of them at once. Of a folder that holds other files, for example a clone of a
-    repository, the files of an earlier publication are replaced one by one, the card last.
+    A new folder gets all of them at once. In an existing one, for example a clone of a repository, the files of an
+    earlier publication are replaced one by one. It may be a mount point, so it is not replaced itself, and the
+    temporary folder lies inside it, on the same file system.
     """
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    exists = target.is_dir()
+    parent = target if exists else target.parent
+    staging = parent / f".{target.name}.{uuid.uuid4().hex}{TEMPORARY}"
     with naming(target):
         staging.mkdir()
         try:
@@ -212,7 +230,7 @@ def _all_or_nothing(target: Path) -> Iterator[Path]:
             for path in staging.iterdir():
                 sync_file(path)
             sync_folder(staging)
-            if target.is_dir() and any(target.iterdir()):
+            if exists:
                 _replace(staging, target)
             else:
                 staging.rename(target)
@@ -222,6 +240,9 @@ def _all_or_nothing(target: Path) -> Iterator[Path]:
 
 
 def _replace(staging: Path, target: Path) -> None:
+    """Replace the published files: the old card goes first and the new one comes last, so none describes others."""
+    (target / CARD).unlink(missing_ok=True)
+    sync_folder(target)
     for name in FILES:
         if (staging / name).exists():
             (staging / name).replace(target / name)
