@@ -166,8 +166,8 @@ def test_what_cannot_be_published_is_refused_in_one_line(root, tmp_path, monkeyp
         ((file, str(tmp_path / "dangling"), "mit"), "dangling: this link leads to nothing; make its folder first"),
         ((file, "", "mit"), "FOLDER is empty; name the folder to write"),
         ((file, str(tmp_path / "taken"), "mit"), r"README\.md: this is a folder, and a file of this name"),
-        ((file, out, "see my page"), "--license see my page: give its identifier, e.g. mit"),
-        ((file, out, ""), "--license : give its identifier"),
+        ((file, out, "see my page"), "--license see my page: model hubs do not know this identifier"),
+        ((file, out, ""), "--license : model hubs do not know"),
         (("gone.safetensors", out, "mit"), "gone.safetensors: no artifact there"),
     ):
         with pytest.raises(UserError, match=message) as caught:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from rayreid.models.neck import Neck, load_neck
 from rayreid.models.onnx_export import export_onnx, require_onnx
 from rayreid.models.weights import load_backbone, save_backbone, weights_of
 from rayreid.publishing.card import CARD, Card
+from rayreid.publishing.licences import licence_named
 from rayreid.publishing.measurements import measurements_of
 from rayreid.publishing.origin import Lineage, without_places
 from rayreid.publishing.timm_config import CONFIG, check_timm, lacks, timm_config
@@ -32,7 +32,6 @@ ONNX = "model.onnx"
 FILES = (PUBLISHED, CONFIG, ONNX, CARD)
 """Everything that a published folder may contain; the card is written last."""
 
-LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _FACTS = ("method", "epochs", "interpolation")
 """Facts of a weights file that are published with it; others may name places of the machine."""
 
@@ -104,13 +103,12 @@ def publish(
 
     Raises:
         UserError: There is no such model, it is damaged, the folder is not empty or is no place to write to, the
-            licence is not a name, or an exported model gives other features than the network.
+            licence is not one that model hubs know, or an exported model gives other features than the network.
     """
     screen = screen or Screen()
     named = place(folder)
     target = _target_of(folder, named, force)
-    if not LICENCE.fullmatch(licence.lower()):
-        raise UserError(f"--license {escaped(licence)}: give its identifier, e.g. mit, apache-2.0, cc-by-nc-4.0, other")
+    licence = licence_named(licence)
     if onnx:
         try:
             require_onnx()
@@ -122,7 +120,7 @@ def publish(
     published = read_publication(file)
     card = Card(
         name=_one_line(name or named.name or target.name),
-        licence=licence.lower(),
+        licence=licence,
         publication=published,
         onnx=ONNX if onnx else None,
         trainings=lineage.trainings() if lineage else [],
