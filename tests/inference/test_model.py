@@ -129,6 +129,29 @@ def test_errors_name_the_place_and_the_remedy(model, pictures, tmp_path):
         model.search(pictures, pictures, split="gallery")
 
 
+def test_given_features_are_real_numbers_of_any_kind(model, pictures):
+    raw = model.embed(pictures)
+    expected = model.search(raw, raw, k=2)
+    bfloat = torch.from_numpy(raw).bfloat16()
+    for given in (torch.from_numpy(raw).requires_grad_(), raw.astype(np.float64), bfloat, bfloat.requires_grad_()):
+        found = model.search(given, raw, k=2)
+        assert found["key"].tolist() == expected["key"].tolist()
+        np.testing.assert_allclose(found["similarity"], expected["similarity"], atol=0.01)
+    wide = (2, 192)
+    for given, message in (
+        (np.zeros(wide, np.complex64), "gallery: features are real numbers, and this array is complex64"),
+        (torch.zeros(wide, dtype=torch.complex64), r"this tensor is torch\.complex64"),
+        (torch.zeros(wide, dtype=torch.bool), r"this tensor is torch\.bool"),
+        (np.full(wide, "1"), "this array is <U1"),
+        (np.full(wide, None), "this array is object"),
+        (np.full(wide, np.nan), "gallery: features hold NaN or infinity"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.search(given, raw)
+    with pytest.raises(UserError, match="split=gallery: only an image store or a file of features has splits"):
+        model.search(raw, raw, split="gallery")
+
+
 def test_a_model_that_does_not_exist_is_refused_as_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYREID_ROOT", str(tmp_path))
     with pytest.raises(UserError, match="nothing: no artifact there"):

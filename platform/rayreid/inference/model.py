@@ -131,8 +131,8 @@ class Model:
             `similarity` (in [-1, 1]), and `pid` and `camid` (-1: not known).
 
         Raises:
-            rayreid.UserError: As for `embed`; or k is not positive, the gallery is empty, has no such split, or holds
-                features of another model.
+            rayreid.UserError: As for `embed`; or k is not positive, the gallery is empty, has no splits or no such
+                split, or holds features of another model; or features are not real, finite numbers.
         """
         import pandas as pd
 
@@ -159,7 +159,9 @@ class Model:
         if isinstance(given, str | Path) and str(given).endswith(".parquet"):
             return read_gallery(str(given), self._file, split)
         if isinstance(given, np.ndarray | torch.Tensor) and given.ndim == 2 and given.dtype not in _PIXELS:
-            features = np.asarray(given, np.float32)
+            if split is not None:
+                raise UserError(f"split={split}: {_NO_SPLITS}")
+            features = _real(name, given)
             if features.shape[1] != self.dimensions:
                 raise UserError(
                     f"{name}: features have {features.shape[1]} values, and those of this model {self.dimensions}"
@@ -168,7 +170,7 @@ class Model:
         source = open_given(given)
         if isinstance(source, GivenImages):
             if split is not None:
-                raise UserError(f"split={split}: only an image store or a file of features has splits")
+                raise UserError(f"split={split}: {_NO_SPLITS}")
             return _unlabelled(source.keys, self._features(source, np.arange(len(source)), batch_size))
         rows = rows_of(source, split)
         if not len(rows):
@@ -202,6 +204,7 @@ class Model:
         return features
 
 
+_NO_SPLITS = "only an image store or a file of features has splits"
 _PIXELS = (np.dtype(np.uint8), torch.uint8)
 
 
@@ -222,6 +225,25 @@ def device_named(name: str | torch.device) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device={name}: {torch.cuda.device_count()} GPUs are visible here; give auto or cpu")
     return device
+
+
+def _real(name: str, given: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Return features that a caller gives as float32.
+
+    Raises:
+        UserError: They are not real numbers, or not finite.
+    """
+    if isinstance(given, torch.Tensor):
+        what, real = "tensor", given.dtype != torch.bool and not given.dtype.is_complex
+    else:
+        what, real = "array", given.dtype.kind in "fiu"
+    if not real:
+        raise UserError(f"{name}: features are real numbers, and this {what} is {given.dtype}")
+    values = given.detach().float().cpu().numpy() if isinstance(given, torch.Tensor) else given
+    features: np.ndarray = np.asarray(values, np.float32)
+    if not np.isfinite(features).all():
+        raise UserError(f"{name}: features hold NaN or infinity; leave out the rows that do")
+    return features
 
 
 def _unlabelled(keys: np.ndarray, features: np.ndarray) -> FeatureTable:
