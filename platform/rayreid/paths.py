@@ -28,7 +28,13 @@ def output_root() -> Path:
 
 
 def use_output_root(folder: str) -> None:
-    """Make a folder the output root of this process and of those that it starts, in place of `RAYREID_ROOT`."""
+    """Make a folder the output root of this process and of those that it starts, in place of `RAYREID_ROOT`.
+
+    Raises:
+        UserError: The name is empty, as that of a variable that is not set.
+    """
+    if not folder.strip():
+        raise UserError("--root is empty; name the folder for the outputs, or leave the option out")
     os.environ["RAYREID_ROOT"] = str(expanded(folder).absolute())
 
 

@@ -4,7 +4,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from rayreid.errors import UserError
-from rayreid.inference.named_inputs import find_artifact, find_model
+from rayreid.inference.named_inputs import find_artifact, find_model, open_images
 from rayreid.models.backbones import build_backbone
 from rayreid.models.embedding import Embedder
 from rayreid.models.weights import save_backbone
@@ -48,3 +48,9 @@ def test_an_artifact_that_is_damaged_or_incomplete_is_named(tmp_path):
         find_artifact(str(artifact.path))
     (artifact.path / "cmc.npy").write_bytes(b"curve")
     assert find_artifact(str(artifact.path)).facts == {"mAP": 0.5}
+
+
+@pytest.mark.parametrize("named", [find_model, find_artifact, open_images], ids=["model", "artifact", "images"])
+def test_an_empty_name_is_not_the_current_folder(named):
+    with pytest.raises(UserError, match="a path is empty, .*; name the file or folder"):
+        named("")

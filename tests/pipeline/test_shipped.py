@@ -47,6 +47,33 @@ def test_a_file_of_other_content_stays_and_nothing_is_written(tmp_path):
     assert named(tmp_path) == {"demo.yaml"} and (tmp_path / "demo.yaml").read_text() == "mine\n"
 
 
+def test_a_folder_in_the_place_of_a_file_is_told(tmp_path):
+    (tmp_path / "demo.yaml").mkdir()
+    with pytest.raises(UserError, match=r"demo\.yaml: there is a folder at this path; move it away"):
+        shipped.copy_experiment_files(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("init", ""), "FOLDER is empty"),
+        (("init", " "), "FOLDER is empty"),
+        (("demo", "--root", ""), "--root is empty"),
+    ],
+)
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.setenv("RAYREID_ROOT", "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rayreid.pipeline.experiment_runner.run", lambda *arguments: pytest.fail("it runs"))
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments])
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rayreid: {message}; name the folder")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_place_that_cannot_be_written_is_refused(tmp_path, place):
     (tmp_path / "file").touch()

@@ -164,7 +164,7 @@ def test_what_cannot_be_published_is_refused_in_one_line(root, tmp_path, monkeyp
         ((file, str(tmp_path / "no" / "out"), "mit"), "there is no folder .*no; make it first"),
         ((file, str(artifact), "mit"), "this is an artifact; name another folder"),
         ((file, str(tmp_path / "dangling"), "mit"), "dangling: this link leads to nothing; make its folder first"),
-        ((file, "", "mit"), "FOLDER is empty; name the folder to write"),
+        ((file, "", "mit"), "a path is empty, .*; name the file or folder"),
         ((file, str(tmp_path / "taken"), "mit"), r"README\.md: this is a folder, and a file of this name"),
         ((file, out, "see my page"), "--license see my page: model hubs do not know this identifier"),
         ((file, out, ""), "--license : model hubs do not know"),

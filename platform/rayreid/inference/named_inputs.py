@@ -71,8 +71,10 @@ def place(text: str) -> Path:
     """Return a path from the command line as an absolute path; a relative path begins at the current folder.
 
     Raises:
-        UserError: The path is relative inside a submitted job, whose current folder is a temporary copy.
+        UserError: The path is empty, or relative inside a submitted job, whose current folder is a temporary copy.
     """
+    if not text.strip():
+        raise UserError("a path is empty, perhaps that of a variable that is not set; name the file or folder")
     path = expanded(text)
     if inside_job() and not path.is_absolute():
         raise UserError(

@@ -31,12 +31,17 @@ def copy_experiment_files(folder: str | Path) -> list[Path]:
         The files that were written.
 
     Raises:
-        UserError: A file of that name has another content, and nothing is written; or the folder cannot be written.
+        UserError: No folder is named; a file of that name has another content, or is a folder, and nothing is written;
+            or the folder cannot be written.
     """
+    if not str(folder).strip():
+        raise UserError("FOLDER is empty; name the folder to copy to")
     source, to = experiment_files(), expanded(folder)
     contents = {to / one.relative_to(source): one.read_bytes() for one in sorted(source.rglob("*.yaml"))}
     missing = [path for path in contents if not path.exists()]
     for path in contents.keys() - set(missing):
+        if path.is_dir():
+            raise UserError(f"{path}: there is a folder at this path; move it away, or name another folder")
         if not path.is_file() or path.read_bytes() != contents[path]:
             raise UserError(f"{path}: differs from the file of this version; move it away, or name another folder")
     try:

@@ -107,7 +107,7 @@ def publish(
     """
     screen = screen or Screen()
     named = place(folder)
-    target = _target_of(folder, named, force)
+    target = _target_of(named, force)
     licence = licence_named(licence)
     if onnx:
         try:
@@ -183,10 +183,8 @@ def _made(file: Path) -> Made | None:
     return find_artifact(str(file.parent))
 
 
-def _target_of(given: str, named: Path, force: bool) -> Path:
+def _target_of(named: Path, force: bool) -> Path:
     """Return the folder to write, behind links, checked before the work for it begins."""
-    if not given.strip():
-        raise UserError("FOLDER is empty; name the folder to write")
     if named.is_symlink() and not named.exists():
         raise UserError(f"{named}: this link leads to nothing; make its folder first, or name another one")
     target = named.resolve()
