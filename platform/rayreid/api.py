@@ -22,8 +22,15 @@ def load(file: str | Path, *overrides: str) -> "Experiment":
         overrides: Changes of keys, as on the command line: `"select.fraction=0.25"`.
 
     Raises:
-        rayreid.UserError: The file is missing, a key is unknown, or a value has the wrong type or is out of range.
+        rayreid.UserError: The file is missing, a key is unknown, or a value has the wrong type or is out of range; or
+            an override is not text.
     """
+    for override in overrides:
+        if not isinstance(override, str):
+            raise UserError(
+                f"overrides: {type(override).__name__} is not text; give each as an argument of its own, e.g. "
+                'load(file, "seed=1", "select.fraction=0.25"), and those of a list as *list'
+            )
     with told_to_user():
         return Experiment(load_experiment(file, overrides))
 

@@ -52,5 +52,5 @@ def test_an_artifact_that_is_damaged_or_incomplete_is_named(tmp_path):
 
 @pytest.mark.parametrize("named", [find_model, find_artifact, open_images], ids=["model", "artifact", "images"])
 def test_an_empty_name_is_not_the_current_folder(named):
-    with pytest.raises(UserError, match="a path is empty, .*; name the file or folder"):
+    with pytest.raises(UserError, match=r"a path is empty, .*; name the file or folder"):
         named("")

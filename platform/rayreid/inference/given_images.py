@@ -70,10 +70,12 @@ def open_given(images: Pictures) -> ImageStore | ListedImages | GivenImages:
     """Return images that a caller gives; a folder or an image store is listed, by ascending key.
 
     Raises:
-        UserError: There is no image, or what is given is no image.
+        UserError: There is no image, or what is given is not an image.
     """
     if isinstance(images, str | Path):
         path = place(str(images))
+        if not path.exists():
+            raise UserError(f"{escaped(str(images))}: there is no such image file, image folder or image store")
         return GivenImages([images]) if path.is_file() else open_images(str(images))
     if isinstance(images, Image.Image):
         return GivenImages([images])
@@ -81,7 +83,7 @@ def open_given(images: Pictures) -> ImageStore | ListedImages | GivenImages:
         return GivenImages(list(images) if images.ndim == 4 else [images])
     if isinstance(images, Sequence):
         return GivenImages(images)
-    raise UserError(f"images: {type(images).__name__} is no image; give {_KINDS}")
+    raise UserError(f"images: {type(images).__name__} is not an image; give {_KINDS}")
 
 
 UNREADABLE = "cannot be read"
@@ -94,7 +96,7 @@ def read_image(path: Path) -> np.ndarray:
     """Return the image in a file, uint8 (H, W, 3), turned by its EXIF orientation.
 
     Raises:
-        BadImageError: The file cannot be read, or is no image.
+        BadImageError: The file cannot be read, or is not an image.
     """
     try:
         data = path.read_bytes()
@@ -115,7 +117,7 @@ def _pixels(picture: Picture) -> np.ndarray:
 
 
 def _check(picture: object, number: int) -> None:
-    """Refuse what is no image before the first forward pass."""
+    """Refuse what is not an image before the first forward pass."""
     name = f"images[{number}]"
     if isinstance(picture, str | Path):
         if not place(str(picture)).is_file():
@@ -124,7 +126,11 @@ def _check(picture: object, number: int) -> None:
     if isinstance(picture, Image.Image):
         return
     if not isinstance(picture, np.ndarray | torch.Tensor):
-        raise UserError(f"{name}: {type(picture).__name__} is no image; give {_KINDS}")
+        raise UserError(f"{name}: {type(picture).__name__} is not an image; give {_KINDS}")
+    if isinstance(picture, np.ndarray) and picture.dtype.kind in "USO":
+        raise UserError(
+            f"{name}: an array of {picture.dtype} is not an image; give paths or images as a list, array.tolist()"
+        )
     if str(picture.dtype).removeprefix("torch.") != "uint8":
         raise UserError(
             f"{name}: pixels are uint8 in 0 to 255, and these are {picture.dtype}; for pixels in [0, 1], multiply "
@@ -135,4 +141,4 @@ def _check(picture: object, number: int) -> None:
     channels = shape[2 if array else 0] if len(shape) == 3 else None
     if not (channels in (1, 3) or (array and len(shape) == 2)) or 0 in shape:
         expected = "(H, W, 3), or grey (H, W)" if array else "(3, H, W), or grey (1, H, W)"
-        raise UserError(f"{name}: {'an array' if array else 'a tensor'} of shape {shape} is no image {expected}")
+        raise UserError(f"{name}: {'an array' if array else 'a tensor'} of shape {shape} is not an image {expected}")

@@ -112,7 +112,7 @@ def find_artifact(text: str) -> Made:
         record = read_record(folder)
         return Made(folder, record.recipe, record.facts)
     except FileNotFoundError:
-        raise UserError(f"{folder}: no {RECORD} in it: no artifact, or one that is not complete") from None
+        raise UserError(f"{folder}: no {RECORD} in it; it is not an artifact, or is not complete") from None
 
 
 def find_model(text: str, strict: bool = True) -> ModelFile:

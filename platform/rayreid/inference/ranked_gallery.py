@@ -57,7 +57,7 @@ def read_gallery(gallery: str, model: ModelFile, split: str | None) -> FeatureTa
     """Return the features of a gallery that `predict` wrote, of one split or of all images.
 
     Raises:
-        UserError: The file is no such file, holds features of another model, or has no image of the split.
+        UserError: The file is of another kind, holds features of another model, or has no image of the split.
     """
     table = read_features(place(gallery))
     if table.header["weights"] != model.checksum:

@@ -102,7 +102,7 @@ def publish(
         The folder.
 
     Raises:
-        UserError: There is no such model, it is damaged, the folder is not empty or is no place to write to, the
+        UserError: There is no such model, it is damaged, the folder is not empty or cannot be written to, the
             licence is not one that model hubs know, or an exported model gives other features than the network.
     """
     screen = screen or Screen()
