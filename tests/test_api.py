@@ -88,7 +88,7 @@ def test_what_the_command_refuses_is_refused_in_the_same_line(tiny, override, me
 @pytest.mark.parametrize("override", [["seed=1"], {"seed": 1}, ("seed=1",), 1, None], ids=repr)
 def test_overrides_in_another_form_are_refused_in_one_line(tiny, override):
     with pytest.raises(
-        rayreid.UserError, match="overrides: .* is not text; give each as an argument of its own"
+        rayreid.UserError, match=r"overrides: .* is not text; give each as an argument of its own"
     ) as caught:
         rayreid.load(tiny(), override)
     assert "\n" not in str(caught.value)

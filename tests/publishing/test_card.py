@@ -170,6 +170,21 @@ def test_a_missing_history_of_another_seed_is_told(root, tmp_path):
     assert "Whether other seeds were evaluated is not known." in card
 
 
+def test_a_model_of_vehicles_has_a_card_about_vehicles(root, tmp_path):
+    target = ingested(root, "veri776")
+    fields = {"finetune": {"epochs": 2}, "seed": 0, "start": None}
+    model = Artifact(root, "finetune", 2, fields, {"target": target})
+    model.path.mkdir(parents=True)
+    save(model.path / "model.safetensors")
+    complete(model, {})
+    evaluated(root, target, model, 0.5)
+    front, card = card_of(model.path, tmp_path)
+    assert "vehicle-re-identification" in front["tags"] and "person-re-identification" not in front["tags"]
+    assert front["model-index"][0]["results"][0]["task"]["name"] == "Vehicle re-identification"
+    assert "Budget: not recorded.\n" in card  # nor a commit: an installed package has none
+    assert "one vehicle" in card and "images of persons" not in card and "cloth" not in card and "skin" not in card
+
+
 def target_with(root, query: int, match: int, distractor: int) -> Artifact:
     """Return a target with one query, its match and an image of nobody, by these cameras."""
     source = {"dataset": "market1501", "root": "m", "options": {"cameras": [query, match, distractor]}}

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from rayreid.publishing.publish import Publication
 
 CARD = "README.md"
-TASK = {"type": "image-feature-extraction", "name": "Person re-identification"}
+PIPELINE = "image-feature-extraction"
+PERSON, VEHICLE = "person", "vehicle"
+_OF_VEHICLES = ("veri776",)
+"""Layouts whose images show vehicles; a model whose history or evaluations have one is a model of vehicles."""
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
     undefined=StrictUndefined,
@@ -67,16 +70,22 @@ class Card:
     missing: Sequence[Missing]
     measurements: Sequence[Measurement]
 
+    @property
+    def subject(self) -> str:
+        """Return what the images show: `person` or `vehicle`."""
+        names = [*(one.name for one in self.datasets), *(one.title for one in self.measurements)]
+        return VEHICLE if any(name.startswith(_OF_VEHICLES) for name in names) else PERSON
+
     def metadata(self) -> dict[str, Any]:
         """Return the front matter."""
         spec = self.publication.backbone.spec
-        tags = ["person-re-identification", "image-retrieval", "rayreid", spec["name"], f"stem-{spec['stem']}"]
+        tags = [f"{self.subject}-re-identification", "image-retrieval", "rayreid", spec["name"], f"stem-{spec['stem']}"]
         tags += list(dict.fromkeys(_method(one) for one in self.trainings))
         names = [one.name.partition(" ")[0] for one in self.datasets]
         found: dict[str, Any] = {
             "license": self.licence,
             "library_name": "rayreid" if self.publication.lacking else "timm",
-            "pipeline_tag": TASK["type"],
+            "pipeline_tag": PIPELINE,
             "tags": list(dict.fromkeys(tags)),
             "datasets": sorted({name for name in names if name not in _LAYOUTS}),
             "metrics": ["mAP", "rank1"] if self.measurements else [],
@@ -130,7 +139,7 @@ class Card:
     def _index(self) -> list[dict[str, Any]]:
         results = [
             {
-                "task": TASK,
+                "task": {"type": PIPELINE, "name": f"{self.subject.capitalize()} re-identification"},
                 "dataset": {"type": one.kind, "name": one.title},
                 "metrics": [
                     {"type": name, "name": title, "value": round(one.own[name], 4)}
