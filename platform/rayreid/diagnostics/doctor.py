@@ -18,6 +18,7 @@ from rayreid.diagnostics.verified_outputs import verified
 from rayreid.disk_faults import as_storage_error
 from rayreid.errors import UserError, one_line
 from rayreid.execution.connection import connect
+from rayreid.execution.machine import usable_cpus
 from rayreid.execution.nodes import Answer, ask_every_node
 from rayreid.execution.shared_storage import Token, token
 from rayreid.paths import inside_job, output_root
@@ -216,7 +217,7 @@ def _cluster(here: dict[str, str], written: Token | None) -> Iterator[Finding]:
             answers = ask_every_node(examination)
     except UserError as error:
         yield Finding("bad", "Ray", str(error))
-        answers = [Answer("this machine", {"CPU": float(os.cpu_count() or 0)}, examination())]
+        answers = [Answer("this machine", {"CPU": float(usable_cpus() or os.cpu_count() or 0)}, examination())]
     for answer in answers:
         yield from node(answer, here)
 
