@@ -14,14 +14,6 @@ from rayreid.storage.removal import take_aside
 
 
 @pytest.fixture
-def outputs(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path / "outputs"))
-    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path / "outputs"
-
-
-@pytest.fixture
 def command(outputs, capsys):
     """Runs `rayreid artifacts …`; returns its exit status and what it printed on both streams."""
 

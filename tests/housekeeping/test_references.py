@@ -16,14 +16,6 @@ from tiny_experiment import TINY
 
 
 @pytest.fixture
-def outputs(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path / "outputs"))
-    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path / "outputs"
-
-
-@pytest.fixture
 def recorded(outputs, tiny):
     """Writes the folder of an experiment as a run does, and returns the experiment."""
 
