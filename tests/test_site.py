@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from headless_browser import BROWSER, evaluate
+from headless_browser import evaluate, require_browser
 from rayreid.config.schema import sections
 
 ROOT = Path(__file__).parent.parent
@@ -81,8 +81,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """The address of the site, built as `make docs` builds it, on a server of the test's own."""
-    if BROWSER is None:
-        pytest.skip("no Chromium or Chrome is installed")
+    require_browser()
     folder = tmp_path_factory.mktemp("site")
     command = ["-m", "mkdocs", "build", "--strict", "--config-file", "docs/site/mkdocs.yml", "--site-dir", folder]
     built = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)

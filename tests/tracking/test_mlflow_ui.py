@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,19 +11,17 @@ from urllib.request import urlopen
 
 import pytest
 
+from headless_browser import BROWSER, require_browser
 from rayreid.tracking.store import results_page
 from tracked_sweep import NOTHING, SCORES, WHOLE, put_down
 
 pytestmark = pytest.mark.slow
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
 
 @pytest.fixture(scope="module")
 def server(root):
     """A server on the sweep's store: its address, and the runs of either strategy by the search that finds them."""
-    if BROWSER is None:
-        pytest.skip("no Chromium or Chrome is installed")
+    require_browser()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["bin/rayreid", "sweep", "experiments/sweeps/fractions.yaml"])
         top = put_down(root, seeds=(0,))
