@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from rayreid.deferral import deferred_signals
 from rayreid.errors import UserError
 from rayreid.storage.lease_place import UNREADABLE, Holder, LeasePlace, here
 
@@ -59,16 +60,18 @@ class Lease:
     def __enter__(self) -> "Lease":
         try:
             self.take()
-            self._beat.start()
+            with deferred_signals():
+                self._beat.start()
         except BaseException:  # as Ctrl-C: a lock of a process that lives on would never be taken over
             self.release()
             raise
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._released.set()
-        self._beat.join()
-        self.release()
+        with deferred_signals():
+            self._released.set()
+            self._beat.join()
+            self.release()
 
     @property
     def token(self) -> str:

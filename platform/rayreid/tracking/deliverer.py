@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rayreid.deferral import deferred_signals
 from rayreid.errors import UserError
 from rayreid.files import sync_folder
 from rayreid.masking import masked
@@ -68,7 +69,8 @@ class Deliverer:
             Exception: This entry was refused; it is dropped.
         """
         self._runs.add(run)
-        with self._lock:  # all of it, so that another thread's entry cannot be sent before an earlier one has its name
+        # All of it, so that another thread's entry cannot be sent before an earlier one has its name.
+        with self._lock, deferred_signals():
             own = self._outbox(run).put({"uri": self._uri, "kind": kind, "what": what}, name, payload)
             self.deliver(client, run, own)
             if own.exists():  # it waits, and its name must not be lost with the machine's power
@@ -89,7 +91,7 @@ class Deliverer:
             Exception: The caller's own entry was refused, or the storage refuses it.
         """
         box = self._outbox(run)
-        with self._lock:
+        with self._lock, deferred_signals():
             if self._outage.lasts():
                 return
             self._announce_journals(run, box)

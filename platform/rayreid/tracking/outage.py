@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from rayreid.deferral import answered_signals
 from rayreid.errors import UserError, one_line
 from rayreid.tracking.damage import damage_at, damage_of, forget_connections, remedy
 
@@ -112,15 +113,16 @@ class Outage:
 
         if self.uri.startswith("http"):
             asked = MLFLOW_HTTP_REQUEST_TIMEOUT.get() if MLFLOW_HTTP_REQUEST_TIMEOUT.is_set() else 0.0
-            http_request(
-                get_default_host_creds(self.uri),
-                "/health",
-                "GET",
-                timeout=max(_GREETING_SECONDS, asked),
-                max_retries=0,
-                raise_on_status=False,
-                allow_redirects=False,
-            )
+            with answered_signals():
+                http_request(
+                    get_default_host_creds(self.uri),
+                    "/health",
+                    "GET",
+                    timeout=max(_GREETING_SECONDS, asked),
+                    max_retries=0,
+                    raise_on_status=False,
+                    allow_redirects=False,
+                )
 
     def _greets(self) -> bool:
         from mlflow.exceptions import MlflowException

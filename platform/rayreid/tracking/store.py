@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rayreid.disk_faults import as_storage_error
 from rayreid.errors import UserError
 from rayreid.storage.lease import Lease
+from rayreid.tracking.client import client_of
 from rayreid.tracking.damage import check_whole, damage_of, remedy
 from rayreid.tracking.database import LOCK, SQLITE, artifact_location, check_moved, default_uri, remove_stray_folder
 from rayreid.tracking.outage import Outage, reason
@@ -83,7 +84,6 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
     os.environ.setdefault(_RETRIES, "2")
     # A server's client prints two lines with addresses whenever a run ends.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -98,7 +98,7 @@ def open_store(root: Path, uri: str, experiment: str, outage: Outage, patience: 
             check_whole(uri, root if own else None)
             if own:
                 check_moved(root, experiment)
-            client = MlflowClient(uri)
+            client = client_of(uri)
             outage.wait(outage.greet, patience)
             found = outage.wait(lambda: client.get_experiment_by_name(experiment), patience)
             identifier = found.experiment_id if found else _create(client, experiment, root, uri)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from rayreid.deferral import answered_signals
 from rayreid.errors import UserError
 from rayreid.storage.contents import LEASE
 from rayreid.storage.lease import Lease
@@ -54,7 +55,10 @@ class Turns:
     def _is_free(self, lease: Lease, folder: Path, waits: bool) -> bool:
         """Return whether no other process has its turn; tell the user if that took too long."""
         waits = waits and time.monotonic() >= self._busy_until.get(folder, 0.0)
-        if lease.clear(_PATIENCE_SECONDS if waits else 0.0 if is_held(lease.path) else _CONFIRM_SECONDS):
+        patience = _PATIENCE_SECONDS if waits else 0.0 if is_held(lease.path) else _CONFIRM_SECONDS
+        with answered_signals():
+            free = lease.clear(patience)
+        if free:
             return True
         if waits:
             self._busy_until[folder] = time.monotonic() + _BUSY_SECONDS
