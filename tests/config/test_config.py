@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from rayreid.config import (
     Adapt,
     Backbone,
+    CombinedPart,
     Evaluate,
     Experiment,
     Finetune,
@@ -68,7 +69,7 @@ def test_identity_holds_everything_else(section):
     runtime |= {"teacher_temp_start", "teacher_temp_warmup_epochs", "label_smoothing", "layer_decay", "freeze_epochs"}
     runtime |= {"triplet_weight", "triplet_start_epoch", "triplet_normalise"}
     runtime |= {"temperature"} if section is Pretrain else set()
-    runtime |= {"clusters"} if section is Select else set()
+    runtime |= {"clusters", "parts"} if section is Select else set()
     runtime |= {"batch_size", "targets"} if section in (Score, Evaluate) else set()
     assert set(section().identity()) == set(section.model_fields) - runtime
     json.dumps(section().identity())
@@ -283,7 +284,9 @@ def test_an_experiment_selects_where_it_pre_trains_on_a_part_of_its_pool(changes
 
 
 def test_the_strategies_are_those_of_the_registry_with_their_options():
-    assert get_args(Select.model_fields["strategy"].annotation) == tuple(STRATEGIES)
+    single, combined = get_args(Select.model_fields["strategy"].annotation)
+    assert (*get_args(single), *get_args(combined)) == tuple(STRATEGIES)
+    assert get_args(CombinedPart.model_fields["strategy"].annotation) == get_args(single)
     for strategy in STRATEGIES.values():
         # An option is part of the identity of the strategy's own artifact, and of no other strategy's subsets.
         assert all(RUNTIME in Select.model_fields[option].metadata for option in strategy.options)

@@ -91,3 +91,21 @@ def test_selections_are_compared_on_a_page_and_in_mlflow(experiment, root):
     [run] = client.search_runs([tiny], "metrics.`auc.cfs.target_domain` >= 0")
     assert run.info.run_name == "tiny"
     assert "selections.html" in {file.path for file in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_combination_makes_what_its_parts_need_once(experiment, root):
+    parts = [
+        {"strategy": "target_similarity"},
+        {"strategy": "cfs", "weight": 2},
+        {"strategy": "cluster"},
+        {"strategy": "random", "weight": 0.1},
+    ]
+    [subset] = run_stage(
+        change(experiment, {"select.strategy": "combine", "select.parts": parts, "select.fraction": 0.3}), "select"
+    )
+    ranked = subset.inputs["priority"]
+    assert list(ranked.inputs) == ["pool", "part.1_target_similarity", "part.2_cfs", "part.3_cluster", "features"]
+    assert ranked.inputs["part.1_target_similarity"].inputs["features"].id == ranked.inputs["features"].id
+    assert subset.facts["images"] == 36 and 0 < subset.facts["largest_cluster"] < 1
+    manifest = json.loads((subset.path / "manifest.json").read_text())
+    assert set(manifest["proxies"]) == {"source", "target"}

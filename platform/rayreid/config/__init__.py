@@ -12,8 +12,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field
 
 from rayreid.config.evaluation import Evaluate, Matrix, MatrixTarget, Rerank
 from rayreid.config.inputs import Backbone, Checkpoint, Ingest, Source
+from rayreid.config.scoring import Proxy, Score, ScoreTarget
 from rayreid.config.section import MOST, PATCH, Auto, PositiveInt, Section, Seed
-from rayreid.config.selection import Proxy, Score, ScoreTarget, Select
+from rayreid.config.selection import CombinedPart, Ranked, Select
 from rayreid.config.sweep import Range, Sweep
 from rayreid.config.training import Adapt, Finetune, Pretrain
 
@@ -23,6 +24,7 @@ __all__ = [
     "Auto",
     "Backbone",
     "Checkpoint",
+    "CombinedPart",
     "Evaluate",
     "Experiment",
     "Finetune",
@@ -32,6 +34,7 @@ __all__ = [
     "Pretrain",
     "Proxy",
     "Range",
+    "Ranked",
     "Rerank",
     "Resources",
     "Score",

@@ -1,128 +1,82 @@
-"""Sections of the scores and the subset."""
+"""Section of the subset, and the strategies with their options."""
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from rayreid.config.inputs import Backbone, Checkpoint, Source
-from rayreid.config.section import RUNTIME, Auto, BatchSize, Count, Part, PositiveInt, Precision, Section, Seed
-from rayreid.config.training import Finetune, Pretrain
+from rayreid.config.section import ADDED, LARGEST, RUNTIME, Auto, Part, PositiveInt, Section
 
-
-class Proxy(Section):
-    """The two proxies that score the pool: θs, a backbone pre-trained on the pool, and θt, θs fine-tuned on the target.
-
-    Fields that are not given here are inherited from the sections `backbone`, `pretrain`, `finetune` and `seed` of the
-    same file, before `compare` and `sweep` change them. The scores are therefore the same for all rows and trials.
-    """
-
-    seed: Seed = 0
-    """Seed of the proxies' trainings."""
-    backbone: Backbone = Backbone()
-    """Network of the proxies."""
-    pretrain: Pretrain = Pretrain()
-    """Pre-training of θs on the whole pool."""
-    finetune: Finetune = Finetune()
-    """Fine-tuning of θs to θt on the target."""
-    source: Annotated[Checkpoint | None, RUNTIME] = None
-    """Checkpoint to use as θs instead of pre-training it. Its content, not its path, enters the ids of the artifacts
-    made from it."""
-    target: Annotated[Checkpoint | None, RUNTIME] = None
-    """Checkpoint to use as θt instead of fine-tuning it."""
+# The names are those of `rayreid.selection.registry`, which this floor cannot import.
+Single = Literal["cfs", "target_similarity", "cluster", "random", "list"]
 
 
-class ScoreTarget(Section):
-    """One of several targets to score for: a labelled dataset to fine-tune θs on, or a θt that the user provides."""
+class Ranking(Section):
+    """A way of ordering the images of a pool."""
 
-    name: Annotated[str, Field(pattern=r"^\w*$")] = ""
-    """The name of the score column, `cfs_<name>`; by default the dataset's name."""
-    dataset: str | None = None
-    """Layout of the dataset, such as `market1501`, `folder` or `lmdb`."""
-    root: str | None = None
-    """The dataset's folder. A relative path is resolved against `RAYREID_DATA`, or else the current folder."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Options of that layout, by name."""
-    verify: Literal["decode", "header"] = "decode"
-    """How an ingest checks an image: `decode` decodes all of it, `header` reads its header only."""
-    cameras: Literal["use", "ignore"] = "use"
-    """`ignore`: all cameras count as unknown."""
-    verify_source: Literal["full", "quick", "never"] = "quick"
-    """How the files are compared with their store at each start: `quick`, `full` or `never`."""
-    revision: Count = 0
-    """Number to raise after the files changed on purpose."""
-    proxy: Checkpoint | None = None
-    """Checkpoint to use as θt for this target instead of fine-tuning it."""
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if (self.dataset is None) == (self.proxy is None):
-            raise ValueError("a target to score for has a dataset to fine-tune on or a proxy, and not both")
-        if not self.label:
-            raise ValueError("a target that is given by its proxy needs a name")
-        return self
-
-    @property
-    def label(self) -> str:
-        """Return the name of this target's score column, without its prefix."""
-        return self.name or self.dataset or ""
-
-    @property
-    def source(self) -> Source | None:
-        """Return the labelled dataset, or None if the target is given by a proxy."""
-        if self.dataset is None:
-            return None
-        return Source(
-            dataset=self.dataset,
-            root=self.root,
-            options=self.options,
-            verify=self.verify,
-            cameras=self.cameras,
-            verify_source=self.verify_source,
-            revision=self.revision,
-        )
-
-
-class Score(Section):
-    """Catastrophic-forgetting scores of the pool."""
-
-    targets: Annotated[list[ScoreTarget], RUNTIME] = Field(default_factory=list)
-    """Several targets to score for in one pass; the score is their mean. Without any, the experiment's own `target` is
-    used. The identity of the scores depends on the proxies made for these targets, not on these lines."""
-    batch_size: Annotated[BatchSize | Auto, RUNTIME] = "auto"
-    """Images per forward pass. `auto`: 32 on a CPU; 512 on a GPU, halved whenever memory does not suffice."""
-    precision: Precision = "auto"
-    """Number format of the forward pass; `auto`: bf16 if the device computes it natively, else fp16 on a GPU and fp32
-    on a CPU."""
-    compile: Annotated[bool | Auto, RUNTIME] = "auto"
-    """Whether the forward pass runs compiled; `auto`: on a GPU."""
-    max_bad_fraction: Annotated[float, Field(ge=0, le=1), RUNTIME] = 0.01
-    """Largest share of the pool's images that may be undecodable; with more, the scoring stops."""
-
-    @field_validator("targets")
-    @classmethod
-    def _told_apart(cls, targets: list[ScoreTarget]) -> list[ScoreTarget]:
-        labels = [target.label for target in targets]
-        if len(set(labels)) < len(labels):
-            raise ValueError(f"two targets to score for are called {max(labels, key=labels.count)}; give one a name")
-        return targets
-
-
-class Select(Section):
-    """The choice of the part of the pool to pre-train on."""
-
-    # The names are those of `rayreid.selection.registry`, which this floor cannot import.
-    strategy: Literal["cfs", "target_similarity", "cluster", "random", "list"] = "cfs"
-    """How the pool's images are ordered."""
-    fraction: Part = 0.5
-    """Share of the pool that is selected, best images first."""
-    count: PositiveInt | None = None
-    """Number of images; if given, it replaces `fraction`."""
     list: Annotated[str | None, RUNTIME] = None
     """Ordered file list for the strategy `list`. Its content, not its path, is part of the subset's identity."""
     clusters: Annotated[PositiveInt | Auto, RUNTIME] = "auto"
     """Number of clusters for the strategy `cluster`; it enters no other strategy's identity. `auto`: the square root of
     the number of images."""
+
+    def options(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return options that enter the identity of a strategy's priorities, as plain JSON values.
+
+        One that was added later is left out at its default, so that older priorities stay valid.
+        """
+        fields, plain = type(self).model_fields, self.model_dump(mode="json")
+        return {
+            name: plain[name]
+            for name in names
+            if ADDED not in fields[name].metadata or getattr(self, name) != fields[name].default
+        }
+
+
+class CombinedPart(Ranking):
+    """One of the strategies that the strategy `combine` combines."""
+
+    strategy: Single
+    """How this part orders the pool's images."""
+    weight: Annotated[float, Field(ge=0, le=LARGEST)] = 1.0
+    """Weight of this part's ranks, which lie in [0, 1]; with 0 it only removes what it does not rank."""
+
+
+class Select(Ranking):
+    """The choice of the part of the pool to pre-train on."""
+
+    strategy: Single | Literal["combine"] = "cfs"
+    """How the pool's images are ordered."""
+    fraction: Part = 0.5
+    """Share of the pool that is selected, best images first."""
+    count: PositiveInt | None = None
+    """Number of images; if given, it replaces `fraction`."""
+    parts: Annotated[tuple[CombinedPart, ...], RUNTIME] = ()
+    """The strategies that the strategy `combine` combines, in their order: each with its options and its `weight`."""
+
+    @model_validator(mode="after")
+    def _parts_of_a_combination(self) -> Self:
+        if self.strategy != "combine":
+            return self  # rows may try another strategy and inherit the parts
+        if not self.parts:
+            raise ValueError(
+                "the strategy combine needs parts, such as [{strategy: cfs}, {strategy: cluster, weight: 0.5}]"
+            )
+        if not any(part.weight for part in self.parts):
+            raise ValueError("no part of the strategy combine has a weight, so nothing orders the images; give one")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _in_the_first_order(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keep the order of keys by which runs of older files are found: the hash of a file depends on it."""
+        tree = dump(self)
+        return {key: tree[key] for key in ("strategy", "fraction", "count")} | tree
+
+    @property
+    def rankings(self) -> "tuple[Ranked, ...]":
+        """Return the strategies behind the priorities: this one, or those that it combines."""
+        return self.parts if self.strategy == "combine" else (self,)
 
     @property
     def share(self) -> float | None:
@@ -148,3 +102,7 @@ class Select(Section):
     def setting(self) -> str:
         """Return the key that sets the size, written as an override: `select.fraction=0.5`."""
         return f"select.fraction={self.fraction}" if self.count is None else f"select.count={self.count}"
+
+
+Ranked = Select | CombinedPart
+"""A strategy with its options."""

@@ -19,7 +19,12 @@ from rayreid.pipeline.summary import Row
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.run import Run
 
-LATER = {"pretrain.steps": None, "proxy.pretrain.steps": None, "evaluate.feature": "before"}
+LATER: dict[str, Any] = {
+    "pretrain.steps": None,
+    "proxy.pretrain.steps": None,
+    "evaluate.feature": "before",
+    "select.parts": [],
+}
 """Keys that were added after experiments had been run, with their defaults."""
 
 

@@ -20,6 +20,7 @@ ROLES = (
     "features",
     "target_features",
     "scores",
+    "part",
     "priority",
     "subset",
     "weights",
@@ -28,12 +29,13 @@ ROLES = (
     "metrics",
 )
 """The kinds of an experiment's artifacts, in the order in which they are made. With `score.targets` each target has
-its own artifacts in the roles `target.<name>`, `target_proxy.<name>` and `target_features.<name>`."""
+its own artifacts in the roles `target.<name>`, `target_proxy.<name>` and `target_features.<name>`; with the strategy
+`combine` each part has its priorities in the role `part.<number>_<strategy>`."""
 
 STAGE_ROLE = {
     "ingest": ("pool", "target", "source"),
     "pretrain": ("weights",),
-    "score": ("scores", "priority"),
+    "score": ("scores", "part", "priority"),
     "select": ("subset",),
     "finetune": ("model",),
     "adapt": ("adapted",),

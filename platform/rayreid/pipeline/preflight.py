@@ -65,8 +65,9 @@ def check_settings(
         for key, (backbone, config) in _pretrainings(e).items():
             _check_method(key, backbone, config)
             _check_local_size(key, backbone, config)
-        if e.selects and STRATEGIES[e.select.strategy].basis is Basis.LIST:
-            _check_batch("pretrain", e.pretrain, len(read_list(select.list_file(e.select))), "select.list")
+        for one in e.select.rankings if e.selects else ():
+            if STRATEGIES[one.strategy].basis is Basis.LIST:
+                _check_batch("pretrain", e.pretrain, len(read_list(select.list_file(one))), "select.list")
     for graph in plans.values():
         if "metrics" in graph:
             evaluate.check_feature(graph["metrics"])

@@ -1,10 +1,13 @@
 """The graph behind a subset: the proxies, scores, features and priorities that its strategy needs."""
 
-from rayreid.config import Experiment
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rayreid.config import Experiment, Ranked, Select
 from rayreid.errors import UserError
 from rayreid.selection.provenance import Provenance, provenance_of
 from rayreid.selection.registry import STRATEGIES, Basis
-from rayreid.stages import features, ingest, priority, proxies, score, select
+from rayreid.stages import combination, features, ingest, priority, proxies, score, select
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.roles import Role
 
@@ -15,44 +18,84 @@ def plan_subset(e: Experiment, pool: Artifact, target: Artifact) -> dict[str, Ar
     Raises:
         UserError: A file that the configuration names does not exist.
     """
-    provenance = provenance_of(e.pool)
-    basis = STRATEGIES[e.select.strategy].basis
     made: dict[str, Artifact] = {}
     if needs_source(e):
         made["source_proxy"] = proxies.plan_source(pool, e.proxy, e.resources, target)
-    if basis is Basis.SCORES:
-        made |= _scores(e, pool, target, made["source_proxy"], provenance)
-    elif basis is Basis.FEATURES:
-        made |= _priority(e, pool, target, made["source_proxy"], provenance)
-    ranked = made.get("scores") or made.get("priority")
-    made["subset"] = select.plan(pool, ranked, e.select, e.seed, provenance)
+    planner = _Planner(e, pool, target, provenance_of(e.pool), made)
+    combined = STRATEGIES[e.select.strategy].basis is Basis.PARTS
+    ranked = planner.combine(e.select) if combined else planner.rank(e.select)
+    made["subset"] = select.plan(pool, ranked, e.select, e.seed, planner.provenance)
     return made
 
 
-def _scores(
-    e: Experiment, pool: Artifact, target: Artifact, source: Artifact, provenance: Provenance | None
-) -> dict[str, Artifact]:
-    made = _target_proxies(e, source, target)
-    thetas = {Role(role).target: proxy for role, proxy in made.items() if Role(role).kind == "target_proxy"}
-    stores = {Role(role).target: store for role, store in made.items() if Role(role).kind == "target"}
-    if not e.score.targets:
-        stores[""] = target
-    return {**made, "scores": score.plan(pool, source, thetas, e.score, provenance, stores)}
+def ranked_of(graph: Mapping[str, Artifact]) -> Artifact | None:
+    """Return the scores or priorities by which an experiment cuts its subset; None if no artifact holds them."""
+    return graph.get("priority") or graph.get("scores")  # a combination has both
 
 
-def _priority(
-    e: Experiment, pool: Artifact, target: Artifact, source: Artifact, provenance: Provenance | None
-) -> dict[str, Artifact]:
-    made = {"features": features.plan(pool, source, "all", e.score)}
-    targets: dict[str, tuple[Artifact, Artifact]] = {}
-    if STRATEGIES[e.select.strategy].targets:
-        stores = {one.label: ingest.plan(source.root, one.source, e.ingest) for one in e.score.targets if one.source}
-        made |= {Role.of("target", name): store for name, store in stores.items()}
-        for name, store in (stores or {"": target}).items():
-            theirs = features.plan(store, source, "train", e.score)
-            made[Role.of("target_features", name)] = theirs
+@dataclass(frozen=True)
+class _Planner:
+    """Plans what strategies need; what several of them need is planned once.
+
+    Attributes:
+        e: The experiment.
+        pool, target: Its image stores.
+        provenance: Origins of the pool's images, if known.
+        made: The artifacts by role, to which it adds.
+    """
+
+    e: Experiment
+    pool: Artifact
+    target: Artifact
+    provenance: Provenance | None
+    made: dict[str, Artifact]
+
+    def rank(self, config: Ranked) -> Artifact | None:
+        """Plan the scores or priorities by one strategy; None if it needs no artifact."""
+        basis = STRATEGIES[config.strategy].basis
+        if basis is Basis.SCORES:
+            return self._scores()
+        return self._priority(config) if basis is Basis.FEATURES else None
+
+    def combine(self, config: Select) -> Artifact:
+        """Plan the priorities that combine those of several strategies."""
+        parts = [(part, self.rank(part)) for part in config.parts]
+        ranked = combination.plan(self.pool, parts, self.made.get("features"), self.e.seed, self.provenance)
+        self.made.update({role: part for role, part in ranked.inputs.items() if Role(role).kind == "part"})
+        self.made["priority"] = ranked
+        return ranked
+
+    def _scores(self) -> Artifact:
+        self.made.update(_target_proxies(self.e, self.made["source_proxy"], self.target))
+        thetas = {Role(role).target: one for role, one in self.made.items() if Role(role).kind == "target_proxy"}
+        stores = {Role(role).target: one for role, one in self.made.items() if Role(role).kind == "target"}
+        if not self.e.score.targets:
+            stores[""] = self.target
+        source = self.made["source_proxy"]
+        self.made["scores"] = score.plan(self.pool, source, thetas, self.e.score, self.provenance, stores)
+        return self.made["scores"]
+
+    def _priority(self, config: Ranked) -> Artifact:
+        source = self.made["source_proxy"]
+        self.made["features"] = features.plan(self.pool, source, "all", self.e.score)
+        targets = self._targets(source) if STRATEGIES[config.strategy].targets else {}
+        self.made["priority"] = priority.plan(
+            self.pool, self.made["features"], targets, config, self.e.seed, self.provenance
+        )
+        return self.made["priority"]
+
+    def _targets(self, source: Artifact) -> dict[str, tuple[Artifact, Artifact]]:
+        """Plan the features of each target's training images; return store and features by the target's name."""
+        stores = {
+            one.label: ingest.plan(source.root, one.source, self.e.ingest) for one in self.e.score.targets if one.source
+        }
+        self.made.update({Role.of("target", name): store for name, store in stores.items()})
+        targets: dict[str, tuple[Artifact, Artifact]] = {}
+        for name, store in (stores or {"": self.target}).items():
+            theirs = features.plan(store, source, "train", self.e.score)
+            self.made[Role.of("target_features", name)] = theirs
             targets[name] = (store, theirs)
-    return {**made, "priority": priority.plan(pool, made["features"], targets, e.select, e.seed, provenance)}
+        return targets
 
 
 def _target_proxies(e: Experiment, source: Artifact, target: Artifact) -> dict[str, Artifact]:
@@ -70,12 +113,16 @@ def _target_proxies(e: Experiment, source: Artifact, target: Artifact) -> dict[s
 
 def needs_source(e: Experiment) -> bool:
     """Return whether θs is needed."""
-    return e.selects and STRATEGIES[e.select.strategy].needs_source_proxy
+    return e.selects and any(STRATEGIES[one.strategy].needs_source_proxy for one in e.select.rankings)
+
+
+def _needing_source(e: Experiment) -> str:
+    return next(one.strategy for one in e.select.rankings if STRATEGIES[one.strategy].needs_source_proxy)
 
 
 def needs_target_proxies(e: Experiment) -> bool:
     """Return whether θt is also needed."""
-    return e.selects and STRATEGIES[e.select.strategy].needs_target_proxies
+    return e.selects and any(STRATEGIES[one.strategy].needs_target_proxies for one in e.select.rankings)
 
 
 def pretrains_proxy(e: Experiment) -> bool:
@@ -97,7 +144,7 @@ def check_proxies(e: Experiment) -> None:
     """
     if e.proxy.source is None and e.proxy.pretrain.method == "none":
         raise UserError(
-            f"proxy.pretrain.method is none: the strategy {e.select.strategy} needs a pre-trained source proxy; name "
+            f"proxy.pretrain.method is none: the strategy {_needing_source(e)} needs a pre-trained source proxy; name "
             "your own with proxy.source"
         )
     if e.score.targets and e.proxy.target is not None:

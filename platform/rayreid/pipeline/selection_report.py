@@ -28,6 +28,7 @@ from rayreid.pipeline.ingestion import make_stores
 from rayreid.pipeline.meaning_table import add_meanings
 from rayreid.pipeline.needed_artifacts import needed, record_needed
 from rayreid.pipeline.preflight import check
+from rayreid.pipeline.selection_graph import ranked_of
 from rayreid.pipeline.tags import tags_of
 from rayreid.selection.meaning import Diagnosis
 from rayreid.selection.overlap import jaccard, rank_correlation
@@ -41,8 +42,8 @@ from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.names import slug
 from rayreid.tracking.run import Run
 
-COMPARED = tuple(name for name, strategy in STRATEGIES.items() if strategy.basis is not Basis.LIST)
-"""Strategies compared by default: all that need no file list."""
+COMPARED = tuple(name for name, strategy in STRATEGIES.items() if strategy.basis not in (Basis.LIST, Basis.PARTS))
+"""Strategies compared by default: all that need neither a file list nor parts."""
 FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 _SHOWN = 36
 """Number of images in a sheet on the page: three rows of twelve."""
@@ -142,7 +143,7 @@ def variants(experiment: Experiment, strategies: Iterable[str]) -> dict[str, Exp
 
 
 def _selection(label: str, e: Experiment, graph: Mapping[str, Artifact], store: ImageStore) -> Selection:
-    ranked = graph.get("scores") or graph.get("priority")
+    ranked = ranked_of(graph)
     priority = select.ranking(e.select, e.seed, store, ranked.path if ranked else None)
     manifest = select.read_manifest(graph["subset"].path)
     figures = figures_of(ranked) if ranked else None

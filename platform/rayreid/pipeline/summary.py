@@ -15,6 +15,7 @@ from rayreid.console import Screen, clock
 from rayreid.evaluation.metrics import RERANKED, percent, scores_in
 from rayreid.pipeline.budget import NO_BUDGET, budget_note, budget_of
 from rayreid.pipeline.ingestion import leaked_images
+from rayreid.pipeline.selection_graph import ranked_of
 from rayreid.selection.provenance import provenance_of
 from rayreid.stages.score_meaning import label_of, meaning_of, warnings_of
 from rayreid.stages.select import separation_of
@@ -76,7 +77,7 @@ def row_of(label: str, experiment: Experiment, graph: Mapping[str, Artifact]) ->
     own = [graph[role].facts for role in ("weights", "model", "adapted", "metrics") if role in graph]
     weights = graph["weights"].facts if "weights" in graph else {"images": 0, "steps": 0}
     warnings = [warning for facts in own for warning in facts.get("warnings", ())]
-    ranked = graph.get("scores") or graph.get("priority")
+    ranked = ranked_of(graph)
     separation = separation_of(ranked, provenance_of(experiment.pool)) if ranked else None
     meaning = meaning_of(ranked, separation) if ranked else None
     if ranked and meaning:

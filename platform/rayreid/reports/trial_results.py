@@ -24,7 +24,7 @@ _TOLD_BY_COLUMNS = (
     "resources.",
 )
 """Parameters (or their prefixes) that the columns already show, or that do not change a result."""
-_OF_SELECTION = ("source_proxy", "target_proxy", "features", "target_features", "scores", "priority", "subset")
+_OF_SELECTION = ("source_proxy", "target_proxy", "features", "target_features", "scores", "part", "priority", "subset")
 """Kinds of the artifacts that count as the cost of a selection."""
 
 

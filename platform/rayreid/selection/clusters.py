@@ -1,6 +1,7 @@
 """The strategy `cluster`: even sampling over clusters, so that every kind of image is equally frequent."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,16 @@ def cluster_priority(
     centres = _centres(pool, clusters, seed)
     _, places = nearest_in_parts(pool, centres, device)
     return even_priority(pool.keys, places, seed), {"clusters": len(centres)}
+
+
+def clusters_of(pool: Features, device: torch.device, seed: int, clusters: int | str) -> npt.NDArray[np.int64]:
+    """Return the cluster of each image of a pool by k-means, int64 (N,), −1 for images that could not be decoded.
+
+    Args:
+        pool, device, seed, clusters: See `cluster_priority`.
+    """
+    _, places = nearest_in_parts(pool, _centres(pool, clusters, seed), device)
+    return places
 
 
 def _centres(pool: Features, clusters: int | str, seed: int) -> npt.NDArray[np.float32]:
@@ -108,3 +119,36 @@ def even_priority(keys: Keys, clusters: npt.NDArray[np.integer], seed: int) -> P
     dealt = np.empty(len(clusters), np.float64)
     dealt[order] = np.arange(len(order)) - np.repeat(first, members)
     return np.where(clusters < 0, np.nan, shuffled - dealt)
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """The cluster that gives the most of what is kept.
+
+    Attributes:
+        kept: Its share of the kept images.
+        pool: Its share of the pool's images.
+    """
+
+    kept: float
+    pool: float
+
+    @property
+    def dominates(self) -> bool:
+        """Return whether it gives more than a quarter of what is kept, and more than four times its share of the pool.
+
+        Both numbers are a convention: they are far beyond what a fair choice among hundreds of clusters would give.
+        """
+        return self.kept > 0.25 and self.kept > 4 * self.pool
+
+
+def largest_crowd(clusters: npt.NDArray[np.integer], chosen: npt.NDArray[np.int64]) -> Crowd:
+    """Return the cluster that gives the most of a subset.
+
+    Args:
+        clusters: Cluster of each image of the pool (N,), −1 for none.
+        chosen: Rows of the kept images, at least one; each has a cluster.
+    """
+    kept = np.bincount(clusters[chosen])
+    largest = int(kept.argmax())
+    return Crowd(kept[largest] / len(chosen), float((clusters == largest).mean()))

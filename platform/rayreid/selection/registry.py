@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from rayreid.errors import UserError
 from rayreid.selection.clusters import cluster_priority
+from rayreid.selection.combine import combine
 from rayreid.selection.filelist import Keys, ListMatch
 from rayreid.selection.similarity import target_similarity
 from rayreid.selection.strategies import Priority, list_priority, random_priority, scored_priority
@@ -29,6 +30,8 @@ class Basis(Enum):
     """Scores of each image under θs and θt: rank(keys, table) → priority (N,)."""
     FEATURES = "features"
     """Features of the pool under θs: rank(features, device, …) → priority (N,) and facts."""
+    PARTS = "parts"
+    """Priorities by other strategies: rank(parts, N) → priority (N,) and facts."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Strategy:
     @property
     def ranking(self) -> str | None:
         """Return the role of the artifact that holds its priorities; None if they are computed with the subset."""
-        return {Basis.SCORES: "scores", Basis.FEATURES: "priority"}.get(self.basis)
+        return {Basis.SCORES: "scores", Basis.FEATURES: "priority", Basis.PARTS: "priority"}.get(self.basis)
 
     @property
     def column(self) -> str:
@@ -82,6 +85,7 @@ STRATEGIES = {
     ),
     "random": Strategy(Basis.KEYS, random_priority, seeded=True),
     "list": Strategy(Basis.LIST, list_priority),
+    "combine": Strategy(Basis.PARTS, combine, label="weighted mean of ranks"),
 }
 
 

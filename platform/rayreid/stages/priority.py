@@ -3,20 +3,20 @@
 The priorities are an artifact of their own, so that a cut at another fraction recomputes nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
 
-from rayreid.config import Resources, Select
+from rayreid.config import Ranked, Resources
 from rayreid.data.store.store import ImageStore
 from rayreid.execution.gpus import assigned_device
-from rayreid.execution.production import StageContext, identity
+from rayreid.execution.production import StageContext
 from rayreid.execution.resources import ANYWHERE, Share, training_share
 from rayreid.parquet import read_columns, write_table
 from rayreid.selection.meaning import ROUNDING, Diagnosis, diagnose
@@ -31,13 +31,16 @@ from rayreid.storage.artifacts import Artifact
 from rayreid.storage.roles import Role
 
 VERSION = 1
+TABLE = "priority.parquet"
+
+T = TypeVar("T")
 
 
 def plan(
     pool: Artifact,
     found: Artifact,
     targets: Mapping[str, tuple[Artifact, Artifact]],
-    config: Select,
+    config: Ranked,
     seed: int,
     provenance: Provenance | None,
 ) -> Artifact:
@@ -55,7 +58,7 @@ def plan(
     strategy = STRATEGIES[config.strategy]
     inputs = {"pool": pool, "features": found}
     fields: dict[str, Any] = {"strategy": config.strategy}
-    fields |= identity(**{name: getattr(config, name) for name in strategy.options})
+    fields |= config.options(strategy.options)
     if strategy.seeded:
         fields["seed"] = seed
     if strategy.targets:
@@ -67,24 +70,47 @@ def plan(
 def read_priority(folder: Path) -> pa.Table:
     """Return columns `key` and `priority` (float64, NaN if an image cannot be decoded), N rows in the store's order."""
     columns = {"key": pa.types.is_string, "priority": pa.types.is_floating}
-    return read_columns(folder / "priority.parquet", columns, remedy=remake(folder))
+    return read_columns(folder / TABLE, columns, remedy=remake(folder))
 
 
-def _rank(config: Select, seed: int, provenance: Provenance | None, context: StageContext) -> dict[str, Any]:
+def read_clusters(folder: Path) -> np.ndarray | None:
+    """Return the cluster of each pool image, int32 (N,), −1 for none; None if the priorities come without clusters."""
+    columns = {"cluster": pa.types.is_integer}
+    table = read_columns(folder / TABLE, columns, remedy=remake(folder), optional=columns)
+    return table["cluster"].to_numpy() if table.column_names else None
+
+
+def _rank(config: Ranked, seed: int, provenance: Provenance | None, context: StageContext) -> dict[str, Any]:
     store = ImageStore(context.input("pool"))
-    share = training_share(Resources())  # a GPU, or all CPUs of a node
-    task = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.gpu else 0, scheduling_strategy=ANYWHERE)(_compute)
     folders = {role: context.input(role) for role in context.artifact.inputs}
-    priority, facts = ray.get(task.remote(config, seed, folders, share))
-    columns = {"key": store.keys_of(np.arange(len(store))), "priority": pa.array(priority)}
-    write_table(context.folder / "priority.parquet", pa.table(columns))
-    context.run.file(context.folder / "priority.parquet")
+    priority, facts = on_a_worker(_compute, config, seed, folders)
+    write_priority(context, store, {"priority": priority})
     separation = provenance.judge(store.keys, priority) if provenance else None
     figures = _diagnosis(store, priority, features.read(context.input("features"), store, "all"))
     known = facts_of(context.artifact, figures, tell(context, figures, separation)) if figures else {}
     score.draw(context, store, priority, provenance, config.strategy)
     judged = {"auc": separation.auc} if separation else {}
     return {"images": len(priority), "bad": int(np.isnan(priority).sum()), **facts, **judged, **known}
+
+
+def on_a_worker(compute: Callable[..., T], *arguments: Any) -> T:
+    """Return compute(*arguments, share), called with a GPU, or else with all CPUs of a node."""
+    share = training_share(Resources())
+    task = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.gpu else 0, scheduling_strategy=ANYWHERE)(compute)
+    return cast("T", ray.get(task.remote(*arguments, share)))
+
+
+def write_priority(context: StageContext, store: ImageStore, columns: Mapping[str, np.ndarray]) -> None:
+    """Write the table that `read_priority` reads, and log it.
+
+    Args:
+        context: Context of the stage.
+        store: The pool.
+        columns: `priority` float64 (N,), and others, in the store's order.
+    """
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    write_table(context.folder / TABLE, pa.table({"key": store.keys_of(np.arange(len(store))), **arrays}))
+    context.run.file(context.folder / TABLE)
 
 
 def _diagnosis(
@@ -114,7 +140,7 @@ def _diagnosis(
     )
 
 
-def _compute(config: Select, seed: int, folders: Mapping[str, Path], share: Share) -> tuple[np.ndarray, dict[str, int]]:
+def _compute(config: Ranked, seed: int, folders: Mapping[str, Path], share: Share) -> tuple[np.ndarray, dict[str, int]]:
     """Return, on a worker, the priority by index row (float64, NaN if an image cannot be decoded), and facts."""
     torch.set_num_threads(share.cpus)
     device = assigned_device(share.gpu)
@@ -124,13 +150,20 @@ def _compute(config: Select, seed: int, folders: Mapping[str, Path], share: Shar
         options["seed"] = seed
     if strategy.targets:
         options["targets"] = [
-            _features(folders[Role.of("target_features", role.target)], folders[role], "train")
+            features_in(folders[Role.of("target_features", role.target)], folders[role], "train")
             for role in map(Role, folders)
             if role.kind == "target"
         ]
-    return strategy.rank(_features(folders["features"], folders["pool"], "all"), device, **options)
+    return strategy.rank(features_in(folders["features"], folders["pool"], "all"), device, **options)
 
 
-def _features(folder: Path, images: Path, part: features.Part) -> Features:
+def features_in(folder: Path, images: Path, part: features.Part) -> Features:
+    """Return the features in an artifact's folder.
+
+    Args:
+        folder: The features.
+        images: The store of their images.
+        part: The part of the store that they belong to.
+    """
     store = ImageStore(images)
     return Features(store.keys, partial(features.read, folder, store, part))

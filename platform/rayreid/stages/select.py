@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rayreid import forms
-from rayreid.config import Select
+from rayreid.config import Ranked, Select
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.evaluation.figures import score_histogram
@@ -17,6 +17,7 @@ from rayreid.execution.production import StageContext, identity
 from rayreid.files import checksum, write_atomically
 from rayreid.models.weights import weights_of
 from rayreid.paths import data_path
+from rayreid.selection.clusters import largest_crowd
 from rayreid.selection.filelist import match_entries, read_list
 from rayreid.selection.meaning import Separation
 from rayreid.selection.provenance import Provenance
@@ -24,7 +25,7 @@ from rayreid.selection.registry import STRATEGIES, Basis, priority
 from rayreid.selection.strategies import cut
 from rayreid.selection.subset_file import SUBSET, write_subset
 from rayreid.stages import score
-from rayreid.stages.priority import read_priority
+from rayreid.stages.priority import read_clusters, read_priority
 from rayreid.stages.score_meaning import TAG, meaning_of, warn
 from rayreid.state_files import read_json, remake
 from rayreid.storage.artifacts import Artifact, lineage
@@ -61,7 +62,7 @@ def plan(pool: Artifact, ranked: Artifact | None, config: Select, seed: int, pro
     return Artifact(pool.root, "select", VERSION, fields, inputs, job)
 
 
-def list_file(config: Select) -> Path:
+def list_file(config: Ranked) -> Path:
     """Return the file list that the strategy `list` follows.
 
     Raises:
@@ -76,7 +77,7 @@ def list_file(config: Select) -> Path:
 
 
 def ranking(
-    config: Select, seed: int, store: ImageStore, ranked: Path | None, say: Callable[[str], None] = lambda text: None
+    config: Ranked, seed: int, store: ImageStore, ranked: Path | None, say: Callable[[str], None] = lambda text: None
 ) -> np.ndarray:
     """Return the strategy's priority per index row of the pool, float64 (N,), NaN: never selected.
 
@@ -127,7 +128,7 @@ def _select(config: Select, seed: int, provenance: Provenance | None, context: S
     store = ImageStore(context.input("pool"))
     role = STRATEGIES[config.strategy].ranking
     ranked = ranking(config, seed, store, context.input(role) if role else None, context.screen.say)
-    known = _told(context, config.strategy, store, ranked, provenance)
+    known: dict[str, Any] = _told(context, config.strategy, store, ranked, provenance)
     chosen = cut(store.keys, ranked, config.size(len(store)))
     keys = store.keys[chosen]
     write_subset(context.folder, keys, ranked[chosen])
@@ -135,6 +136,8 @@ def _select(config: Select, seed: int, provenance: Provenance | None, context: S
     write_atomically(context.folder / MANIFEST, json.dumps(_manifest(context.artifact, config, store, facts), indent=1))
     for name in (SUBSET, MANIFEST):
         context.run.file(context.folder / name)
+    if role == "priority":
+        known |= _crowd(context, context.input(role), chosen)
     if role:
         _draw(context, store.keys, ranked, facts["cut"], provenance, config.strategy)
     return {**facts, **known, **(provenance.shares(keys) if provenance else {})}
@@ -154,6 +157,22 @@ def _told(
     warn(context.screen, meaning, STRATEGIES[strategy].label)
     context.run.tags({TAG: meaning.word})
     return {"meaning": meaning.word}
+
+
+def _crowd(context: StageContext, ranked: Path, chosen: np.ndarray) -> dict[str, float]:
+    """Return which share of the subset its largest cluster gives, and warn if that is much; clusters may be unknown."""
+    clusters = read_clusters(ranked)
+    if clusters is None:
+        return {}
+    crowd = largest_crowd(clusters, chosen)
+    if crowd.dominates:
+        warning = (
+            f"one cluster has {crowd.pool:.0%} of the pool and gives {crowd.kept:.0%} of the subset: look at it in "
+            "`rayreid selections`, or give cluster or hierarchical a weight in select.parts"
+        )
+        context.screen.say(f"    [yellow]warning:[/] {warning}")
+        context.run.tags({"warning": warning})
+    return {"largest_cluster": crowd.kept}
 
 
 def _manifest(artifact: Artifact, config: Select, store: ImageStore, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,11 +195,11 @@ def _proxies(artifact: Artifact) -> dict[str, dict[str, str]]:
     found = lineage({role: one for role, one in artifact.inputs.items() if role != "pool"})
     roles: dict[str, Artifact] = {}
     for one in found.values():
-        roles |= {role: proxy for role, proxy in one.inputs.items() if Role(role).kind in ("source", "target")}
+        # A strategy that compares with a target's images has their store in the role of another one's target proxy.
+        proxies = {role: proxy for role, proxy in one.inputs.items() if proxy.stage != "ingest"}
+        roles |= {role: proxy for role, proxy in proxies.items() if Role(role).kind in ("source", "target")}
     return {
-        role: {"artifact": str(proxy), "weights": checksum(weights_of(proxy.path))}
-        for role, proxy in roles.items()
-        if proxy.stage != "ingest"
+        role: {"artifact": str(proxy), "weights": checksum(weights_of(proxy.path))} for role, proxy in roles.items()
     }
 
 

@@ -56,6 +56,12 @@ def test_a_strategy_by_features_has_features_and_priorities(work):
     assert work("features", select__strategy="cluster").images == work("priority", select__strategy="cluster").images
 
 
+def test_a_combination_has_the_parts_and_their_priorities(work):
+    combined = {"select": {"strategy": "combine", "parts": [{"strategy": "cfs"}, {"strategy": "cluster"}]}}
+    assert work("subset", **combined).images == 60
+    assert {work(role, **combined).images for role in ("part.1_cfs", "part.2_cluster", "priority", "features")} == {120}
+
+
 def test_what_depends_on_a_missing_dataset_is_not_known(work):
     nowhere = {"pool": {"dataset": "folder", "root": "nowhere"}}
     for role in ("pool", "subset", "weights", "scores"):

@@ -98,7 +98,8 @@ class Workloads:
 
     def _select(self, artifact: Artifact) -> Workload:
         count, assumed = self._count(artifact.inputs["pool"])
-        return Workload(Select(**artifact.fields["select"]).size(count.total), assumed=assumed)
+        size = {name: artifact.fields["select"][name] for name in ("fraction", "count")}
+        return Workload(Select(**size).size(count.total), assumed=assumed)
 
     def _pretrain(self, artifact: Artifact) -> Workload:
         config, network = Pretrain(**artifact.fields["pretrain"]), Backbone(**artifact.fields["backbone"])
