@@ -10,13 +10,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
+from rayreid.config.adaptation import Adapt
 from rayreid.config.evaluation import Evaluate, Matrix, MatrixTarget, Rerank
+from rayreid.config.finetuning import Finetune
 from rayreid.config.inputs import Backbone, Checkpoint, Ingest, Source
+from rayreid.config.pretraining import Pretrain
 from rayreid.config.scoring import Proxy, Score, ScoreTarget
 from rayreid.config.section import MOST, PATCH, Auto, PositiveInt, Section, Seed
 from rayreid.config.selection import CombinedPart, Ranked, Select
 from rayreid.config.sweep import Range, Sweep
-from rayreid.config.training import Adapt, Finetune, Pretrain
 
 __all__ = [
     "PATCH",

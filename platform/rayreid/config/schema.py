@@ -8,9 +8,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from rayreid.config import Experiment
+from rayreid.config.adaptation import Adapt
 from rayreid.config.inputs import Checkpoint
+from rayreid.config.pretraining import Pretrain
 from rayreid.config.section import Section
-from rayreid.config.training import Adapt, Pretrain
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _WORDS: dict[type[Section], dict[str, Any]] = {

@@ -4,9 +4,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rayreid.config.finetuning import Finetune
 from rayreid.config.inputs import Backbone, Checkpoint, Source
+from rayreid.config.pretraining import Pretrain
 from rayreid.config.section import RUNTIME, Auto, BatchSize, Count, Precision, Section, Seed
-from rayreid.config.training import Finetune, Pretrain
 
 
 class Proxy(Section):

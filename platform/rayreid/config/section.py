@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 RUNTIME = "rayreid:runtime"
 """Marks a field that changes how a stage runs but not what it computes; it does not enter artifact ids."""
@@ -71,3 +71,13 @@ class Section(BaseModel):
             if RUNTIME not in field.metadata
             if ADDED not in field.metadata or getattr(self, name) != field.default
         }
+
+
+def within_epochs(warmup: int | Auto, info: ValidationInfo) -> int | Auto:
+    """Return the epochs of a warm-up that is not longer than the training; validates a field after `epochs`."""
+    if info.data.get("steps") is not None:  # the size of an epoch is not known yet; `Pretrain.recipe` checks it
+        return warmup
+    epochs = info.data.get("epochs")  # absent if it was refused itself
+    if warmup != "auto" and epochs is not None and warmup > epochs:
+        raise ValueError(f"a warm-up cannot be longer than the {epochs} epochs of the training")
+    return warmup

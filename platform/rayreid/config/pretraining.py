@@ -1,7 +1,6 @@
-"""Sections of the training stages: pre-training, fine-tuning and adaptation."""
+"""Section of the pre-training."""
 
 import math
-from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -18,26 +17,16 @@ from rayreid.config.section import (
     BatchSize,
     Count,
     NotNegative,
-    Pixels,
     Positive,
     PositiveInt,
     Precision,
     Section,
-    SeveralInABatch,
     Shares,
     Size,
     Width,
+    within_epochs,
 )
 from rayreid.errors import UserError
-
-
-def _within_epochs(warmup: int | Auto, info: ValidationInfo) -> int | Auto:
-    if info.data.get("steps") is not None:  # the size of an epoch is not known yet; `Pretrain.recipe` checks it
-        return warmup
-    epochs = info.data.get("epochs")  # absent if it was refused itself
-    if warmup != "auto" and epochs is not None and warmup > epochs:
-        raise ValueError(f"a warm-up cannot be longer than the {epochs} epochs of the training")
-    return warmup
 
 
 class Pretrain(Section):
@@ -142,7 +131,7 @@ class Pretrain(Section):
             raise ValueError(reason)
         return value
 
-    _warmup_fits = field_validator("warmup_epochs")(_within_epochs)
+    _warmup_fits = field_validator("warmup_epochs")(within_epochs)
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that change the result, without those that the method does not use; see `Section.identity`.
@@ -210,170 +199,3 @@ class Pretrain(Section):
             return img_size, self.local_size
         height, width = (max(1, round(side / 2 / patch)) * patch for side in img_size)
         return img_size, (height, width)
-
-
-class Finetune(Section):
-    """Supervised fine-tuning (identity and triplet loss with BNNeck)."""
-
-    epochs: PositiveInt = 120
-    """Length of the training, in epochs."""
-    identities: BatchSize = 16
-    """Identities in a batch, over all workers."""
-    instances: SeveralInABatch = 4
-    """Images of each identity in a batch."""
-    sampler: Annotated[Literal["identity", "camera", "plain", "balanced"], ADDED] = "identity"
-    """How a batch of P × K images is drawn. `identity` and `camera` take P identities and K images of each, `camera`
-    from different cameras. `plain` shuffles all images; `balanced` takes every identity equally often."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Optimizer: SGD with momentum 0.9, or AdamW."""
-    lr: Positive = 4e-4
-    """Peak learning rate."""
-    weight_decay: NotNegative = 1e-4
-    """Weight decay; none on biases and 1-D parameters of a ViT's pre-training."""
-    bias_lr_factor: NotNegative = 2.0
-    """Factor by which the peak rate of biases is larger."""
-    warmup_epochs: Count | Auto = "auto"
-    """Epochs of linear warm-up. `auto`: a sixth of the epochs (the published 20 of 120), but at least one if there are
-    two or more."""
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Rate of drop path (stochastic depth)."""
-    erasing: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Probability of random erasing."""
-    padding: Pixels = 10
-    """Pixels of padding on each side before the random crop."""
-    margin: Annotated[NotNegative | None, ADDED] = None
-    """Margin of the triplet loss, in the feature's unit; null: the soft margin."""
-    global_mining: bool = False
-    """Whether triplets and batch statistics cover the images of all workers."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1), ADDED] = 0.0
-    """Share of the target distribution that is spread evenly over all identities."""
-    triplet_weight: Annotated[NotNegative, ADDED] = 1.0
-    """Factor of the triplet loss."""
-    triplet_start_epoch: Annotated[Count, ADDED] = 0
-    """First epoch, from 0, in which the triplet loss counts."""
-    triplet_normalise: Annotated[bool, ADDED] = False
-    """Whether the triplet loss compares features of length 1."""
-    layer_decay: Annotated[float, Field(gt=0, le=1), ADDED] = 1.0
-    """Factor of the learning rate from each layer to the one below it."""
-    freeze_epochs: Annotated[Count, ADDED] = 0
-    """Epochs from the start in which the backbone's weights stay as they are."""
-    precision: Precision = "auto"
-    """Number format of forward and backward passes; `auto`: bf16 if the device computes it natively, else fp16 on a GPU
-    and fp32 on a CPU."""
-    compile: Annotated[bool | Auto, RUNTIME] = "auto"
-    """Whether the forward and backward passes run compiled; `auto`: on a GPU."""
-    checkpoint_activations: Annotated[bool, RUNTIME] = False
-    """Of a ViT: the backward pass computes every block again, which takes less memory and more time."""
-    deterministic: Annotated[bool, RUNTIME] = False
-    """On a GPU: only kernels that give the same bits again; where there is none the training is refused."""
-    checkpoint_minutes: Annotated[Positive, RUNTIME] = 10
-    """Longest time between two checkpoints, in minutes. One is also written after every epoch."""
-    keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
-    """Number of newest checkpoints that are kept."""
-    keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = None
-    """Interval in epochs at which a checkpoint is kept for good, in the artifact's `epochs/`; null: none is."""
-    evaluate_every: Annotated[Count, RUNTIME] = 0
-    """Epochs between two evaluations on query and gallery, for the record only; 0: only the stage `evaluate` evaluates.
-    """
-
-    _warmup_fits = field_validator("warmup_epochs")(_within_epochs)
-
-    @property
-    def by_identity(self) -> bool:
-        """Return whether batches consist of whole identities."""
-        return self.sampler in ("identity", "camera")
-
-    @property
-    def batch_size(self) -> int:
-        """Return the number of images in a batch, over all workers."""
-        return self.identities * self.instances
-
-    @property
-    def warmup(self) -> int:
-        """Return the number of warm-up epochs."""
-        return (
-            method_defaults.warmup(self.epochs, Fraction(1, 6)) if self.warmup_epochs == "auto" else self.warmup_epochs
-        )
-
-
-class Adapt(Section):
-    """Cluster contrast on the target without its labels: USL, or UDA from a labelled source."""
-
-    method: Literal["none", "usl", "uda"] = "none"
-    """`usl` starts from the pre-trained backbone, `uda` from that backbone fine-tuned on `source`. `none`: the target's
-    labels are used, by `finetune`."""
-    epochs: Count = 50
-    """Number of epochs; 0: the network that adaptation would start from is evaluated as it is."""
-    iterations: PositiveInt = 200
-    """Optimizer steps per epoch."""
-    clusters: SeveralInABatch = 32
-    """Clusters in a batch, over all workers."""
-    instances: SeveralInABatch = 8
-    """Images of each cluster in a batch."""
-    k1: SeveralInABatch = 30
-    """Entries of a neighbour list, including the image itself."""
-    k2: Annotated[BatchSize, Field(validate_default=True)] = 6
-    """Entries of a neighbour list whose vectors are averaged, including the image itself."""
-    eps: Annotated[float, Field(gt=0, lt=1)] | Auto = 0.6
-    """DBSCAN's ε, a Jaccard distance; published 0.6 for Market-1501, 0.7 for MSMT17. `auto`: in each epoch, the one of
-    0.30, 0.35, …, 0.70 that gives the most clusters."""
-    min_samples: PositiveInt = 4
-    """DBSCAN's smallest number of points in a neighbourhood."""
-    search: Literal["torch", "faiss", "approximate"] = "torch"
-    """Nearest-neighbour search: `torch` and `faiss` are exact; `approximate` (faiss) is for millions of images."""
-    memory: Literal["hard", "mean"] = "hard"
-    """Which images of a batch update the vector of their cluster: the least similar one (`hard`), or all (`mean`)."""
-    memory_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of the old vector that stays in an update."""
-    temperature: Positive = 0.05
-    """Temperature of the contrastive loss."""
-    lr: Positive = 3.5e-4
-    """Learning rate of all parameters."""
-    decay_every: PositiveInt | Auto = "auto"
-    """Epochs after which the learning rate falls to a tenth; `auto`: two fifths of the epochs (the published 20 of 50).
-    """
-    weight_decay: NotNegative = 5e-4
-    """Weight decay; none on biases and 1-D parameters of a ViT's pre-training."""
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """Rate of drop path (stochastic depth)."""
-    erasing: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Probability of random erasing."""
-    padding: Pixels = 10
-    """Pixels of padding on each side before the random crop."""
-    precision: Precision = "fp32"
-    """Number format of forward and backward passes; `auto`: bf16 if the device computes it natively, else fp16 on a GPU
-    and fp32 on a CPU."""
-    compile: Annotated[bool | Auto, RUNTIME] = "auto"
-    """Whether the forward and backward passes run compiled; `auto`: on a GPU."""
-    checkpoint_activations: Annotated[bool, RUNTIME] = False
-    """Of a ViT: the backward pass computes every block again, which takes less memory and more time."""
-    deterministic: Annotated[bool, RUNTIME] = False
-    """On a GPU: only kernels that give the same bits again; where there is none the training is refused."""
-    checkpoint_minutes: Annotated[Positive, RUNTIME] = 10
-    """Longest time between two checkpoints, in minutes. One is also written after every epoch."""
-    keep_checkpoints: Annotated[PositiveInt, RUNTIME] = 2
-    """Number of newest checkpoints that are kept."""
-    keep_every_epochs: Annotated[PositiveInt | None, RUNTIME] = None
-    """Interval in epochs at which a checkpoint is kept for good, in the artifact's `epochs/`; null: none is."""
-    evaluate_every: Annotated[Count, RUNTIME] = 0
-    """Epochs between two evaluations on query and gallery, for the record only; 0: only the stage `evaluate` evaluates.
-    """
-
-    @model_validator(mode="before")
-    @classmethod
-    def _word(cls, value: Any) -> Any:
-        """Accept `adapt: usl` as short for `adapt: {method: usl}`."""
-        return {"method": value} if isinstance(value, str) else value
-
-    @field_validator("k2")
-    @classmethod
-    def _within_lists(cls, k2: int, info: ValidationInfo) -> int:
-        k1 = info.data.get("k1")  # absent if it was refused itself
-        if k1 is not None and k2 > k1:
-            raise ValueError(f"it averages over entries of a list, and a list has {k1} (adapt.k1)")
-        return k2
-
-    @property
-    def decay_epochs(self) -> int:
-        """Return the number of epochs after which the learning rate falls."""
-        return max(1, math.ceil(2 * self.epochs / 5)) if self.decay_every == "auto" else self.decay_every
