@@ -8,8 +8,9 @@ import numpy.typing as npt
 import torch
 
 from rayreid.neighbours.knn import require_faiss
+from rayreid.selection.features import Features, take, usable_rows
 from rayreid.selection.filelist import Keys
-from rayreid.selection.similarity import Features, nearest_in_parts
+from rayreid.selection.similarity import nearest_in_parts
 from rayreid.selection.strategies import Priority, random_priority
 
 SAMPLE = 256
@@ -50,15 +51,10 @@ def clusters_of(pool: Features, device: torch.device, seed: int, clusters: int |
 
 def _centres(pool: Features, clusters: int | str, seed: int) -> npt.NDArray[np.float32]:
     """Return cluster centres computed from a sample of the pool; they do not depend on the division into shards."""
-    every = list(pool.parts())
-    usable = np.sort(np.concatenate([rows[~np.isnan(found[:, 0])] for rows, found in every]))
+    usable = usable_rows(pool)
     count = cluster_count(len(usable), clusters)
     drawn = np.sort(np.random.default_rng(seed).permutation(usable)[: SAMPLE * count])
-    sample = np.empty((len(drawn), every[0][1].shape[1]), np.float32)
-    for rows, found in every:
-        _, mine, places = np.intersect1d(rows, drawn, assume_unique=True, return_indices=True)
-        sample[places] = found[mine]
-    return find_centres(sample, count, seed)
+    return find_centres(take(pool, drawn).astype(np.float32), count, seed)
 
 
 def cluster_count(images: int, wanted: int | str) -> int:
@@ -98,7 +94,9 @@ def find_centres(features: npt.NDArray[np.float32], count: int, seed: int) -> np
     return np.asarray(kmeans.centroids)
 
 
-def even_priority(keys: Keys, clusters: npt.NDArray[np.integer], seed: int) -> Priority:
+def even_priority(
+    keys: Keys, clusters: npt.NDArray[np.integer], seed: int, ranks: npt.NDArray[np.int64] | None = None
+) -> Priority:
     """Return priorities by which every cut takes evenly from all clusters that still have images.
 
     Clusters give one image each in turn, in the order of a seeded hash of the key: an image's priority is the hash
@@ -109,12 +107,13 @@ def even_priority(keys: Keys, clusters: npt.NDArray[np.integer], seed: int) -> P
         keys: Keys of the images, N of them, unique.
         clusters: Cluster of each image (N,), −1 for none.
         seed: Seed of the hash.
+        ranks: Order in which a cluster gives its images, int64 (N,), the smallest first; by default that of the hash.
 
     Returns:
         Priorities float64 (N,), NaN for images without a cluster.
     """
     shuffled = random_priority(keys, seed ^ _SALT)
-    order = np.lexsort((-shuffled, clusters))
+    order = np.lexsort((-shuffled if ranks is None else ranks, clusters))
     _, first, members = np.unique(clusters[order], return_index=True, return_counts=True)
     dealt = np.empty(len(clusters), np.float64)
     dealt[order] = np.arange(len(order)) - np.repeat(first, members)

@@ -1,7 +1,7 @@
 """The strategy `target_similarity`, and the nearest neighbours by cosine among a target's images or cluster centres."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -9,43 +9,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayreid.selection.filelist import Keys
-from rayreid.selection.strategies import Priority
+from rayreid.selection.features import Features, centred, mean_feature, take, usable_rows
+from rayreid.selection.strategies import Priority, random_priority
+from rayreid.selection.turns import places_by_turns
+from rayreid.selection.whole_directions import whole_directions
+
+Mode = Literal["nearest", "round_robin"]
 
 _BLOCK = 8192
 """Number of rows of either side that are multiplied at once: 256 MiB of similarities."""
 
 
-@dataclass(frozen=True)
-class Features:
-    """Features of a store's images, or of some of them, larger than memory.
-
-    Attributes:
-        keys: The keys of all images of the store, N of them.
-        parts: Function that yields index rows (n,) and features float16 (n, D) of length 1, with NaN for images that
-            could not be decoded; every call starts from the beginning.
-    """
-
-    keys: Keys
-    parts: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
-
-
 def target_similarity(
-    pool: Features, device: torch.device, targets: Sequence[Features]
+    pool: Features,
+    device: torch.device,
+    targets: Sequence[Features],
+    mode: Mode = "nearest",
+    centre: bool = False,
 ) -> tuple[Priority, dict[str, int]]:
-    """Return the cosine of each pool image to the nearest image of any target, and the number of target images.
+    """Return priorities by similarity to the targets' images, and facts.
 
     Args:
         pool: Features of all images of the pool, N of them.
         device: Device on which to compute.
         targets: Features of each target's training images.
+        mode: "nearest": the priority is the cosine to the nearest image of any target. Targets' looks that many images
+            of the pool share come first. "round_robin": each target image in turn takes the most similar image not yet
+            taken, and the priority is minus the place in this order; see `places_by_turns`.
+        centre: Whether to subtract the pool's mean feature before cosines are computed.
 
     Returns:
-        Cosines float64 (N,), NaN for images that could not be decoded; and facts.
+        Priorities float64 (N,), NaN for images that could not be decoded; and facts: `target_images`, and those of
+        `places_by_turns`.
     """
+    mean = mean_feature(pool) if centre else None
+    if mode == "round_robin":
+        in_turn = whole_directions(_in_order_of_turns(targets), device, mean)
+        places, facts = places_by_turns(pool, in_turn, mean)
+        return np.where(places < 0, np.nan, -places.astype(np.float64)), {"target_images": len(in_turn), **facts}
+    if mean is not None:
+        pool, targets = centred(pool, mean), [centred(target, mean) for target in targets]
     references = [theirs[~np.isnan(theirs[:, 0])] for target in targets for _, theirs in target.parts()]
     cosines, _ = nearest_in_parts(pool, np.concatenate(references), device)
     return cosines, {"target_images": sum(map(len, references))}
+
+
+def _in_order_of_turns(targets: Sequence[Features]) -> np.ndarray:
+    """Return the features of the targets' images (M, D), ordered by a hash of their keys.
+
+    Any number of first turns is then a sample of the targets' images.
+    """
+    features, hashes = [], []
+    for target in targets:
+        rows = usable_rows(target)
+        features.append(take(target, rows))
+        hashes.append(random_priority([target.keys[row] for row in rows], 0))
+    return np.concatenate(features)[np.argsort(-np.concatenate(hashes), kind="stable")]
 
 
 def nearest_in_parts(
