@@ -19,6 +19,7 @@ from rayreid.config import (
     Sweep,
 )
 from rayreid.config.section import RUNTIME
+from rayreid.config.selection import Ranking
 from rayreid.errors import UserError
 from rayreid.evaluation.metrics import METRICS
 from rayreid.selection.registry import STRATEGIES
@@ -69,7 +70,7 @@ def test_identity_holds_everything_else(section):
     runtime |= {"teacher_temp_start", "teacher_temp_warmup_epochs", "label_smoothing", "layer_decay", "freeze_epochs"}
     runtime |= {"triplet_weight", "triplet_start_epoch", "triplet_normalise"}
     runtime |= {"temperature"} if section is Pretrain else set()
-    runtime |= {"clusters", "parts"} if section is Select else set()
+    runtime |= set(Ranking.model_fields) | {"parts"} if section is Select else set()
     runtime |= {"batch_size", "targets"} if section in (Score, Evaluate) else set()
     assert set(section().identity()) == set(section.model_fields) - runtime
     json.dumps(section().identity())

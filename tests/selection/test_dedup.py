@@ -112,10 +112,11 @@ def test_the_largest_images_of_a_group_are_kept_and_groups_take_turns():
 
 def test_the_strategy_keeps_some_of_each_group():
     features = planted(30, 4, 0.05)
-    priority, facts = dedup(in_parts(features), CPU, 0, np.arange(120), np.ones(120, int), 0.9, 2, clusters=5)
+    priority, facts, columns = dedup(in_parts(features), CPU, 0, np.arange(120), np.ones(120, int), 0.9, 2, clusters=5)
     kept = np.flatnonzero(~np.isnan(priority))
     np.testing.assert_array_equal(kept, np.concatenate([[row, row + 1] for row in range(0, 120, 4)]))
     assert facts["removed"] == 60 and facts["groups"] == 30
+    np.testing.assert_array_equal(columns["group"], np.repeat(np.arange(0, 120, 4), 4))
     assert (cut([f"{row:04d}.jpg" for row in range(120)], priority, 30) % 4 == 0).all()
 
 

@@ -9,6 +9,7 @@ from scipy.stats import rankdata
 from known_features import IMAGES, work_on
 from rayreid.config import Select
 from rayreid.data.store.store import ImageStore
+from rayreid.errors import UserError
 from rayreid.selection.subset_file import subset_rows
 from rayreid.stages import combination, priority, select
 
@@ -50,7 +51,7 @@ def test_a_subset_is_cut_by_them_and_knows_its_largest_cluster(known):
     subset = work_on(select.plan(made.pool, ranked, config, 0, None), said)
     rows = subset_rows(ImageStore(made.pool.path), subset.path)
     assert len(rows) == 15 and values(ranked)[rows].min() >= np.nanmax(np.delete(values(ranked), rows))
-    clusters = priority.read_clusters(ranked.path)
+    clusters = priority.read_groups(ranked.path, "cluster")
     assert subset.facts["largest_cluster"] == np.bincount(clusters[rows]).max() / 15
     assert clusters[7] == -1 and "warning" not in said.getvalue()
 
@@ -60,7 +61,7 @@ def test_a_cluster_that_wins_everything_is_told(known, monkeypatch):
     config, ranked = combined(made, PARTS, fraction=0.1)
     clusters = np.zeros(IMAGES, np.int32)
     clusters[10:14] = 1
-    monkeypatch.setattr(combination, "clusters_of", lambda *_: clusters)
+    monkeypatch.setattr(combination, "pool_clusters", lambda *_: clusters)
     monkeypatch.setattr(combination, "combine", lambda parts, images: ((clusters == 1) + np.arange(IMAGES) / 1e3, {}))
     work_on(ranked)
     subset = work_on(select.plan(made.pool, ranked, config, 0, None), said)
@@ -76,7 +77,20 @@ def test_strategies_without_an_artifact_are_ranked_with_it(known, tmp_path):
     work_on(ranked)
     assert set(np.flatnonzero(np.isfinite(values(ranked)))) == set(range(20, 50))
     assert ranked.facts["removed_by_1_list"] == 30
-    assert priority.read_clusters(ranked.path) is None
+    assert priority.read_groups(ranked.path, "cluster") is None
+
+
+def test_near_duplicates_are_thinned_out_among_the_images_that_are_left(known, tmp_path):
+    made = known(1)
+    (tmp_path / "list.txt").write_text("\n".join(f"p{number:02d}.jpg" for number in range(20, 50)))
+    listed = {"strategy": "list", "list": str(tmp_path / "list.txt"), "weight": 0}
+    thinned = {"strategy": "dedup", "keep": 1, "weight": 0}
+    _, first = combined(made, [thinned, listed, {"strategy": "cluster"}])
+    with pytest.raises(UserError, match="leave none"):  # all images have the same bytes, and 0 is the first
+        work_on(first)
+    _, last = combined(made, [listed, thinned, {"strategy": "cluster"}])
+    work_on(last)
+    assert np.flatnonzero(np.isfinite(values(last))).tolist() == [20]
 
 
 def test_everything_that_changes_it_is_part_of_its_id(known, tmp_path):

@@ -96,3 +96,23 @@ def test_the_figures_of_priorities_leave_out_what_cannot_be_decoded(known):
     assert found.images == IMAGES - 1 and found.mean == pytest.approx(np.nanmean(values))
     assert found.source_mean_length == pytest.approx(np.linalg.norm(mean), rel=1e-3)
     assert found.rank_direction is None and found.rank_brightness is None  # no θt; all images are black
+
+
+@pytest.mark.parametrize(("levels", "sizes"), [([12, 3], [12, 3]), (3, [21, 8, 3]), ("auto", [15, 4])])
+def test_a_hierarchy_shares_a_cut_at_each_level(known, levels, sizes):
+    taken, facts = compute(known(2), Select(strategy="hierarchical", levels=levels))
+    assert [facts[f"clusters_{number}"] for number in range(1, len(facts))] == sizes
+    assert sorted(-taken[np.isfinite(taken)]) == list(range(IMAGES - 1))
+
+
+def test_near_duplicates_are_thinned_out_and_their_groups_kept(known, worked_here):
+    made = known(2)
+    config = Select(strategy="dedup", similarity=0.5, keep=1, fraction=1.0)
+    assert not config.whole
+    ranked = work_on(priority.plan(made.pool, made.found, {}, config, 0, None))
+    groups, values = priority.read_groups(ranked.path, "group"), priority.read_priority(ranked.path)["priority"]
+    kept = np.isfinite(values.to_numpy())
+    assert kept.sum() == 1 and ranked.facts["copies"] == IMAGES - 2  # all images of this store have the same bytes
+    assert set(groups[groups >= 0]) == set(np.flatnonzero(kept)) and groups[7] == -1
+    subset = work_on(select.plan(made.pool, ranked, config, 0, None))
+    assert subset.facts["images"] == 1

@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from rayreid.config.section import ADDED, LARGEST, RUNTIME, Auto, Part, PositiveInt, Section
+from rayreid.config.section import ADDED, LARGEST, RUNTIME, Auto, Depth, Part, PositiveInt, Section
 
 # The names are those of `rayreid.selection.registry`, which this floor cannot import.
-Single = Literal["cfs", "target_similarity", "cluster", "random", "list"]
+Single = Literal["cfs", "target_similarity", "cluster", "hierarchical", "dedup", "random", "list"]
+_FILTERS = ("dedup", "combine")
+"""Strategies that remove images; they make a subset of the whole pool, too."""
 
 
 class Ranking(Section):
@@ -18,8 +20,20 @@ class Ranking(Section):
     list: Annotated[str | None, RUNTIME] = None
     """Ordered file list for the strategy `list`. Its content, not its path, is part of the subset's identity."""
     clusters: Annotated[PositiveInt | Auto, RUNTIME] = "auto"
-    """Number of clusters for the strategy `cluster`; it enters no other strategy's identity. `auto`: the square root of
-    the number of images."""
+    """Number of clusters for the strategies `cluster` and `dedup`; it enters no other strategy's identity. `auto`: the
+    square root of the number of images."""
+    levels: Annotated[Auto | Depth | tuple[PositiveInt, ...], RUNTIME] = "auto"
+    """Levels of clusters for the strategy `hierarchical`: their number, or the number of clusters of each one, the
+    finest first. `auto`: two levels, of N^(2/3) and N^(1/3) clusters of N images."""
+    similarity: Annotated[float, Field(gt=0, le=1), RUNTIME] = 0.9
+    """Smallest cosine of features by which the strategy `dedup` takes two images for near-duplicates."""
+    keep: Annotated[PositiveInt, RUNTIME] = 4
+    """Number of near-duplicates that the strategy `dedup` keeps of each group."""
+    mode: Annotated[Literal["nearest", "round_robin"], RUNTIME, ADDED] = "nearest"
+    """How the strategy `target_similarity` orders images: `nearest` by the cosine to the nearest target image,
+    `round_robin` so that each target image in turn takes the most similar image that is left."""
+    centre: Annotated[bool, RUNTIME, ADDED] = False
+    """Whether `target_similarity` and `dedup` subtract the pool's mean feature before cosines are computed."""
 
     def options(self, names: Iterable[str]) -> dict[str, Any]:
         """Return options that enter the identity of a strategy's priorities, as plain JSON values.
@@ -85,8 +99,8 @@ class Select(Ranking):
 
     @property
     def whole(self) -> bool:
-        """Return whether every image is kept, whatever the strategy."""
-        return self.share == 1.0
+        """Return whether every image is kept."""
+        return self.share == 1.0 and self.strategy not in _FILTERS
 
     def size(self, images: int) -> int:
         """Return how many of a pool's images are selected: the count, or the rounded fraction of them."""

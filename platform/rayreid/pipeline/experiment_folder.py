@@ -23,6 +23,11 @@ LATER: dict[str, Any] = {
     "pretrain.steps": None,
     "proxy.pretrain.steps": None,
     "evaluate.feature": "before",
+    "select.levels": "auto",
+    "select.similarity": 0.9,
+    "select.keep": 4,
+    "select.mode": "nearest",
+    "select.centre": False,
     "select.parts": [],
 }
 """Keys that were added after experiments had been run, with their defaults."""

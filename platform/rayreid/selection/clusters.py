@@ -39,7 +39,7 @@ def cluster_priority(
     return even_priority(pool.keys, places, seed), {"clusters": len(centres)}
 
 
-def clusters_of(pool: Features, device: torch.device, seed: int, clusters: int | str) -> npt.NDArray[np.int64]:
+def pool_clusters(pool: Features, device: torch.device, seed: int, clusters: int | str) -> npt.NDArray[np.int64]:
     """Return the cluster of each image of a pool by k-means, int64 (N,), −1 for images that could not be decoded.
 
     Args:

@@ -41,14 +41,14 @@ def dedup(
     keep: int,
     clusters: int | str = "auto",
     centre: bool = False,
-) -> tuple[Priority, dict[str, int]]:
-    """Return priorities of up to `keep` images per group of near-duplicates, and facts.
+) -> tuple[Priority, dict[str, int], dict[str, npt.NDArray[np.int64]]]:
+    """Return priorities of up to `keep` images per group of near-duplicates, facts, and the column `group`.
 
     See `near_duplicates` and `few_of_each` for the arguments and facts.
     """
     groups, facts = near_duplicates(pool, device, seed, copies, sizes, similarity, clusters, centre)
     priority, removed = few_of_each(pool.keys, groups, copies, sizes, keep, seed)
-    return priority, {**facts, **removed}
+    return priority, {**facts, **removed}, {"group": groups}
 
 
 def near_duplicates(

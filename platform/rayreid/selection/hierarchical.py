@@ -25,12 +25,13 @@ ROUNDS = 5
 """Iterations on the finest level, which takes N^(5/3) products of features for each, at `SAMPLE` images per cluster."""
 _CENTRE_ROUNDS = 20
 """Iterations on the levels above, where there are few points."""
+_LEVELS = 2
 _SALT = 0x41E2A9C4
 """Salt that makes the order within clusters differ from that of the strategy `random` with the same seed."""
 
 
 def hierarchical_priority(
-    pool: Features, device: torch.device, seed: int, levels: int | Sequence[int] = 2
+    pool: Features, device: torch.device, seed: int, levels: int | str | Sequence[int] = "auto"
 ) -> tuple[Priority, dict[str, int | float]]:
     """Return priorities by which every cut is balanced over the clusters of each level.
 
@@ -69,13 +70,13 @@ def hierarchical_priority(
     }
 
 
-def level_sizes(images: int, levels: int | Sequence[int]) -> list[int]:
+def level_sizes(images: int, levels: int | str | Sequence[int]) -> list[int]:
     """Return the number of clusters of each level, the finest first, for N images.
 
     Args:
         images: Number of images, N.
-        levels: Sizes of the levels, or their number L. Level l of L has N^((L + 1 − l) / (L + 1)) clusters: N^(2/3) and
-            N^(1/3) of two.
+        levels: Sizes of the levels, or their number L (`auto`: 2). Level l of L has N^((L + 1 − l) / (L + 1)) clusters:
+            N^(2/3) and N^(1/3) of two.
 
     Returns:
         The sizes; there are never more clusters than images.
@@ -83,6 +84,8 @@ def level_sizes(images: int, levels: int | Sequence[int]) -> list[int]:
     Raises:
         UserError: There is no level, a size is less than 1, or a level is larger than the one below it.
     """
+    if levels == "auto":
+        levels = _LEVELS
     if isinstance(levels, int):
         sizes = [max(1, round(images ** ((levels - level) / (levels + 1)))) for level in range(levels)]
     else:

@@ -14,7 +14,9 @@ import pyarrow as pa
 from rayreid.errors import UserError
 from rayreid.selection.clusters import cluster_priority
 from rayreid.selection.combine import combine
+from rayreid.selection.dedup import dedup
 from rayreid.selection.filelist import Keys, ListMatch
+from rayreid.selection.hierarchical import hierarchical_priority
 from rayreid.selection.similarity import target_similarity
 from rayreid.selection.strategies import Priority, list_priority, random_priority, scored_priority
 
@@ -29,7 +31,7 @@ class Basis(Enum):
     SCORES = "scores"
     """Scores of each image under θs and θt: rank(keys, table) → priority (N,)."""
     FEATURES = "features"
-    """Features of the pool under θs: rank(features, device, …) → priority (N,) and facts."""
+    """Features of the pool under θs: rank(features, device, …) → priority (N,), facts, and other columns if any."""
     PARTS = "parts"
     """Priorities by other strategies: rank(parts, N) → priority (N,) and facts."""
 
@@ -44,6 +46,8 @@ class Strategy:
         label: Name of its priorities in figures; empty if they are not worth drawing.
         targets: Whether `rank` also takes the features of each target's training images, as `targets`.
         seeded: Whether the result depends on the experiment's seed.
+        images: Whether `rank` also takes `copies`, the number of each image's group of identical bytes, int64 (N,), and
+            `sizes`, the number of its pixels, int64 (N,).
         options: Fields of the section `select` that `rank` takes, under the same names.
     """
 
@@ -52,6 +56,7 @@ class Strategy:
     label: str = ""
     targets: bool = False
     seeded: bool = False
+    images: bool = False
     options: tuple[str, ...] = ()
 
     @property
@@ -78,10 +83,25 @@ class Strategy:
 STRATEGIES = {
     "cfs": Strategy(Basis.SCORES, scored_priority, label="CFS"),
     "target_similarity": Strategy(
-        Basis.FEATURES, target_similarity, label="cosine to the nearest target image", targets=True
+        Basis.FEATURES,
+        target_similarity,
+        label="similarity to the target",
+        targets=True,
+        options=("mode", "centre"),
     ),
     "cluster": Strategy(
         Basis.FEATURES, cluster_priority, label="priority in its cluster", seeded=True, options=("clusters",)
+    ),
+    "hierarchical": Strategy(
+        Basis.FEATURES, hierarchical_priority, label="priority in the hierarchy", seeded=True, options=("levels",)
+    ),
+    "dedup": Strategy(
+        Basis.FEATURES,
+        dedup,
+        label="priority in its group",
+        seeded=True,
+        images=True,
+        options=("similarity", "keep", "clusters", "centre"),
     ),
     "random": Strategy(Basis.KEYS, random_priority, seeded=True),
     "list": Strategy(Basis.LIST, list_priority),

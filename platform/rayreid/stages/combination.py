@@ -1,6 +1,6 @@
 """Stage *priority* of the strategy `combine`: the priorities by several strategies → a priority per pool image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from rayreid.execution.gpus import assigned_device
 from rayreid.execution.production import StageContext
 from rayreid.execution.resources import Share
 from rayreid.files import checksum
-from rayreid.selection.clusters import clusters_of
+from rayreid.selection.clusters import pool_clusters
 from rayreid.selection.combine import CombinedRanking, Mask, combine
+from rayreid.selection.dedup import few_of_each
 from rayreid.selection.provenance import Provenance
 from rayreid.selection.registry import STRATEGIES, Basis
 from rayreid.selection.strategies import Priority
 from rayreid.stages import score
-from rayreid.stages.priority import VERSION, features_in, on_a_worker, write_priority
+from rayreid.stages.priority import VERSION, bytes_and_sizes, features_in, on_a_worker, read_groups, write_priority
 from rayreid.stages.select import list_file, ranking
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.roles import Role
@@ -73,8 +74,11 @@ def _combine(
     for number, part in enumerate(parts, 1):
         role = _role(number, part)
         folder = context.input(role) if role in context.artifact.inputs else None
-        ranked = ranking(part, seed, store, folder, context.screen.say)
-        combined.append(CombinedRanking(role.target, part.weight, partial(_among, ranked)))
+        if STRATEGIES[part.strategy].images and folder is not None:
+            among = _few_of_each(store, folder, part.keep, seed)
+        else:
+            among = partial(_among, ranking(part, seed, store, folder, context.screen.say))
+        combined.append(CombinedRanking(role.target, part.weight, among))
     priority, facts = combine(combined, len(store))
     columns = {"priority": priority}
     if "features" in context.artifact.inputs:
@@ -91,7 +95,21 @@ def _among(priority: Priority, left: Mask) -> Priority:
     return priority
 
 
+def _few_of_each(store: ImageStore, folder: Path, keep: int, seed: int) -> Callable[[Mask], Priority]:
+    """Return the priorities of near-duplicates as a function of the images that are left.
+
+    Which images of a group are kept depends on them: the artifact's own priorities may keep others.
+    """
+    groups = read_groups(folder, "group")
+    assert groups is not None
+
+    def among(left: Mask) -> Priority:
+        return few_of_each(store.keys, np.where(left, groups, -1), keep=keep, seed=seed, **bytes_and_sizes(store))[0]
+
+    return among
+
+
 def _clusters(seed: int, folder: Path, images: Path, share: Share) -> np.ndarray:
     """Return, on a worker, the cluster of each image by index row, int32, −1 if it cannot be decoded."""
     torch.set_num_threads(share.cpus)
-    return clusters_of(features_in(folder, images, "all"), assigned_device(share.gpu), seed, "auto").astype(np.int32)
+    return pool_clusters(features_in(folder, images, "all"), assigned_device(share.gpu), seed, "auto").astype(np.int32)

@@ -6,7 +6,7 @@ The priorities are an artifact of their own, so that a cut at another fraction r
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from rayreid.data.store.store import ImageStore
 from rayreid.execution.gpus import assigned_device
 from rayreid.execution.production import StageContext
 from rayreid.execution.resources import ANYWHERE, Share, training_share
-from rayreid.parquet import read_columns, write_table
+from rayreid.parquet import Kind, read_columns, write_table
 from rayreid.selection.meaning import ROUNDING, Diagnosis, diagnose
 from rayreid.selection.provenance import Provenance
 from rayreid.selection.registry import STRATEGIES
@@ -73,18 +73,23 @@ def read_priority(folder: Path) -> pa.Table:
     return read_columns(folder / TABLE, columns, remedy=remake(folder))
 
 
-def read_clusters(folder: Path) -> np.ndarray | None:
-    """Return the cluster of each pool image, int32 (N,), −1 for none; None if the priorities come without clusters."""
-    columns = {"cluster": pa.types.is_integer}
+def read_groups(folder: Path, name: Literal["cluster", "group"]) -> np.ndarray | None:
+    """Return the cluster, or the group of near-duplicates, of each pool image; None if the priorities come without.
+
+    Args:
+        folder: The priorities.
+        name: The column, integers (N,), −1 for images that are in none.
+    """
+    columns: dict[str, Kind] = {name: pa.types.is_integer}
     table = read_columns(folder / TABLE, columns, remedy=remake(folder), optional=columns)
-    return table["cluster"].to_numpy() if table.column_names else None
+    return table[name].to_numpy() if table.column_names else None
 
 
 def _rank(config: Ranked, seed: int, provenance: Provenance | None, context: StageContext) -> dict[str, Any]:
     store = ImageStore(context.input("pool"))
     folders = {role: context.input(role) for role in context.artifact.inputs}
-    priority, facts = on_a_worker(_compute, config, seed, folders)
-    write_priority(context, store, {"priority": priority})
+    priority, facts, *more = on_a_worker(_compute, config, seed, folders)
+    write_priority(context, store, {"priority": priority, **(more[0] if more else {})})
     separation = provenance.judge(store.keys, priority) if provenance else None
     figures = _diagnosis(store, priority, features.read(context.input("features"), store, "all"))
     known = facts_of(context.artifact, figures, tell(context, figures, separation)) if figures else {}
@@ -140,21 +145,30 @@ def _diagnosis(
     )
 
 
-def _compute(config: Ranked, seed: int, folders: Mapping[str, Path], share: Share) -> tuple[np.ndarray, dict[str, int]]:
-    """Return, on a worker, the priority by index row (float64, NaN if an image cannot be decoded), and facts."""
+def _compute(config: Ranked, seed: int, folders: Mapping[str, Path], share: Share) -> tuple[Any, ...]:
+    """Return, on a worker, the priority by index row (float64, NaN: none), facts, and other columns, if any."""
     torch.set_num_threads(share.cpus)
     device = assigned_device(share.gpu)
     strategy = STRATEGIES[config.strategy]
     options: dict[str, Any] = {name: getattr(config, name) for name in strategy.options}
     if strategy.seeded:
         options["seed"] = seed
+    if strategy.images:
+        options |= bytes_and_sizes(ImageStore(folders["pool"]))
     if strategy.targets:
         options["targets"] = [
             features_in(folders[Role.of("target_features", role.target)], folders[role], "train")
             for role in map(Role, folders)
             if role.kind == "target"
         ]
-    return strategy.rank(features_in(folders["features"], folders["pool"], "all"), device, **options)
+    ranked: tuple[Any, ...] = strategy.rank(features_in(folders["features"], folders["pool"], "all"), device, **options)
+    return ranked
+
+
+def bytes_and_sizes(store: ImageStore) -> dict[str, np.ndarray]:
+    """Return what strategies with `images` are given: `copies` and `sizes`, int64 (N,) each."""
+    copies = store.digests().dictionary_encode().indices.to_numpy().astype(np.int64)
+    return {"copies": copies, "sizes": store.heights.astype(np.int64) * store.widths}
 
 
 def features_in(folder: Path, images: Path, part: features.Part) -> Features:

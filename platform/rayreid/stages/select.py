@@ -25,7 +25,7 @@ from rayreid.selection.registry import STRATEGIES, Basis, priority
 from rayreid.selection.strategies import cut
 from rayreid.selection.subset_file import SUBSET, write_subset
 from rayreid.stages import score
-from rayreid.stages.priority import read_clusters, read_priority
+from rayreid.stages.priority import read_groups, read_priority
 from rayreid.stages.score_meaning import TAG, meaning_of, warn
 from rayreid.state_files import read_json, remake
 from rayreid.storage.artifacts import Artifact, lineage
@@ -161,7 +161,7 @@ def _told(
 
 def _crowd(context: StageContext, ranked: Path, chosen: np.ndarray) -> dict[str, float]:
     """Return which share of the subset its largest cluster gives, and warn if that is much; clusters may be unknown."""
-    clusters = read_clusters(ranked)
+    clusters = read_groups(ranked, "cluster")
     if clusters is None:
         return {}
     crowd = largest_crowd(clusters, chosen)
