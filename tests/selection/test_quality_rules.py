@@ -44,7 +44,7 @@ def test_the_rules_of_the_issue_are_read():
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ({"min_heigth": 64}, r"select: unknown rule 'min_heigth'; did you mean 'min_height'\? Known: .*jpeg_quality"),
+        ({"min_heightt": 64}, r"select: unknown rule 'min_heightt'; did you mean 'min_height'\? Known: .*jpeg_quality"),
         ({"colour": 1}, r"select: unknown rule 'colour'; Known: min_, max_, or \{drop_lowest, drop_highest\}, of h"),
         ({"min_": 1}, "unknown rule 'min_'"),
         ({"min_height": "64"}, "select.min_height is '64'; height lies between 1 and 32,767"),
@@ -76,7 +76,7 @@ def test_messages_name_the_place():
         parse_rules({"min_height": 0}, "select.parts.0")
 
 
-@pytest.mark.parametrize("names", [[], "height", ["heigth"], [3]])
+@pytest.mark.parametrize("names", [[], "height", ["heightt"], [3]])
 def test_measures_to_rank_by_are_checked(names):
     with pytest.raises(UserError, match=r"^select\.by"):
         parse_by(names)

@@ -1,15 +1,13 @@
 """Cheap measures of the quality of an image, from its pixels and its encoded bytes alone, without a network.
 
 Luma is that of ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B, in grey levels from 0 to 255. A measure that an image does
-not have is NaN; all measures of an image that cannot be decoded are NaN.
+not have is NaN. All measures of an image that cannot be decoded are NaN in a table.
 """
 
 from collections.abc import Callable
 from itertools import takewhile
 
 import numpy as np
-
-from rayreid.data.images import BadImageError, decode
 
 UNIFORM_LEVELS = 16
 """Largest difference from the colour of a band, in grey levels: what a JPEG of quality 75 leaves of a plain area."""
@@ -35,20 +33,6 @@ _STANDARD = np.array(
 _COEFFICIENTS = len(_STANDARD)
 _DQT, _SOS = 0xDB, 0xDA  # markers: quantisation tables, start of scan
 _BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
-
-
-def image_measures(encoded: bytes | memoryview, orientation: int = 1) -> np.ndarray:
-    """Return the measures of an encoded image, float32 (M,) in the order of `MEASURES`; all NaN if it is undecodable.
-
-    Args:
-        encoded: The encoded file.
-        orientation: EXIF orientation, by which the pixels are turned before they are measured.
-    """
-    try:
-        pixels = decode(encoded, orientation)
-    except BadImageError:
-        return np.full(len(MEASURES), np.nan, np.float32)
-    return measures_of(pixels, encoded)
 
 
 def measures_of(pixels: np.ndarray, encoded: bytes | memoryview) -> np.ndarray:
@@ -149,13 +133,13 @@ def jpeg_quality(encoded: bytes | memoryview) -> float:
     other encoders have a quality, too. The divisors are those of the last encoding: of a file that was compressed
     strongly and saved again at a high quality, they tell the latter. NaN for what is no JPEG.
     """
-    table = _luminance_table(encoded)
+    table = _luminance_table(memoryview(encoded).cast("B"))  # Arrow's buffers have signed bytes
     if table is None:
         return float("nan")
     return float(_QUALITIES[np.argmin(np.abs(_TABLE_SUMS - table.sum()))])
 
 
-def _luminance_table(encoded: bytes | memoryview) -> np.ndarray | None:
+def _luminance_table(encoded: memoryview) -> np.ndarray | None:
     """Return the divisors of quantisation table 0 in the order of the file, int64 (64,); None if there is none."""
     if bytes(encoded[:2]) != b"\xff\xd8":
         return None

@@ -5,6 +5,7 @@ from rayreid.config.loading import load_experiment as load
 from rayreid.pipeline.forecast.images import ImageCounts
 from rayreid.pipeline.forecast.workloads import UnknownSizeError, Workloads, cost_of, head_parameters
 from rayreid.pipeline.graph import plan
+from rayreid.stages import quality
 
 
 @pytest.fixture
@@ -54,6 +55,12 @@ def test_an_adaptation_extracts_its_images_before_every_epoch(work):
 
 def test_a_strategy_by_features_has_features_and_priorities(work):
     assert work("features", select__strategy="cluster").images == work("priority", select__strategy="cluster").images
+
+
+def test_the_quality_of_every_image_is_measured_without_a_network(tiny, tmp_path):
+    pool = plan(load(tiny()), tmp_path)["pool"]
+    found = Workloads(ImageCounts()).of(quality.plan(pool))
+    assert (found.images, found.gflop, found.network) == (120, 0, None)
 
 
 def test_what_depends_on_a_missing_dataset_is_not_known(work):
