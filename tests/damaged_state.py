@@ -37,8 +37,10 @@ from rayreid.pipeline.experiment_folder import draw_curves
 from rayreid.pipeline.experiment_runner import experiment_run, is_recorded
 from rayreid.pipeline.seed_groups import _gain
 from rayreid.reid.pseudo_labels import Clustering, PseudoLabels
+from rayreid.selection.image_measures import MEASURES
+from rayreid.selection.quality_rules import quality_priority
 from rayreid.selection.subset_file import subset_rows, write_subset
-from rayreid.stages import features, priority, score
+from rayreid.stages import features, priority, quality, score
 from rayreid.stages.training.early_stopping import MedianStopping
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.metrics_log import Journal, MetricsFeed
@@ -219,6 +221,11 @@ def write_whole(root: Path) -> None:
     pq.write_table(
         pa.table({"key": store.keys.tolist(), "priority": pa.array(np.ones(IMAGES))}), root / "priority.parquet"
     )
+    measures = {name: pa.array(np.ones(IMAGES, np.float32)) for name in MEASURES}
+    pq.write_table(pa.table({"key": store.keys.tolist(), **measures}), root / "quality.parquet")
+    (root / "measured/measures").mkdir(parents=True)
+    for shard, rows in features.rows_by_shard(store).items():
+        np.save(root / f"measured/measures/{shard:05d}.npy", np.ones((len(rows), len(MEASURES)), np.float32))
     (root / "scoring").mkdir()
     _resumed(score.ScoreFiles(root / "scoring/scores", store, [""]))
     (root / "extracted/features").mkdir(parents=True)
@@ -369,6 +376,15 @@ STATE = {
     ),
     "features": StateFile("extracted/features/00000.npy", _finished_sample, "array"),
     "features to go on with": StateFile("extracted/features/00000.npy", _resume_features, "array", rebuilt=True),
+    "quality": StateFile(
+        "quality.parquet", lambda root: quality_priority(quality.read_quality(root, IMAGES), ()), "table"
+    ),
+    "measures to go on with": StateFile(
+        "measured/measures/00000.npy",
+        lambda root: _resumed(quality.MeasureFiles(root / "measured/measures", ImageStore(root / "store"))).measures(),
+        "array",
+        rebuilt=True,
+    ),
     "undecodable": StateFile(
         "scoring/undecodable.tsv",
         lambda root: Undecodable(root / "scoring/undecodable.tsv").add({"c.png": "truncated"}),

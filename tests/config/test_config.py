@@ -19,9 +19,11 @@ from rayreid.config import (
     Sweep,
 )
 from rayreid.config.section import RUNTIME
-from rayreid.config.selection import Ranking
+from rayreid.config.selection import Measure, Ranking
 from rayreid.errors import UserError
 from rayreid.evaluation.metrics import METRICS
+from rayreid.selection.image_measures import MEASURES
+from rayreid.selection.quality_rules import BY
 from rayreid.selection.registry import STRATEGIES
 
 
@@ -288,9 +290,30 @@ def test_the_strategies_are_those_of_the_registry_with_their_options():
     single, combined = get_args(Select.model_fields["strategy"].annotation)
     assert (*get_args(single), *get_args(combined)) == tuple(STRATEGIES)
     assert get_args(CombinedPart.model_fields["strategy"].annotation) == get_args(single)
+    assert get_args(Measure) == MEASURES and Select().by == BY
     for strategy in STRATEGIES.values():
         # An option is part of the identity of the strategy's own artifact, and of no other strategy's subsets.
         assert all(RUNTIME in Select.model_fields[option].metadata for option in strategy.options)
+
+
+def test_rules_of_quality_may_stand_beside_the_other_keys():
+    shares = {"drop_lowest": 0.05}
+    select = Select.model_validate({"strategy": "quality", "min_height": 64, "rules": {"sharpness": shares}})
+    assert select.rules == {"min_height": 64, "sharpness": shares} and not select.whole
+    part = CombinedPart.model_validate({"strategy": "quality", "sharpness": shares})
+    assert part.rules == {"sharpness": shares}
+    with pytest.raises(ValidationError, match="min_hight"):
+        Select.model_validate({"strategy": "quality", "min_hight": 64})
+
+
+def test_a_combination_has_parts_and_a_weight():
+    with pytest.raises(ValidationError, match="needs parts"):
+        Select(strategy="combine")
+    with pytest.raises(ValidationError, match="no part of the strategy combine has a weight"):
+        Select(strategy="combine", parts=[{"strategy": "cfs", "weight": 0}])
+    with pytest.raises(ValidationError):
+        Select(strategy="combine", parts=[{"strategy": "combine"}])
+    assert not Select(strategy="combine", parts=[{"strategy": "cfs"}], fraction=1.0).whole
 
 
 def test_sections_are_immutable_and_closed():

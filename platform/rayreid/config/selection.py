@@ -1,21 +1,42 @@
 """Section of the subset, and the strategies with their options."""
 
 import math
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from rayreid.config.section import ADDED, LARGEST, RUNTIME, Auto, Depth, Part, PositiveInt, Section
 
 # The names are those of `rayreid.selection.registry`, which this floor cannot import.
-Single = Literal["cfs", "target_similarity", "cluster", "hierarchical", "dedup", "random", "list"]
-_FILTERS = ("dedup", "combine")
+Single = Literal["cfs", "target_similarity", "cluster", "hierarchical", "dedup", "quality", "random", "list"]
+_FILTERS = ("dedup", "quality", "combine")
 """Strategies that remove images; they make a subset of the whole pool, too."""
+
+# Those of `rayreid.selection.image_measures`, likewise.
+Measure = Literal["height", "aspect", "sharpness", "brightness", "contrast", "saturation", "border", "jpeg_quality"]
+_RULES = tuple(f"{kind}{measure}" for kind in ("min_", "max_", "") for measure in get_args(Measure))
+_SHARE = {"type": "number", "minimum": 0}
+_SHARES: dict[str, Any] = {"type": "object", "properties": {"drop_lowest": _SHARE, "drop_highest": _SHARE}}
+    "type": "object",
+    "properties": {name: {"type": "number"} for name in ("drop_lowest", "drop_highest")},
+}
 
 
 class Ranking(Section):
-    """A way of ordering the images of a pool."""
+    """A way of ordering the images of a pool.
+
+    The rules of the strategy `quality` may also stand beside its other keys: `{strategy: quality, min_height: 64}`.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "patternProperties": {
+                f"^(min|max)_({'|'.join(get_args(Measure))})$": {"type": "number"},
+                f"^({'|'.join(get_args(Measure))})$": _SHARES,
+            }
+        }
+    )
 
     list: Annotated[str | None, RUNTIME] = None
     """Ordered file list for the strategy `list`. Its content, not its path, is part of the subset's identity."""
@@ -34,6 +55,24 @@ class Ranking(Section):
     `round_robin` so that each target image in turn takes the most similar image that is left."""
     centre: Annotated[bool, RUNTIME, ADDED] = False
     """Whether `target_similarity` and `dedup` subtract the pool's mean feature before cosines are computed."""
+
+    rules: Annotated[dict[str, Any], RUNTIME] = Field(default_factory=dict)
+    """What the strategy `quality` removes: `min_<measure>` and `max_<measure>` with a value, `<measure>` with
+    `{drop_lowest: share}`, `{drop_highest: share}` or both."""
+    by: Annotated[tuple[Measure, ...], RUNTIME] = ("height", "sharpness", "contrast")
+    """Measures by the worst of which the strategy `quality` orders images."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rules_among_the_keys(cls, written: Any) -> Any:
+        """Collect in `rules` those that stand beside it."""
+        if not isinstance(written, Mapping):
+            return written
+        beside = {key: value for key, value in written.items() if key in _RULES}
+        if not beside or not isinstance(written.get("rules", {}), Mapping):
+            return written
+        others = {key: value for key, value in written.items() if key not in _RULES}
+        return {**others, "rules": {**written.get("rules", {}), **beside}}
 
     def options(self, names: Iterable[str]) -> dict[str, Any]:
         """Return options that enter the identity of a strategy's priorities, as plain JSON values.

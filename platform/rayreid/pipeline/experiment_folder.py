@@ -28,6 +28,8 @@ LATER: dict[str, Any] = {
     "select.keep": 4,
     "select.mode": "nearest",
     "select.centre": False,
+    "select.rules": {},
+    "select.by": ["height", "sharpness", "contrast"],
     "select.parts": [],
 }
 """Keys that were added after experiments had been run, with their defaults."""

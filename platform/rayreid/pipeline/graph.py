@@ -19,6 +19,7 @@ ROLES = (
     "target_proxy",
     "features",
     "target_features",
+    "quality",
     "scores",
     "part",
     "priority",

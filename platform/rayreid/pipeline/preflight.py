@@ -13,6 +13,7 @@ from rayreid.neighbours.knn import require_faiss
 from rayreid.pipeline.dataset_facts import Contents, Datasets
 from rayreid.pipeline.selection_graph import check_proxies, finetunes_proxies, needs_source, pretrains_proxy
 from rayreid.selection.filelist import read_list
+from rayreid.selection.quality_rules import parse_by, parse_rules
 from rayreid.selection.registry import STRATEGIES, Basis
 from rayreid.stages import adapt, evaluate, select
 from rayreid.stages.training import initial_weights
@@ -68,6 +69,9 @@ def check_settings(
         for one in e.select.rankings if e.selects else ():
             if STRATEGIES[one.strategy].basis is Basis.LIST:
                 _check_batch("pretrain", e.pretrain, len(read_list(select.list_file(one))), "select.list")
+            if STRATEGIES[one.strategy].basis is Basis.MEASURES:
+                parse_rules(one.rules)
+                parse_by(one.by)
     for graph in plans.values():
         if "metrics" in graph:
             evaluate.check_feature(graph["metrics"])

@@ -7,7 +7,7 @@ from rayreid.config import Experiment, Ranked, Select
 from rayreid.errors import UserError
 from rayreid.selection.provenance import Provenance, provenance_of
 from rayreid.selection.registry import STRATEGIES, Basis
-from rayreid.stages import combination, features, ingest, priority, proxies, score, select
+from rayreid.stages import combination, features, ingest, priority, proxies, quality, quality_priority, score, select
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.roles import Role
 
@@ -55,6 +55,10 @@ class _Planner:
         basis = STRATEGIES[config.strategy].basis
         if basis is Basis.SCORES:
             return self._scores()
+        if basis is Basis.MEASURES:
+            self.made["quality"] = quality.plan(self.pool)
+            self.made["priority"] = quality_priority.plan(self.pool, self.made["quality"], config, self.provenance)
+            return self.made["priority"]
         return self._priority(config) if basis is Basis.FEATURES else None
 
     def combine(self, config: Select) -> Artifact:

@@ -24,7 +24,17 @@ _TOLD_BY_COLUMNS = (
     "resources.",
 )
 """Parameters (or their prefixes) that the columns already show, or that do not change a result."""
-_OF_SELECTION = ("source_proxy", "target_proxy", "features", "target_features", "scores", "part", "priority", "subset")
+_OF_SELECTION = (
+    "source_proxy",
+    "target_proxy",
+    "features",
+    "target_features",
+    "quality",
+    "scores",
+    "part",
+    "priority",
+    "subset",
+)
 """Kinds of the artifacts that count as the cost of a selection."""
 
 

@@ -119,6 +119,23 @@ def provenance_of(source: Pool) -> Provenance | None:
     return None
 
 
+def planted_of(source: NamedDataset) -> pa.Table | None:
+    """Return the images that a drawn pool has planted, for judging a curation; None if it has none, or is not drawn.
+
+    The string columns are `key`, `kind` (`rayreid.data.synthetic.planted.KINDS`) and `source`, the key of the image
+    that a duplicate repeats ("" for the other kinds).
+    """
+    if source.dataset != "synthetic":
+        return None
+    drawn = open_dataset(source.dataset, source.root, **source.options)
+    planted = drawn.planted_images()  # type: ignore[attr-defined]  # only the synthetic dataset has it
+    if not planted:
+        return None
+    rows = [(key, image.kind, image.source) for key, image in planted.items()]
+    columns = zip(("key", "kind", "source"), zip(*rows, strict=True), strict=True)
+    return pa.table({name: pa.array(values, pa.string()) for name, values in columns})
+
+
 @lru_cache(maxsize=1)
 def _read(path: Path, root: str | None, changed: int) -> pa.Table:
     """Return the file's two columns, with keys written as the pool writes them.

@@ -17,6 +17,7 @@ from rayreid.selection.combine import combine
 from rayreid.selection.dedup import dedup
 from rayreid.selection.filelist import Keys, ListMatch
 from rayreid.selection.hierarchical import hierarchical_priority
+from rayreid.selection.quality_rules import quality_priority
 from rayreid.selection.similarity import target_similarity
 from rayreid.selection.strategies import Priority, list_priority, random_priority, scored_priority
 
@@ -32,6 +33,8 @@ class Basis(Enum):
     """Scores of each image under θs and θt: rank(keys, table) → priority (N,)."""
     FEATURES = "features"
     """Features of the pool under θs: rank(features, device, …) → priority (N,), facts, and other columns if any."""
+    MEASURES = "measures"
+    """Measures of the quality of each image: rank(table, rules, by, place) → priority (N,) and facts."""
     PARTS = "parts"
     """Priorities by other strategies: rank(parts, N) → priority (N,) and facts."""
 
@@ -62,7 +65,9 @@ class Strategy:
     @property
     def ranking(self) -> str | None:
         """Return the role of the artifact that holds its priorities; None if they are computed with the subset."""
-        return {Basis.SCORES: "scores", Basis.FEATURES: "priority", Basis.PARTS: "priority"}.get(self.basis)
+        if self.basis is Basis.SCORES:
+            return "scores"
+        return "priority" if self.basis in (Basis.FEATURES, Basis.MEASURES, Basis.PARTS) else None
 
     @property
     def column(self) -> str:
@@ -102,6 +107,9 @@ STRATEGIES = {
         seeded=True,
         images=True,
         options=("similarity", "keep", "clusters", "centre"),
+    ),
+    "quality": Strategy(
+        Basis.MEASURES, quality_priority, label="worst rank among measures of quality", options=("rules", "by")
     ),
     "random": Strategy(Basis.KEYS, random_priority, seeded=True),
     "list": Strategy(Basis.LIST, list_priority),

@@ -27,7 +27,7 @@ WRITERS = ".writers.json"
 LEFT_BY_WRITERS = (LEASE, WRITERS)
 """Files in an incomplete artifact's folder that say who writes it."""
 
-SCRATCH = ("checkpoints", "ray", "start")
+SCRATCH = ("checkpoints", "measures", "ray", "start")
 """Folders of an artifact that are deleted when it is complete."""
 
 KEPT = "epochs"

@@ -10,6 +10,7 @@ from rayreid.pipeline.forecast.images import ImageCounts
 from rayreid.pipeline.forecast.planned_machine import PlannedMachine, machine_here
 from rayreid.pipeline.forecast.workloads import Workloads
 from rayreid.pipeline.graph import plan
+from rayreid.stages import quality
 from rayreid.storage.inventory import Inventory, size_of
 
 CPU, GPUS = PlannedMachine(2, 0, "this one"), PlannedMachine(64, 4)
@@ -99,6 +100,20 @@ def test_more_gpus_take_less_time_and_about_as_many_gpu_hours(estimate):
     assert 3.5 < one.seconds.likely / four.seconds.likely < 4.1
     assert one.gpu_hours.low < 43 < one.gpu_hours.likely * 1.2, "docs/performance.md: 39 hours of compiled steps"
     assert four.gpu_hours.likely == pytest.approx(one.gpu_hours.likely, rel=0.1)
+
+
+def test_measures_of_quality_take_a_core_per_image_and_some_bytes(experiment, tmp_path):
+    luperson = change(experiment, {"pool": {"dataset": "folder", "root": "luperson"}})
+    measured = quality.plan(plan(luperson, tmp_path)["pool"])
+    found = [
+        Estimator(machine, EarlierRuns(Inventory(tmp_path), machine)).of(
+            "quality", measured, Workloads(ImageCounts()).of(measured), luperson
+        )
+        for machine in (CPU, PlannedMachine(64, 0))
+    ]
+    assert found[0].seconds.low < 4_180_243 / 2 / 1_500 < found[0].seconds.high
+    assert 25 < found[0].seconds.likely / found[1].seconds.likely <= 32
+    assert 1e8 < found[0].disk.likely < 1e9 and found[0].gpu_hours.high == 0
 
 
 def test_small_steps_do_not_become_faster_without_end(estimate):

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayreid.pipeline.forecast.standings import Standing, State, is_held, standing_of
+from rayreid.stages.quality import MEASURED
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.contents import LEASE, RECORD
 from rayreid.storage.lease_place import Holder, LeasePlace
@@ -60,6 +61,12 @@ def test_features_are_resumed_from_their_shards(begun):
     one = begun("features", "features")
     np.save(one.path / "features" / "00000.npy", np.zeros((5, 2), np.float16))
     assert standing_of(one).done == 5
+
+
+def test_measures_of_quality_are_resumed_from_their_shards(begun):
+    one = begun("quality", MEASURED)
+    np.save(one.path / MEASURED / "00000.npy", np.zeros((7, 8), np.float32))
+    assert standing_of(one) == Standing(State.RESUMED, 7, "images")
 
 
 def test_what_is_damaged_says_why(begun):

@@ -5,6 +5,7 @@ from rayreid.config.loading import load_experiment as load
 from rayreid.pipeline.forecast.images import ImageCounts
 from rayreid.pipeline.forecast.workloads import UnknownSizeError, Workloads, cost_of, head_parameters
 from rayreid.pipeline.graph import plan
+from rayreid.stages import quality
 
 
 @pytest.fixture
@@ -60,6 +61,12 @@ def test_a_combination_has_the_parts_and_their_priorities(work):
     combined = {"select": {"strategy": "combine", "parts": [{"strategy": "cfs"}, {"strategy": "cluster"}]}}
     assert work("subset", **combined).images == 60
     assert {work(role, **combined).images for role in ("part.1_cfs", "part.2_cluster", "priority", "features")} == {120}
+
+
+def test_the_quality_of_every_image_is_measured_without_a_network(tiny, tmp_path):
+    pool = plan(load(tiny()), tmp_path)["pool"]
+    found = Workloads(ImageCounts()).of(quality.plan(pool))
+    assert (found.images, found.gflop, found.network) == (120, 0, None)
 
 
 def test_what_depends_on_a_missing_dataset_is_not_known(work):

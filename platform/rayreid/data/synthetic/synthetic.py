@@ -3,20 +3,21 @@
 The *target* is a small labelled set in the manner of Market-1501. The *pool* is unlabelled: a known share of it is
 drawn in the target's domain (the same cameras, other persons); the rest comes from other domains or shows nobody.
 Pre-training on the pool should therefore help on the target, and a selection of the pool can be judged against
-`Synthetic.origins`. Every image is a pure function of the options, the seed and its key (for one version of Pillow and
-NumPy).
+`Synthetic.origins`. Faults may be planted in the pool, and `Synthetic.planted_images` lists them. Every image is a pure
+function of the options, the seed and its key (for one version of Pillow and NumPy).
 """
 
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from rayreid.data.store.shards import Record
+from rayreid.data.synthetic import planted as faults
 from rayreid.data.synthetic.pedestrians import Posture, draw_from_above, draw_pedestrian
 from rayreid.data.synthetic.scenes import Camera, draw_object, draw_scene
 from rayreid.data.synthetic.wardrobe import CARTOON, SKETCH, STREET, Appearance
@@ -46,6 +47,8 @@ class Synthetic:
         images_per_camera: Target: number of images of a person per camera, at least 2; one of them is the query.
         images: Pool: number of images.
         relevant: Pool: share in (0, 1) that is drawn in the target's domain.
+        planted: Pool: shares in [0, 1) of planted faults by kind (`planted.KINDS`), which replace images of any origin;
+            the other images stay as they are without them.
 
     Raises:
         UserError: An option is out of its range.
@@ -67,6 +70,7 @@ class Synthetic:
         images_per_camera: int = 2,
         images: int = 2400,
         relevant: float = 0.5,
+        planted: Mapping[str, float] | None = None,
     ):
         if part not in ("target", "pool"):
             raise UserError(f"synthetic: part is {part!r}; give 'target' or 'pool'")
@@ -91,11 +95,13 @@ class Synthetic:
             for c in range(1, _whole("cameras", cameras, 2) + 1)
         ]
         self._origins = self._deal_origins()
+        shares = faults.check_shares(planted)
+        self._planted = faults.deal(self._rng("planted", self.images, *shares.items()), self.images, shares)
 
     def records(self) -> list[Record]:
         """List all images of this part; camera ids count from 1, and ids of test persons follow those of train."""
         if self.part == "pool":
-            keys = [f"pool/{i:07d}.jpg" for i in range(self.images)]
+            keys = [_pool_key(number) for number in range(self.images)]
             return [Record(key, -1, -1, "pool", key) for key in keys]
         shots = [
             ("train" if pid <= self.identities else "query" if shot == 0 else "gallery", pid, camid, shot)
@@ -121,13 +127,13 @@ class Synthetic:
             UserError: The record's key does not belong to this dataset.
         """
         target, pool = _TARGET_KEY.fullmatch(record.key), _POOL_KEY.fullmatch(record.key)
-        rng = self._rng("image", record.key)
         if self.part == "target" and target and self._has(int(target[2]), int(target[3])):
             pid = int(target[2])
             person = ("junk", record.key) if pid == -1 else ("target", pid)
-            image = self._street_image(rng, person, self._cameras[int(target[3]) - 1], badly_framed=pid == -1)
+            rng, camera = self._rng("image", record.key), self._cameras[int(target[3]) - 1]
+            image = self._street_image(rng, person, camera, badly_framed=pid == -1)
         elif self.part == "pool" and pool and int(pool[1]) < self.images:
-            image = self._pool_image(rng, ORIGINS[self._origins[int(pool[1])]])
+            image = self._pool_image(int(pool[1]))
         else:
             raise UserError(f"synthetic: no image {record.key!r} in this part {self.part!r} with these options")
         data = io.BytesIO()
@@ -146,7 +152,15 @@ class Synthetic:
         """Return the origin of each image by key, one of `ORIGINS`; for judging selections only."""
         if self.part == "target":
             return {record.key: ORIGINS[0] for record in self.records()}
-        return {r.key: ORIGINS[o] for r, o in zip(self.records(), self._origins, strict=True)}
+        return {_pool_key(number): self._origin(number) for number in range(self.images)}
+
+    def planted_images(self) -> dict[str, faults.Planted]:
+        """Return the planted images by key, in ascending order; for judging selections only."""
+        if self.part == "target":
+            return {}
+        sources = {number: _pool_key(source) for number, source in self._planted.sources.items()}
+        kinds = sorted(self._planted.kinds.items())
+        return {_pool_key(number): faults.Planted(kind, sources.get(number, "")) for number, kind in kinds}
 
     def _has(self, pid: int, camid: int) -> bool:
         """Return whether the target has this person (−1: any stranger) and this camera."""
@@ -165,8 +179,28 @@ class Synthetic:
         name = "/".join(str(part) for part in (self.seed, *parts))
         return np.random.default_rng(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest()))
 
-    def _pool_image(self, rng: np.random.Generator, origin: str) -> Image.Image:
-        """Return one unlabelled image."""
+    def _origin(self, number: int) -> str:
+        """Return the origin of a pool image: a duplicate has that of its source, an empty crop `background`."""
+        if self._planted.kinds.get(number) in (faults.UNIFORM, faults.BACKDROP):
+            return "background"
+        return ORIGINS[self._origins[self._planted.sources.get(number, number)]]
+
+    def _pool_image(self, number: int) -> Image.Image:
+        """Return one unlabelled image, with the fault that is planted in it."""
+        kind, shown = self._planted.kinds.get(number), self._planted.sources.get(number, number)
+        rng = self._rng("planted", _pool_key(number))
+        if kind == faults.UNIFORM:
+            return faults.uniform(rng, self.width, self.height)
+        if kind == faults.BACKDROP:
+            camera = self._cameras[rng.integers(len(self._cameras))]
+            return camera.expose(camera.backdrop(rng, *self._canvas), rng, self.width, self.height)
+        image = self._drawn_image(self._rng("image", _pool_key(shown)), ORIGINS[self._origins[shown]])
+        if kind == faults.NEAR_DUPLICATE:
+            return faults.neighbouring_frame(image, rng)
+        return faults.blurred(image, rng) if kind == faults.BLURRED else image
+
+    def _drawn_image(self, rng: np.random.Generator, origin: str) -> Image.Image:
+        """Return one unlabelled image without a fault."""
         if origin == "target_domain":
             persons = max(1, round(self.relevant * self.images / POOL_IMAGES_PER_PERSON))
             person = ("pool", int(rng.integers(persons)))
@@ -222,6 +256,10 @@ def _occlude(rng: np.random.Generator, image: Image.Image) -> None:
     x, y = rng.uniform(0, 1) * width, rng.uniform(0.6, 0.85) * height
     box = (x, 0, x + 0.15 * width, height) if rng.random() < 0.5 else (0, y, width, height)
     ImageDraw.Draw(image).rectangle(box, colour)
+
+
+def _pool_key(number: int) -> str:
+    return f"pool/{number:07d}.jpg"
 
 
 def _whole(option: str, value: object, least: int) -> int:

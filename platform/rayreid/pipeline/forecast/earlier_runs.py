@@ -19,7 +19,7 @@ from rayreid.storage.metrics_log import Journal
 _SAME, _SCALED = 1.15, 1.6
 """Factors by which a duration may be off: of the same network and device; of a stage that any network may have run."""
 
-_NOT_COPIED = ("ingest", "features")
+_NOT_COPIED = ("ingest", "features", "quality")
 """Stages whose files are not logged to MLflow."""
 
 
@@ -87,7 +87,7 @@ class EarlierRuns:
         same = [one for one in self._paces(artifact.stage) if one.kind == kind and one.size]
         if not same:
             return None
-        grows = artifact.stage in ("ingest", "score", "features", "priority", "select")
+        grows = artifact.stage in ("ingest", "score", "features", "quality", "priority", "select")
         sizes = [one.size * (work.images / one.images if grows and one.images and work.images else 1) for one in same]
         return Span.around(sizes, 1.2) * (1 if artifact.stage in _NOT_COPIED else 2)
 

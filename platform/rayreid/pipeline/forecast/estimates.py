@@ -99,6 +99,8 @@ class Estimator:
             drawn = artifact.fields["source"]["dataset"] == "synthetic"
             pace = figures.DRAWN_PER_CORE if drawn else figures.INGESTED_PER_CORE
             return start + pace.over(work.images) * (1 / self.machine.cpus)
+        if stage == "quality":
+            return start + figures.MEASURED_PER_CORE.over(work.images) * (1 / self.machine.cpus)
         if not work.gflop:
             return start
         if not gpu:
@@ -122,8 +124,8 @@ def _size(role: str, artifact: Artifact, work: Workload, experiment: Experiment)
         return Span(kept, 1.02 * kept, 1.1 * kept)
     if artifact.stage == "evaluate":
         return figures.EVALUATION_BYTES
-    per_image = {"score": 160.0, "priority": 80.0, "select": 80.0, "features": 800.0}.get(artifact.stage, 0.0)
-    return Span(0.5, 1.0, 2.0) * (per_image * work.images)
+    per_image = {"score": 160.0, "priority": 80.0, "select": 80.0, "features": 800.0, "quality": 50.0}
+    return Span(0.5, 1.0, 2.0) * (per_image.get(artifact.stage, 0.0) * work.images)
 
 
 def _milestones(role: str, artifact: Artifact, work: Workload, experiment: Experiment) -> float:

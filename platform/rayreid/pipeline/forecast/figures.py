@@ -37,6 +37,9 @@ INGESTED_PER_CORE: Final = Span(1_000.0, 4_100.0, 6_400.0)
 DRAWN_PER_CORE: Final = Span(400.0, 1_000.0, 3_500.0)
 """The same of the dataset `synthetic`, which draws its images; "Fixed costs": 5 s for 2,576 of them."""
 
+MEASURED_PER_CORE: Final = Span(400.0, 1_500.0, 2_500.0)
+"""Images per second and core whose quality is measured, decoding included."""
+
 COMMAND_SECONDS: Final = Span(10.0, 18.0, 30.0)
 """Seconds that a command takes beside its stages: Ray, MLflow, tables. "Fixed costs": 289 s of a demo less its stages.
 """
@@ -48,6 +51,7 @@ STAGE_SECONDS: Final = {
     "adapt": Span(9.0, 12.0, 16.0),
     "score": Span(2.0, 4.0, 16.0),
     "features": Span(2.0, 4.0, 16.0),
+    "quality": Span(2.0, 4.0, 8.0),
     "priority": Span(0.5, 1.0, 4.0),
     "select": Span(0.1, 0.5, 2.0),
     "evaluate": Span(3.0, 4.5, 9.0),

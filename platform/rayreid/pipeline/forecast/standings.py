@@ -92,7 +92,7 @@ def _progress(artifact: Artifact) -> tuple[int, str]:
     if artifact.stage in ("pretrain", "finetune", "adapt"):
         return Checkpoints(folder / "checkpoints").sealed(), "steps"
     places = {"ingest": ("shards", "*.parquet", _rows), "score": ("scores", "*.parquet", _rows)}
-    places["features"] = ("features", "*.npy", _vectors)
+    places |= {"features": ("features", "*.npy", _vectors), "quality": ("measures", "*.npy", _vectors)}
     if artifact.stage not in places:
         return 0, ""
     inner, pattern, count = places[artifact.stage]

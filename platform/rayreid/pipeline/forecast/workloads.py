@@ -79,7 +79,8 @@ class Workloads:
             "adapt": self._adapt,
             "score": self._score,
             "features": self._features,
-            "priority": self._priority,
+            "quality": self._of_pool,
+            "priority": self._of_pool,
             "evaluate": self._evaluate,
         }.get(artifact.stage)
         return Workload(0) if make is None else make(artifact)
@@ -136,7 +137,7 @@ class Workloads:
         network = _network_of(artifact.inputs["source"])
         return Workload(images, 0, images, images * cost_of(network).gflop, network, assumed)
 
-    def _priority(self, artifact: Artifact) -> Workload:
+    def _of_pool(self, artifact: Artifact) -> Workload:
         count, assumed = self._count(artifact.inputs["pool"])
         return Workload(count.total, assumed=assumed)
 
