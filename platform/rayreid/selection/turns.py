@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from rayreid.compiled_loops import compiled
-from rayreid.neighbours.kernels import in_blocks, side_by_side, thread_pool
+from rayreid.neighbours.kernels import CHUNK, in_blocks, side_by_side, thread_pool
 from rayreid.selection.features import Features
 from rayreid.selection.whole_directions import Directions, blocks, whole_directions
 
@@ -25,12 +25,12 @@ class _Lists:
     Attributes:
         entries: Codes of image and cosine, int64 (M, 2k), of which the first `lengths` are set; see `_offer`.
         lengths: Number of entries of each list, int64 (M,).
-        floors: Code that a further entry has to exceed, int64 (M,).
+        floors: Cosine that a further entry needs, float32 (M,).
     """
 
     entries: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
-    floors: npt.NDArray[np.int64]
+    floors: npt.NDArray[np.float32]
 
 
 def places_by_turns(
@@ -56,7 +56,7 @@ def places_by_turns(
     lists = _Lists(
         np.empty((len(targets), 2 * length), np.int64),
         np.zeros(len(targets), np.int64),
-        np.full(len(targets), np.iinfo(np.int64).min),
+        np.full(len(targets), -np.inf, np.float32),
     )
     cosines = np.full(count, -np.inf, np.float32)
     usable = np.zeros(count, bool)
@@ -111,19 +111,40 @@ def _offer(
     """
     bits = cosines.view(np.int32)
     for target in range(low, high):
-        for image in range(len(rows)):
-            ascending = np.int64(bits[target, image])
-            if ascending < 0:
-                ascending ^= np.int64(0x7FFFFFFF)
-            code = (ascending << 32) + (np.int64(0xFFFFFFFF) - rows[image])
-            if code <= floors[target]:
+        for start in range(0, len(rows), CHUNK):
+            stop = min(start + CHUNK, len(rows))
+            if not _any_above(cosines[target, start:stop], floors[target]):
                 continue
-            entries[target, lengths[target]] = code
-            lengths[target] += 1
-            if lengths[target] == entries.shape[1]:
-                best = np.sort(entries[target])[length:]
-                entries[target, :length] = best
-                lengths[target], floors[target] = length, best[0]
+            for image in range(start, stop):
+                if not cosines[target, image] >= floors[target]:
+                    continue
+                ascending = np.int64(bits[target, image])
+                if ascending < 0:
+                    ascending ^= np.int64(0x7FFFFFFF)
+                entries[target, lengths[target]] = (ascending << 32) + (np.int64(0xFFFFFFFF) - rows[image])
+                lengths[target] += 1
+                if lengths[target] == entries.shape[1]:
+                    best = np.partition(entries[target], length)[length:]
+                    entries[target, :length] = best
+                    lengths[target], floors[target] = length, _cosine(best[0])
+
+
+@compiled()
+def _any_above(cosines: np.ndarray, floor: np.float32) -> bool:
+    above = False
+    for cosine in cosines:
+        above |= cosine >= floor
+    return above
+
+
+@compiled()
+def _cosine(code: int) -> np.float32:
+    """Return the cosine in a code."""
+    bits = np.empty(1, np.int32)
+    bits[0] = code >> 32
+    if bits[0] < 0:
+        bits[0] ^= np.int32(0x7FFFFFFF)
+    return bits.view(np.float32)[0]
 
 
 def _ordered(lists: _Lists, length: int) -> npt.NDArray[np.int64]:
