@@ -18,9 +18,6 @@ Measure = Literal["height", "aspect", "sharpness", "brightness", "contrast", "sa
 _RULES = tuple(f"{kind}{measure}" for kind in ("min_", "max_", "") for measure in get_args(Measure))
 _SHARE = {"type": "number", "minimum": 0}
 _SHARES: dict[str, Any] = {"type": "object", "properties": {"drop_lowest": _SHARE, "drop_highest": _SHARE}}
-    "type": "object",
-    "properties": {name: {"type": "number"} for name in ("drop_lowest", "drop_highest")},
-}
 
 
 class Ranking(Section):
