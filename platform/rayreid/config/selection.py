@@ -50,8 +50,9 @@ class Ranking(Section):
     mode: Annotated[Literal["nearest", "round_robin"], RUNTIME, ADDED] = "nearest"
     """How the strategy `target_similarity` orders images: `nearest` by the cosine to the nearest target image,
     `round_robin` so that each target image in turn takes the most similar image that is left."""
-    centre: Annotated[bool, RUNTIME, ADDED] = False
-    """Whether `target_similarity` and `dedup` subtract the pool's mean feature before cosines are computed."""
+    centre: Annotated[bool | Auto, RUNTIME, ADDED] = "auto"
+    """Whether `target_similarity` and `dedup` subtract the pool's mean feature before cosines are computed. `auto`:
+    `dedup` does, since features of one network lie in a cone in which all images are similar."""
 
     rules: Annotated[dict[str, Any], RUNTIME] = Field(default_factory=dict)
     """What the strategy `quality` removes: `min_<measure>` and `max_<measure>` with a value, `<measure>` with

@@ -27,7 +27,7 @@ LATER: dict[str, Any] = {
     "select.similarity": 0.9,
     "select.keep": 4,
     "select.mode": "nearest",
-    "select.centre": False,
+    "select.centre": "auto",
     "select.rules": {},
     "select.by": ["height", "sharpness", "contrast"],
     "select.parts": [],

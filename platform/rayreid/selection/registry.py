@@ -51,6 +51,7 @@ class Strategy:
         seeded: Whether the result depends on the experiment's seed.
         images: Whether `rank` also takes `copies`, the number of each image's group of identical bytes, int64 (N,), and
             `sizes`, the number of its pixels, int64 (N,).
+        centred: What its option `centre` is where that is `auto`.
         options: Fields of the section `select` that `rank` takes, under the same names.
     """
 
@@ -60,6 +61,7 @@ class Strategy:
     targets: bool = False
     seeded: bool = False
     images: bool = False
+    centred: bool = False
     options: tuple[str, ...] = ()
 
     @property
@@ -106,6 +108,7 @@ STRATEGIES = {
         label="priority in its group",
         seeded=True,
         images=True,
+        centred=True,
         options=("similarity", "keep", "clusters", "centre"),
     ),
     "quality": Strategy(

@@ -151,6 +151,8 @@ def _compute(config: Ranked, seed: int, folders: Mapping[str, Path], share: Shar
     device = assigned_device(share.gpu)
     strategy = STRATEGIES[config.strategy]
     options: dict[str, Any] = {name: getattr(config, name) for name in strategy.options}
+    if options.get("centre") == "auto":
+        options["centre"] = strategy.centred
     if strategy.seeded:
         options["seed"] = seed
     if strategy.images:
