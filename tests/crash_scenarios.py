@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ from rayreid.execution import delivery, production, shard_results, trainer
 from rayreid.execution.production import produce
 from rayreid.execution.resources import Share
 from rayreid.files import write_atomically
-from rayreid.stages import finetune, ingest, score
+from rayreid.stages import finetune, ingest, quality, score
 from rayreid.storage import lease, metrics_log
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.contents import RECORD
@@ -97,10 +98,13 @@ class _Ray:
         return value
 
     def get(self, done: Any) -> Any:
-        return None if isinstance(done, list) else done.value
+        return [one.value for one in done] if isinstance(done, list) else done.value
 
     def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
         return references, []
+
+    def cancel(self, reference: Any) -> None:
+        pass
 
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": 1}
@@ -194,13 +198,7 @@ class _Scoring:
         patch.setattr(score, "draw", lambda *given: None)
 
     def prepare(self, root: Path) -> None:
-        store = Artifact(root, "ingest", 1, {})
-        for shard in range(self.shards):
-            numbers = range(shard, self.images, self.shards)
-            records = [Record(f"{number:02d}.png", -1, -1, "pool", "") for number in numbers]
-            write_shard(store.path, shard, records, lambda record: _drawn(int(record.key[:2])))
-        finish_store(store.path, self.shards, "drawn", "")
-        store.finish({})
+        _write_pool(root, self.images, self.shards)
         proxy = Artifact(root, "proxy", 1, {})
         proxy.path.mkdir(parents=True)
         (proxy.path / "model.safetensors").touch()
@@ -221,6 +219,39 @@ class _Scoring:
                 own = np.stack([np.full(len(good), 1e-5), good % 2], axis=1)
                 values = np.concatenate([values, own, source, np.tile([1.0, 0.0], (len(good), 1))], axis=1)
             yield good, values.astype(np.float32), {row: "truncated" for row in part if row == self.broken}
+
+
+class _Measuring:
+    """The stage quality: three shards, an image that cannot be decoded, tasks of three images."""
+
+    images, shards, broken = 12, 3, 5
+
+    def setting(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
+        patch.setattr(quality, "ray", _Ray())
+        patch.setattr(quality, "_IMAGES_PER_TASK", 3)
+        patch.setattr(quality, "_draw", lambda *given: None)
+
+    def prepare(self, root: Path) -> None:
+        _write_pool(root, self.images, self.shards, self.broken)
+
+    def artifact(self, root: Path) -> Artifact:
+        quality._opened.cache_clear()  # each run is a process of its own
+        return quality.plan(Artifact(root, "ingest", 1, {}))
+
+
+def _write_pool(root: Path, images: int, shards: int, broken: int | None = None) -> None:
+    """Write a store whose shards take turns; the image `broken` cannot be decoded."""
+    store = Artifact(root, "ingest", 1, {})
+    for shard in range(shards):
+        records = [Record(f"{number:02d}.png", -1, -1, "pool", "") for number in range(shard, images, shards)]
+        write_shard(store.path, shard, records, partial(_pool_image, broken), "header")
+    finish_store(store.path, shards, "drawn", "")
+    store.finish({})
+
+
+def _pool_image(broken: int | None, record: Record) -> bytes:
+    number = int(record.key[:2])
+    return _drawn(number)[: -40 if number == broken else None]
 
 
 class _Finishing:
@@ -253,7 +284,12 @@ def made(artifact: Artifact) -> Artifact:
 def scenarios() -> dict[str, Scenario]:
     """Return the stages to disturb, by name."""
     fresh, changed, damaged = _Ingesting(), _Ingesting(), _Ingesting()
-    rest: dict[str, Any] = {"training": _Training(), "scoring": _Scoring(), "finishing": _Finishing()}
+    rest: dict[str, Any] = {
+        "training": _Training(),
+        "scoring": _Scoring(),
+        "measuring": _Measuring(),
+        "finishing": _Finishing(),
+    }
     return {
         "ingest": Scenario(fresh.artifact, fresh.nothing, fresh.setting),
         "ingest of files that changed": Scenario(changed.artifact, changed.of_files_that_changed, changed.setting),
