@@ -226,6 +226,31 @@ def test_attention_maps_are_those_of_the_forward_pass(monkeypatch):
         build_backbone("resnet50").attention_maps(images)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny", {}),
+        ("vit_small_dinov2_reg4", {"img_size": (56, 28)}),
+        ("vit_small_pass", {}),
+        ("vit_small_dinov3", {}),
+    ],
+)
+def test_patch_features_are_the_mean_of_timm_s_patch_tokens(name, options):
+    torch.manual_seed(0)
+    backbone = build_backbone(name, depth=2, **{"img_size": (64, 32), **options}).eval()
+    images = torch.randn(3, 3, *backbone.spec["img_size"])
+    with torch.no_grad():
+        tokens = backbone.forward_features(images)  # timm's own
+        found = backbone.patch_features(images)
+    torch.testing.assert_close(found, tokens[:, backbone.num_prefix_tokens :].mean(dim=1))
+    assert (found - tokens[:, 0]).abs().max() > 0.01
+
+
+def test_a_backbone_without_a_class_token_has_no_other_feature():
+    with pytest.raises(UserError, match=r"^backbone resnet50 has no class token, .*: use token: class$"):
+        build_backbone("resnet50").patch_features(torch.randn(1, 3, 64, 32))
+
+
 @pytest.mark.parametrize("size", [(256, 128), (384, 128), (224, 112), (128, 64)])
 def test_swin_runs_at_reid_sizes_and_on_local_crops(size):
     backbone = build_backbone("swin_tiny", img_size=size, depths=(1, 1, 2, 1)).eval()

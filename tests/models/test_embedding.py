@@ -168,3 +168,18 @@ def test_a_batch_that_does_not_fit_a_gpu_is_halved(store):
     good, values, _ = run(np.arange(IMAGES))
     assert good.tolist() == WHOLE and values[:, 0].tolist() == [brightness(row) for row in WHOLE]
     assert head.batches[:4] == [57, 32, 16, 8] and run.batch_size == 8
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_the_patch_tokens_take_the_place_of_the_class_token(store, tmp_path, compile, monkeypatch):
+    monkeypatch.setattr(embedding, "resolve_compile", lambda wanted, device: wanted)
+    monkeypatch.setattr(embedding, "compiled", lambda wanted: compiled(False))
+    path = tmp_path / "w.safetensors"
+    save_backbone(path, build_backbone("vit_tiny", img_size=(32, 16), depth=1), (0.5,) * 3, (0.5,) * 3)
+    images = ImageBatch.collate(list(store.decoded([1, 2, 3])))
+    embed = Embedder(path, CPU, "fp32", compile, token="patch")
+    crops = embed.transform(images)
+    with torch.inference_mode():
+        expected = embed.backbone.patch_features(crops)
+    torch.testing.assert_close(embed(images), expected)
+    assert (Embedder(path, CPU, "fp32", False)(images) - expected).abs().max() > 0.01

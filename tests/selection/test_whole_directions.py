@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from rayreid.selection import whole_directions as module
-from rayreid.selection.whole_directions import nearest, whole_directions
+from rayreid.selection.whole_directions import nearest, whole_directions, without_tf32
 
 CPU = torch.device("cpu")
 
@@ -59,3 +59,14 @@ def test_the_nearest_is_that_of_all_pairs_and_ties_go_to_the_first(monkeypatch, 
 def test_nothing_is_near_where_there_is_nothing():
     points = whole_directions(units(3, 4, 0), CPU)
     assert nearest(points, points[:0])[0].tolist() == [-np.inf] * 3
+
+
+def test_products_are_exact_where_tf32_is_allowed():
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        with without_tf32():
+            assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

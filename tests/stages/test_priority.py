@@ -33,6 +33,13 @@ def test_features_are_kept_by_image(known):
     assert facts.pop("gpu_hours") >= 0 and facts == {"images": IMAGES, "bad": 1}
 
 
+def test_only_another_token_is_part_of_the_features_id(known):
+    made = known(1)
+    config = Score(max_bad_fraction=0.1)
+    assert features.plan(made.pool, made.proxy, "all", config, "class").id == made.found.id
+    assert features.plan(made.pool, made.proxy, "all", config, "patch").id != made.found.id
+
+
 def test_likeness_to_the_target_is_the_cosine_to_its_nearest_image(known):
     cosines, facts = compute(known(3), Select(strategy="target_similarity"))
     usable = np.delete(np.arange(IMAGES), 7)

@@ -20,6 +20,7 @@ from rayreid.training.compilation import compiled, resolve_compile
 from rayreid.training.loop import WantedPrecision, autocast, resolve_precision
 
 Auto = Literal["auto"]
+Token = Literal["class", "patch"]
 
 AUTO_BATCH = {"cpu": 32, "cuda": 512}
 """Images per forward pass by default. The CPU value was measured; a batch should not exceed the CPU's caches. The
@@ -45,6 +46,7 @@ class Embedder:
         compile: Whether to compile the forward pass; "auto": on a GPU.
         strict: See `rayreid.models.weights.load_weights`.
         after: See `rayreid.models.neck.load_neck`.
+        token: "class": the global feature. "patch": the mean of a ViT's patch tokens, without a neck.
     """
 
     def __init__(
@@ -55,10 +57,12 @@ class Embedder:
         compile: bool | Auto = "auto",
         strict: bool = True,
         after: bool = False,
+        token: Token = "class",
     ):
         backbone, header = load_backbone(path, strict, drop_path=0.0)
         self.backbone = backbone.eval().to(device)
         self.neck = load_neck(path, after).to(device)
+        self.token = token
         height, width = backbone.spec["img_size"]
         how = header.get("interpolation", "bilinear")
         self.transform = ReIDTest((height, width), header["mean"], header["std"], how)
@@ -67,10 +71,17 @@ class Embedder:
 
     @torch.inference_mode()
     def __call__(self, images: ImageBatch) -> torch.Tensor:
-        """Return global features, float32 (B, D), not normalised."""
+        """Return features, float32 (B, D), not normalised.
+
+        Raises:
+            UserError: The mean of the patch tokens is wanted of a backbone that has none.
+        """
         crops = self.transform(images.to(self.device, non_blocking=True))
         with autocast(self.precision, self.device), compiled(self.compile):
-            features: torch.Tensor = self.backbone.features([_filled(crops) if self.compile else crops])
+            filled = _filled(crops) if self.compile else crops
+            if self.token == "patch":
+                return self.backbone.patch_features(filled)[: len(crops)].float()
+            features: torch.Tensor = self.backbone.features([filled])
         out: torch.Tensor = self.neck(features[: len(crops)].float())
         return out
 

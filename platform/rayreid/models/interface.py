@@ -28,6 +28,10 @@ class Backbone(nn.Module):
         """
         return torch.cat([_whole(self, crop) for crop in crops])
 
+    def patch_features(self, images: Tensor) -> Tensor:
+        """Return the mean of the patch tokens after the final norm (B, D), for images (B, 3, H, W); only of a ViT."""
+        raise UserError(f"backbone {self.spec['name']} has no class token, only the mean of patches: use token: class")
+
     def checkpoint_activations(self) -> None:
         """Compute the blocks again in the backward pass instead of keeping what is in them; only a ViT can."""
         raise UserError(f"checkpoint_activations: true is for vit_* only, not {self.spec['name']}")

@@ -75,6 +75,13 @@ class ViT(VisionTransformer, Backbone):
         out: Tensor = self.norm(class_tokens(self.blocks, tokens, self.grad_checkpointing))
         return out
 
+    def patch_features(self, images: Tensor) -> Tensor:
+        """Return the mean of the patch tokens after the final norm (B, D), for images (B, 3, H, W)."""
+        tokens = _embedded(self, images)
+        every = first_tokens(self.blocks, [tokens], tokens.shape[1], self.grad_checkpointing)
+        out: Tensor = self.norm(every[:, self.num_prefix_tokens :]).mean(dim=1)
+        return out
+
     def checkpoint_activations(self) -> None:
         """Keep only the blocks' inputs for the backward pass, which then computes each block again."""
         self.set_grad_checkpointing(True)
@@ -133,6 +140,11 @@ class DINOv3(Eva, Backbone):
         """Return the class tokens (B, D) after the final norm, for images (B, 3, H, W)."""
         tokens: Tensor = self.forward_features(x)
         return tokens[:, 0]
+
+    def patch_features(self, images: Tensor) -> Tensor:
+        """Return the mean of the patch tokens after the final norm (B, D), for images (B, 3, H, W)."""
+        tokens: Tensor = self.forward_features(images)
+        return tokens[:, self.num_prefix_tokens :].mean(dim=1)
 
     def checkpoint_activations(self) -> None:
         """Keep only the blocks' inputs for the backward pass, which then computes each block again."""

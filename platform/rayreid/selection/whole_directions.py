@@ -8,6 +8,7 @@ near 1.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,20 @@ class Directions:
 
     def cosines(self, others: "Directions") -> Tensor:
         """Return the cosine of each direction with each of the others, float32 (N, M)."""
-        return (self.whole @ others.whole.T).mul_(others.inverse).mul_(self.inverse[:, None])
+        with without_tf32():
+            products = self.whole @ others.whole.T
+        return products.mul_(others.inverse).mul_(self.inverse[:, None])
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let a GPU multiply float32 with all 24 bits; some containers allow it to round factors to 11 (TF32)."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def whole_directions(features: np.ndarray, device: torch.device, mean: np.ndarray | None = None) -> Directions:

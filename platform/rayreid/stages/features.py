@@ -16,7 +16,7 @@ from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
 from rayreid.execution.production import StageContext, identity
 from rayreid.execution.shard_results import ArrayFiles, fill, rows_by_shard
-from rayreid.models.embedding import Embedder
+from rayreid.models.embedding import Embedder, Token
 from rayreid.models.weights import weights_of
 from rayreid.selection.cfs import directions
 from rayreid.stages.finetune import labelled_rows
@@ -28,11 +28,21 @@ VERSION = 1
 Part = Literal["all", "train"]
 
 
-def plan(images: Artifact, source: Artifact, part: Part, config: Score) -> Artifact:
-    """Return the artifact with features of all images of a store, or of the labelled images of its split `train`."""
+def plan(images: Artifact, source: Artifact, part: Part, config: Score, token: Token = "class") -> Artifact:
+    """Plan features of the images of a store.
+
+    Args:
+        images: The store.
+        source: θs.
+        part: "all" images, or the labelled ones of the split "train".
+        config: Precision and resources of the forward pass.
+        token: The feature; see `Embedder`. The class token is absent from the artifact's id.
+    """
     fields = identity(part=part, precision=config.precision)
+    if token != "class":
+        fields["token"] = token
     inputs = {"images": images, "source": source}
-    return Artifact(images.root, "features", VERSION, fields, inputs, partial(_extract, part, config))
+    return Artifact(images.root, "features", VERSION, fields, inputs, partial(_extract, part, config, token))
 
 
 def rows_of(store: ImageStore, part: Part) -> np.ndarray:
@@ -49,8 +59,10 @@ def read(folder: Path, store: ImageStore, part: Part) -> Iterator[tuple[np.ndarr
 class _Head:
     """Directions, rounded to float16: the error of a cosine between two of them is at most 1e-4."""
 
-    def __init__(self, path: Path, precision: WantedPrecision, compile: bool | Auto, device: torch.device):
-        self.embed = Embedder(path, device, precision, compile)
+    def __init__(
+        self, path: Path, precision: WantedPrecision, compile: bool | Auto, token: Token, device: torch.device
+    ):
+        self.embed = Embedder(path, device, precision, compile, token=token)
 
     def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
         return directions(self.embed(images), keys, "source").half().cpu().numpy()
@@ -66,10 +78,10 @@ def _path(folder: Path, shard: int) -> Path:
     return folder / "features" / f"{shard:05d}.npy"
 
 
-def _extract(part: Part, config: Score, context: StageContext) -> dict[str, Any]:
+def _extract(part: Part, config: Score, token: Token, context: StageContext) -> dict[str, Any]:
     store = ImageStore(context.input("images"))
     context.run.dataset("images", store.fingerprint, str(store.directory), {"images": len(store)}, "features")
     files = _Files(context.folder / "features", store, rows_of(store, part))
-    head = partial(_Head, weights_of(context.input("source")), config.precision, config.compile)
+    head = partial(_Head, weights_of(context.input("source")), config.precision, config.compile, token)
     gpu_hours = fill(files, head, config, context, "features")
     return {"images": files.done, "bad": files.bad, "gpu_hours": gpu_hours}
