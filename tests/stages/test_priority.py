@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from known_features import DIMENSIONS, IMAGES, directions, work_on
-from rayreid.config import Select
+from rayreid.config import Score, Select
 from rayreid.data.store.store import ImageStore
 from rayreid.execution.resources import Share
 from rayreid.files import checksum

@@ -54,6 +54,9 @@ class Ranking(Section):
     """Whether `target_similarity` and `dedup` subtract the pool's mean feature before cosines are computed. `auto`:
     `dedup` does, since features of one network lie in a cone in which all images are similar."""
 
+    token: Annotated[Literal["class", "patch"], RUNTIME] = "class"
+    """The feature of θs by which strategies compare images: the class token, or the mean of a ViT's patch tokens. It
+    enters the ids of the features."""
     rules: Annotated[dict[str, Any], RUNTIME] = Field(default_factory=dict)
     """What the strategy `quality` removes: `min_<measure>` and `max_<measure>` with a value, `<measure>` with
     `{drop_lowest: share}`, `{drop_highest: share}` or both."""

@@ -14,6 +14,7 @@ __all__ = [
     "NAMES",
     "SWINS",
     "VITS",
+    "WITH_TOKENS",
     "Backbone",
     "DINOv3",
     "PartViT",
@@ -24,7 +25,9 @@ __all__ = [
     "build_backbone",
 ]
 
-NAMES = (*VITS, *VARIANTS, *DINOV3S, *SWINS, *SEMANTIC_SWINS, *RESNETS)
+WITH_TOKENS = (*VITS, *VARIANTS, *DINOV3S)
+"""Names of the backbones that have a class token and patch tokens."""
+NAMES = (*WITH_TOKENS, *SWINS, *SEMANTIC_SWINS, *RESNETS)
 
 
 def build_backbone(
@@ -56,7 +59,7 @@ def build_backbone(
     check_name(name, NAMES, "backbone name")
     check_name(stem, STEMS, "backbone stem")
     stemmed = name in VITS or name in VARIANTS
-    vit = stemmed or name in DINOV3S
+    vit = name in WITH_TOKENS
     if not stemmed and stem != "patchify":
         raise UserError(f"backbone {name} has its own stem; backbone stem {stem!r} is for vit_* only")
     if not vit and depth is not None:

@@ -28,6 +28,7 @@ LATER: dict[str, Any] = {
     "select.keep": 4,
     "select.mode": "nearest",
     "select.centre": "auto",
+    "select.token": "class",
     "select.rules": {},
     "select.by": ["height", "sharpness", "contrast"],
     "select.parts": [],

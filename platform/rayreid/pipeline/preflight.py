@@ -66,12 +66,13 @@ def check_settings(
         for key, (backbone, config) in _pretrainings(e).items():
             _check_method(key, backbone, config)
             _check_local_size(key, backbone, config)
-        for one in e.select.rankings if e.selects else ():
+        for number, one in enumerate(e.select.rankings if e.selects else (), 1):
             if STRATEGIES[one.strategy].basis is Basis.LIST:
                 _check_batch("pretrain", e.pretrain, len(read_list(select.list_file(one))), "select.list")
             if STRATEGIES[one.strategy].basis is Basis.MEASURES:
-                parse_rules(one.rules)
-                parse_by(one.by)
+                place = "select" if one is e.select else f"select.parts.{number}"
+                parse_rules(one.rules, place)
+                parse_by(one.by, f"{place}.by")
     for graph in plans.values():
         if "metrics" in graph:
             evaluate.check_feature(graph["metrics"])

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 
 from rayreid.config import Experiment, Ranked, Select
 from rayreid.errors import UserError
+from rayreid.models.backbones import WITH_TOKENS
+from rayreid.models.embedding import Token
 from rayreid.selection.provenance import Provenance, provenance_of
 from rayreid.selection.registry import STRATEGIES, Basis
 from rayreid.stages import combination, features, ingest, priority, proxies, quality, quality_priority, score, select
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.roles import Role
+
+FEATURES: dict[Token, str] = {"class": "features", "patch": "patch_features"}
+"""Roles of the pool's features by token; those of the targets' have `target_` in front."""
 
 
 def plan_subset(e: Experiment, pool: Artifact, target: Artifact) -> dict[str, Artifact]:
@@ -64,7 +69,8 @@ class _Planner:
     def combine(self, config: Select) -> Artifact:
         """Plan the priorities that combine those of several strategies."""
         parts = [(part, self.rank(part)) for part in config.parts]
-        ranked = combination.plan(self.pool, parts, self.made.get("features"), self.e.seed, self.provenance)
+        found = next((self.made[role] for role in FEATURES.values() if role in self.made), None)
+        ranked = combination.plan(self.pool, parts, found, self.e.seed, self.provenance)
         self.made.update({role: part for role, part in ranked.inputs.items() if Role(role).kind == "part"})
         self.made["priority"] = ranked
         return ranked
@@ -80,26 +86,24 @@ class _Planner:
         return self.made["scores"]
 
     def _priority(self, config: Ranked) -> Artifact:
-        source = self.made["source_proxy"]
-        self.made["features"] = features.plan(self.pool, source, "all", self.e.score)
-        targets = self._targets(source) if STRATEGIES[config.strategy].targets else {}
-        self.made["priority"] = priority.plan(
-            self.pool, self.made["features"], targets, config, self.e.seed, self.provenance
-        )
+        found = self._features(FEATURES[config.token], self.pool, "all", config.token)
+        targets = self._targets(config.token) if STRATEGIES[config.strategy].targets else {}
+        self.made["priority"] = priority.plan(self.pool, found, targets, config, self.e.seed, self.provenance)
         return self.made["priority"]
 
-    def _targets(self, source: Artifact) -> dict[str, tuple[Artifact, Artifact]]:
+    def _targets(self, token: Token) -> dict[str, tuple[Artifact, Artifact]]:
         """Plan the features of each target's training images; return store and features by the target's name."""
-        stores = {
-            one.label: ingest.plan(source.root, one.source, self.e.ingest) for one in self.e.score.targets if one.source
-        }
+        named = {one.label: one.source for one in self.e.score.targets if one.source}
+        stores = {name: ingest.plan(self.pool.root, images, self.e.ingest) for name, images in named.items()}
         self.made.update({Role.of("target", name): store for name, store in stores.items()})
-        targets: dict[str, tuple[Artifact, Artifact]] = {}
-        for name, store in (stores or {"": self.target}).items():
-            theirs = features.plan(store, source, "train", self.e.score)
-            self.made[Role.of("target_features", name)] = theirs
-            targets[name] = (store, theirs)
-        return targets
+        return {
+            name: (store, self._features(Role.of(f"target_{FEATURES[token]}", name), store, "train", token))
+            for name, store in (stores or {"": self.target}).items()
+        }
+
+    def _features(self, role: str, images: Artifact, part: features.Part, token: Token) -> Artifact:
+        self.made[role] = features.plan(images, self.made["source_proxy"], part, self.e.score, token)
+        return self.made[role]
 
 
 def _target_proxies(e: Experiment, source: Artifact, target: Artifact) -> dict[str, Artifact]:
@@ -153,6 +157,8 @@ def check_proxies(e: Experiment) -> None:
         )
     if e.score.targets and e.proxy.target is not None:
         raise UserError("proxy.target and score.targets both say what to score for; leave one out")
+    if any(one.token == "patch" for one in e.select.rankings) and e.proxy.backbone.name not in WITH_TOKENS:
+        raise UserError(f"select.token: patch is for vit_* only, not proxy.backbone.name={e.proxy.backbone.name}")
     named = {"proxy.source": e.proxy.source, "proxy.target": e.proxy.target}
     named |= {f"score.targets, {one.label}": one.proxy for one in e.score.targets}
     proxies.check(e.proxy.backbone, {key: checkpoint for key, checkpoint in named.items() if checkpoint is not None})
