@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rayreid.errors import UserError
 from rayreid.selection.clusters import assign_clusters
 from rayreid.selection.coverage import nearest_kept
 from rayreid.selection.diversity import effective_rank, moments, normalised_entropy
@@ -71,7 +72,7 @@ def judge(
     rows, units = _features_of(pool, drawn)
     others = nearest_kept(units, pool, steps, cuts, device, own=rows)
     counts, covariances = moments(pool, steps, cuts, device)
-    clusters, known = assign_clusters(pool, device, seed, "auto")
+    clusters, known = _clusters(pool, device, seed)
     return [
         [
             _judgement(
@@ -85,6 +86,14 @@ def judge(
         ]
         for one in range(len(steps))
     ]
+
+
+def _clusters(pool: Features, device: torch.device, seed: int) -> tuple[npt.NDArray[np.int64], int]:
+    """Return the cluster of each image of the pool (N,), −1 for none, and their number; 0 without the library faiss."""
+    try:
+        return assign_clusters(pool, device, seed, "auto")
+    except UserError:  # the other figures do not need faiss, which is an extra
+        return np.full(len(pool.keys), -1), 0
 
 
 def _judgement(

@@ -1,0 +1,38 @@
+"""The part of the page on selections that compares measures of the kept images with those of the pool."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rayreid.data.store.store import ImageStore
+from rayreid.evaluation.comparison_figures import measure_histograms
+from rayreid.evaluation.page import Page
+from rayreid.pipeline.compared_selection import Selection
+from rayreid.pipeline.shown_figures import show
+from rayreid.selection.strategies import cut
+from rayreid.tracking.run import Run
+
+
+def known_measures(store: ImageStore) -> dict[str, np.ndarray]:
+    """Return the measures that the index of a store holds, float64 (N,) by title."""
+    heights, widths = (values.astype(np.float64) for values in (store.heights, store.widths))
+    return {"height (pixels)": heights, "aspect (height ÷ width)": heights / np.maximum(widths, 1)}
+
+
+def add_measures(
+    page: Page, store: ImageStore, found: Sequence[Selection], measures: Mapping[str, np.ndarray], run: Run
+) -> None:
+    """Add a histogram per measure: the whole pool, and the subset of each selection.
+
+    Args:
+        page: The page.
+        store: The pool, N images.
+        found: The selections.
+        measures: Values (N,) by index row, by the measure's title; NaN: not known for this image. Whoever has further
+            measures of the images adds them to `known_measures`.
+        run: MLflow run of the comparison.
+    """
+    page.heading("What kind of images are kept")
+    page.text("Filled: the whole pool. Lines: the subset of each selection. Each is scaled to its own size.")
+    kept = {one.label: cut(store.keys, one.priority, int(one.manifest["count"])) for one in found}
+    show(page, run, measure_histograms(measures, kept), "measures", "Measures of the pool's and of the kept images")
