@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rayreid.selection import judgement, steps
+from rayreid.selection.centring import centred, mean_feature
 from rayreid.selection.clusters import assign_clusters
 from rayreid.selection.coverage import nearest_kept
 from rayreid.selection.diversity import effective_rank, moments, normalised_entropy
@@ -52,8 +53,9 @@ def kept(one: np.ndarray, size: int) -> np.ndarray:
     return np.array(sorted(set(order) - set(BROKEN)))
 
 
-def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return first.astype(np.float32) @ second.astype(np.float32).T
+def directions(units: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    moved = units.astype(np.float64) - mean
+    return moved / np.linalg.norm(moved, axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("block", [16, 2048])
@@ -65,15 +67,17 @@ def test_the_figures_are_those_of_all_pairs(monkeypatch, pool, block):
     chosen = priorities(images)
     found = judge(images, [target], [steps_of(images.keys, one, SIZES) for one in chosen], len(SIZES), CPU, seed=0)
     clusters, count = assign_clusters(images, CPU, 0, "auto")
+    mean = np.nanmean(units.astype(np.float64), axis=0)
+    pooled, theirs = directions(units, mean), directions(theirs, mean)
     for one, figures in zip(chosen, found, strict=True):
         for size, shown in zip(SIZES, figures, strict=True):
             rows = kept(one, size)
             assert shown.images == len(rows)
-            nearest = cosines(theirs, units[rows]).max(axis=1)
+            nearest = (theirs @ pooled[rows].T).max(axis=1)
             expected = (nearest.mean(), np.median(nearest), np.percentile(nearest, 10))
             actual = (shown.coverage_mean, shown.coverage_median, shown.coverage_p10)
             np.testing.assert_allclose(actual, expected, atol=1e-5)
-            among = cosines(units[rows], units[rows])
+            among = pooled[rows] @ pooled[rows].T
             np.fill_diagonal(among, -1)
             assert shown.near_duplicates == pytest.approx((among.max(axis=1) >= NEAR).mean())
             values = np.linalg.eigvalsh(np.cov(units[rows].astype(np.float64).T, bias=True))
@@ -129,6 +133,22 @@ def test_an_image_is_not_its_own_neighbour():
     np.testing.assert_array_equal(found[0, 1], [1, 1, 0, 0])
     alone = nearest_kept(units[:1], pool, np.array([[0, 2, 2, 2]], np.int8), 2, CPU, own=np.array([0]))
     assert np.isneginf(alone).all()
+
+
+def test_what_all_images_share_does_not_count(pool):
+    images, units = pool
+    chosen = [steps_of(images.keys, one, SIZES) for one in priorities(images)]
+    shared = np.concatenate([np.full((POOL, 1), 3.0), units.astype(np.float64)], axis=1)
+    shared = (shared / np.linalg.norm(shared, axis=1, keepdims=True)).astype(np.float16)
+    alike = Features(images.keys, lambda: iter([(np.arange(POOL), shared)]))
+    for one, other in zip(judge(images, [], chosen, 3, CPU, 0)[1], judge(alike, [], chosen, 3, CPU, 0)[1], strict=True):
+        assert other.near_duplicates == pytest.approx(one.near_duplicates, abs=0.02)
+
+
+def test_a_centred_feature_of_no_length_is_no_number_s_neighbour():
+    pool = Features(list("ab"), lambda: iter([(np.arange(2), np.array([[1, 0], [np.nan, np.nan]], np.float16))]))
+    [(_, found)] = centred(pool, mean_feature(pool)).parts()
+    assert not found[0].any() and np.isnan(found[1]).all()
 
 
 def test_steps_are_the_first_cut_that_keeps_an_image():

@@ -16,9 +16,9 @@ from rayreid.tracking.run import Run
 
 _ABSENT = "–"
 _COLUMNS: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    "coverage_mean": ("coverage: mean", "{:.3f}".format),
-    "coverage_median": ("coverage: median", "{:.3f}".format),
-    "coverage_p10": ("coverage: 10th percentile", "{:.3f}".format),
+    "coverage_mean": ("coverage, mean", "{:.3f}".format),
+    "coverage_median": ("coverage, median", "{:.3f}".format),
+    "coverage_p10": ("coverage, tenth percentile", "{:.3f}".format),
     "effective_rank": ("effective rank", "{:.1f}".format),
     "cluster_entropy": ("cluster entropy", "{:.3f}".format),
     "near_duplicates": ("near-duplicates left", "{:.1%}".format),
@@ -83,10 +83,11 @@ def _explain(page: Page, judged: Judged | None, origins: bool) -> None:
         )
         return
     page.text(
-        f"The other columns compare features of {judged.source}. Coverage: cosine of each training image of the target "
-        f"(a sample of {SAMPLE:,} of more) to the nearest kept image. Effective rank: the number of directions in "
-        "which kept images differ; exp of the entropy of the normalised eigenvalues of their covariance. Cluster "
-        "entropy: 1 if they are spread evenly over the pool's √N k-means clusters, 0 if one holds all. Near-duplicates "
-        f"left: share of kept images whose nearest other kept image has a cosine of at least {NEAR} (a sample of "
-        f"{SAMPLE:,} of a larger pool, compared with all kept images)."
+        f"The other columns compare features of {judged.source}; cosines are taken after subtracting the pool's mean "
+        f"feature. Coverage: cosine of each training image of the target (a sample of {SAMPLE:,} of more) to the "
+        "nearest kept image. Effective rank: the number of directions in which kept images differ; exp of the entropy "
+        "of the normalised eigenvalues of their covariance. Cluster entropy: 1 if they are spread evenly over the "
+        "pool's √N k-means clusters, 0 if one holds all. Near-duplicates left: share of kept images whose nearest "
+        f"other kept image has a cosine of at least {NEAR} (a sample of {SAMPLE:,} of a larger pool, compared with all "
+        "kept images)."
     )

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from rayreid.errors import UserError
+from rayreid.selection.centring import centred, mean_feature
 from rayreid.selection.clusters import assign_clusters
 from rayreid.selection.coverage import nearest_kept
 from rayreid.selection.diversity import effective_rank, moments, normalised_entropy
@@ -21,7 +22,7 @@ from rayreid.selection.steps import Steps
 SAMPLE = 8192
 """Number of pool images among which near-duplicates are counted, and most target images whose coverage is computed."""
 NEAR = 0.95
-"""Cosine from which two images count as near-duplicates."""
+"""Cosine of centred features from which two images count as near-duplicates."""
 _SALT = 0x5A3D17E
 
 
@@ -31,7 +32,7 @@ class Judgement:
 
     Attributes:
         images: Number of kept images that could be decoded.
-        coverage_mean: Mean, over the target's images, of the cosine to the nearest kept image.
+        coverage_mean: Mean, over the target's images, of the cosine to the nearest kept image, of centred features.
         coverage_median: Median of these cosines.
         coverage_p10: Their 10th percentile: how well the worst-covered tenth is covered.
         effective_rank: See `effective_rank`.
@@ -53,6 +54,9 @@ def judge(
 ) -> list[list[Judgement]]:
     """Return the figures of all cuts of some selections.
 
+    Cosines are those of centred features (see `centred`): all images share much of what a network says of a crop of a
+    person, so that cosines of the features themselves may be 0.99 for any two images.
+
     Args:
         pool: Features of all images of the pool, N of them.
         targets: Features of each target's training images; samples of at most `SAMPLE` of all are used.
@@ -65,12 +69,14 @@ def judge(
         For each selection, the figures of its F cuts.
     """
     steps = np.stack(selections)
-    found = [theirs[~np.isnan(theirs[:, 0])] for target in targets for _, theirs in target.parts()]
-    wanted = _sample(np.concatenate(found), seed) if found else np.empty((0, 0), np.float16)
-    covered = nearest_kept(wanted, pool, steps, cuts, device)
+    mean = mean_feature(pool)
+    directions = centred(pool, mean)
+    found = [theirs[~np.isnan(theirs[:, 0])] for target in targets for _, theirs in centred(target, mean).parts()]
+    wanted = _sample(np.concatenate(found), seed) if found else np.empty((0, 0), np.float32)
+    covered = nearest_kept(wanted, directions, steps, cuts, device)
     drawn = np.sort(np.random.default_rng([seed, _SALT]).permutation(len(pool.keys))[:SAMPLE])
-    rows, units = _features_of(pool, drawn)
-    others = nearest_kept(units, pool, steps, cuts, device, own=rows)
+    rows, units = _features_of(directions, drawn)
+    others = nearest_kept(units, directions, steps, cuts, device, own=rows)
     counts, covariances = moments(pool, steps, cuts, device)
     clusters, known = _clusters(pool, device, seed)
     return [
