@@ -20,7 +20,7 @@ from rayreid.files import write_atomically
 from rayreid.paths import output_root
 from rayreid.pipeline.compared_facts import add_facts
 from rayreid.pipeline.compared_selection import Selection, selection_of, sizes_of
-from rayreid.pipeline.experiment_folder import folder_of
+from rayreid.pipeline.experiment_folder import folder_of, path_of
 from rayreid.pipeline.experiment_runner import experiment_run, open_session
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.ingestion import make_stores
@@ -31,6 +31,7 @@ from rayreid.pipeline.measure_figures import add_measures, known_measures
 from rayreid.pipeline.needed_artifacts import needed, record_needed
 from rayreid.pipeline.origin_tables import add_origins
 from rayreid.pipeline.preflight import check
+from rayreid.pipeline.selection_export import planned_export
 from rayreid.pipeline.shown_figures import show
 from rayreid.pipeline.tags import tags_of
 from rayreid.selection.overlap import jaccard, rank_correlation
@@ -48,7 +49,12 @@ _SHOWN = 36
 _COLUMNS = 12
 
 
-def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Path:
+def compare(
+    experiment: Experiment,
+    strategies: Sequence[str] = COMPARED,
+    export: str | None = None,
+    export_to: str | None = None,
+) -> Path:
     """Compare strategies on the file's pool, and the selections of its rows; missing scores and subsets are made first.
 
     Rows may also differ in `proxy` or `score.targets`; the comparison is then one of proxies.
@@ -56,15 +62,19 @@ def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Pat
     Args:
         experiment: The experiment.
         strategies: Strategies to compare, in addition to those of the rows.
+        export: Format in which to hand on the kept images of each selection (see `Export`); None: not at all.
+        export_to: Folder for these (default: `kept-<format>` beside the page).
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: No row selects a part of the pool, the rows have different pools, or making a subset fails.
+        UserError: No row selects a part of the pool, the rows have different pools, making a subset fails, or the
+            export is refused.
     """
     wanted = {label: row for label, row in variants(experiment, strategies).items() if row.selects}
     root = output_root()
+    exported = planned_export(export, export_to, path_of(root, experiment))
     plans = {label: plan(row, root) for label, row in wanted.items()}
     if not plans:
         raise UserError(f"experiment {experiment.name!r} selects no part of its pool: nothing to compare")
@@ -87,9 +97,12 @@ def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Pat
         store = ImageStore(next(iter(plans.values()))["pool"].path)
         found = [selection_of(label, wanted[label], graph, store) for label, graph in plans.items()]
         judged = judging.judge(store, found, run, session.screen, tags_of(experiment)) if judging else None
-        page = _page(experiment, store, found, provenance_of(experiment.pool), run, judged)
+        provenance = provenance_of(experiment.pool)
+        page = _page(experiment, store, found, provenance, run, judged)
         write_atomically(path, page.html())
         run.file(path)
+        if exported:
+            session.screen.say(escape(exported.write(store, found, experiment.pool, provenance)))
     session.screen.say(escape(str(path)))
     session.tracker.check_delivered()
     return path
