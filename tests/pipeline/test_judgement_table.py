@@ -12,6 +12,7 @@ from rayreid.evaluation.page import Page
 from rayreid.pipeline.compared_selection import Selection
 from rayreid.pipeline.judgement_table import add_judgements
 from rayreid.pipeline.judging import WHOLE, Judged, plan_judging
+from rayreid.pipeline.short_trainings import Trained
 from rayreid.selection.judgement import Judgement
 from rayreid.storage.artifacts import Artifact
 from recorded_run import RecordedRun
@@ -95,6 +96,17 @@ def test_a_click_on_a_head_sorts_the_lines(page, tmp_path):
     assert largest == ["12.3"] * 5 + ["7.5", "5.0", "2.5", "–"]
     assert smallest == ["2.5", "5.0", "7.5"] + ["12.3"] * 5 + ["–"]
     assert words == ["cfs"] * 4 + ["turned <over>"] * 4 + ["whole pool"]
+
+
+def test_short_trainings_are_a_column(store):
+    page, run = Page("mine"), RecordedRun()
+    probes = {("cfs", 0.5): {"probe_start": 0.061, "probe_end": 0.123}, ("cfs", 0.25): {"probe_end": None}}
+    add_judgements(page, store, selections(store), {}, None, run, Trained(40, probes))
+    html = page.html()
+    assert "probe mAP after 40 steps" in html and "It was 6.1% before the first step." in html
+    assert "<td>cfs</td><td>50%</td><td>6</td><td>12.3%</td>" in html
+    assert "<td>cfs</td><td>25%</td><td>3</td><td>–</td>" in html
+    assert run.values == {"probe_end.cfs.50": 0.123}
 
 
 def test_the_features_of_the_first_source_proxy_are_planned(tmp_path):

@@ -177,13 +177,22 @@ def selections(
             help="New or empty folder for --export (default: kept-FORMAT beside the page).",
         ),
     ] = None,
+    proxy_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--proxy-steps",
+            metavar="N",
+            min=1,
+            help="Also pre-train N steps on each selection at each fraction, and on the whole pool, and probe.",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Compare which pool images strategies and rows select, before anything is trained on them, on one HTML page:
     origins, coverage of the target, diversity, near-duplicates, overlap, samples; and hand the kept images on."""
     from rayreid.pipeline.selection_report import COMPARED, compare
 
-    compare(experiment_of(file, overrides), strategy or COMPARED, export, export_to)
+    compare(experiment_of(file, overrides), strategy or COMPARED, export, export_to, proxy_steps)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.page import Page
 from rayreid.pipeline.compared_selection import Selection, sizes_of
 from rayreid.pipeline.judging import WHOLE, Judged
+from rayreid.pipeline.short_trainings import Line, Trained
 from rayreid.selection.judgement import NEAR, SAMPLE
 from rayreid.selection.steps import steps_of
 from rayreid.tracking.names import slug
@@ -33,6 +34,7 @@ def add_judgements(
     groups: Mapping[str, np.ndarray],
     judged: Judged | None,
     run: Run,
+    trained: Trained | None = None,
 ) -> None:
     """Add the table, and log its figures as `<figure>.<selection>.<per cent of the pool>`.
 
@@ -43,22 +45,35 @@ def add_judgements(
         groups: Mask (N,) of the images of each origin, by name; empty if origins are not known.
         judged: Figures from features; None if no selection has a θs.
         run: MLflow run of the comparison.
+        trained: Results of short trainings; None if none were asked for.
     """
     page.heading("Before you train")
     _explain(page, judged, bool(groups))
-    columns = _COLUMNS if judged else {}
+    if trained:
+        _explain_training(page, trained)
+    columns = {**(_COLUMNS if judged else {}), **(_trained_columns(trained.steps) if trained else {})}
     rows: list[list[str]] = []
     for label, fraction, kept in _cuts(store, found):
         cells = [label, f"{fraction:.0%}", f"{int(kept.sum()):,}"]
         cells += [f"{kept[members].mean():.1%}" for members in groups.values()]
-        if judged:
-            values = {name: getattr(judged.figures[label, fraction], name) for name in columns}
-            cells += [_ABSENT if math.isnan(value) else _COLUMNS[name][1](value) for name, value in values.items()]
-            known = {name: value for name, value in values.items() if math.isfinite(value)}
-            run.metrics({f"{name}.{slug(label)}.{100 * fraction:.0f}": value for name, value in known.items()})
+        values = _values((label, fraction), judged, trained)
+        cells += [column[1](values[name]) if name in values else _ABSENT for name, column in columns.items()]
+        run.metrics({f"{name}.{slug(label)}.{100 * fraction:.0f}": value for name, value in values.items()})
         rows.append(cells)
     head = ["selection", "of the pool", "images", *(f"kept: {name}" for name in groups)]
     page.table([*head, *(title for title, _ in columns.values())], rows, sorts=True)
+
+
+def _trained_columns(steps: int) -> dict[str, tuple[str, Callable[[float], str]]]:
+    return {"probe_end": (f"probe mAP after {steps:,} steps", "{:.1%}".format)}
+
+
+def _values(line: Line, judged: Judged | None, trained: Trained | None) -> dict[str, float]:
+    """Return the figures of a line that are known, by name."""
+    found = vars(judged.figures[line]) if judged else {}
+    probes = trained.probes.get(line, {}) if trained else {}
+    values = {name: found.get(name) for name in _COLUMNS} | {"probe_end": probes.get("probe_end")}
+    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
 def _cuts(store: ImageStore, found: Sequence[Selection]) -> Iterable[tuple[str, float, np.ndarray]]:
@@ -90,4 +105,14 @@ def _explain(page: Page, judged: Judged | None, origins: bool) -> None:
         "pool's √N k-means clusters, 0 if one holds all. Near-duplicates left: share of kept images whose nearest "
         f"other kept image has a cosine of at least {NEAR} (a sample of {SAMPLE:,} of a larger pool, compared with all "
         "kept images)."
+    )
+
+
+def _explain_training(page: Page, trained: Trained) -> None:
+    starts = [start for probes in trained.probes.values() if (start := probes.get("probe_start")) is not None]
+    before = f" It was {starts[0]:.1%} before the first step." if starts else ""
+    page.text(
+        f"Probe mAP: retrieval among the target's training images, after a pre-training of {trained.steps:,} steps on "
+        f"the line's images; all have the same start.{before} A subset of less than a batch is not trained on. Short "
+        "trainings differ by chance: see whether a difference holds with another seed."
     )

@@ -32,6 +32,7 @@ from rayreid.pipeline.needed_artifacts import needed, record_needed
 from rayreid.pipeline.origin_tables import add_origins
 from rayreid.pipeline.preflight import check
 from rayreid.pipeline.selection_export import planned_export
+from rayreid.pipeline.short_trainings import Trained, plan_short_trainings
 from rayreid.pipeline.shown_figures import show
 from rayreid.pipeline.tags import tags_of
 from rayreid.selection.overlap import jaccard, rank_correlation
@@ -54,6 +55,7 @@ def compare(
     strategies: Sequence[str] = COMPARED,
     export: str | None = None,
     export_to: str | None = None,
+    proxy_steps: int | None = None,
 ) -> Path:
     """Compare strategies on the file's pool, and the selections of its rows; missing scores and subsets are made first.
 
@@ -64,6 +66,7 @@ def compare(
         strategies: Strategies to compare, in addition to those of the rows.
         export: Format in which to hand on the kept images of each selection (see `Export`); None: not at all.
         export_to: Folder for these (default: `kept-<format>` beside the page).
+        proxy_steps: Optimizer steps of a short pre-training on each selection at each fraction; None: none.
 
     Returns:
         The path of the page.
@@ -72,7 +75,7 @@ def compare(
         UserError: No row selects a part of the pool, the rows have different pools, making a subset fails, or the
             export is refused.
     """
-    wanted = {label: row for label, row in variants(experiment, strategies).items() if row.selects}
+    wanted = variants(experiment, strategies)
     root = output_root()
     exported = planned_export(export, export_to, path_of(root, experiment))
     plans = {label: plan(row, root) for label, row in wanted.items()}
@@ -81,24 +84,25 @@ def compare(
     if len({graph["pool"].id for graph in plans.values()}) > 1:
         raise UserError(f"experiment {experiment.name!r}: selections from different pools cannot be compared")
     check(wanted.values(), plans)
-    session = open_session(experiment)
+    short = plan_short_trainings(wanted, proxy_steps, root) if proxy_steps is not None else None
+    session, tags = open_session(experiment), tags_of(experiment)
     path = folder_of(root, experiment) / "selections.html"
     with connect(), experiment_run(session, experiment) as run:
         check_storage()
         judging = plan_judging(wanted, plans)
-        planned = [*plans.values(), *([judging.graph] if judging else [])]
+        planned = [*plans.values(), *([judging.graph] if judging else []), *([short.graph] if short else [])]
         record_needed(path.parent, needed(experiment, planned, root))
         subsets = [graph["subset"] for graph in plans.values()]
-        make_stores(
-            [*subsets, *(judging.features if judging else [])], wanted, plans, run, session.screen, tags_of(experiment)
-        )
+        made = [*subsets, *(judging.features if judging else [])]
+        make_stores(made, wanted, plans, run, session.screen, tags)
         for label, graph in plans.items():
             produce(graph["subset"], run, session.screen, {**tags_of(wanted[label]), "row": label})
         store = ImageStore(next(iter(plans.values()))["pool"].path)
         found = [selection_of(label, wanted[label], graph, store) for label, graph in plans.items()]
-        judged = judging.judge(store, found, run, session.screen, tags_of(experiment)) if judging else None
+        judged = judging.judge(store, found, run, session.screen, tags) if judging else None
+        trained = short.run(store, run, session.screen, tags) if short else None
         provenance = provenance_of(experiment.pool)
-        page = _page(experiment, store, found, provenance, run, judged)
+        page = _page(experiment, store, found, provenance, run, judged, trained)
         write_atomically(path, page.html())
         run.file(path)
         if exported:
@@ -109,7 +113,10 @@ def compare(
 
 
 def variants(experiment: Experiment, strategies: Iterable[str]) -> dict[str, Experiment]:
-    """Return the file with each strategy, and its rows; rows with the same ranking are compared only once."""
+    """Return the file with each strategy, and its rows; rows with the same ranking are compared only once.
+
+    Rows that select no part of the pool are left out first: such a row must not stand for one with the same ranking.
+    """
     alone = experiment.alone
     whole = {"select.fraction": 0.5} if alone.select.whole else {}
     table = {name: change(alone, {"select.strategy": name, **whole}, "--strategy") for name in strategies}
@@ -117,6 +124,8 @@ def variants(experiment: Experiment, strategies: Iterable[str]) -> dict[str, Exp
         table |= {label: row for label, row in rows(experiment).items() if label not in table}
     distinct: dict[str, tuple[str, Experiment]] = {}
     for label, row in table.items():
+        if not row.selects:
+            continue
         ranks_by = row.select.model_copy(update={"fraction": 0.5, "count": None})
         seed = row.seed if STRATEGIES[row.select.strategy].seeded else 0
         key = f"{ranks_by} {row.proxy} {row.score.targets} {row.pool} {row.target} {seed}"
@@ -131,6 +140,7 @@ def _page(
     provenance: Provenance | None,
     run: Run,
     judged: Judged | None = None,
+    trained: Trained | None = None,
 ) -> Page:
     page = Page(f"{experiment.name}: which images each strategy chooses")
     page.text(
@@ -142,7 +152,7 @@ def _page(
     separations = {one.label: provenance.judge(store.keys, one.priority) if provenance else None for one in ranked}
     add_meanings(page, {one.label: one.figures for one in ranked}, separations, run)
     groups = provenance.groups(store.keys) if provenance else {}
-    add_judgements(page, store, found, groups, judged, run)
+    add_judgements(page, store, found, groups, judged, run, trained)
     add_measures(page, store, found, known_measures(store), run)
     _add_overlap(page, store, found, run)
     if provenance:
