@@ -33,9 +33,3 @@ def test_measures_of_kept_images_stand_beside_those_of_the_pool():
     pool, tall = (patch.get_data().values for patch in panels[0].patches)
     assert pool[0] == pool[-1] == 0.5 and tall[-1] == 1 and tall.sum() == 1
     assert panels[1].patches[0].get_data().values.sum() == pytest.approx(1)
-
-
-def test_a_measure_that_is_the_same_or_known_of_none_is_drawn_too():
-    figure = measure_histograms({"height": np.full(5, 64.0), "unknown": np.full(5, np.nan)}, {"all": np.arange(5)})
-    assert figure.axes[0].patches[0].get_data().values.tolist() == [1.0]
-    assert not figure.axes[1].patches[0].get_data().values.any()

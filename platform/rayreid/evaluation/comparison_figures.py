@@ -77,7 +77,7 @@ def measure_histograms(measures: Mapping[str, np.ndarray], kept: Mapping[str, np
     The horizontal axis spans the middle 99 % of the pool; what lies beyond is counted in the outermost bars.
 
     Args:
-        measures: Title → values of all images of the pool (N,); NaN: not known.
+        measures: Title → values of all images of the pool (N,), two different ones at least; NaN: not known.
         kept: Selection → rows of its images.
     """
     columns = min(3, len(measures))
@@ -87,8 +87,10 @@ def measure_histograms(measures: Mapping[str, np.ndarray], kept: Mapping[str, np
     for axes, (title, values) in zip(panels, measures.items(), strict=False):
         dress(axes, grid="y")
         known = values[np.isfinite(values)]
-        low, high = np.percentile(known, (0.5, 99.5)) if len(known) else (0.0, 1.0)
-        edges = np.linspace(low, high, 31) if high > low else np.array([low - 0.5, low + 0.5])
+        low, high = np.percentile(known, (0.5, 99.5))
+        if high <= low:  # all but a few are equal
+            low, high = known.min(), known.max()
+        edges = np.linspace(low, high, 31)
         axes.stairs(_shares(known, edges), edges, fill=True, color=PALETTE[0], alpha=0.25, label="whole pool")
         for colour, (label, rows) in zip(group_colours(len(kept)), kept.items(), strict=True):
             theirs = values[rows]

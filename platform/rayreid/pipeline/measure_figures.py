@@ -22,7 +22,7 @@ def known_measures(store: ImageStore) -> dict[str, np.ndarray]:
 def add_measures(
     page: Page, store: ImageStore, found: Sequence[Selection], measures: Mapping[str, np.ndarray], run: Run
 ) -> None:
-    """Add a histogram per measure: the whole pool, and the subset of each selection.
+    """Add a histogram per measure: the whole pool, and the subset of each selection; a constant is told in words.
 
     Args:
         page: The page.
@@ -33,6 +33,13 @@ def add_measures(
         run: MLflow run of the comparison.
     """
     page.heading("What kind of images are kept")
+    varied = {title: values for title, values in measures.items() if len(np.unique(values[np.isfinite(values)])) > 1}
+    for title, values in measures.items():
+        known = values[np.isfinite(values)]
+        if title not in varied:
+            page.text(f"{title}: {known[0]:g} in all images." if len(known) else f"{title}: not known of any image.")
+    if not varied:
+        return
     page.text("Filled: the whole pool. Lines: the subset of each selection. Each is scaled to its own size.")
     kept = {one.label: cut(store.keys, one.priority, int(one.manifest["count"])) for one in found}
-    show(page, run, measure_histograms(measures, kept), "measures", "Measures of the pool's and of the kept images")
+    show(page, run, measure_histograms(varied, kept), "measures", "Measures of the pool's and of the kept images")
