@@ -96,6 +96,10 @@ def test_an_export_goes_to_a_folder_that_holds_nothing_else(refused, tmp_path):
     assert "holds files that are no export of rayreid" in message
 
 
+def test_short_trainings_have_steps(refused):
+    assert "--proxy-steps: pretrain.steps" in refused("selections", GOOD, "--proxy-steps", "0")
+
+
 def test_a_row_to_compare_with_is_one_of_the_file(refused):
     tree = {**GOOD, "compare": [{"label": "none", "pretrain": "none"}, {"label": "half"}]}
     assert "--against whole: no row has this label; there are: none, half" in refused("run", tree, "--against", "whole")

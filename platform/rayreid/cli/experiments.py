@@ -165,8 +165,8 @@ def selections(
         str | None,
         typer.Option(
             "--export",
-            metavar="csv|parquet|txt|webdataset",
-            help="Also write the kept images of each selection: a table, a list by priority, or tar archives.",
+            metavar="FORMAT",
+            help="Also write the kept images of each selection: csv, parquet, txt (keys by priority) or webdataset.",
         ),
     ] = None,
     export_to: Annotated[
@@ -182,7 +182,6 @@ def selections(
         typer.Option(
             "--proxy-steps",
             metavar="N",
-            min=1,
             help="Also pre-train N steps on each selection at each fraction, and on the whole pool, and probe.",
         ),
     ] = None,

@@ -83,8 +83,8 @@ def compare(
         raise UserError(f"experiment {experiment.name!r} selects no part of its pool: nothing to compare")
     if len({graph["pool"].id for graph in plans.values()}) > 1:
         raise UserError(f"experiment {experiment.name!r}: selections from different pools cannot be compared")
-    check(wanted.values(), plans)
     short = plan_short_trainings(wanted, proxy_steps, root) if proxy_steps is not None else None
+    check(wanted.values(), plans)
     session, tags = open_session(experiment), tags_of(experiment)
     path = folder_of(root, experiment) / "selections.html"
     with connect(), experiment_run(session, experiment) as run:
