@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from rayreid.selection import judgement, steps
-from rayreid.selection.centring import centred, mean_feature
-from rayreid.selection.clusters import assign_clusters
 from rayreid.selection.coverage import nearest_kept
 from rayreid.selection.diversity import effective_rank, moments, normalised_entropy
+from rayreid.selection.features import Features, mean_feature, usable_rows
 from rayreid.selection.judgement import NEAR, judge
-from rayreid.selection.similarity import Features
 from rayreid.selection.steps import steps_of
 
 CPU = torch.device("cpu")
@@ -66,9 +64,11 @@ def test_the_figures_are_those_of_all_pairs(monkeypatch, pool, block):
     theirs = np.delete(theirs, 3, axis=0)
     chosen = priorities(images)
     found = judge(images, [target], [steps_of(images.keys, one, SIZES) for one in chosen], len(SIZES), CPU, seed=0)
-    clusters, count = assign_clusters(images, CPU, 0, "auto")
     mean = np.nanmean(units.astype(np.float64), axis=0)
     pooled, theirs = directions(units, mean), directions(theirs, mean)
+    clusters = judgement._clusters(images, usable_rows(images), mean_feature(images), CPU, 0)
+    count = round(math.sqrt(POOL - len(BROKEN)))
+    assert set(clusters) == {-1, *range(count)} and sorted(np.flatnonzero(clusters < 0)) == list(BROKEN)
     for one, figures in zip(chosen, found, strict=True):
         for size, shown in zip(SIZES, figures, strict=True):
             rows = kept(one, size)
@@ -143,12 +143,6 @@ def test_what_all_images_share_does_not_count(pool):
     alike = Features(images.keys, lambda: iter([(np.arange(POOL), shared)]))
     for one, other in zip(judge(images, [], chosen, 3, CPU, 0)[1], judge(alike, [], chosen, 3, CPU, 0)[1], strict=True):
         assert other.near_duplicates == pytest.approx(one.near_duplicates, abs=0.02)
-
-
-def test_a_centred_feature_of_no_length_is_no_number_s_neighbour():
-    pool = Features(list("ab"), lambda: iter([(np.arange(2), np.array([[1, 0], [np.nan, np.nan]], np.float16))]))
-    [(_, found)] = centred(pool, mean_feature(pool)).parts()
-    assert not found[0].any() and np.isnan(found[1]).all()
 
 
 def test_steps_are_the_first_cut_that_keeps_an_image():

@@ -98,8 +98,8 @@ def _explain(page: Page, judged: Judged | None, origins: bool) -> None:
         )
         return
     page.text(
-        f"The other columns compare features of {judged.source}; cosines are taken after subtracting the pool's mean "
-        f"feature. Coverage: cosine of each training image of the target (a sample of {SAMPLE:,} of more) to the "
+        f"The other columns compare features of {judged.source}; the pool's mean feature is subtracted for cosines and "
+        f"clusters. Coverage: cosine of each training image of the target (a sample of {SAMPLE:,} of more) to the "
         "nearest kept image. Effective rank: the number of directions in which kept images differ; exp of the entropy "
         "of the normalised eigenvalues of their covariance. Cluster entropy: 1 if they are spread evenly over the "
         "pool's √N k-means clusters, 0 if one holds all. Near-duplicates left: share of kept images whose nearest "

@@ -6,7 +6,6 @@ artifacts, which strategies share.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ from rayreid.execution.production import produce
 from rayreid.execution.resources import ANYWHERE, Share, training_share
 from rayreid.pipeline.compared_selection import Selection, sizes_of
 from rayreid.selection.judgement import Judgement, judge
-from rayreid.selection.similarity import Features
 from rayreid.selection.steps import Steps, steps_of
 from rayreid.stages import features
+from rayreid.stages.priority import features_in
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.run import Run
 
@@ -107,11 +106,6 @@ def _judge(
 ) -> list[list[Judgement]]:
     """Return, on a worker, the figures of all cuts of some selections."""
     torch.set_num_threads(share.cpus)
-    pool = _features(folders["features"], folders["pool"], "all")
-    target = _features(folders["target_features"], folders["target"], "train")
+    pool = features_in(folders["features"], folders["pool"], "all")
+    target = features_in(folders["target_features"], folders["target"], "train")
     return judge(pool, [target], steps, cuts, assigned_device(share.gpu), seed)
-
-
-def _features(folder: Path, images: Path, part: features.Part) -> Features:
-    store = ImageStore(images)
-    return Features(store.keys, partial(features.read, folder, store, part))

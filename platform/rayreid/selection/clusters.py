@@ -34,24 +34,9 @@ def cluster_priority(
     Returns:
         Priorities float64 (N,), NaN for images that could not be decoded; and facts.
     """
-    places, count = assign_clusters(pool, device, seed, clusters)
-    return even_priority(pool.keys, places, seed), {"clusters": count}
-
-
-def assign_clusters(
-    pool: Features, device: torch.device, seed: int, clusters: int | str
-) -> tuple[npt.NDArray[np.int64], int]:
-    """Return the cluster of each image of a pool, int64 (N,), −1 if it could not be decoded; and their number.
-
-    Args:
-        pool: Features of all images of the pool, N of them.
-        device: Device on which to find each image's cluster.
-        seed: Seed of the clusters.
-        clusters: Wanted number of clusters; see `cluster_count`.
-    """
     centres = _centres(pool, clusters, seed)
     _, places = nearest_in_parts(pool, centres, device)
-    return places, len(centres)
+    return even_priority(pool.keys, places, seed), {"clusters": len(centres)}
 
 
 def pool_clusters(pool: Features, device: torch.device, seed: int, clusters: int | str) -> npt.NDArray[np.int64]:

@@ -3,8 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
-from rayreid.selection.similarity import Features
+from rayreid.selection.features import Features
 from rayreid.selection.steps import Steps, blocks, by_step
 
 
@@ -19,8 +20,8 @@ def nearest_kept(
     """Return the cosine of each image to the nearest image that each cut of each selection keeps.
 
     Args:
-        images: Features (M, D) of length 1.
-        pool: Features of the pool, N of them.
+        images: Features (M, D) of any length.
+        pool: Features of the pool, N of them, of any length.
         steps: First cut that keeps each image of the pool, for each selection (S, N).
         cuts: Number of cuts, F.
         device: Device on which to compute.
@@ -32,9 +33,9 @@ def nearest_kept(
     best = torch.full((len(steps), cuts, len(images)), -torch.inf, device=device)
     if not len(images):
         return best.cpu().numpy()
-    queries = torch.from_numpy(images.astype(np.float32)).to(device)
-    for rows, units in blocks(pool, device):
-        cosines = queries @ units.T
+    queries = F.normalize(torch.from_numpy(images.astype(np.float32)).to(device))
+    for rows, found in blocks(pool, device):
+        cosines = queries @ F.normalize(found).T
         if own is not None:
             _, mine, here = np.intersect1d(own, rows, assume_unique=True, return_indices=True)
             cosines[torch.from_numpy(mine), torch.from_numpy(here)] = -torch.inf

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rayreid.selection.similarity import Features
+from rayreid.selection.features import Features
 from rayreid.selection.steps import Steps, blocks, by_step
 
 

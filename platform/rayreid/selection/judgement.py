@@ -11,18 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rayreid.errors import UserError
-from rayreid.selection.centring import centred, mean_feature
-from rayreid.selection.clusters import assign_clusters
+from rayreid.selection.clusters import cluster_count
 from rayreid.selection.coverage import nearest_kept
 from rayreid.selection.diversity import effective_rank, moments, normalised_entropy
-from rayreid.selection.similarity import Features
+from rayreid.selection.features import Features, centred, mean_feature, take, usable_rows
+from rayreid.selection.kmeans import clusters_of, sampled_centres
 from rayreid.selection.steps import Steps
 
 SAMPLE = 8192
 """Number of pool images among which near-duplicates are counted, and most target images whose coverage is computed."""
 NEAR = 0.95
 """Cosine of centred features from which two images count as near-duplicates."""
+_CLUSTER_SAMPLE, _CLUSTER_ROUNDS = 128, 10
+"""Number of images per cluster from which centres are computed, and of iterations of k-means."""
 _SALT = 0x5A3D17E
 
 
@@ -54,7 +55,7 @@ def judge(
 ) -> list[list[Judgement]]:
     """Return the figures of all cuts of some selections.
 
-    Cosines are those of centred features (see `centred`): all images share much of what a network says of a crop of a
+    Cosines are those of centred features: all images share much of what a network says of a crop of a
     person, so that cosines of the features themselves may be 0.99 for any two images.
 
     Args:
@@ -71,21 +72,21 @@ def judge(
     steps = np.stack(selections)
     mean = mean_feature(pool)
     directions = centred(pool, mean)
-    found = [theirs[~np.isnan(theirs[:, 0])] for target in targets for _, theirs in centred(target, mean).parts()]
-    wanted = _sample(np.concatenate(found), seed) if found else np.empty((0, 0), np.float32)
+    theirs = [found[~np.isnan(found[:, 0])] for target in targets for _, found in target.parts()]
+    wanted = _sampled(np.concatenate(theirs), seed) - mean if theirs else np.empty((0, 0))
     covered = nearest_kept(wanted, directions, steps, cuts, device)
-    drawn = np.sort(np.random.default_rng([seed, _SALT]).permutation(len(pool.keys))[:SAMPLE])
-    rows, units = _features_of(directions, drawn)
-    others = nearest_kept(units, directions, steps, cuts, device, own=rows)
+    usable = usable_rows(pool)
+    rows = _sampled(usable, seed)
+    others = nearest_kept(take(pool, rows) - mean, directions, steps, cuts, device, own=rows)
     counts, covariances = moments(pool, steps, cuts, device)
-    clusters, known = _clusters(pool, device, seed)
+    clusters = _clusters(pool, usable, mean, device, seed)
     return [
         [
             _judgement(
                 int(counts[one, number]),
                 covered[one, number],
                 covariances[one][number],
-                np.bincount(clusters[(steps[one] <= number) & (clusters >= 0)], minlength=known),
+                np.bincount(clusters[(steps[one] <= number) & (clusters >= 0)], minlength=clusters.max() + 1),
                 others[one, number, steps[one, rows] <= number],
             )
             for number in range(cuts)
@@ -94,12 +95,23 @@ def judge(
     ]
 
 
-def _clusters(pool: Features, device: torch.device, seed: int) -> tuple[npt.NDArray[np.int64], int]:
-    """Return the cluster of each image of the pool (N,), −1 for none, and their number; 0 without the library faiss."""
-    try:
-        return assign_clusters(pool, device, seed, "auto")
-    except UserError:  # the other figures do not need faiss, which is an extra
-        return np.full(len(pool.keys), -1), 0
+def _clusters(
+    pool: Features, rows: npt.NDArray[np.int64], mean: npt.NDArray[np.float64], device: torch.device, seed: int
+) -> npt.NDArray[np.int64]:
+    """Return the cluster of each image of the pool (N,), −1 for images that could not be decoded."""
+    count = cluster_count(len(rows), "auto")
+    centres = sampled_centres(
+        pool, rows, count, device, seed=seed, sample=_CLUSTER_SAMPLE, rounds=_CLUSTER_ROUNDS, mean=mean
+    )
+    clusters = np.full(len(pool.keys), -1)
+    clusters[rows] = clusters_of(pool, rows, centres, mean)
+    return clusters
+
+
+def _sampled(items: np.ndarray, seed: int) -> np.ndarray:
+    """Return at most `SAMPLE` items along the first axis, in their order."""
+    drawn = np.random.default_rng([seed, _SALT]).permutation(len(items))[:SAMPLE]
+    return items[np.sort(drawn)]
 
 
 def _judgement(
@@ -122,21 +134,3 @@ def _judgement(
         normalised_entropy(clusters),
         float((others >= NEAR).mean()) if len(others) else math.nan,
     )
-
-
-def _features_of(pool: Features, wanted: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], np.ndarray]:
-    """Return index rows and features of those among the wanted images that could be decoded."""
-    rows: list[np.ndarray] = []
-    units: list[np.ndarray] = []
-    for here, found in pool.parts():
-        mine = np.isin(here, wanted, assume_unique=True)
-        block = np.asarray(found[mine])
-        usable = ~np.isnan(block[:, 0])
-        rows.append(here[mine][usable])
-        units.append(block[usable])
-    return np.concatenate(rows), np.concatenate(units)
-
-
-def _sample(features: np.ndarray, seed: int) -> np.ndarray:
-    drawn = np.random.default_rng([seed, _SALT]).permutation(len(features))[:SAMPLE]
-    return features[np.sort(drawn)]

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rayreid.selection.features import Features
 from rayreid.selection.filelist import Keys
-from rayreid.selection.similarity import Features
 from rayreid.selection.strategies import Priority, cut
 
 _BLOCK = 2048
