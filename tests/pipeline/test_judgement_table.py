@@ -98,6 +98,16 @@ def test_a_click_on_a_head_sorts_the_lines(page, tmp_path):
     assert words == ["cfs"] * 4 + ["turned <over>"] * 4 + ["whole pool"]
 
 
+def test_a_selection_that_removes_images_has_a_line_of_the_whole_pool(store):
+    filtered = np.arange(len(store), dtype=float)
+    filtered[:4] = np.nan
+    page = Page("mine")
+    one = Selection("dedup", "dedup", "select/1", {"count": 6, "proxies": {}}, filtered)
+    add_judgements(page, store, [one], {}, None, RecordedRun())
+    assert "<td>dedup</td><td>75%</td><td>8</td>" in page.html()  # 9 are wanted, 8 are left
+    assert "<td>dedup</td><td>100%</td><td>8</td>" in page.html()
+
+
 def test_short_trainings_are_a_column(store):
     page, run = Page("mine"), RecordedRun()
     probes = {("cfs", 0.5): {"probe_start": 0.061, "probe_end": 0.123}, ("cfs", 0.25): {"probe_end": None}}

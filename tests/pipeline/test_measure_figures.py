@@ -1,10 +1,13 @@
 """Measures of kept images beside those of the pool, on the page on selections."""
 
 import numpy as np
+import pyarrow as pa
 
 from rayreid.evaluation.page import Page
+from rayreid.parquet import write_table
 from rayreid.pipeline.compared_selection import Selection
 from rayreid.pipeline.measure_figures import add_measures, known_measures
+from rayreid.selection.image_measures import MEASURES
 from recorded_run import RecordedRun
 from small_store import small_store
 
@@ -12,8 +15,17 @@ from small_store import small_store
 def test_the_index_knows_heights_and_aspects(tmp_path):
     store = small_store(tmp_path)  # 20, 30 and 40 high, 10 wide
     measures = known_measures(store)
-    assert measures["height (pixels)"].tolist() == [20] * 4 + [30] * 4 + [40] * 4
-    assert measures["aspect (height ÷ width)"].tolist() == [2] * 4 + [3] * 4 + [4] * 4
+    assert measures["height"].tolist() == [20] * 4 + [30] * 4 + [40] * 4
+    assert measures["aspect"].tolist() == [2] * 4 + [3] * 4 + [4] * 4
+
+
+def test_measures_of_quality_replace_those_of_the_index(tmp_path):
+    store = small_store(tmp_path / "store")
+    (tmp_path / "quality").mkdir()
+    columns = {name: pa.array(np.arange(12, dtype=np.float32)) for name in MEASURES}
+    write_table(tmp_path / "quality/quality.parquet", pa.table({"key": store.keys.tolist(), **columns}))
+    measures = known_measures(store, tmp_path / "quality")
+    assert list(measures) == list(MEASURES) and measures["sharpness"].tolist() == list(range(12))
 
 
 def test_a_measure_is_drawn_and_a_constant_is_told(tmp_path):

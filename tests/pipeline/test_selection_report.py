@@ -61,6 +61,11 @@ def test_a_row_that_selects_nothing_stands_for_no_other(variants):
     assert list(variants(strategies=["random"], compare=rows)) == ["random", "half"]
 
 
+def test_a_strategy_that_would_keep_the_whole_pool_keeps_half(variants):
+    found = variants(strategies=["random", "dedup"], select={"strategy": "dedup", "fraction": 1.0})
+    assert {label: row.select.fraction for label, row in found.items()} == {"random": 0.5, "dedup": 1.0}
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The page of three selections from a pool of known origins, and what its run was given."""

@@ -33,6 +33,13 @@ def test_all_lines_are_trained_alike_but_for_their_images(rows, tmp_path):
     assert len({weights.id for weights in short.graph.values()}) == 9
 
 
+def test_a_filter_is_trained_on_the_whole_pool_too(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    rows = variants(load_experiment(tmp_path / "tiny.yaml"), ["dedup", "random"])
+    lines = plan_short_trainings(rows, 7, tmp_path).weights
+    assert "subset" in lines["dedup", 1.0].inputs and ("random", 1.0) not in lines
+
+
 def test_a_part_of_less_than_a_batch_is_left_out(rows, tmp_path, monkeypatch):
     store = small_store(tmp_path / "store")  # 12 images: 1, 3, 6, 9 and all of them
     produced = []

@@ -62,3 +62,8 @@ def sizes_of(store: ImageStore) -> dict[float, int]:
     """Return the sizes of the subsets to compare, by fraction; without empty ones."""
     sizes = {fraction: Select(fraction=fraction).size(len(store)) for fraction in FRACTIONS}
     return {fraction: size for fraction, size in sizes.items() if size}
+
+
+def cuts_of(store: ImageStore, one: Selection) -> dict[float, int]:
+    """Return the sizes of a selection's cuts, by fraction: with the whole pool if it gives some images no priority."""
+    return sizes_of(store) | ({1.0: len(store)} if one.unranked else {})

@@ -7,7 +7,7 @@ import numpy as np
 
 from rayreid.data.store.store import ImageStore
 from rayreid.evaluation.page import Page
-from rayreid.pipeline.compared_selection import Selection, sizes_of
+from rayreid.pipeline.compared_selection import Selection, cuts_of
 from rayreid.pipeline.judging import WHOLE, Judged
 from rayreid.pipeline.short_trainings import Line, Trained
 from rayreid.selection.judgement import NEAR, SAMPLE
@@ -78,8 +78,8 @@ def _values(line: Line, judged: Judged | None, trained: Trained | None) -> dict[
 
 def _cuts(store: ImageStore, found: Sequence[Selection]) -> Iterable[tuple[str, float, np.ndarray]]:
     """Yield label, fraction, and mask (N,) of the kept images of each line of the table."""
-    sizes = sizes_of(store)
     for one in found:
+        sizes = cuts_of(store, one)
         steps = steps_of(store.keys, one.priority, list(sizes.values()))
         for number, fraction in enumerate(sizes):
             yield one.label, fraction, steps <= number
@@ -88,8 +88,8 @@ def _cuts(store: ImageStore, found: Sequence[Selection]) -> Iterable[tuple[str, 
 
 def _explain(page: Page, judged: Judged | None, origins: bool) -> None:
     page.text(
-        "A line per selection and fraction. A click on the head of a column sorts by it, a second one the other way."
-        + (" Kept: share of an origin's images in the subset." if origins else "")
+        "A line per selection and fraction; of 100%, too, if it removes images. A click on the head of a column sorts "
+        "by it, a second one the other way." + (" Kept: share of an origin's images in the subset." if origins else "")
     )
     if judged is None:
         page.text(

@@ -37,7 +37,7 @@ class Judged:
 
     Attributes:
         source: The θs whose features were compared.
-        figures: Figures by label of the selection and fraction; those of the whole pool are under (`WHOLE`, 1.0).
+        figures: Figures by label of the selection and fraction; those of the whole pool are under (`WHOLE`, 1).
     """
 
     source: str
@@ -71,7 +71,7 @@ class Judging:
         """
         for artifact in self.features:
             produce(artifact, run, screen, tags)
-        sizes = sizes_of(store)
+        sizes = {**sizes_of(store), 1.0: len(store)}
         steps = [steps_of(store.keys, one.priority, list(sizes.values())) for one in found]
         share = training_share(Resources())  # a GPU, or all CPUs of a node
         task = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.gpu else 0, scheduling_strategy=ANYWHERE)(_judge)

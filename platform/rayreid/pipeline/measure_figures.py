@@ -1,6 +1,7 @@
 """The part of the page on selections that compares measures of the kept images with those of the pool."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -9,14 +10,24 @@ from rayreid.evaluation.comparison_figures import measure_histograms
 from rayreid.evaluation.page import Page
 from rayreid.pipeline.compared_selection import Selection
 from rayreid.pipeline.shown_figures import show
+from rayreid.selection.image_measures import MEASURES
 from rayreid.selection.strategies import cut
+from rayreid.stages.quality import read_quality
 from rayreid.tracking.run import Run
 
 
-def known_measures(store: ImageStore) -> dict[str, np.ndarray]:
-    """Return the measures that the index of a store holds, float64 (N,) by title."""
+def known_measures(store: ImageStore, quality: Path | None = None) -> dict[str, np.ndarray]:
+    """Return what is known of each image of a store, float64 (N,) by the measure's title.
+
+    Args:
+        store: The store.
+        quality: Folder of its measures of quality; None: only the index is known.
+    """
+    if quality is not None:
+        table = read_quality(quality, len(store))
+        return {name: table[name].to_numpy().astype(np.float64) for name in MEASURES}
     heights, widths = (values.astype(np.float64) for values in (store.heights, store.widths))
-    return {"height (pixels)": heights, "aspect (height ÷ width)": heights / np.maximum(widths, 1)}
+    return {"height": heights, "aspect": heights / np.maximum(widths, 1)}
 
 
 def add_measures(
@@ -28,8 +39,7 @@ def add_measures(
         page: The page.
         store: The pool, N images.
         found: The selections.
-        measures: Values (N,) by index row, by the measure's title; NaN: not known for this image. Whoever has further
-            measures of the images adds them to `known_measures`.
+        measures: Values (N,) by index row, by the measure's title; NaN: not known for this image. See `known_measures`.
         run: MLflow run of the comparison.
     """
     page.heading("What kind of images are kept")

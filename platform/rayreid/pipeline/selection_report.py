@@ -101,8 +101,9 @@ def compare(
         found = [selection_of(label, wanted[label], graph, store) for label, graph in plans.items()]
         judged = judging.judge(store, found, run, session.screen, tags) if judging else None
         trained = short.run(store, run, session.screen, tags) if short else None
+        quality = next((graph["quality"].path for graph in plans.values() if "quality" in graph), None)
         provenance = provenance_of(experiment.pool)
-        page = _page(experiment, store, found, provenance, run, judged, trained)
+        page = _page(experiment, store, found, provenance, run, judged, trained, quality)
         write_atomically(path, page.html())
         run.file(path)
         if exported:
@@ -117,9 +118,7 @@ def variants(experiment: Experiment, strategies: Iterable[str]) -> dict[str, Exp
 
     Rows that select no part of the pool are left out first: such a row must not stand for one with the same ranking.
     """
-    alone = experiment.alone
-    whole = {"select.fraction": 0.5} if alone.select.whole else {}
-    table = {name: change(alone, {"select.strategy": name, **whole}, "--strategy") for name in strategies}
+    table = {name: _selecting(experiment.alone, name) for name in strategies}
     if experiment.compares:
         table |= {label: row for label, row in rows(experiment).items() if label not in table}
     distinct: dict[str, tuple[str, Experiment]] = {}
@@ -133,6 +132,12 @@ def variants(experiment: Experiment, strategies: Iterable[str]) -> dict[str, Exp
     return dict(distinct.values())
 
 
+def _selecting(experiment: Experiment, strategy: str) -> Experiment:
+    """Return the experiment with another strategy, at one half if it would keep the whole pool."""
+    row = change(experiment, {"select.strategy": strategy}, "--strategy")
+    return change(row, {"select.fraction": 0.5}, "--strategy") if row.select.whole else row
+
+
 def _page(
     experiment: Experiment,
     store: ImageStore,
@@ -141,6 +146,7 @@ def _page(
     run: Run,
     judged: Judged | None = None,
     trained: Trained | None = None,
+    quality: Path | None = None,
 ) -> Page:
     page = Page(f"{experiment.name}: which images each strategy chooses")
     page.text(
@@ -153,7 +159,7 @@ def _page(
     add_meanings(page, {one.label: one.figures for one in ranked}, separations, run)
     groups = provenance.groups(store.keys) if provenance else {}
     add_judgements(page, store, found, groups, judged, run, trained)
-    add_measures(page, store, found, known_measures(store), run)
+    add_measures(page, store, found, known_measures(store, quality), run)
     _add_overlap(page, store, found, run)
     if provenance:
         add_origins(page, store, found, provenance, groups, run)

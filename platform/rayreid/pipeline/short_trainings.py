@@ -97,11 +97,13 @@ def plan_short_trainings(rows: Mapping[str, Experiment], steps: int, root: Path)
     config = change(first, short, "--proxy-steps").pretrain
     weights: dict[Line, Artifact] = {}
     for label, row in rows.items():
-        for fraction in FRACTIONS:
+        for fraction in (*FRACTIONS, 1.0):
             part = change(row, {"select.fraction": fraction, "select.count": None}, "--proxy-steps")
-            weights[label, fraction] = _planned(plan(part, root), config, first)
-    whole = plan(change(first, {"select.fraction": 1.0, "select.count": None}, "--proxy-steps"), root)
-    weights[WHOLE, 1.0] = _planned(whole, config, first)
+            if part.selects:  # the whole pool is one line for all, but for strategies that remove images
+                weights[label, fraction] = _planned(plan(part, root), config, first)
+    weights[WHOLE, 1.0] = _planned(
+        {role: one for role, one in plan(first, root).items() if role != "subset"}, config, first
+    )
     return ShortTrainings(steps, config.batch_size, weights)
 
 
