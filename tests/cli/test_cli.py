@@ -87,6 +87,19 @@ def test_strategies_to_compare_are_those_there_are(refused):
     assert "nothing to compare" in refused("selections", {**GOOD, "pretrain": "none"}, "--strategy", "random")
 
 
+def test_an_export_goes_to_a_folder_that_holds_nothing_else(refused, tmp_path):
+    assert "--export xlsx: there is no such format" in refused("selections", GOOD, "--export", "xlsx")
+    assert "--export-to x: say with --export" in refused("selections", GOOD, "--export-to", "x")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    message = refused("selections", GOOD, "--export", "csv", "--export-to", str(tmp_path / "mine"))
+    assert "holds files that are no export of rayreid" in message
+
+
+def test_short_trainings_have_steps(refused):
+    assert "--proxy-steps: pretrain.steps" in refused("selections", GOOD, "--proxy-steps", "0")
+
+
 def test_a_row_to_compare_with_is_one_of_the_file(refused):
     tree = {**GOOD, "compare": [{"label": "none", "pretrain": "none"}, {"label": "half"}]}
     assert "--against whole: no row has this label; there are: none, half" in refused("run", tree, "--against", "whole")

@@ -1,6 +1,7 @@
 import numpy as np
+import pytest
 
-from rayreid.evaluation.comparison_figures import agreement_matrices, keep_rates
+from rayreid.evaluation.comparison_figures import agreement_matrices, keep_rates, measure_histograms
 
 
 def test_agreement_writes_every_number_in_its_place():
@@ -21,3 +22,14 @@ def test_keep_rates_go_from_nothing_to_all():
     assert near.get_xdata().tolist() == [0.0, 0.25, 0.5, 1.0] and near.get_ydata().tolist() == [0.0, 0.4, 0.8, 1.0]
     assert far.get_label() == "far" and near.get_color() != far.get_color()
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["cfs", "random"]
+
+
+def test_measures_of_kept_images_stand_beside_those_of_the_pool():
+    heights = np.concatenate([np.full(50, 100.0), np.full(50, 200.0)])
+    known = np.where(np.arange(100) < 10, np.nan, np.linspace(0, 1, 100))
+    figure = measure_histograms({"height": heights, "sharpness": known}, {"tall": np.arange(50, 100)})
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in panels] == ["height", "sharpness"]
+    pool, tall = (patch.get_data().values for patch in panels[0].patches)
+    assert pool[0] == pool[-1] == 0.5 and tall[-1] == 1 and tall.sum() == 1
+    assert panels[1].patches[0].get_data().values.sum() == pytest.approx(1)

@@ -81,7 +81,7 @@ def test_the_other_strategies_share_the_features(experiment, root, weights, stra
 
 
 def test_selections_are_compared_on_a_page_and_in_mlflow(experiment, root):
-    path = compare(experiment)
+    path = compare(experiment, export="parquet")
     html = path.read_text()
     for name in ("cfs", "target_similarity", "cluster", "random"):
         assert f'">{name}</h2>' in html
@@ -91,6 +91,11 @@ def test_selections_are_compared_on_a_page_and_in_mlflow(experiment, root):
     [run] = client.search_runs([tiny], "metrics.`auc.cfs.target_domain` >= 0")
     assert run.info.run_name == "tiny"
     assert "selections.html" in {file.path for file in client.list_artifacts(run.info.run_id)}
+    figures = run.data.metrics
+    assert 0 < figures["coverage_p10.cfs.10"] <= figures["coverage_mean.cfs.10"] <= figures["coverage_mean.cfs.75"] <= 1
+    assert figures["effective_rank.random.50"] > 1 and figures["cluster_entropy.cluster.50"] <= 1
+    kept = pq.read_table(path.parent / "kept-parquet" / "cfs.parquet")
+    assert kept.num_rows == 60 and kept["priority"].to_pylist() == sorted(kept["priority"].to_pylist(), reverse=True)
 
 
 def test_a_combination_makes_what_its_parts_need_once(experiment, root):
@@ -109,3 +114,15 @@ def test_a_combination_makes_what_its_parts_need_once(experiment, root):
     assert subset.facts["images"] == 36 and 0 < subset.facts["largest_cluster"] < 1
     manifest = json.loads((subset.path / "manifest.json").read_text())
     assert set(manifest["proxies"]) == {"source", "target"}
+
+
+@pytest.mark.slow
+def test_short_trainings_are_probed(experiment, root):
+    rows = change(experiment, {"name": "short", "pretrain.batch_size": 64})
+    path = compare(rows, ["random"], proxy_steps=1)
+    assert "probe mAP after 1 steps" in path.read_text()
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    short = client.get_experiment_by_name("short").experiment_id
+    [run] = client.search_runs([short], "metrics.`probe_end.random.75` >= 0")
+    trained = {name for name in run.data.metrics if name.startswith("probe_end.")}
+    assert trained == {"probe_end.random.75", "probe_end.whole_pool.100"}  # the others have less than a batch

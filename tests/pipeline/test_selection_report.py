@@ -27,8 +27,7 @@ def variants(tmp_path):
 
     def variants(strategies=COMPARED, **changes) -> dict:
         (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **changes}))
-        found = selection_report.variants(load_experiment(tmp_path / "tiny.yaml"), strategies)
-        return {label: row for label, row in found.items() if row.selects}
+        return selection_report.variants(load_experiment(tmp_path / "tiny.yaml"), strategies)
 
     return variants
 
@@ -51,6 +50,20 @@ def test_the_strategies_can_be_chosen(variants):
     assert variants(pretrain="none") == {}
     whole = variants(strategies=["random"], select={"fraction": 1.0})
     assert whole["random"].select.fraction == 0.5
+
+
+def test_a_row_that_selects_nothing_stands_for_no_other(variants):
+    rows = [
+        {"pretrain": "none"},
+        {"label": "whole", "select.fraction": 1.0},
+        {"label": "half", "select.strategy": "cfs"},
+    ]
+    assert list(variants(strategies=["random"], compare=rows)) == ["random", "half"]
+
+
+def test_a_strategy_that_would_keep_the_whole_pool_keeps_half(variants):
+    found = variants(strategies=["random", "dedup"], select={"strategy": "dedup", "fraction": 1.0})
+    assert {label: row.select.fraction for label, row in found.items()} == {"random": 0.5, "dedup": 1.0}
 
 
 @pytest.fixture(scope="module")

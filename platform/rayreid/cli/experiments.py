@@ -161,12 +161,37 @@ def selections(
             "--strategy", metavar="NAME", help="Strategy to compare; may be repeated (default: all except `list`)."
         ),
     ] = None,
+    export: Annotated[
+        str | None,
+        typer.Option(
+            "--export",
+            metavar="FORMAT",
+            help="Also write the kept images of each selection: csv, parquet, txt (keys by priority) or webdataset.",
+        ),
+    ] = None,
+    export_to: Annotated[
+        str | None,
+        typer.Option(
+            "--export-to",
+            metavar="FOLDER",
+            help="New or empty folder for --export (default: kept-FORMAT beside the page).",
+        ),
+    ] = None,
+    proxy_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--proxy-steps",
+            metavar="N",
+            help="Also pre-train N steps on each selection at each fraction, and on the whole pool, and probe.",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Compare which pool images strategies and rows select: scores, overlap, samples, origins, on one HTML page."""
+    """Compare which pool images strategies and rows select, before anything is trained on them, on one HTML page:
+    origins, coverage of the target, diversity, near-duplicates, overlap, samples; and hand the kept images on."""
     from rayreid.pipeline.selection_report import COMPARED, compare
 
-    compare(experiment_of(file, overrides), strategy or COMPARED)
+    compare(experiment_of(file, overrides), strategy or COMPARED, export, export_to, proxy_steps)
 
 
 @app.command()

@@ -6,18 +6,19 @@ HEAD_BYTES = 512
 """Number of first bytes that the functions of this module need."""
 
 _AVIF, _HEIC = {b"avif", b"avis"}, {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
-_IMAGES = (
-    b"\xff\xd8\xff",  # JPEG
-    b"\x89PNG\r\n\x1a\n",
-    b"GIF87a",
-    b"GIF89a",
-    b"II*\0",  # TIFF
-    b"MM\0*",
-    b"II+\0",
-    b"MM\0+",
-    b"\0\0\0\x0cjP  \r\n\x87\n",  # JPEG 2000, in its file format and as a bare codestream
-    b"\xff\x4f\xff\x51",
-)
+_IMAGES = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG\r\n\x1a\n": ".png",
+    b"GIF87a": ".gif",
+    b"GIF89a": ".gif",
+    b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+    b"II+\0": ".tif",
+    b"MM\0+": ".tif",
+    b"\0\0\0\x0cjP  \r\n\x87\n": ".jp2",  # JPEG 2000, in its file format and as a bare codestream
+    b"\xff\x4f\xff\x51": ".j2k",
+}
+"""Suffix of an image's name by its first bytes."""
 _PORTABLE = re.compile(rb"P[1-6][\s#]")
 _OTHERS = (
     (b"version https://git-lfs.github.com/spec/", "Git LFS pointer"),
@@ -39,11 +40,22 @@ _XML = re.compile(rb"\s*<(\?xml|Error>)")
 
 def is_image(head: bytes) -> bool:
     """Return whether a file that begins with these bytes is an image of a format that `images.decode` knows."""
-    if head.startswith(_IMAGES) or _PORTABLE.match(head):
-        return True
+    return suffix_of(head) is not None
+
+
+def suffix_of(head: bytes) -> str | None:
+    """Return the usual suffix of an image that begins with these bytes, such as `.jpg`; None for anything else."""
+    for signature, suffix in _IMAGES.items():
+        if head.startswith(signature):
+            return suffix
+    if _PORTABLE.match(head):
+        return ".ppm"
     if head[:2] == b"BM":
-        return head[6:10] == b"\0\0\0\0"  # reserved in a BMP; a text may well begin with these letters
-    return (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or bool(_brands(head) & _AVIF)
+        # reserved in a BMP; a text may well begin with these letters
+        return ".bmp" if head[6:10] == b"\0\0\0\0" else None
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return ".webp"
+    return ".avif" if _brands(head) & _AVIF else None
 
 
 def other_kind(head: bytes) -> str | None:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from rayreid.evaluation.figures import FAINT, INK, SMALL, TEXT, canvas, dress, group_colours
+from rayreid.evaluation.figures import FAINT, INK, PALETTE, SMALL, TEXT, canvas, dress, group_colours
 
 
 def agreement_matrices(matrices: Mapping[str, np.ndarray], labels: Sequence[str]) -> Figure:
@@ -69,3 +69,42 @@ def keep_rates(fractions: Sequence[float], rates: Mapping[str, Mapping[str, Sequ
     panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[0].legend(loc="best", frameon=False, fontsize=SMALL)
     return figure
+
+
+def measure_histograms(measures: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> Figure:
+    """Return a figure with a histogram per measure: the pool filled, and the images of each selection as an outline.
+
+    The horizontal axis spans the middle 99 % of the pool; what lies beyond is counted in the outermost bars.
+
+    Args:
+        measures: Title → values of all images of the pool (N,), two different ones at least; NaN: not known.
+        kept: Selection → rows of its images.
+    """
+    columns = min(3, len(measures))
+    lines = -(-len(measures) // columns)
+    figure = canvas(3.6 * columns, 2.6 * lines + 0.5)
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for axes, (title, values) in zip(panels, measures.items(), strict=False):
+        dress(axes, grid="y")
+        known = values[np.isfinite(values)]
+        low, high = np.percentile(known, (0.5, 99.5))
+        if high <= low:  # all but a few are equal
+            low, high = known.min(), known.max()
+        edges = np.linspace(low, high, 31)
+        axes.stairs(_shares(known, edges), edges, fill=True, color=PALETTE[0], alpha=0.25, label="whole pool")
+        for colour, (label, rows) in zip(group_colours(len(kept)), kept.items(), strict=True):
+            theirs = values[rows]
+            axes.stairs(_shares(theirs[np.isfinite(theirs)], edges), edges, color=colour, linewidth=1.4, label=label)
+        axes.set_title(title, fontsize=TEXT, color=INK, loc="left", fontweight="bold")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.margins(x=0.01)
+    for axes in panels:
+        axes.set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=SMALL)
+    return figure
+
+
+def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return the share of values in each bin; those beyond the edges count in the outermost bins."""
+    return np.histogram(values.clip(edges[0], edges[-1]), edges)[0] / max(1, len(values))

@@ -30,6 +30,7 @@ class Page:
         self.title = title
         self._parts: list[str] = []
         self._blocks: list[tuple[str, dict[str, Any]]] = []
+        self._sorts = False
 
     def heading(self, text: str, level: int = 2) -> None:
         """Add a heading of level 2, which the links at the top of the page include, or of level 3."""
@@ -41,15 +42,19 @@ class Page:
         """Add a paragraph."""
         self._add("paragraph", text=text)
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], words: bool = False) -> None:
+    def table(
+        self, head: Sequence[str], rows: Sequence[Sequence[str]], words: bool = False, sorts: bool = False
+    ) -> None:
         """Add a table; its first column names the rows.
 
         Args:
             head: Titles of the columns.
             rows: Rows with one cell per column.
             words: Whether all columns contain words, which are aligned left, instead of numbers.
+            sorts: Whether a click on the head of a column sorts the rows by it.
         """
-        self._add("table", head=head, rows=rows, words=words)
+        self._sorts |= sorts
+        self._add("table", head=head, rows=rows, words=words, sorts=sorts)
 
     def key(self, colours: Mapping[str, str]) -> None:
         """Add a key that explains colours, name → CSS colour."""
@@ -65,7 +70,7 @@ class Page:
     def html(self) -> str:
         """Return the whole file."""
         template = _TEMPLATES.get_template("page.html.jinja")
-        return template.render(title=self.title, parts=self._parts, blocks=self._blocks)
+        return template.render(title=self.title, parts=self._parts, blocks=self._blocks, sorts=self._sorts)
 
     def _add(self, kind: str, **values: Any) -> None:
         """Add a block, which the macro `kind` of `blocks.html.jinja` renders from these values."""

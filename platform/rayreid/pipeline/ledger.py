@@ -14,16 +14,15 @@ from typing import Any
 from rayreid.config import Experiment
 from rayreid.config.loading import row_labels, rows
 from rayreid.errors import UserError
-from rayreid.execution.trainer import METRICS
 from rayreid.files import make_folder
 from rayreid.paths import expanded, output_root
 from rayreid.pipeline.csv_text import cell, csv_of
 from rayreid.pipeline.experiment_folder import digest_of
 from rayreid.pipeline.graph import plan
+from rayreid.pipeline.probes import probes_of
 from rayreid.pipeline.summary import row_of
 from rayreid.pipeline.tags import tags_of
 from rayreid.storage.artifacts import Artifact
-from rayreid.storage.metrics_log import Journal
 from rayreid.tracking.history import History
 from rayreid.tracking.store import tracking_uri
 
@@ -192,7 +191,7 @@ def _line(name: str, label: str, experiment: Experiment, graph: Mapping[str, Art
         "images": outcome.images,
         "steps": outcome.steps,
         "target": outcome.target,
-        **_probes(graph.get("weights")),
+        **probes_of(graph.get("weights")),
         "auc": auc,
         **{metric: outcome.scores[metric] for metric in ("mAP", "rank1", "mINP")},
         # What a process spent before it was interrupted is not known.
@@ -209,20 +208,6 @@ def _text(column: str, value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.{_DIGITS[column]}f}" if column in _DIGITS else str(value)
-
-
-def _probes(weights: Artifact | None) -> dict[str, float | None]:
-    """Return the probes of a pre-training before its first step and after its last one; None where there is none."""
-    history = [] if weights is None else Journal(weights.path / METRICS).history()
-    probes = [row for row in history if "probe_mAP" in row]
-    start = next((row for row in probes if row["epoch"] == 0), {})
-    end = probes[-1] if probes and probes[-1]["epoch"] > 0 else {}
-    names = {"probe": "probe_mAP", "effective_rank": "probe_effective_rank"}
-    return {
-        f"{column}_{when}": row.get(name)
-        for column, name in names.items()
-        for when, row in (("start", start), ("end", end))
-    }
 
 
 def _date(artifact: Artifact) -> str:

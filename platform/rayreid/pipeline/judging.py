@@ -1,0 +1,111 @@
+"""Judging selections by features: which artifacts that needs, and computing the figures on a worker.
+
+All selections are judged by the features of one θs, that of the first row that has one. Missing features are made as
+artifacts, which strategies share.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from rayreid.config import Experiment, Resources
+from rayreid.console import Screen
+from rayreid.data.store.store import ImageStore
+from rayreid.execution.gpus import assigned_device
+from rayreid.execution.production import produce
+from rayreid.execution.resources import ANYWHERE, Share, training_share
+from rayreid.pipeline.compared_selection import Selection, sizes_of
+from rayreid.selection.judgement import Judgement, judge
+from rayreid.selection.steps import Steps, steps_of
+from rayreid.stages import features
+from rayreid.stages.priority import features_in
+from rayreid.storage.artifacts import Artifact
+from rayreid.tracking.run import Run
+
+WHOLE = "whole pool"
+"""Label of the figures with which to compare those of the selections."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Figures of each selection at each fraction.
+
+    Attributes:
+        source: The θs whose features were compared.
+        figures: Figures by label of the selection and fraction; those of the whole pool are under (`WHOLE`, 1).
+    """
+
+    source: str
+    figures: Mapping[tuple[str, float], Judgement]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """The artifacts by which selections are judged.
+
+    Attributes:
+        graph: The pool, the target, θs, and the features of both, by role.
+        seed: Seed of the samples and clusters.
+    """
+
+    graph: Mapping[str, Artifact]
+    seed: int
+
+    @property
+    def features(self) -> list[Artifact]:
+        """The features of the pool and of the target."""
+        return [self.graph["features"], self.graph["target_features"]]
+
+    def judge(
+        self, store: ImageStore, found: Sequence[Selection], run: Run, screen: Screen, tags: Mapping[str, Any]
+    ) -> Judged:
+        """Make missing features, and return the figures of the selections, computed on one worker.
+
+        Raises:
+            UserError: The features cannot be made.
+        """
+        for artifact in self.features:
+            produce(artifact, run, screen, tags)
+        sizes = {**sizes_of(store), 1.0: len(store)}
+        steps = [steps_of(store.keys, one.priority, list(sizes.values())) for one in found]
+        share = training_share(Resources())  # a GPU, or all CPUs of a node
+        task = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.gpu else 0, scheduling_strategy=ANYWHERE)(_judge)
+        folders = {role: artifact.path for role, artifact in self.graph.items()}
+        *judged, (whole, *_) = ray.get(
+            task.remote(folders, [*steps, np.zeros(len(store), np.int8)], len(sizes), self.seed, share)
+        )
+        figures = {
+            (one.label, fraction): theirs
+            for one, line in zip(found, judged, strict=True)
+            for fraction, theirs in zip(sizes, line, strict=True)
+        }
+        return Judged(str(self.graph["source_proxy"]), {**figures, (WHOLE, 1.0): whole})
+
+
+def plan_judging(rows: Mapping[str, Experiment], plans: Mapping[str, Mapping[str, Artifact]]) -> Judging | None:
+    """Plan the features of pool and target under the θs of the first row that has one; None if none of them does."""
+    for label, graph in plans.items():
+        if "source_proxy" in graph:
+            pool, target, source = (graph[role] for role in ("pool", "target", "source_proxy"))
+            config = rows[label].score
+            made = {
+                "features": features.plan(pool, source, "all", config),
+                "target_features": features.plan(target, source, "train", config),
+            }
+            return Judging({"pool": pool, "target": target, "source_proxy": source, **made}, rows[label].seed)
+    return None
+
+
+def _judge(
+    folders: Mapping[str, Path], steps: Sequence[Steps], cuts: int, seed: int, share: Share
+) -> list[list[Judgement]]:
+    """Return, on a worker, the figures of all cuts of some selections."""
+    torch.set_num_threads(share.cpus)
+    pool = features_in(folders["features"], folders["pool"], "all")
+    target = features_in(folders["target_features"], folders["target"], "train")
+    return judge(pool, [target], steps, cuts, assigned_device(share.gpu), seed)
