@@ -161,12 +161,19 @@ def selections(
             "--strategy", metavar="NAME", help="Strategy to compare; may be repeated (default: all except `list`)."
         ),
     ] = None,
+    with_map: Annotated[
+        bool, typer.Option("--map/--no-map", help="Also write a map of the pool; needs the extra `map`.")
+    ] = True,
+    map_images: Annotated[
+        int,
+        typer.Option("--map-images", metavar="N", min=10, max=50_000, help="Maximum number of images on the map."),
+    ] = 50_000,
     debug: Debug = False,
 ) -> None:
     """Compare which pool images strategies and rows select: scores, overlap, samples, origins, on one HTML page."""
     from rayreid.pipeline.selection_report import COMPARED, compare
 
-    compare(experiment_of(file, overrides), strategy or COMPARED)
+    compare(experiment_of(file, overrides), strategy or COMPARED, map_images if with_map else None)
 
 
 @app.command()

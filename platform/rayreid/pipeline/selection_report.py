@@ -27,6 +27,7 @@ from rayreid.pipeline.graph import plan
 from rayreid.pipeline.ingestion import make_stores
 from rayreid.pipeline.meaning_table import add_meanings
 from rayreid.pipeline.needed_artifacts import needed, record_needed
+from rayreid.pipeline.pool_map_page import FILE, MOST_IMAGES, NO_FEATURES, add_link, check_map, write_map
 from rayreid.pipeline.preflight import check
 from rayreid.pipeline.selection_graph import ranked_of
 from rayreid.pipeline.tags import tags_of
@@ -84,7 +85,7 @@ class Selection:
         return int(np.isnan(self.priority).sum())
 
 
-def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Path:
+def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED, map_images: int | None = MOST_IMAGES) -> Path:
     """Compare strategies on the file's pool, and the selections of its rows; missing scores and subsets are made first.
 
     Rows may also differ in `proxy` or `score.targets`; the comparison is then one of proxies.
@@ -92,12 +93,14 @@ def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Pat
     Args:
         experiment: The experiment.
         strategies: Strategies to compare, in addition to those of the rows.
+        map_images: Maximum number of images on the map of the pool; None for no map.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: No row selects a part of the pool, the rows have different pools, or making a subset fails.
+        UserError: No row selects a part of the pool, the rows have different pools, making a subset fails, or the map
+            needs a package that is missing.
     """
     wanted = {label: row for label, row in variants(experiment, strategies).items() if row.selects}
     root = output_root()
@@ -107,6 +110,8 @@ def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Pat
     if len({graph["pool"].id for graph in plans.values()}) > 1:
         raise UserError(f"experiment {experiment.name!r}: selections from different pools cannot be compared")
     check(wanted.values(), plans)
+    if map_images is not None and _features(plans):
+        check_map()
     session = open_session(experiment)
     path = folder_of(root, experiment) / "selections.html"
     with connect(), experiment_run(session, experiment) as run:
@@ -119,6 +124,9 @@ def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED) -> Pat
         store = ImageStore(next(iter(plans.values()))["pool"].path)
         found = [_selection(label, wanted[label], graph, store) for label, graph in plans.items()]
         page = _page(experiment, store, found, provenance_of(experiment.pool), run)
+        if map_images is not None:
+            session.screen.say(f"map of {min(map_images, len(store)):,} images of the pool")
+            _add_map(page, path.with_name(FILE), experiment, store, found, _features(plans), map_images, run)
         write_atomically(path, page.html())
         run.file(path)
     session.screen.say(escape(str(path)))
@@ -170,6 +178,34 @@ def _page(
         page.heading(one.label)
         _add_pictures(page, store, one, groups, run)
     return page
+
+
+def _features(plans: Mapping[str, Mapping[str, Artifact]]) -> Artifact | None:
+    """Return the features of the pool that the first of the selections with features uses; None if there are none."""
+    return next((graph["features"] for graph in plans.values() if "features" in graph), None)
+
+
+def _add_map(
+    page: Page,
+    path: Path,
+    e: Experiment,
+    store: ImageStore,
+    found: Sequence[Selection],
+    features: Artifact | None,
+    images: int,
+    run: Run,
+) -> None:
+    """Write the map of the pool and add a link to it, or say why there is none."""
+    page.heading("Map of the pool")
+    if features is None:
+        page.text(NO_FEATURES)
+        return
+    priorities = {one.label: one.priority for one in found}
+    kept = {one.label: cut(store.keys, one.priority, one.manifest["count"]) for one in found}
+    title = f"{e.name}: a map of the pool"
+    write_map(path, title, store, features, priorities, kept, provenance_of(e.pool), images, e.seed)
+    run.file(path)
+    add_link(page, path)
 
 
 def _add_facts(
