@@ -1,12 +1,14 @@
 """The map as a file, and in a browser without a screen: drawn, pointed at, clicked, coloured, without a network."""
 
 import base64
+import io
 import json
 import re
 from importlib import util
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from headless_browser import WEBGL, browse, require_browser
 from rayreid.errors import UserError
@@ -79,9 +81,7 @@ def test_every_point_has_the_key_place_and_values_of_its_image(html):
 
 
 def test_no_text_leaves_its_place(html):
-    assert EVIL not in html and html.count("taken") == html.count("\\u003c/script\\u003e\\u003cscript") + html.count(
-        "&lt;/script&gt;&lt;script"
-    )
+    assert EVIL not in html
     outside = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
     assert outside.count("&lt;/script&gt;&lt;script&gt;document.title=&#34;taken&#34;") == 4  # title twice, note, cfs
     assert "<script" not in outside
@@ -137,10 +137,6 @@ SHOWN = """(async crop => {
 
 def inks(picture: bytes) -> set[tuple[int, ...]]:
     """The colours of a picture that are neither white nor grey."""
-    import io
-
-    from PIL import Image
-
     pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).reshape(-1, 3).astype(int)
     return set(map(tuple, (pixels[np.ptp(pixels, axis=1) > 60] // 32).tolist()))
 
@@ -192,9 +188,9 @@ def test_the_map_in_a_browser(html, tmp_path):
         await tab.until("map.data[0].selectedpoints?.length === 168 && map.layout.annotations.length === 1")
         order = "[...document.querySelectorAll('[data-cluster]')].map(button => button.dataset.cluster).join('')"
         assert await tab.value(order) == "012"
-        await tab.value("document.querySelector('[data-sort=\"1\"]').click()")  # 225 images, 207 and 168
+        await tab.value("document.querySelector('[data-sort=\"1\"]').click()")  # 216, 216 and 168 images
         await tab.value("document.querySelector('[data-sort=\"1\"]').click()")
-        assert await tab.value(order) == "210"
+        assert await tab.value(order) == "201"
         await tab.value("document.querySelector('#clusters .crop').scrollIntoView()")
         await tab.until("document.querySelector('#clusters .crop').style.backgroundImage.includes('blob:')")
         return tab.requests, tab.errors
