@@ -85,7 +85,7 @@ def write_map(
     sheets = cluster_sheets(embedding.clusters, embedding.cosines, scores, chosen)
     html = pool_map(
         title,
-        store.keys[rows],
+        store.keys[rows].tolist(),
         embedding.places,
         columns,
         make_sprites(_images(store, rows), thumbnail_size(len(rows))),

@@ -237,7 +237,7 @@ function draw() {
     annotations: clusterNames(),
   };
   const config = {
-    scrollZoom: true, displaylogo: false, responsive: true, doubleClick: "reset", plotlyServerURL: "",
+    scrollZoom: true, displaylogo: false, responsive: true, plotlyServerURL: "",
     plotGlPixelRatio: devicePixelRatio,  // the default of 2 draws four times as many pixels
     modeBarButtons: [["pan2d", "zoom2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"], ["toImage"]],
   };
