@@ -55,7 +55,7 @@ def test_the_map_shows_every_selection_of_a_pool(pool, tmp_path):
         *("origin", "cluster"),
     ]
     assert data["columns"][4]["names"] == ["far", "near"]
-    assert "23 of the 24 images of the pool" in html and "pretrain/0123456789ab" in html
+    assert "23 of the 24 images of the pool, drawn at random" in html and "pretrain/0123456789ab" in html
 
 
 def test_a_sample_is_of_the_wanted_size_and_origins_need_not_be_known(pool, tmp_path):
@@ -64,6 +64,11 @@ def test_a_sample_is_of_the_wanted_size_and_origins_need_not_be_known(pool, tmp_
     data = data_of((tmp_path / "map.html").read_text())
     assert len(data["keys"]) == 12
     assert [column["name"] for column in data["columns"]] == ["priority of cfs", "subset of cfs", "cluster"]
+
+
+def test_the_page_says_which_images_it_shows():
+    assert pool_map_page._shown(1600, 1600) == "All 1,600 images of the pool."
+    assert pool_map_page._shown(50_000, 4_180_243).startswith("50,000 of the 4,180,243 images of the pool, drawn at")
 
 
 @pytest.mark.parametrize("has_features", [True, False])

@@ -91,9 +91,8 @@ def write_map(
         make_sprites(_images(store, rows), thumbnail_size(len(rows))),
         ClusterTable(cluster, list(scores), sheets),
         [
-            f"{len(rows):,} of the {len(store):,} images of the pool, drawn at random. Images with similar features "
-            f"(of {found.inputs['source']}) lie close together: neighbours on the map are alike, but distances between "
-            "far groups mean little. Clusters, sizes and shares are those of the images shown."
+            f"{_shown(len(rows), len(store))} Images with similar features (of {found.inputs['source']}) lie close "
+            "together: neighbours on the map are alike, but distances between far groups mean little.",
         ],
     )
     write_atomically(path, html)
@@ -106,6 +105,12 @@ def add_link(page: Page, path: Path) -> None:
         "see its image, and look through the clusters. The file needs no network."
     )
     page.link(f"{path.name} ({path.stat().st_size / 1e6:.0f} MB)", path.name)
+
+
+def _shown(images: int, pool: int) -> str:
+    if images == pool:
+        return f"All {pool:,} images of the pool."
+    return f"{images:,} of the {pool:,} images of the pool, drawn at random; the numbers below count these alone."
 
 
 def _images(store: ImageStore, rows: np.ndarray) -> Iterator[np.ndarray]:
