@@ -5,8 +5,8 @@ import pytest
 
 from rayreid.errors import UserError
 from rayreid.selection import pool_embedding
+from rayreid.selection.features import Features
 from rayreid.selection.pool_embedding import coordinates, embed_pool, principal_components, require_umap
-from rayreid.selection.similarity import Features
 
 KINDS = 4
 

@@ -15,9 +15,9 @@ from rayreid.evaluation.page import Page
 from rayreid.evaluation.pool_map import Categories, ClusterTable, pool_map, require_plotly
 from rayreid.evaluation.sprites import make_sprites, thumbnail_size
 from rayreid.files import write_atomically
+from rayreid.selection.features import Features
 from rayreid.selection.pool_embedding import embed_pool, require_umap
 from rayreid.selection.provenance import Provenance
-from rayreid.selection.similarity import Features
 from rayreid.stages import features
 from rayreid.storage.artifacts import Artifact
 

@@ -5,7 +5,6 @@ from an exact neighbour search, and runs in one thread: the same features give t
 """
 
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -17,7 +16,8 @@ import torch
 from rayreid.errors import UserError, missing_extra
 from rayreid.neighbours import knn
 from rayreid.selection.clusters import SAMPLE, cluster_count, find_centres
-from rayreid.selection.similarity import Features, nearest
+from rayreid.selection.features import Features, take, usable_rows
+from rayreid.selection.similarity import nearest
 
 NEIGHBOURS = 15
 """Number of neighbours that UMAP keeps together, including the image itself; its own default."""
@@ -61,7 +61,8 @@ def embed_pool(pool: Features, images: int, seed: int) -> PoolEmbedding:
         UserError: umap-learn or faiss is missing, or no image of the pool could be decoded.
     """
     require_umap()
-    rows, features = _sample(pool, images, seed)
+    rows = _sample(pool, images, seed)
+    features = take(pool, rows).astype(np.float32)
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)  # float16 has rounded them
     count = min(cluster_count(len(rows), "auto"), MOST_CLUSTERS)
     drawn = np.sort(np.random.default_rng(seed).permutation(len(rows))[: SAMPLE * count])
@@ -124,24 +125,12 @@ def require_umap() -> Any:
     return umap
 
 
-def _sample(pool: Features, images: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return ascending index rows and features float32 of a sample; it does not depend on the division into shards."""
-    usable = np.sort(np.concatenate([rows[~np.isnan(found[:, 0])] for rows, found in pool.parts()]))
+def _sample(pool: Features, images: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return ascending index rows of a sample of a pool; it does not depend on the division into shards."""
+    usable = usable_rows(pool)
     if not len(usable):
         raise UserError("no image of the pool has a feature: none could be decoded")
-    drawn = np.sort(np.random.default_rng(seed).permutation(usable)[:images])
-    return drawn, _gathered(pool.parts(), drawn)
-
-
-def _gathered(parts: Iterable[tuple[np.ndarray, np.ndarray]], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    features = None
-    for rows, found in parts:
-        _, mine, places = np.intersect1d(rows, wanted, assume_unique=True, return_indices=True)
-        if features is None:
-            features = np.empty((len(wanted), found.shape[1]), np.float32)
-        features[places] = found[mine]
-    assert features is not None
-    return features
+    return np.sort(np.random.default_rng(seed).permutation(usable)[:images])
 
 
 def _by_size(clusters: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
