@@ -23,8 +23,8 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY platform platform
 COPY experiments experiments
 RUN case "$DEVICE" in \
-        cuda) extras=faiss,lmdb,onnx,optuna ;; \
-        cpu) extras=faiss-cpu,lmdb,onnx,optuna \
+        cuda) extras=faiss,lmdb,map,onnx,optuna ;; \
+        cpu) extras=faiss-cpu,lmdb,map,onnx,optuna \
             && pip install --no-cache-dir --no-deps -c constraints.txt \
                 --index-url "${TORCH_INDEX:?is not set: DEVICE=cpu needs it}" torch torchvision ;; \
         *) echo "DEVICE=$DEVICE: say cuda or cpu" >&2 && exit 2 ;; \

@@ -185,13 +185,21 @@ def selections(
             help="Also pre-train N steps on each selection at each fraction, and on the whole pool, and probe.",
         ),
     ] = None,
+    with_map: Annotated[
+        bool, typer.Option("--map/--no-map", help="Also write a map of the pool; needs the extra `map`.")
+    ] = True,
+    map_images: Annotated[
+        int,
+        typer.Option("--map-images", metavar="N", min=10, max=50_000, help="Maximum number of images on the map."),
+    ] = 50_000,
     debug: Debug = False,
 ) -> None:
     """Compare which pool images strategies and rows select, before anything is trained on them, on one HTML page:
     origins, coverage of the target, diversity, near-duplicates, overlap, samples; and hand the kept images on."""
     from rayreid.pipeline.selection_report import COMPARED, compare
 
-    compare(experiment_of(file, overrides), strategy or COMPARED, export, export_to, proxy_steps)
+    map_size = map_images if with_map else None
+    compare(experiment_of(file, overrides), strategy or COMPARED, map_size, export, export_to, proxy_steps)
 
 
 @app.command()

@@ -42,6 +42,10 @@ class Page:
         """Add a paragraph."""
         self._add("paragraph", text=text)
 
+    def link(self, text: str, address: str) -> None:
+        """Add a link to another file, by its address relative to the page."""
+        self._add("link", text=text, address=address)
+
     def table(
         self, head: Sequence[str], rows: Sequence[Sequence[str]], words: bool = False, sorts: bool = False
     ) -> None:

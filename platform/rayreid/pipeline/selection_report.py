@@ -30,6 +30,7 @@ from rayreid.pipeline.meaning_table import add_meanings
 from rayreid.pipeline.measure_figures import add_measures, known_measures
 from rayreid.pipeline.needed_artifacts import needed, record_needed
 from rayreid.pipeline.origin_tables import add_origins
+from rayreid.pipeline.pool_map_page import FILE, MOST_IMAGES, NO_FEATURES, add_link, check_map, write_map
 from rayreid.pipeline.preflight import check
 from rayreid.pipeline.selection_export import planned_export
 from rayreid.pipeline.short_trainings import Trained, plan_short_trainings
@@ -40,6 +41,7 @@ from rayreid.selection.provenance import Provenance, provenance_of
 from rayreid.selection.registry import STRATEGIES, Basis
 from rayreid.selection.strategies import cut
 from rayreid.stages.score import extremes
+from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.names import slug
 from rayreid.tracking.run import Run
 
@@ -53,6 +55,7 @@ _COLUMNS = 12
 def compare(
     experiment: Experiment,
     strategies: Sequence[str] = COMPARED,
+    map_images: int | None = MOST_IMAGES,
     export: str | None = None,
     export_to: str | None = None,
     proxy_steps: int | None = None,
@@ -64,6 +67,7 @@ def compare(
     Args:
         experiment: The experiment.
         strategies: Strategies to compare, in addition to those of the rows.
+        map_images: Maximum number of images on the map of the pool; None for no map.
         export: Format in which to hand on the kept images of each selection (see `Export`); None: not at all.
         export_to: Folder for these (default: `kept-<format>` beside the page).
         proxy_steps: Optimizer steps of a short pre-training on each selection at each fraction; None: none.
@@ -72,8 +76,8 @@ def compare(
         The path of the page.
 
     Raises:
-        UserError: No row selects a part of the pool, the rows have different pools, making a subset fails, or the
-            export is refused.
+        UserError: No row selects a part of the pool, the rows have different pools, making a subset fails, the map
+            needs a package that is missing, or the export is refused.
     """
     wanted = variants(experiment, strategies)
     root = output_root()
@@ -85,11 +89,13 @@ def compare(
         raise UserError(f"experiment {experiment.name!r}: selections from different pools cannot be compared")
     short = plan_short_trainings(wanted, proxy_steps, root) if proxy_steps is not None else None
     check(wanted.values(), plans)
+    judging = plan_judging(wanted, plans)
+    if map_images is not None and judging:
+        check_map()
     session, tags = open_session(experiment), tags_of(experiment)
     path = folder_of(root, experiment) / "selections.html"
     with connect(), experiment_run(session, experiment) as run:
         check_storage()
-        judging = plan_judging(wanted, plans)
         planned = [*plans.values(), *([judging.graph] if judging else []), *([short.graph] if short else [])]
         record_needed(path.parent, needed(experiment, planned, root))
         subsets = [graph["subset"] for graph in plans.values()]
@@ -104,6 +110,10 @@ def compare(
         quality = next((graph["quality"].path for graph in plans.values() if "quality" in graph), None)
         provenance = provenance_of(experiment.pool)
         page = _page(experiment, store, found, provenance, run, judged, trained, quality)
+        if map_images is not None:
+            session.screen.say(f"map of {min(map_images, len(store)):,} images of the pool")
+            places = judging.features[0] if judging else None
+            _add_map(page, path.with_name(FILE), experiment, store, found, places, map_images, run)
         write_atomically(path, page.html())
         run.file(path)
         if exported:
@@ -167,6 +177,29 @@ def _page(
         page.heading(one.label)
         _add_pictures(page, store, one, groups, run)
     return page
+
+
+def _add_map(
+    page: Page,
+    path: Path,
+    e: Experiment,
+    store: ImageStore,
+    found: Sequence[Selection],
+    features: Artifact | None,
+    images: int,
+    run: Run,
+) -> None:
+    """Write the map of the pool and add a link to it, or say why there is none."""
+    page.heading("Map of the pool")
+    if features is None:
+        page.text(NO_FEATURES)
+        return
+    priorities = {one.label: one.priority for one in found}
+    kept = {one.label: cut(store.keys, one.priority, one.manifest["count"]) for one in found}
+    title = f"{e.name}: a map of the pool"
+    write_map(path, title, store, features, priorities, kept, provenance_of(e.pool), images, e.seed)
+    run.file(path)
+    add_link(page, path)
 
 
 def _add_overlap(page: Page, store: ImageStore, found: Sequence[Selection], run: Run) -> None:
