@@ -22,7 +22,7 @@ from rayreid.execution.shared_storage import check_storage
 from rayreid.files import write_atomically
 from rayreid.paths import output_root
 from rayreid.pipeline.experiment_folder import folder_of
-from rayreid.pipeline.experiment_runner import experiment_run, open_session
+from rayreid.pipeline.experiment_runner import Session, experiment_run, open_session
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.ingestion import make_stores
 from rayreid.pipeline.meaning_table import add_meanings
@@ -125,8 +125,7 @@ def compare(experiment: Experiment, strategies: Sequence[str] = COMPARED, map_im
         found = [_selection(label, wanted[label], graph, store) for label, graph in plans.items()]
         page = _page(experiment, store, found, provenance_of(experiment.pool), run)
         if map_images is not None:
-            session.screen.say(f"map of {min(map_images, len(store)):,} images of the pool")
-            _add_map(page, path.with_name(FILE), experiment, store, found, _features(plans), map_images, run)
+            _add_map(page, path.with_name(FILE), experiment, store, found, _features(plans), map_images, run, session)
         write_atomically(path, page.html())
         run.file(path)
     session.screen.say(escape(str(path)))
@@ -194,12 +193,14 @@ def _add_map(
     features: Artifact | None,
     images: int,
     run: Run,
+    session: Session,
 ) -> None:
     """Write the map of the pool and add a link to it, or say why there is none."""
     page.heading("Map of the pool")
     if features is None:
         page.text(NO_FEATURES)
         return
+    session.screen.say(f"placing {min(images, len(store)):,} images of the pool on a map")
     priorities = {one.label: one.priority for one in found}
     kept = {one.label: cut(store.keys, one.priority, one.manifest["count"]) for one in found}
     title = f"{e.name}: a map of the pool"
