@@ -79,8 +79,11 @@ def test_the_page_links_to_the_map_or_says_why_there_is_none(pool, tmp_path, has
     page, path = Page("selections"), tmp_path / "selections_map.html"
     plans = {"random": {"subset": None}, "cluster": {"features": found}} if has_features else {"random": {}}
     features = selection_report._features(plans)
-    selection_report._add_map(page, path, experiment, store, [selection], features, 50_000, RecordedRun())
+    said = []
+    session = SimpleNamespace(screen=SimpleNamespace(say=said.append))
+    selection_report._add_map(page, path, experiment, store, [selection], features, 50_000, RecordedRun(), session)
     html = page.html()
+    assert said == (["placing 24 images of the pool on a map"] if has_features else [])
     assert "Map of the pool</h2>" in html and path.exists() == has_features
     assert (f"<p>{NO_FEATURES}</p>" in html) != has_features
     assert ('<a href="selections_map.html">selections_map.html (' in html) == has_features

@@ -90,7 +90,10 @@ def test_selections_are_compared_on_a_page_and_in_mlflow(experiment, root):
     tiny = client.get_experiment_by_name("tiny").experiment_id
     [run] = client.search_runs([tiny], "metrics.`auc.cfs.target_domain` >= 0")
     assert run.info.run_name == "tiny"
-    assert "selections.html" in {file.path for file in client.list_artifacts(run.info.run_id)}
+    logged = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"selections.html", "selections_map.html"} <= logged
+    drawn = path.with_name("selections_map.html").read_text()
+    assert 'href="selections_map.html"' in html and '"subset of cluster"' in drawn and "All 120 images" in drawn
     figures = run.data.metrics
     assert 0 < figures["coverage_p10.cfs.10"] <= figures["coverage_mean.cfs.10"] <= figures["coverage_mean.cfs.75"] <= 1
     assert figures["effective_rank.random.50"] > 1 and figures["cluster_entropy.cluster.50"] <= 1

@@ -21,7 +21,7 @@ from rayreid.paths import output_root
 from rayreid.pipeline.compared_facts import add_facts
 from rayreid.pipeline.compared_selection import Selection, selection_of, sizes_of
 from rayreid.pipeline.experiment_folder import folder_of, path_of
-from rayreid.pipeline.experiment_runner import experiment_run, open_session
+from rayreid.pipeline.experiment_runner import Session, experiment_run, open_session
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.ingestion import make_stores
 from rayreid.pipeline.judgement_table import add_judgements
@@ -111,9 +111,8 @@ def compare(
         provenance = provenance_of(experiment.pool)
         page = _page(experiment, store, found, provenance, run, judged, trained, quality)
         if map_images is not None:
-            session.screen.say(f"map of {min(map_images, len(store)):,} images of the pool")
             places = judging.features[0] if judging else None
-            _add_map(page, path.with_name(FILE), experiment, store, found, places, map_images, run)
+            _add_map(page, path.with_name(FILE), experiment, store, found, places, map_images, run, session)
         write_atomically(path, page.html())
         run.file(path)
         if exported:
@@ -188,12 +187,14 @@ def _add_map(
     features: Artifact | None,
     images: int,
     run: Run,
+    session: Session,
 ) -> None:
     """Write the map of the pool and add a link to it, or say why there is none."""
     page.heading("Map of the pool")
     if features is None:
         page.text(NO_FEATURES)
         return
+    session.screen.say(f"placing {min(images, len(store)):,} images of the pool on a map")
     priorities = {one.label: one.priority for one in found}
     kept = {one.label: cut(store.keys, one.priority, one.manifest["count"]) for one in found}
     title = f"{e.name}: a map of the pool"
