@@ -57,7 +57,7 @@ def test_duplicates_within_clusters_are_found():
     features = planted(60, 4, 0.05)
     found, facts = groups(in_parts(features), clusters="auto")
     np.testing.assert_array_equal(found, np.repeat(np.arange(0, 240, 4), 4))
-    assert facts["clusters"] == 15 and facts["group_p50"] == facts["group_p99"] == 4
+    assert facts["clusters"] == 4 and facts["group_p50"] == facts["group_p99"] == 4
 
 
 @pytest.mark.parametrize("centre", [False, True])

@@ -23,6 +23,9 @@ from rayreid.selection.whole_directions import Directions, blocks, nearest, whol
 
 ROUNDS = 10
 """Iterations of the k-means that makes cells; a cell need not be good, only small."""
+_PER_ROOT = 0.25
+"""Number of cells by default, in units of √N. Fewer and larger cells cost about the same, because most of the time with
+√N cells goes into finding them, and lose fewer near-duplicates at their borders."""
 _HELD = 2**20
 """Number of images whose features are in memory at once, in float16: 0.8 GB at 384 dimensions."""
 _BLOCK = 1024
@@ -74,7 +77,7 @@ def near_duplicates(
         copies: Number of each image's group of identical bytes (N,).
         sizes: Number of pixels of each image (N,).
         similarity: Smallest cosine of an image with the leader of its group.
-        clusters: Wanted number of clusters; see `cluster_count`.
+        clusters: Number of clusters; "auto": a quarter of √N.
         centre: Whether to subtract the pool's mean feature before cosines are computed.
 
     Returns:
@@ -87,7 +90,7 @@ def near_duplicates(
     ranks = stated_order(pool.keys, sizes)
     firsts = _first_copies(usable, copies, ranks)
     rows = np.unique(firsts)
-    count = cluster_count(len(rows), clusters)
+    count = cluster_count(len(rows), max(1, round(_PER_ROOT * len(rows) ** 0.5)) if clusters == "auto" else clusters)
     centres = sampled_centres(pool, rows, count, device, seed=seed, sample=SAMPLE, rounds=ROUNDS, mean=mean)
     cells = clusters_of(pool, rows, centres, mean)
     leaders = np.full(len(pool.keys), -1)
