@@ -77,8 +77,7 @@ def test_the_page_links_to_the_map_or_says_why_there_is_none(pool, tmp_path, has
     experiment = SimpleNamespace(name="a <b>", pool=SimpleNamespace(provenance=None, dataset="folder"), seed=0)
     selection = Selection("cfs", "cfs", "select/1", {"count": 12}, np.arange(IMAGES, dtype=float))
     page, path = Page("selections"), tmp_path / "selections_map.html"
-    plans = {"random": {"subset": None}, "cluster": {"features": found}} if has_features else {"random": {}}
-    features = selection_report._features(plans)
+    features = found if has_features else None
     said = []
     session = SimpleNamespace(screen=SimpleNamespace(say=said.append))
     selection_report._add_map(page, path, experiment, store, [selection], features, 50_000, RecordedRun(), session)

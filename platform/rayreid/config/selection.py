@@ -39,7 +39,7 @@ class Ranking(Section):
     """Ordered file list for the strategy `list`. Its content, not its path, is part of the subset's identity."""
     clusters: Annotated[PositiveInt | Auto, RUNTIME] = "auto"
     """Number of clusters for the strategies `cluster` and `dedup`; it enters no other strategy's identity. `auto`: the
-    square root of the number of images."""
+    square root of the number of images, a quarter of it for `dedup`."""
     levels: Annotated[Auto | Depth | tuple[PositiveInt, ...], RUNTIME] = "auto"
     """Levels of clusters for the strategy `hierarchical`: their number, or the number of clusters of each one, the
     finest first. `auto`: two levels, of N^(2/3) and N^(1/3) clusters of N images."""
