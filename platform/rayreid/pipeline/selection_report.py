@@ -163,7 +163,7 @@ def _page(
         "Subsets of one strategy are nested: a smaller one is a part of every larger one."
     )
     add_facts(page, experiment, store, found, provenance)
-    ranked = [one for one in found if STRATEGIES[one.strategy].ranking]
+    ranked = [one for one in found if STRATEGIES[one.strategy].diagnosed]
     separations = {one.label: provenance.judge(store.keys, one.priority) if provenance else None for one in ranked}
     add_meanings(page, {one.label: one.figures for one in ranked}, separations, run)
     groups = provenance.groups(store.keys) if provenance else {}

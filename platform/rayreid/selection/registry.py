@@ -72,6 +72,11 @@ class Strategy:
         return "priority" if self.basis in (Basis.FEATURES, Basis.MEASURES, Basis.PARTS) else None
 
     @property
+    def diagnosed(self) -> bool:
+        """Return whether figures of what the order of its priorities means are computed; they need features."""
+        return self.basis in (Basis.SCORES, Basis.FEATURES)
+
+    @property
     def column(self) -> str:
         """Return the name of the column of priorities in that artifact's table."""
         return "cfs" if self.basis is Basis.SCORES else "priority"

@@ -95,7 +95,9 @@ def _rank(config: Ranked, seed: int, provenance: Provenance | None, context: Sta
     known = facts_of(context.artifact, figures, tell(context, figures, separation)) if figures else {}
     score.draw(context, store, priority, provenance, config.strategy)
     judged = {"auc": separation.auc} if separation else {}
-    return {"images": len(priority), "bad": int(np.isnan(priority).sum()), **facts, **judged, **known}
+    # A strategy that removes images leaves those without a priority, too.
+    missing = "without" if STRATEGIES[config.strategy].images else "bad"
+    return {"images": len(priority), missing: int(np.isnan(priority).sum()), **facts, **judged, **known}
 
 
 def on_a_worker(compute: Callable[..., T], *arguments: Any) -> T:

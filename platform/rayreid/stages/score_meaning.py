@@ -7,7 +7,7 @@ from rich.markup import escape
 from rayreid.console import Screen
 from rayreid.execution.production import StageContext
 from rayreid.selection.meaning import Diagnosis, Meaning, Separation, interpret
-from rayreid.selection.registry import STRATEGIES
+from rayreid.selection.registry import STRATEGIES, Strategy
 from rayreid.storage.artifacts import Artifact
 
 _FIGURES = "diagnosis"
@@ -19,7 +19,12 @@ _ADVICE = "see `rayreid selections` before you cut a subset by it"
 
 def label_of(ranked: Artifact) -> str:
     """Return the name of an artifact's scores or priorities."""
-    return STRATEGIES[ranked.fields.get("strategy", "cfs")].label
+    return strategy_of(ranked).label
+
+
+def strategy_of(ranked: Artifact) -> Strategy:
+    """Return the strategy by which an artifact's scores or priorities are made."""
+    return STRATEGIES[ranked.fields.get("strategy", "cfs")]
 
 
 def tell(
@@ -54,7 +59,7 @@ def warnings_of(meaning: Meaning, label: str) -> list[str]:
 
 
 def show(screen: Screen, ranked: Artifact, separation: Separation | None, again: bool) -> None:
-    """Print the figures of complete priorities and what they mean.
+    """Print the figures of complete priorities and what they mean; nothing where no figures are computed.
 
     Args:
         screen: The screen to print to.
@@ -62,6 +67,8 @@ def show(screen: Screen, ranked: Artifact, separation: Separation | None, again:
         separation: How well they separate the target's own domain, if that is known.
         again: Whether to repeat the warnings, which the stage prints when it makes the priorities.
     """
+    if not strategy_of(ranked).diagnosed:
+        return
     figures, meaning, label = figures_of(ranked), meaning_of(ranked, separation), label_of(ranked)
     if figures is None or meaning is None:
         screen.say(f"    {escape(label)}: made by a version that did not compute what scores mean")
