@@ -170,7 +170,8 @@ def test_the_map_in_a_browser(html, tmp_path):
         assert len(drawn) > 5  # many priorities, many colours
 
         await point_at(tab, 100)
-        assert "priority of cfs: 100" in await tab.value("tip.textContent")
+        words = "[...document.querySelectorAll('%s span')].map(line => line.textContent)"
+        assert await tab.value(words % "#tip") == ["priority of cfs: 100", "cluster: 1"]
         colour = await tab.value(SHOWN % "#tip .crop")
         assert np.abs(np.array(colour) - (10 * (100 % 24), 9 * (100 // 24), 128)).max() < 12
         await pin(tab, 100)
@@ -178,6 +179,9 @@ def test_the_map_in_a_browser(html, tmp_path):
         await pin(tab, 333)
         await tab.until("document.querySelectorAll('.pin').length === 2 && map.layout.shapes.length === 2")
         assert await tab.value("document.querySelector('.pin b').textContent") == f"{EVIL}333.jpg"
+        assert await tab.value(f"({words % '.pin:first-child'}).slice(0, 2)") == [
+            *("priority of cfs: 333", "subset of cfs: kept")
+        ]
         await tab.value("document.querySelector('.pin button').click()")
         await tab.until("document.querySelectorAll('.pin').length === 1 && map.layout.shapes.length === 1")
 

@@ -56,8 +56,8 @@ function showCrop(place, sprite, width) {
   });
 }
 
-function describe(words, point) {
-  const lines = columns.map(column => {
+function describe(words, point, shown) {
+  const lines = shown.map(column => {
     const line = document.createElement("span");
     line.textContent = `${column.name}: ${wordOf(column, point)}`;
     return line;
@@ -259,7 +259,8 @@ function hover(event) {
   tip.hidden = hovered === null;
   if (tip.hidden) return;
   showCrop(tip.querySelector(".crop"), spriteOf[hovered], 96);
-  describe(tip.querySelector(".words"), hovered);
+  const shown = [colouring, focus?.column, columns[data.clusters]].filter(Boolean);  // a pinned image has all columns
+  describe(tip.querySelector(".words"), hovered, [...new Set(shown)]);
   const {clientX, clientY} = event.event, gap = 16;
   const {width, height} = tip.getBoundingClientRect();
   const left = clientX + gap + width > innerWidth ? clientX - gap - width : clientX + gap;
@@ -284,7 +285,7 @@ function newCard(chosen) {
   crop.className = "crop";
   words.className = "words";
   showCrop(crop, spriteOf[chosen], 96);
-  describe(words, chosen);
+  describe(words, chosen, columns);
   remove.type = "button";
   remove.title = "Remove";
   remove.textContent = "×";
