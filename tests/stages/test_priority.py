@@ -1,5 +1,6 @@
 """Priorities in θs space: by likeness to the target and by clusters; without a cluster of machines."""
 
+import io
 import json
 
 import numpy as np
@@ -116,7 +117,9 @@ def test_near_duplicates_are_thinned_out_and_their_groups_kept(known, worked_her
     made = known(2)
     config = Select(strategy="dedup", similarity=0.5, keep=1, fraction=1.0)
     assert not config.whole
-    ranked = work_on(priority.plan(made.pool, made.found, {}, config, 0, None))
+    said = io.StringIO()
+    ranked = work_on(priority.plan(made.pool, made.found, {}, config, 0, None), said)
+    assert "one group of near-duplicates has 59 of 60 images" in said.getvalue()
     groups, values = priority.read_groups(ranked.path, "group"), priority.read_priority(ranked.path)["priority"]
     kept = np.isfinite(values.to_numpy())
     assert kept.sum() == 1 and ranked.facts["copies"] == IMAGES - 2  # all images of this store have the same bytes

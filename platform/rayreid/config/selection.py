@@ -43,7 +43,7 @@ class Ranking(Section):
     levels: Annotated[Auto | Depth | tuple[PositiveInt, ...], RUNTIME] = "auto"
     """Levels of clusters for the strategy `hierarchical`: their number, or the number of clusters of each one, the
     finest first. `auto`: two levels, of N^(2/3) and N^(1/3) clusters of N images."""
-    similarity: Annotated[float, Field(gt=0, le=1), RUNTIME] = 0.9
+    similarity: Annotated[float, Field(gt=0, le=1), RUNTIME] = 0.98
     """Smallest cosine of features by which the strategy `dedup` takes two images for near-duplicates."""
     keep: Annotated[PositiveInt, RUNTIME] = 4
     """Number of near-duplicates that the strategy `dedup` keeps of each group."""

@@ -24,7 +24,7 @@ LATER: dict[str, Any] = {
     "proxy.pretrain.steps": None,
     "evaluate.feature": "before",
     "select.levels": "auto",
-    "select.similarity": 0.9,
+    "select.similarity": 0.98,
     "select.keep": 4,
     "select.mode": "nearest",
     "select.centre": "auto",

@@ -33,6 +33,9 @@ from rayreid.storage.roles import Role
 VERSION = 1
 TABLE = "priority.parquet"
 
+_CROWD = 0.05
+"""Largest share of a pool that one group of near-duplicates has without a warning."""
+
 T = TypeVar("T")
 
 
@@ -95,9 +98,22 @@ def _rank(config: Ranked, seed: int, provenance: Provenance | None, context: Sta
     known = facts_of(context.artifact, figures, tell(context, figures, separation)) if figures else {}
     score.draw(context, store, priority, provenance, config.strategy)
     judged = {"auc": separation.auc} if separation else {}
+    _warn_of_a_crowd(context, facts, len(store))
     # A strategy that removes images leaves those without a priority, too.
     missing = "without" if STRATEGIES[config.strategy].images else "bad"
     return {"images": len(priority), missing: int(np.isnan(priority).sum()), **facts, **judged, **known}
+
+
+def _warn_of_a_crowd(context: StageContext, facts: Mapping[str, float], images: int) -> None:
+    """Warn if one group of near-duplicates holds much of the pool: features of collapsed networks are all alike."""
+    largest = facts.get("largest_group", 0)
+    if largest > _CROWD * images:
+        warning = (
+            f"one group of near-duplicates has {largest:,} of {images:,} images: either they are, or θs sees too "
+            "little, and select.similarity is too low for it"
+        )
+        context.screen.say(f"    [yellow]warning:[/] {warning}")
+        context.run.tags({"warning": warning})
 
 
 def on_a_worker(compute: Callable[..., T], *arguments: Any) -> T:
