@@ -111,3 +111,24 @@ def test_other_threads_defer_nothing():
     finally:
         leave.set()
         thread.join()
+
+
+def test_of_two_signals_that_wait_both_are_answered():
+    answered = []
+    before = signal.signal(signal.SIGTERM, lambda *_: answered.append("term"))
+    try:
+        with pytest.raises(KeyboardInterrupt), deferred_signals():
+            press()
+            signal.raise_signal(signal.SIGTERM)
+        assert answered == ["term"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_handler_that_others_install_within_the_block_stays():
+    answered = []
+    with deferred_signals():
+        signal.signal(signal.SIGINT, lambda *_: answered.append("theirs"))
+    press()
+    assert answered == ["theirs"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,6 +13,7 @@ from rayreid.cli import app
 from rayreid.config import ScoreTarget, Section, Source
 from rayreid.config.schema import descriptions, json_schema, sections
 from rayreid.config.section import ADDED, RUNTIME
+from rayreid.selection.registry import STRATEGIES
 
 UNITS = {
     "epochs": "epochs",
@@ -53,6 +54,11 @@ UNITS = {
 }
 """Units by key; a key that ends in `_epochs` is in epochs, and every other number has none."""
 
+_OPTIONS = {
+    key: [name for name, strategy in STRATEGIES.items() if key in strategy.options]
+    for key in dict.fromkeys(key for strategy in STRATEGIES.values() for key in strategy.options)
+}
+"""Strategies that take each option of the section `select`."""
 _ENTERS = {
     ("Experiment", ""): "by its keys",
     ("Experiment", "name"): "no",
@@ -74,7 +80,15 @@ _ENTERS = {
     ("Proxy", "target"): "by its content",
     ("Score", "targets"): "by its proxies",
     ("Select", "list"): "by its content",
-    ("Select", "clusters"): "with `cluster`",
+    **{
+        (section, key): f"with `{'`, `'.join(strategies)}`"
+        for section in ("Select", "CombinedPart")
+        for key, strategies in _OPTIONS.items()
+    },
+    ("CombinedPart", "list"): "by its content",
+    ("Select", "token"): "with strategies by features",
+    ("CombinedPart", "token"): "with strategies by features",
+    ("Select", "parts"): "with `combine`",
 }
 """What enters ids in another way than the marks of the fields say, by section and key; no key: all of the section."""
 

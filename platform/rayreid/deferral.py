@@ -1,4 +1,4 @@
-"""Deferral of Ctrl-C to the end of a few milliseconds that must not be cut short.
+"""Deferral of Ctrl-C to the end of a short block that must not be cut off in the middle.
 
 An exception that a signal raises within a `with` statement's entry or exit, or within a statement of a database, leaves
 open what the block would have closed, for as long as the exception holds the frames of the call.
@@ -7,11 +7,11 @@ open what the block would have closed, for as long as the exception holds the fr
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-_DEFERRED = (signal.SIGINT, signal.SIGTERM)
+_DEFERRED = (signal.SIGTERM, signal.SIGINT)  # restored in this order: once SIGINT is answered, all are
 _current: "_Deferral | None" = None
 """The deferral of the main thread, the only one that a signal's handler interrupts."""
 
@@ -35,10 +35,19 @@ class _Deferral:
     def end(self) -> None:
         """Restore the handlers, and call those whose signals have come meanwhile."""
         for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._defer:  # else somebody else has installed one meanwhile
+                signal.signal(number, handler)
         waiting, self._waiting = self._waiting, {}
-        for number, frame in waiting.items():
-            self.handlers[number](number, frame)
+        self._answer(list(waiting.items()))
+
+    def _answer(self, waiting: Sequence[tuple[int, FrameType | None]]) -> None:
+        """Call the handlers of signals, each even if an earlier one raises."""
+        if waiting:
+            (number, frame), *others = waiting
+            try:
+                self.handlers[number](number, frame)
+            finally:
+                self._answer(others)
 
     def _defer(self, number: int, frame: FrameType | None) -> None:
         if number in self._waiting:  # who presses Ctrl-C twice does not want to wait

@@ -302,6 +302,13 @@ def test_rules_of_quality_may_stand_beside_the_other_keys():
     assert select.rules == {"min_height": 64, "sharpness": shares} and not select.whole
     part = CombinedPart.model_validate({"strategy": "quality", "sharpness": shares})
     assert part.rules == {"sharpness": shares}
+    same = {"strategy": "quality", "rules": {"min_height": 64.0, "max_height": None}}
+    assert Select.model_validate(same).options(("rules",)) == {"rules": {"min_height": 64.0}}
+    with pytest.raises(ValidationError, match="min_height stands in rules and beside it"):
+        Select.model_validate({"strategy": "quality", "min_height": 64, "rules": {"min_height": 32}})
+    for wrong in ("64", True, b"64", [64]):
+        with pytest.raises(ValidationError):
+            Select.model_validate({"strategy": "quality", "min_height": wrong})
     with pytest.raises(ValidationError, match="min_hight"):
         Select.model_validate({"strategy": "quality", "min_hight": 64})
 
@@ -314,6 +321,13 @@ def test_a_combination_has_parts_and_a_weight():
     with pytest.raises(ValidationError):
         Select(strategy="combine", parts=[{"strategy": "combine"}])
     assert not Select(strategy="combine", parts=[{"strategy": "cfs"}], fraction=1.0).whole
+
+
+@pytest.mark.parametrize("levels", [0, 9, True, 1.5, "two", [], [10, 100], [10, 0], list(range(20, 0, -1))])
+def test_wrong_levels_are_refused_in_words(levels):
+    with pytest.raises(ValidationError, match="a number of levels from 1 to 8, or the number of"):
+        Select(strategy="hierarchical", levels=levels)
+    assert Select(levels=[100, 10]).levels == (100, 10) and Select(levels=8).levels == 8
 
 
 def test_sections_are_immutable_and_closed():

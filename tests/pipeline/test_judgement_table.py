@@ -59,7 +59,7 @@ def test_there_is_a_line_per_selection_and_fraction_and_one_of_the_whole_pool(pa
     assert html.count("<tr><td>cfs</td>") == html.count("<tr><td>turned &lt;over&gt;</td>") == 4
     line = "<td>0.500</td><td>0.500</td><td>0.400</td><td>5.0</td><td>0.500</td><td>12.5%</td>"
     assert f"<tr><td>cfs</td><td>50%</td><td>6</td><td>100.0%</td><td>33.3%</td>{line}</tr>" in html
-    assert "<tr><td>whole pool</td><td>100%</td><td>12</td><td>100.0%</td><td>100.0%</td><td>0.900</td>" in html
+    assert "<tr><td>all images</td><td>100%</td><td>12</td><td>100.0%</td><td>100.0%</td><td>0.900</td>" in html
     assert "<td>0.100</td><td>0.100</td><td>0.000</td><td>–</td>" in html  # of one image there is no rank
     assert "features of pretrain/0123456789ab" in html
 
@@ -68,7 +68,7 @@ def test_mlflow_gets_what_is_known(page):
     _, run = page
     assert run.values["coverage_p10.cfs.50"] == pytest.approx(0.4)
     assert run.values["coverage_mean.turned__over_.25"] == 0.125
-    assert run.values["near_duplicates.whole_pool.100"] == 0.125
+    assert run.values["near_duplicates.all_images.100"] == 0.125
     assert "effective_rank.cfs.10" not in run.values and run.values["effective_rank.cfs.25"] == 2.5
 
 
@@ -95,7 +95,7 @@ def test_a_click_on_a_head_sorts_the_lines(page, tmp_path):
     )
     assert largest == ["12.3"] * 5 + ["7.5", "5.0", "2.5", "–"]
     assert smallest == ["2.5", "5.0", "7.5"] + ["12.3"] * 5 + ["–"]
-    assert words == ["cfs"] * 4 + ["turned <over>"] * 4 + ["whole pool"]
+    assert words == [WHOLE] + ["cfs"] * 4 + ["turned <over>"] * 4
 
 
 def test_a_selection_that_removes_images_has_a_line_of_the_whole_pool(store):

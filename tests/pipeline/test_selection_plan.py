@@ -44,9 +44,12 @@ def test_parts_share_their_features_and_may_differ_in_the_token(experiment, tmp_
 def test_the_options_of_a_strategy_name_its_own_priorities_only(experiment, tmp_path):
     plain = graph_of(experiment, tmp_path, strategy="target_similarity")["priority"].id
     assert graph_of(experiment, tmp_path, strategy="target_similarity", keep=9, levels=3)["priority"].id == plain
-    others = [{"mode": "round_robin"}, {"centre": True}, {"centre": False}, {"token": "patch"}]
+    others = [{"mode": "round_robin"}, {"centre": True}, {"token": "patch"}]
     ids = [graph_of(experiment, tmp_path, strategy="target_similarity", **options)["priority"].id for options in others]
-    assert len({plain, *ids}) == 5
+    assert len({plain, *ids}) == 4
+    assert graph_of(experiment, tmp_path, strategy="target_similarity", centre=False)["priority"].id == plain
+    near, centred = (graph_of(experiment, tmp_path, strategy="dedup", centre=centre) for centre in ("auto", True))
+    assert near["priority"].id == centred["priority"].id
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,7 @@ def test_the_options_of_a_strategy_name_its_own_priorities_only(experiment, tmp_
         ),
         (
             {"strategy": "combine", "parts": [{"strategy": "quality", "rules": {"max_border": 7}}]},
-            "select.parts.1.max_border is 7; border lies between",
+            "select.parts.0.max_border is 7.0; border lies between",
         ),
     ],
 )
@@ -79,3 +82,16 @@ def test_patch_tokens_of_a_network_without_any_are_refused(experiment, tmp_path)
     )
     with pytest.raises(UserError, match=r"^select.token: patch is for vit_\* only, not proxy.backbone.name=resnet50$"):
         check([changed], {"tiny": plan(changed, tmp_path)})
+
+
+@pytest.mark.parametrize("parts", [[{"strategy": "dedup"}], [{"strategy": "random"}, {"strategy": "cluster"}]])
+def test_a_combination_with_features_needs_faiss_from_the_start(experiment, tmp_path, monkeypatch, parts):
+    def missing() -> None:
+        raise UserError("faiss is missing")
+
+    monkeypatch.setattr("rayreid.pipeline.preflight.require_faiss", missing)
+    changed = change(experiment, {"select.strategy": "combine", "select.parts": parts})
+    with pytest.raises(UserError, match="faiss is missing"):
+        check([changed], {"tiny": plan(changed, tmp_path)})
+    alone = change(experiment, {"select.strategy": "dedup"})
+    check([alone], {"tiny": plan(alone, tmp_path)})

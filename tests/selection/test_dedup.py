@@ -128,3 +128,12 @@ def test_a_threshold_of_1_finds_equal_features():
     features = planted(10, 1, 0)
     found, _ = groups(in_parts(np.concatenate([features, features])), similarity=1.0)
     np.testing.assert_array_equal(found, np.tile(np.arange(10), 2))
+
+
+def test_the_spread_of_features_tells_whether_they_have_collapsed():
+    alike = np.tile(planted(1, 1, 0), (60, 1))
+    alike += np.random.default_rng(0).normal(0, 1e-4, alike.shape).astype(alike.dtype)
+    _, collapsed = groups(in_parts(alike), centre=True)
+    _, usual = groups(in_parts(planted(60, 1, 0)), centre=True)
+    assert collapsed["spread"] < 0.005 < 0.5 < usual["spread"] <= 1
+    assert "spread" not in groups(in_parts(alike))[1]

@@ -132,17 +132,19 @@ def test_rules_judge_all_images_in_any_order():
 def test_the_priority_is_the_worst_percentile_rank():
     measures = table(height=[1, 2, 3, 4], sharpness=[40, 10, 30, 20], contrast=[7, 7, 7, 7])
     priority, facts = quality_priority(measures, parse_rules({"max_height": 3}), ("height", "sharpness"))
-    assert priority.tolist()[:3] == [0.125, 0.125, 0.625] and np.isnan(priority[3])  # the ranks are those of all four
+    assert priority.tolist()[:3] == [0.25, 0.25, 0.75] and np.isnan(priority[3])  # the ranks are those of all four
     assert facts == {"eligible": 3, "dropped.max_height": 1}
+    alike, _ = quality_priority(measures, (), ("contrast", "sharpness"))
+    assert alike.tolist() == quality_priority(measures, (), ("sharpness",))[0].tolist() == [1.0, 0.25, 0.75, 0.5]
     even, _ = quality_priority(measures, (), ("contrast",))
-    assert even.tolist() == [0.5] * 4 and even.dtype == np.float64
+    assert even.tolist() == [1.0] * 4 and even.dtype == np.float64
 
 
 def test_a_measure_that_an_image_lacks_does_not_rank_it():
     measures = table(height=[1, 2, 3, 4], jpeg_quality=[NAN, 90, 80, NAN])
     priority, _ = quality_priority(measures, (), ("height", "jpeg_quality"))
-    assert priority.tolist() == [0.125, 0.375, 0.25, 0.875]
-    assert quality_priority(measures, (), ("jpeg_quality",))[0].tolist() == [0.5, 0.75, 0.25, 0.5]
+    assert priority.tolist() == [0.25, 0.5, 0.5, 1.0]
+    assert quality_priority(measures, (), ("jpeg_quality",))[0].tolist() == [0.5, 1.0, 0.5, 0.5]
 
 
 def test_rules_that_leave_nothing_are_refused():

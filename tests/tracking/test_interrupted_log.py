@@ -70,3 +70,24 @@ def test_ctrl_c_at_any_moment_leaves_no_turn_taken(tmp_path, said):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert not list(tmp_path.glob("undelivered/*"))
+
+
+def test_ctrl_c_does_not_wait_for_a_backlog(tmp_path, said, monkeypatch):
+    tracker = Tracker(tmp_path, "interrupted", said.append)
+    run, sent = tracker.run("stage"), []
+    monkeypatch.setattr(tracker.outage, "lasts", lambda: True)
+    for step in range(20):
+        run.metrics({"loss": 0.1}, step)
+    monkeypatch.undo()
+
+    def send(*entry: object) -> None:
+        sent.append(entry)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("rayreid.tracking.deliverer.send", send)
+    with pytest.raises(KeyboardInterrupt):
+        run.deliver()
+    assert len(sent) == 1
+    monkeypatch.undo()
+    run.finish()
+    assert tracker.status(run.id) == "FINISHED" and not list(tmp_path.glob("undelivered/*"))

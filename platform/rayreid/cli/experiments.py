@@ -158,7 +158,9 @@ def selections(
     strategy: Annotated[
         list[str] | None,
         typer.Option(
-            "--strategy", metavar="NAME", help="Strategy to compare; may be repeated (default: all except `list`)."
+            "--strategy",
+            metavar="NAME",
+            help="Strategy to compare; may be repeated (default: all except `list` and `combine`).",
         ),
     ] = None,
     export: Annotated[

@@ -4,9 +4,16 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from rayreid.config.section import ADDED, LARGEST, RUNTIME, Auto, Depth, Part, PositiveInt, Section
+from rayreid.config.section import ADDED, LARGEST, RUNTIME, Auto, Part, PositiveInt, Section
 
 # The names are those of `rayreid.selection.registry`, which this floor cannot import.
 Single = Literal["cfs", "target_similarity", "cluster", "hierarchical", "dedup", "quality", "random", "list"]
@@ -16,6 +23,10 @@ _FILTERS = ("dedup", "quality", "combine")
 # Those of `rayreid.selection.image_measures`, likewise.
 Measure = Literal["height", "aspect", "sharpness", "brightness", "contrast", "saturation", "border", "jpeg_quality"]
 _RULES = tuple(f"{kind}{measure}" for kind in ("min_", "max_", "") for measure in get_args(Measure))
+_MOST_LEVELS = 8
+Number = Annotated[float, Field(strict=True)]
+Rule = Number | dict[str, Number]
+"""A value, or shares by `drop_lowest` and `drop_highest`."""
 _SHARE = {"type": "number", "minimum": 0}
 _SHARES: dict[str, Any] = {"type": "object", "properties": {"drop_lowest": _SHARE, "drop_highest": _SHARE}}
 
@@ -40,7 +51,7 @@ class Ranking(Section):
     clusters: Annotated[PositiveInt | Auto, RUNTIME] = "auto"
     """Number of clusters for the strategies `cluster` and `dedup`; it enters no other strategy's identity. `auto`: the
     square root of the number of images, a quarter of it for `dedup`."""
-    levels: Annotated[Auto | Depth | tuple[PositiveInt, ...], RUNTIME] = "auto"
+    levels: Annotated[Auto | PositiveInt | tuple[PositiveInt, ...], RUNTIME] = "auto"
     """Levels of clusters for the strategy `hierarchical`: their number, or the number of clusters of each one, the
     finest first. `auto`: two levels, of N^(2/3) and N^(1/3) clusters of N images."""
     similarity: Annotated[float, Field(gt=0, le=1), RUNTIME] = 0.98
@@ -57,9 +68,9 @@ class Ranking(Section):
     token: Annotated[Literal["class", "patch"], RUNTIME] = "class"
     """The feature of θs by which strategies compare images: the class token, or the mean of a ViT's patch tokens. It
     enters the ids of the features."""
-    rules: Annotated[dict[str, Any], RUNTIME] = Field(default_factory=dict)
+    rules: Annotated[dict[str, Rule], RUNTIME] = Field(default_factory=dict)
     """What the strategy `quality` removes: `min_<measure>` and `max_<measure>` with a value, `<measure>` with
-    `{drop_lowest: share}`, `{drop_highest: share}` or both."""
+    `{drop_lowest: share}`, `{drop_highest: share}` or both; null takes a rule back that the file has."""
     by: Annotated[tuple[Measure, ...], RUNTIME] = ("height", "sharpness", "contrast")
     """Measures by the worst of which the strategy `quality` orders images."""
 
@@ -69,11 +80,32 @@ class Ranking(Section):
         """Collect in `rules` those that stand beside it."""
         if not isinstance(written, Mapping):
             return written
-        beside = {key: value for key, value in written.items() if key in _RULES}
-        if not beside or not isinstance(written.get("rules", {}), Mapping):
+        inside = written.get("rules", {})
+        if not isinstance(inside, Mapping):
             return written
+        beside = {key: value for key, value in written.items() if key in _RULES}
+        twice = [key for key in beside if key in inside]
+        if twice:
+            raise ValueError(f"{twice[0]} stands in rules and beside it; write it in one place, that of the file")
         others = {key: value for key, value in written.items() if key not in _RULES}
-        return {**others, "rules": {**written.get("rules", {}), **beside}}
+        rules = {key: value for key, value in {**inside, **beside}.items() if value is not None}
+        return {**others, "rules": rules} if rules or "rules" in written else others
+
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _finest_first(cls, levels: Any) -> Any:
+        several = isinstance(levels, list | tuple)
+        sizes = levels if several else [levels]
+        if levels == "auto" or (
+            all(type(size) is int and size > 0 for size in sizes)
+            and (sorted(sizes, reverse=True) == list(sizes) if several else levels <= _MOST_LEVELS)
+            and 0 < len(sizes) <= _MOST_LEVELS
+        ):
+            return levels
+        raise ValueError(
+            f"auto, a number of levels from 1 to {_MOST_LEVELS}, or the number of clusters of each level, the finest "
+            "first and none smaller than the next"
+        )
 
     def options(self, names: Iterable[str]) -> dict[str, Any]:
         """Return options that enter the identity of a strategy's priorities, as plain JSON values.

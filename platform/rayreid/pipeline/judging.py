@@ -27,8 +27,8 @@ from rayreid.stages.priority import features_in
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.run import Run
 
-WHOLE = "whole pool"
-"""Label of the figures with which to compare those of the selections."""
+WHOLE = "all images"
+"""Label of the figures with which to compare those of the selections; no usual name of a row."""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def check_settings(
         for key, (backbone, config) in _pretrainings(e).items():
             _check_method(key, backbone, config)
             _check_local_size(key, backbone, config)
-        for number, one in enumerate(e.select.rankings if e.selects else (), 1):
+        for number, one in enumerate(e.select.rankings if e.selects else ()):
             if STRATEGIES[one.strategy].basis is Basis.LIST:
                 _check_batch("pretrain", e.pretrain, len(read_list(select.list_file(one))), "select.list")
             if STRATEGIES[one.strategy].basis is Basis.MEASURES:
@@ -143,7 +143,11 @@ def _proxy_targets(e: Experiment) -> dict[str, Source]:
 
 def _check_search(e: Experiment) -> None:
     """Refuse a search that needs faiss where it is not installed."""
-    clusters = e.selects and e.select.strategy == "cluster"
+    used = e.select.rankings if e.selects else ()
+    alone = e.select.strategy != "combine"  # a combination looks for its largest cluster
+    clusters = any(
+        STRATEGIES[one.strategy].basis is Basis.FEATURES for one in used if not alone or one.strategy == "cluster"
+    )
     if clusters or (e.adapt.method != "none" and e.adapt.search != "torch"):
         require_faiss()
 

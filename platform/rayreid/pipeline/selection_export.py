@@ -151,9 +151,16 @@ class _Files:
         self._root = data_path(str(root)) if root is not None else None
 
     def path_of(self, key: str) -> str | None:
-        """Return the absolute path of an image's file; None if there is no such file."""
-        path = self._root / key if self._root is not None else None
-        return str(path) if path is not None and path.is_file() else None
+        """Return the absolute path of an image's file; None if there is no such file below the root."""
+        if self._root is None:
+            return None
+        path = self._root / key
+        if ".." in path.parts or not path.is_relative_to(self._root):
+            return None
+        try:
+            return str(path) if path.is_file() else None
+        except OSError:  # a key that is too long for a path, or a folder that may not be read
+            return None
 
 
 def planned_export(format: str | None, folder: str | None, beside: Path) -> Export | None:

@@ -135,7 +135,7 @@ def variants(experiment: Experiment, strategies: Iterable[str]) -> dict[str, Exp
         if not row.selects:
             continue
         ranks_by = row.select.model_copy(update={"fraction": 0.5, "count": None})
-        seed = row.seed if STRATEGIES[row.select.strategy].seeded else 0
+        seed = row.seed if any(STRATEGIES[one.strategy].seeded for one in row.select.rankings) else 0
         key = f"{ranks_by} {row.proxy} {row.score.targets} {row.pool} {row.target} {seed}"
         distinct.setdefault(key, (label, row))
     return dict(distinct.values())

@@ -15,7 +15,7 @@ import torch
 
 from rayreid.compiled_loops import compiled
 from rayreid.selection.clusters import SAMPLE, cluster_count, even_priority
-from rayreid.selection.features import Features, mean_feature, take, usable_rows
+from rayreid.selection.features import Features, mean_feature, spread, take, usable_rows
 from rayreid.selection.filelist import Keys
 from rayreid.selection.kmeans import clusters_of, sampled_centres
 from rayreid.selection.strategies import Priority
@@ -44,7 +44,7 @@ def dedup(
     keep: int,
     clusters: int | str = "auto",
     centre: bool = False,
-) -> tuple[Priority, dict[str, int], dict[str, npt.NDArray[np.int64]]]:
+) -> tuple[Priority, dict[str, float], dict[str, npt.NDArray[np.int64]]]:
     """Return priorities of up to `keep` images per group of near-duplicates, facts, and the column `group`.
 
     See `near_duplicates` and `few_of_each` for the arguments and facts.
@@ -63,7 +63,7 @@ def near_duplicates(
     similarity: float,
     clusters: int | str = "auto",
     centre: bool = False,
-) -> tuple[npt.NDArray[np.int64], dict[str, int]]:
+) -> tuple[npt.NDArray[np.int64], dict[str, float]]:
     """Return the group of near-duplicates of each image, and facts.
 
     Images of the same bytes are in one group. The first ones of these are then taken from the largest to the smallest
@@ -83,7 +83,8 @@ def near_duplicates(
     Returns:
         Row of the leader of each image's group, int64 (N,), −1 for images that could not be decoded. Facts: `clusters`,
         `copies` (images of the same bytes as an earlier one), `groups`, `grouped` (images in groups of two or more),
-        `largest_group`, and sizes of groups `group_p50`, `group_p90`, `group_p99` (quantiles over groups).
+        `largest_group`, sizes of groups `group_p50`, `group_p90`, `group_p99` (quantiles over groups), and, with
+        `centre`, the `spread` of the features.
     """
     usable = usable_rows(pool)
     mean = mean_feature(pool) if centre else None
@@ -98,7 +99,8 @@ def near_duplicates(
         leaders[cell] = cell[_leaders(whole_directions(features, device, mean), similarity)]
     groups = np.full(len(pool.keys), -1)
     groups[usable] = leaders[firsts]
-    return groups, {"clusters": count, "copies": len(usable) - len(rows), **_facts(groups[usable])}
+    known = {} if mean is None else {"spread": spread(pool, mean)}
+    return groups, {"clusters": count, "copies": len(usable) - len(rows), **_facts(groups[usable]), **known}
 
 
 def few_of_each(

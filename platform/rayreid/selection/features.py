@@ -74,6 +74,16 @@ def mean_feature(pool: Features) -> npt.NDArray[np.float64]:
     return np.rint(np.asarray(total) / count * _GRAIN) / _GRAIN
 
 
+def spread(pool: Features, mean: npt.NDArray[np.float64]) -> float:
+    """Return the root mean square distance of the features of a pool from their mean: 0 if all are equal, at most 1."""
+    total, count = 0.0, 0
+    for _, found in pool.parts():
+        apart = found[~np.isnan(found[:, 0])] - mean
+        total += float(np.square(apart).sum())
+        count += len(apart)
+    return float(np.sqrt(total / count))
+
+
 def centred(pool: Features, mean: npt.NDArray[np.float64]) -> Features:
     """Return the features minus a mean, float32 and of any length."""
 

@@ -118,9 +118,9 @@ def quality_priority(
 ) -> tuple[Priority, dict[str, int]]:
     """Return priorities by which an image is as good as its worst percentile rank among some measures.
 
-    The percentile rank is the share of the images with a smaller value, of all that have the measure, plus half the
-    share of those with an equal one. It lies in (0, 1) and does not depend on the rules. An image that has none of the
-    measures gets 0.5.
+    The percentile rank is the share of the images with no larger value, of all that have the measure. It lies in (0, 1]
+    and does not depend on the rules; a measure that is the same for all images decides nothing. An image that has none
+    of the measures gets 0.5.
 
     Args:
         table: Measures by column; see `kept`.
@@ -154,8 +154,7 @@ def _percentile_ranks(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float6
     known = np.isfinite(values)
     ordered = np.sort(values[known])
     ranks = np.full(len(values), np.nan)
-    smaller, not_larger = (np.searchsorted(ordered, values[known], side) for side in ("left", "right"))
-    ranks[known] = (smaller + not_larger) / (2 * max(1, len(ordered)))
+    ranks[known] = np.searchsorted(ordered, values[known], "right") / max(1, len(ordered))
     return ranks
 
 

@@ -35,6 +35,8 @@ TABLE = "priority.parquet"
 
 _CROWD = 0.05
 """Largest share of a pool that one group of near-duplicates has without a warning."""
+_COLLAPSED = 0.005
+"""Least spread of features without a warning: float16 alone gives them one of 0.0003."""
 
 T = TypeVar("T")
 
@@ -62,6 +64,8 @@ def plan(
     inputs = {"pool": pool, "features": found}
     fields: dict[str, Any] = {"strategy": config.strategy}
     fields |= config.options(strategy.options)
+    if fields.get("centre") == strategy.centred:  # what `auto` stands for
+        del fields["centre"]
     if strategy.seeded:
         fields["seed"] = seed
     if strategy.targets:
@@ -105,13 +109,19 @@ def _rank(config: Ranked, seed: int, provenance: Provenance | None, context: Sta
 
 
 def _warn_of_a_crowd(context: StageContext, facts: Mapping[str, float], images: int) -> None:
-    """Warn if one group of near-duplicates holds much of the pool: features of collapsed networks are all alike."""
-    largest = facts.get("largest_group", 0)
+    """Warn if near-duplicates cannot be told: one group holds much of the pool, or all features are the same."""
+    largest, warning = facts.get("largest_group", 0), ""
     if largest > _CROWD * images:
         warning = (
             f"one group of near-duplicates has {largest:,} of {images:,} images: either they are, or θs sees too "
             "little, and select.similarity is too low for it"
         )
+    if facts.get("spread", 1.0) < _COLLAPSED:
+        warning = (
+            f"the features of θs are nearly all the same (spread {facts['spread']:.1e}), so near-duplicates cannot be "
+            "told from others: train θs longer, or with another method"
+        )
+    if warning:
         context.screen.say(f"    [yellow]warning:[/] {warning}")
         context.run.tags({"warning": warning})
 

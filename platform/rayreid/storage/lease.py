@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from rayreid.deferral import deferred_signals
+from rayreid.deferral import answered_signals, deferred_signals
 from rayreid.errors import UserError
 from rayreid.storage.lease_place import UNREADABLE, Holder, LeasePlace, here
 
@@ -63,6 +63,7 @@ class Lease:
             with deferred_signals():
                 self._beat.start()
         except BaseException:  # as Ctrl-C: a lock of a process that lives on would never be taken over
+            self._released.set()
             self.release()
             raise
         return self
@@ -139,7 +140,8 @@ class Lease:
         if not self._told:
             self._told = True
             self._waiting()
-        self._place.sleep(self.poll)
+        with answered_signals():
+            self._place.sleep(self.poll)
 
     def _bury_if_dead(self) -> bool:
         """Remove the lock of a holder that is gone; only one of several waiting processes succeeds."""

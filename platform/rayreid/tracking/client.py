@@ -37,6 +37,8 @@ class _ClientAmongSignals:
         self._signals = deferred_signals if local else answered_signals
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # as a copy asks for before it has a client
+            raise AttributeError(name)
         found = getattr(self._client, name)
         if not callable(found):
             return found

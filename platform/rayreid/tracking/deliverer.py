@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayreid.deferral import deferred_signals
+from rayreid.deferral import answered_signals, deferred_signals
 from rayreid.errors import UserError
 from rayreid.files import sync_folder
 from rayreid.masking import masked
@@ -157,6 +157,8 @@ class Deliverer:
 
     def _send_all(self, client: "MlflowClient", run: str, box: Outbox, lease: Lease, own: Path | None) -> None:
         for waiting in filter(self._is_due, box.entries()):
+            with answered_signals():  # many may wait
+                pass
             if not lease.held():  # this process stood still, and another one has gone on
                 return
             if time.monotonic() < self._stuck_until.get(waiting.path, 0.0):
