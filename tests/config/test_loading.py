@@ -347,6 +347,7 @@ def test_an_unknown_key_in_the_optional_sweep_section(write):
 
 def test_an_unknown_key_on_the_command_line(write):
     assert "did you mean 'fraction'" in refused(write(""), "select.fractoin=0.5")
+    assert "did you mean 'min_height'" in refused(write(""), "select.min_heigth=64")
 
 
 def test_a_misspelt_section_comes_before_what_it_makes_missing(write):

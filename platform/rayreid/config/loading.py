@@ -5,12 +5,12 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from rayreid.config import Experiment
+from rayreid.config import Experiment, Section
 from rayreid.config.method_defaults import OWN_KEYS, PUBLISHED
 from rayreid.config.yaml_text import parse_yaml
 from rayreid.errors import UserError, escaped
@@ -228,8 +228,10 @@ def _explain(problem: Any) -> str:
     location = [str(part) for part in problem["loc"] if not _BRANCH.fullmatch(str(part))]
     key = _key(location)
     if problem["type"] == "extra_forbidden":
-        names = _keys_at(location[:-1])
-        close = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
+        section = _section_at(location[:-1])
+        names = list(section.model_fields) if section else []
+        also = section.also if section else ()
+        close = difflib.get_close_matches(location[-1], [*names, *also], n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(names)}"
         return f"unknown key {key!r}; {hint}"
     if problem["type"] == "missing":
@@ -238,7 +240,7 @@ def _explain(problem: Any) -> str:
     return f"{key}: {message[0].lower()}{message[1:]} (found {_SHORT.repr(problem['input'])})"
 
 
-def _keys_at(location: Sequence[str]) -> list[str]:
+def _section_at(location: Sequence[str]) -> type[Section] | None:
     section: Any = Experiment
     for part in location:
         if part.isdigit():  # an index into a list of sections
@@ -246,9 +248,9 @@ def _keys_at(location: Sequence[str]) -> list[str]:
         annotation = section.model_fields[part].annotation
         section = next((kind for kind in (annotation, *get_args(annotation)) if _is_section(kind)), None)
         if section is None:
-            return []
-    return list(section.model_fields)
+            return None
+    return cast("type[Section]", section)
 
 
 def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+    return isinstance(kind, type) and issubclass(kind, Section)

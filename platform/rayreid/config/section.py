@@ -1,6 +1,6 @@
 """The building blocks of the sections of an experiment file."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
@@ -61,6 +61,9 @@ class Section(BaseModel):
     """A section of an experiment file; it is immutable and refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    also: ClassVar[tuple[str, ...]] = ()
+    """Keys that a section accepts in addition to its fields."""
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that change a stage's result, as plain JSON values."""

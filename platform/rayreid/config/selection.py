@@ -46,6 +46,8 @@ class Ranking(Section):
         }
     )
 
+    also = _RULES
+
     list: Annotated[str | None, RUNTIME] = None
     """Ordered file list for the strategy `list`. Its content, not its path, is part of the subset's identity."""
     clusters: Annotated[PositiveInt | Auto, RUNTIME] = "auto"
@@ -103,7 +105,7 @@ class Ranking(Section):
         ):
             return levels
         raise ValueError(
-            f"auto, a number of levels from 1 to {_MOST_LEVELS}, or the number of clusters of each level, the finest "
+            f"give auto, a number of levels from 1 to {_MOST_LEVELS}, or the number of clusters of each level, the finest "
             "first and none smaller than the next"
         )
 
