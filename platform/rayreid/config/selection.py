@@ -105,8 +105,8 @@ class Ranking(Section):
         ):
             return levels
         raise ValueError(
-            f"give auto, a number of levels from 1 to {_MOST_LEVELS}, or the number of clusters of each level, the finest "
-            "first and none smaller than the next"
+            f"give auto, a number of levels from 1 to {_MOST_LEVELS}, or the number of clusters of each level, the "
+            "finest first and none smaller than the next"
         )
 
     def options(self, names: Iterable[str]) -> dict[str, Any]:
