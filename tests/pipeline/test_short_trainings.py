@@ -54,7 +54,7 @@ def test_a_part_of_less_than_a_batch_is_left_out(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(short_trainings, "probes_of", lambda weights: {"probe_end": 0.5})
     trained = plan_short_trainings({"random": rows["random"]}, 7, tmp_path).run(store, None, None, {})
     assert list(trained.probes) == [("random", 0.5), ("random", 0.75), (WHOLE, 1.0)]
-    names = ["random at 50%", "random at 75%", "whole pool at 100%"]
+    names = ["random at 50%", "random at 75%", "all images at 100%"]
     assert [row for stage, row in produced if stage == "pretrain"] == names
 
 
