@@ -23,12 +23,10 @@ endif
 # Tests run in two processes of one torch thread each. More threads would only wait for one another. The tests of a file
 # stay together, with its fixtures. (`--dist loadgroup` has no effect: pytest-xdist 3.8 cannot mark groups in pytest 9.2.)
 # Tests that need Ray do not run beside others: Ray's workers have the lowest priority and would get little. Beside one
-# another they take much less time, since each waits for its own Ray.
+# another they take little more than half of the time, since each waits for its own Ray.
 TEST_WORKERS ?= 2
-RAY_WORKERS  ?= 3
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 SPREAD := --numprocesses $(TEST_WORKERS) --dist loadfile
-SPREAD_RAY := --numprocesses $(RAY_WORKERS) --dist loadfile
 FAST   := -m "not ray and not slow and not gpu"
 
 .PHONY: help install demo test test-ray test-slow test-all test-newest fuzz crash-points coverage format lint types hooks check clean docs
@@ -55,11 +53,11 @@ test: $(READY)    ## run the fast tests: all except those marked ray, slow or gp
 	$(PYTEST) $(SPREAD) $(FAST)
 
 test-ray: $(READY) ## run the tests that need Ray, except the slow ones
-	$(PYTEST) $(SPREAD_RAY) -m "ray and not slow and not gpu"
+	$(PYTEST) $(SPREAD) -m "ray and not slow and not gpu"
 
 test-slow: $(READY) ## run the slow tests
 	$(PYTEST) $(SPREAD) -m "slow and not ray and not gpu"
-	$(PYTEST) $(SPREAD_RAY) -m "slow and ray and not gpu"
+	$(PYTEST) $(SPREAD) -m "slow and ray and not gpu"
 
 test-all: test test-ray test-slow ## run all tests except those that need a GPU
 
