@@ -127,5 +127,5 @@ def test_short_trainings_are_probed(experiment, root):
     short = client.get_experiment_by_name("short").experiment_id
     [run] = client.search_runs([short], "metrics.`probe_end.random.75` >= 0")
     trained = {name for name in run.data.metrics if name.startswith("probe_end.")}
-    expected = {"probe_end.random.50", "probe_end.random.75", "probe_end.whole_pool.100"}
+    expected = {"probe_end.random.50", "probe_end.random.75", "probe_end.all_images.100"}
     assert trained == expected  # 12 and 30 images are less than a batch of 32
