@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-_TEMPLATES = Environment(
+TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
     autoescape=True,
     undefined=StrictUndefined,
@@ -17,6 +17,7 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+"""Templates of pages: what is put into them is escaped, and a name that is missing is an error."""
 
 
 class Page:
@@ -73,7 +74,7 @@ class Page:
 
     def html(self) -> str:
         """Return the whole file."""
-        template = _TEMPLATES.get_template("page.html.jinja")
+        template = TEMPLATES.get_template("page.html.jinja")
         return template.render(title=self.title, parts=self._parts, blocks=self._blocks, sorts=self._sorts)
 
     def _add(self, kind: str, **values: Any) -> None:

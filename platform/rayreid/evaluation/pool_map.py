@@ -9,15 +9,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rayreid.errors import UserError, missing_extra
 from rayreid.evaluation.cluster_sheets import ClusterSheet
+from rayreid.evaluation.page import TEMPLATES
 from rayreid.evaluation.sprites import SHEET, Sprites
 
 COLOURS = (
@@ -30,14 +29,6 @@ SCALE = ("#0d0887", "#4c02a1", "#7e03a8", "#aa2395", "#cc4778", "#e66c5c", "#f28
 NONE = "#c4c9d0"
 """Colour of images without a value."""
 _WITHOUT = "leave the map out with --no-map"
-
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).with_name("templates")),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
 
 @dataclass(frozen=True)
@@ -115,7 +106,7 @@ def pool_map(
         "none": NONE,
         "clusters": list(columns).index(clusters.column) if clusters else None,
     }
-    return _TEMPLATES.get_template("pool_map.html.jinja").render(
+    return TEMPLATES.get_template("pool_map.html.jinja").render(
         title=title,
         notes=notes,
         columns=list(columns),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rayreid.errors import UserError
 from rayreid.evaluation.metrics import METRICS
 from rayreid.evaluation.outcomes import Outcome
+from rayreid.pipeline.graph import ROLES
 from rayreid.pipeline.summary import TEST_IMAGES
 from rayreid.pipeline.tags import COLUMNS
 from rayreid.storage.roles import Role
@@ -24,19 +25,7 @@ _TOLD_BY_COLUMNS = (
     "resources.",
 )
 """Parameters (or their prefixes) that the columns already show, or that do not change a result."""
-_OF_SELECTION = (
-    "source_proxy",
-    "target_proxy",
-    "features",
-    "patch_features",
-    "target_features",
-    "target_patch_features",
-    "quality",
-    "scores",
-    "part",
-    "priority",
-    "subset",
-)
+_OF_SELECTION = ROLES[ROLES.index("source_proxy") : ROLES.index("subset") + 1]
 """Kinds of the artifacts that count as the cost of a selection."""
 
 

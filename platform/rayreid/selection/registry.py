@@ -1,7 +1,7 @@
 """The selection strategies by name: the inputs of each one, and the function that ranks a pool's images by it.
 
 To add a strategy, write its function in a module of this package and add one line to `STRATEGIES`. The name and the
-options also go into `rayreid.config.selection.Select`, which cannot import this module; a test holds both together.
+options also go into `rayreid.config.selection`, which cannot import this module; a test holds both together.
 """
 
 from collections.abc import Callable
