@@ -97,7 +97,7 @@ def test_this_machine_is_examined(tmp_path, monkeypatch):
     assert [fault for fault in found.faults if "RAYREID" in fault or "faiss" in fault] == []
 
 
-def test_wrong_neighbours_and_a_full_disk_are_faults(monkeypatch):
+def test_wrong_neighbours_are_a_fault_and_a_full_disk_is_worth_knowing(monkeypatch):
     def wrong(points, k, engine):
         from rayreid.neighbours.knn import nearest
 
@@ -106,9 +106,17 @@ def test_wrong_neighbours_and_a_full_disk_are_faults(monkeypatch):
         return found
 
     monkeypatch.setattr(machine, "nearest", wrong)
-    monkeypatch.setattr(machine, "_RAY_STOPS", 1.0)
-    faults = Examination([], None)().faults
-    assert any("wrong neighbours" in fault for fault in faults) and any("95 % full" in fault for fault in faults)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=100, used=96, free=4))
+    found = Examination([], None)()
+    assert any("wrong neighbours" in fault for fault in found.faults)
+    (note,) = found.notes
+    assert "95 % full" in note and not any("95 % full" in fault for fault in found.faults)
+
+
+def test_what_is_worth_knowing_of_a_node_stands_beside_that_it_is_well():
+    note, well = said_of(host(notes=["/tmp is more than 95 % full"]))
+    assert (note.mark, note.text) == ("note", "/tmp is more than 95 % full")
+    assert well.mark == "ok"
 
 
 def test_a_folder_for_copies_of_shards_must_be_writable(tmp_path, monkeypatch):

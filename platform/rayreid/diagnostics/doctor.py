@@ -235,7 +235,7 @@ def _ray(resources: dict[str, float]) -> Finding:
 
 
 def node(answer: Answer, here: dict[str, str]) -> Iterator[Finding]:
-    """Yield one line if a node is healthy, or else one line per fault.
+    """Yield one line if a node is healthy, or else one line per fault; and one for each thing worth knowing.
 
     Args:
         answer: The result of an `Examination` on that node.
@@ -261,6 +261,8 @@ def node(answer: Answer, here: dict[str, str]) -> Iterator[Finding]:
         faults.append(f"other versions than here: {', '.join(other)}; install the same on all nodes")
     for fault in faults:
         yield Finding("bad", subject, fault)
+    for note in host.notes:
+        yield Finding("note", subject, note)
     if not faults:
         gpus = ", ".join(f"{host.gpus.count(name)} × {name}" for name in dict.fromkeys(host.gpus)) or "no GPU"
         faiss = f"faiss {host.faiss}" if host.faiss else "no faiss"

@@ -5,7 +5,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +18,7 @@ from rayreid.neighbours.knn import check_sample, nearest
 from rayreid.paths import cache_folder
 
 _POINTS, _WIDTH, _NEAREST = 2000, 64, 10
-_RAY_STOPS = 0.05  # Ray stores no more objects on a disk with a smaller fraction free
+_RAY_SPILLS = 0.05  # Ray moves no objects to a disk with a smaller fraction free
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Host:
             also without the extra `faiss`.
         free: Free bytes on the disk where Ray keeps objects and logs.
         faults: The faults, each in one line that says what to do.
+        notes: What is worth knowing and stops no run, in such lines.
     """
 
     python: str
@@ -43,6 +44,7 @@ class Host:
     faiss: str
     free: int
     faults: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Examination:
             gpus=gpus,
             faiss=faiss,
             free=scratch.free,
-            faults=[*seen, *failing, *wrong, *_full(scratch.free, scratch.total), *_cache()],
+            faults=[*seen, *failing, *wrong, *_cache()],
+            notes=_full(scratch.free, scratch.total),
         )
 
 
@@ -121,10 +124,12 @@ def _faiss() -> tuple[str, list[str]]:
 
 
 def _full(free: int, total: int) -> list[str]:
-    if free > _RAY_STOPS * total:
+    if free > _RAY_SPILLS * total:
         return []
-    place = _scratch()
-    return [f"{place} is more than 95 % full, so Ray stores no more objects: make room, or ray start --temp-dir …"]
+    return [
+        f"{_scratch()} is more than 95 % full, so a run fails once Ray's objects no longer fit into memory: make room, "
+        "or ray start --temp-dir …"
+    ]
 
 
 def _scratch() -> Path:

@@ -26,7 +26,7 @@ from rayreid.errors import UserError, one_line
 from rayreid.files import TEMPORARY, make_folder
 
 KEEP_FREE = 0.05
-"""Share of the disk that stays free. Ray stores no more objects on a disk that is more than 95 % full."""
+"""Share of the disk that stays free. Ray moves no objects to a disk that is more than 95 % full."""
 _SUFFIX = ".arrow"
 _CHUNK = 2**22
 _FULL = (errno.ENOSPC, errno.EDQUOT)
