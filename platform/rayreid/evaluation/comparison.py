@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import bootstrap, t
 
 from rayreid.errors import UserError
 
@@ -134,6 +133,8 @@ def interval_of_mean(precision: npt.ArrayLike, confidence: float = 0.95, seed: i
 
 def _half_width(differences: np.ndarray, confidence: float) -> float:
     """Return half the width of Student's t-interval of the mean of (S,) differences."""
+    from scipy.stats import t  # takes a second, in every process that imports this module
+
     count = len(differences)
     return float(t.ppf((1 + confidence) / 2, count - 1) * differences.std(ddof=1) / np.sqrt(count))
 
@@ -189,6 +190,8 @@ def align(keys: Sequence[Sequence[str]], values: Sequence[npt.ArrayLike]) -> lis
 def _interval(gain: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
     if np.ptp(gain) == 0:  # all resamples are equal, for which SciPy gives NaN
         return float(gain[0]), float(gain[0])
+    from scipy.stats import bootstrap  # takes a second, in every process that imports this module
+
     result = bootstrap(
         (gain,),
         np.mean,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from rayreid.errors import UserError
 from rayreid.selection.strategies import Priority
@@ -65,4 +64,6 @@ def _ranks(priority: Priority) -> Priority:
     """Return ranks in [0, 1], ascending with the priority; equal ones have the mean of their ranks."""
     if len(priority) == 1:
         return np.ones(1)
+    from scipy.stats import rankdata  # takes a second, in every process that imports this module
+
     return np.asarray((rankdata(priority) - 1) / (len(priority) - 1), dtype=np.float64)

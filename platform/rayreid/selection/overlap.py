@@ -2,7 +2,6 @@
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from rayreid.selection.strategies import Priority
 
@@ -17,6 +16,8 @@ def rank_correlation(first: Priority, second: Priority) -> float:
     Returns:
         The correlation in [−1, 1]; NaN if the two share no ranked image, or if one gives all of them the same rank.
     """
+    from scipy.stats import rankdata  # takes a second, in every process that imports this module
+
     both = np.isfinite(first) & np.isfinite(second)
     ranks = [rankdata(values[both]) for values in (first, second)]
     if not both.any() or any(np.ptp(one) == 0 for one in ranks):

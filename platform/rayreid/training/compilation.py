@@ -15,7 +15,6 @@ from functools import partial, wraps
 from typing import ParamSpec, TypeVar, overload
 
 import torch
-import torch._dynamo
 
 from rayreid.errors import UserError
 
@@ -117,7 +116,10 @@ def compilable(
         if backend is None or torch.compiler.is_compiling():
             return function(*args, **kwargs)
         if backend not in versions:
-            torch._dynamo.config.recompile_limit = SHAPES
+            # Here, since it takes seconds in every process that imports this module.
+            import torch._dynamo.config as dynamo
+
+            dynamo.recompile_limit = SHAPES
             versions[backend] = torch.compile(function, backend=backend, dynamic=False, fullgraph=not breaks)
         return versions[backend](*args, **kwargs)
 

@@ -3,7 +3,6 @@
 import os
 
 import torch
-import torch._inductor.config as inductor
 
 from rayreid.errors import UserError
 
@@ -18,6 +17,9 @@ def require_determinism() -> None:
     """
     os.environ.setdefault(_WORKSPACE, ":4096:8")  # else cuBLAS may sum in another order on another stream
     torch.use_deterministic_algorithms(True)
+    # Here, since it takes seconds in every process that imports this module.
+    import torch._inductor.config as inductor
+
     inductor.deterministic = True  # measured times then choose no kernel that sums in another order
 
 
