@@ -6,7 +6,6 @@ Workers, the driver with all of its Ray, and a node of a cluster. Two workers of
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,14 +27,14 @@ from tiny_experiment import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-STEPS_PER_EPOCH, EPOCHS = 30, 3
-KILLED_AT = STEPS_PER_EPOCH + 8  # the checkpoint after which: within the second epoch
+STEPS_PER_EPOCH, EPOCHS = 15, 3
+KILLED_AT = STEPS_PER_EPOCH + 4  # the checkpoint after which: within the second epoch
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory) -> Path:
     """The tiny experiment, in steps enough to be interrupted, with a checkpoint after every step."""
-    pretrain = {**TINY["pretrain"], "epochs": EPOCHS, "batch_size": 4, "checkpoint_minutes": 1e-6}
+    pretrain = {**TINY["pretrain"], "epochs": EPOCHS, "batch_size": 8, "checkpoint_minutes": 1e-6}
     resources = {"workers": 2, "cpus_per_worker": 1, "gpu": False}
     path = tmp_path_factory.mktemp("experiment") / "tiny.yaml"
     path.write_text(yaml.safe_dump({**TINY, "pretrain": pretrain, "resources": resources, "select": {"fraction": 1.0}}))
@@ -109,28 +108,20 @@ def assert_same(artifact: Path, whole: Path) -> None:
     assert rows == pytest.approx(rows_expected, abs=1e-5)
 
 
-@pytest.fixture(scope="module")
-def dead(file, tmp_path_factory) -> Path:
-    """The output root of a run whose driver, Ray and workers were killed."""
-    root = tmp_path_factory.mktemp("dead") / "root"
-    process = start(file, root)
-    wait_for_step(root, KILLED_AT)
+def test_after_the_driver_s_death_and_with_a_damaged_checkpoint_the_same_command_goes_on(file, whole, tmp_path):
+    """In outputs that were moved, from the checkpoint before the damaged one."""
+    first, root = tmp_path / "first", tmp_path / "root"
+    process = start(file, first)
+    wait_for_step(first, KILLED_AT)
     kill_tree(process)
-    assert not list(root.glob("pretrain/*/artifact.json"))
-    assert KILLED_AT <= newest_step(root) < 2 * STEPS_PER_EPOCH
-    return root
-
-
-@pytest.mark.parametrize("truncated", [False, True])
-def test_after_the_driver_s_death_the_same_command_goes_on(file, whole, dead, tmp_path, truncated):
-    root = tmp_path / "root"
-    shutil.copytree(dead, root, symlinks=True)
-    fix_locations(root)  # as `rayreid doctor --fix-locations` does for outputs that were moved
-    last = newest_step(root)
-    if truncated:
-        (path,) = root.glob(f"pretrain/*/checkpoints/{last:08d}.pt")
-        path.write_bytes(path.read_bytes()[:-1000])
-        last -= 1
+    assert not list(first.glob("pretrain/*/artifact.json"))
+    last = newest_step(first)
+    assert KILLED_AT <= last < 2 * STEPS_PER_EPOCH
+    first.rename(root)
+    fix_locations(root)  # as `rayreid doctor --fix-locations` does
+    (path,) = root.glob(f"pretrain/*/checkpoints/{last:08d}.pt")
+    path.write_bytes(path.read_bytes()[:-1000])
+    last -= 1
     logged = len(steps_logged(next(root.glob("pretrain/*"))))
     artifact = finish(start(file, root), root)
     assert json.loads((artifact / "artifact.json").read_text())["facts"]["resumed"] is True

@@ -80,18 +80,19 @@ def test_no_other_ray_is_joined_neither_one_s_own_nor_another_user_s(tmp_path):
     assert [path.name for path in left.iterdir()] == ["ray_current_cluster"]
 
 
-def test_a_long_folder_for_temporary_files_is_no_obstacle_and_nothing_stays_behind(tmp_path):
+def test_all_gpus_are_used_and_a_long_folder_for_temporary_files_is_no_obstacle(tmp_path):
     long = tmp_path / ("x" * 120)
     long.mkdir()
-    asked = ask(tmp_path, TMPDIR=str(long))
+    asked = ask(tmp_path, GPUS, TMPDIR=str(long))
+    assert asked["GPU"] == ["0", "1", "2", "3"] and asked["workers"] == 4
     assert asked["session"].startswith("/tmp/rr-") and not Path(asked["session"]).parents[1].exists()
 
 
-@pytest.mark.parametrize(("visible", "used"), [(None, ["0", "1", "2", "3"]), ("1,3", ["1", "3"]), ("", [])])
-def test_all_visible_gpus_are_used_and_no_others(tmp_path, visible, used):
-    asked = ask(tmp_path, GPUS, **({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}))
+@pytest.mark.parametrize(("visible", "used"), [("1,3", ["1", "3"]), ("", [])])
+def test_a_command_that_is_confined_to_some_gpus_and_cpus_uses_these(tmp_path, visible, used):
+    """And leave nothing behind."""
+    confine = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    asked = ask(tmp_path, confine + GPUS, CUDA_VISIBLE_DEVICES=visible)
     assert asked["GPU"] == used and asked["workers"] == max(1, len(used))
-
-
-def test_a_command_that_is_confined_to_some_cpus_uses_these(tmp_path):
-    assert ask(tmp_path, "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})")["CPU"] == 1
+    assert asked["CPU"] == 1
+    assert not Path(asked["session"]).parents[1].exists()
