@@ -17,7 +17,7 @@ from tiny_experiment import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-STEPS_PER_EPOCH, EPOCHS = 30, 10
+STEPS_PER_EPOCH, EPOCHS = 30, 5
 # Where the tests themselves run in a shell's background, Ctrl-C is ignored, and children inherit that.
 RAYREID = """
 import signal

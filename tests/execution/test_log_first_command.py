@@ -26,7 +26,7 @@ DAMAGED_AT = 20
 @pytest.fixture
 def file(tmp_path) -> Path:
     """The tiny experiment, in steps enough to be disturbed, with a checkpoint after every step."""
-    pretrain = {**TINY["pretrain"], "epochs": 6, "batch_size": 4, "checkpoint_minutes": 1e-6}
+    pretrain = {**TINY["pretrain"], "epochs": 3, "batch_size": 4, "checkpoint_minutes": 1e-6}
     resources = {"workers": 1, "cpus_per_worker": 1, "gpu": False}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump({**TINY, "pretrain": pretrain, "resources": resources, "select": {"fraction": 1.0}}))

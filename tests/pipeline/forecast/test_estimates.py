@@ -8,7 +8,7 @@ from rayreid.pipeline.forecast.earlier_runs import EarlierRuns
 from rayreid.pipeline.forecast.estimates import Estimator
 from rayreid.pipeline.forecast.images import ImageCounts
 from rayreid.pipeline.forecast.planned_machine import PlannedMachine, machine_here
-from rayreid.pipeline.forecast.workloads import Workloads
+from rayreid.pipeline.forecast.workloads import Workload, Workloads
 from rayreid.pipeline.graph import plan
 from rayreid.stages import quality
 from rayreid.storage.inventory import Inventory, size_of
@@ -114,6 +114,17 @@ def test_measures_of_quality_take_a_core_per_image_and_some_bytes(experiment, tm
     assert found[0].seconds.low < 4_180_243 / 2 / 1_500 < found[0].seconds.high
     assert 25 < found[0].seconds.likely / found[1].seconds.likely <= 32
     assert 1e8 < found[0].disk.likely < 1e9 and found[0].gpu_hours.high == 0
+
+
+@pytest.mark.parametrize(("strategy", "power"), [("dedup", 1.5), ("hierarchical", 5 / 3)])
+def test_groups_of_a_large_pool_take_longer_than_in_proportion(experiment, tmp_path, strategy, power):
+    one = change(experiment, {"select.strategy": strategy})
+    artifact = plan(one, tmp_path)["priority"]
+    estimator = Estimator(CPU, EarlierRuns(Inventory(tmp_path), CPU))
+    none, million, four = (
+        estimator.of("priority", artifact, Workload(images), one).seconds.likely for images in (0, 10**6, 4 * 10**6)
+    )
+    assert four - none == pytest.approx(4**power * (million - none))
 
 
 def test_small_steps_do_not_become_faster_without_end(estimate):

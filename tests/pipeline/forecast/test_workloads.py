@@ -57,6 +57,12 @@ def test_a_strategy_by_features_has_features_and_priorities(work):
     assert work("features", select__strategy="cluster").images == work("priority", select__strategy="cluster").images
 
 
+def test_the_similarities_to_all_target_images_are_work(work):
+    found = work("priority", select__strategy="target_similarity")
+    assert found.gflop == pytest.approx(2 * 384 * 120 * 60 / 1e9) and found.images == 120
+    assert work("priority", select__strategy="dedup").gflop == 0
+
+
 def test_a_combination_has_the_parts_and_their_priorities(work):
     combined = {"select": {"strategy": "combine", "parts": [{"strategy": "cfs"}, {"strategy": "cluster"}]}}
     assert work("subset", **combined).images == 60

@@ -101,6 +101,8 @@ class Estimator:
             return start + pace.over(work.images) * (1 / self.machine.cpus)
         if stage == "quality":
             return start + figures.MEASURED_PER_CORE.over(work.images) * (1 / self.machine.cpus)
+        if stage == "priority":
+            start += _grouping(artifact.fields["strategy"], work.images)
         if not work.gflop:
             return start
         if not gpu:
@@ -111,6 +113,14 @@ class Estimator:
         if training:
             return start + figures.GPU_COMPILE_SECONDS + compute.at_least(figures.GPU_STEP_SECONDS * work.steps)
         return start + compute
+
+
+def _grouping(strategy: str, images: int) -> Span:
+    """Return how long it takes to group images by their features, if the strategy does so."""
+    if strategy not in figures.RANKING_CORE_SECONDS:
+        return NOTHING
+    seconds, power = figures.RANKING_CORE_SECONDS[strategy]
+    return figures.RANKING_THREADS * (seconds * (images / 1e6) ** power)
 
 
 def _size(role: str, artifact: Artifact, work: Workload, experiment: Experiment) -> Span:

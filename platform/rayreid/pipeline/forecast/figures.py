@@ -40,6 +40,17 @@ DRAWN_PER_CORE: Final = Span(400.0, 1_000.0, 3_500.0)
 MEASURED_PER_CORE: Final = Span(900.0, 2_000.0, 2_900.0)
 """Images per second and core whose quality is measured; "Measures of quality" (960 of 256 × 128, 2,870 of 128 × 64)."""
 
+RANKING_CORE_SECONDS: Final = {"dedup": (54.0, 1.5), "cluster": (56.0, 1.5), "hierarchical": (198.0, 5 / 3)}
+"""Seconds of one core in which a strategy groups 1,000,000 images by features of 384 numbers, and the power of the
+number of images with which they grow; benchmarks/README.md, `curating.py` (`cluster`: near-duplicates with 1,000
+clusters)."""
+
+RANKING_THREADS: Final = Span(0.5, 0.75, 1.5)
+"""Factor by which that differs from the time on several cores; measured with two: 0.86 and 0.61."""
+
+FEATURE_WIDTH: Final = 384
+"""Numbers of a feature, for the arithmetic of similarities."""
+
 COMMAND_SECONDS: Final = Span(10.0, 18.0, 30.0)
 """Seconds that a command takes beside its stages: Ray, MLflow, tables. "Fixed costs": 289 s of a demo less its stages.
 """

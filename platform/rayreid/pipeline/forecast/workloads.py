@@ -9,6 +9,7 @@ import numpy as np
 from rayreid.config import Adapt, Backbone, Finetune, Pretrain, Select
 from rayreid.errors import UserError
 from rayreid.models.cost import Cost, forward_cost
+from rayreid.pipeline.forecast.figures import FEATURE_WIDTH
 from rayreid.pipeline.forecast.images import ImageCount, ImageCounts
 from rayreid.stages import finetune
 from rayreid.storage.artifacts import Artifact
@@ -80,7 +81,7 @@ class Workloads:
             "score": self._score,
             "features": self._features,
             "quality": self._of_pool,
-            "priority": self._of_pool,
+            "priority": self._priority,
             "evaluate": self._evaluate,
         }.get(artifact.stage)
         return Workload(0) if make is None else make(artifact)
@@ -141,11 +142,21 @@ class Workloads:
         count, assumed = self._count(artifact.inputs["pool"])
         return Workload(count.total, assumed=assumed)
 
+    def _priority(self, artifact: Artifact) -> Workload:
+        """Return the work of ranking a pool: the similarities of its images to those of targets, where these count."""
+        count, assumed = self._count(artifact.inputs["pool"])
+        near = sum(self.of(found).images for role, found in artifact.inputs.items() if _is_of_target(role))
+        return Workload(count.total, gflop=2e-9 * FEATURE_WIDTH * count.total * near, assumed=assumed)
+
     def _evaluate(self, artifact: Artifact) -> Workload:
         count, assumed = self._count(artifact.inputs["target"])
         images = count.splits.get("query", 0) + count.splits.get("gallery", 0)
         network = _network_of(artifact.inputs["model"])
         return Workload(images, 0, images, images * cost_of(network).gflop, network, assumed)
+
+
+def _is_of_target(role: str) -> bool:
+    return Role(role).kind == "target_features"
 
 
 def cost_of(network: Backbone, crop: tuple[int, int] | None = None) -> Cost:
