@@ -99,6 +99,34 @@ def test_the_same_export_again_changes_nothing_and_another_is_refused(tmp_path, 
     assert json.loads((folder / "export.json").read_text())["selections"]["at random"]["images"] == KEPT
 
 
+def test_an_export_of_other_subsets_is_refused_before_these_are_made(tmp_path, store, found):
+    subsets = {one.label: one.artifact for one in found}
+    Export("txt", tmp_path / "kept").check(subsets)  # nothing there yet
+    Export("txt", tmp_path / "kept").write(store, found, POOL, None)
+    Export("txt", tmp_path / "kept").check(subsets)
+    for export, others in (
+        ("csv", subsets),
+        ("txt", {**subsets, "at random": "select/9"}),
+        ("txt", {"random": "select/1", "at_random": "select/2"}),
+    ):
+        with pytest.raises(UserError, match="holds another export"):
+            Export(export, tmp_path / "kept").check(others)
+
+
+def test_other_origins_or_another_place_of_the_pool_make_another_export(tmp_path, store, found):
+    def origins(*names: str) -> Provenance:
+        return Provenance(lambda: pa.table({"key": store.keys.tolist(), "origin": names}), "near")
+
+    known = origins(*["far", "near"] * 6)
+    Export("csv", tmp_path / "kept").write(store, found, POOL, known)
+    assert "already there" in Export("csv", tmp_path / "kept").write(store, found, POOL, known)
+    moved = SimpleNamespace(root=str(tmp_path))
+    changed = origins(*["near"] * 12)
+    for pool, provenance in ((POOL, None), (POOL, changed), (moved, known)):
+        with pytest.raises(UserError, match="holds another export"):
+            Export("csv", tmp_path / "kept").write(store, found, pool, provenance)
+
+
 def test_a_foreign_folder_is_refused_before_anything_is_made(tmp_path):
     (tmp_path / "mine.txt").write_text("dear diary")
     with pytest.raises(UserError, match="holds files that are no export of rayreid; name an empty folder"):

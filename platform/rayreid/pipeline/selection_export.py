@@ -1,5 +1,6 @@
 """Handing on the kept images of the selections on a page, to programs that know nothing of rayreid."""
 
+import hashlib
 import json
 import shutil
 import uuid
@@ -24,6 +25,7 @@ from rayreid.pipeline.compared_selection import Selection
 from rayreid.selection.kept_images import as_csv, as_lines, in_order, kept_table
 from rayreid.selection.provenance import Provenance
 from rayreid.state_files import read_json
+from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.names import slug
 
 FORMATS = ("csv", "parquet", "txt", "webdataset")
@@ -63,6 +65,25 @@ class Export:
     def _occupied(self) -> bool:
         return self.folder.is_dir() and any(self.folder.iterdir())
 
+    def check(self, subsets: Mapping[str, Artifact]) -> None:
+        """Check, before anything is made, that the folder holds no export of other subsets.
+
+        Args:
+            subsets: The subset of each selection, by label.
+
+        Raises:
+            UserError: It does.
+        """
+        if not self._occupied:
+            return
+        held = read_json(self.folder / MANIFEST, _FORM)
+        there = {label: one.get("subset") for label, one in held["selections"].items()}
+        if held["format"] != self.format or there != {label: str(subset) for label, subset in subsets.items()}:
+            raise self._another()
+
+    def _another(self) -> UserError:
+        return UserError(f"{self.folder}: holds another export; remove it, or name an empty folder with --export-to")
+
     def write(self, store: ImageStore, found: Sequence[Selection], pool: Source, provenance: Provenance | None) -> str:
         """Write the kept images of each selection, and return a line that says where they are.
 
@@ -78,16 +99,14 @@ class Export:
             UserError: The folder holds another export, or cannot be written.
         """
         names = _names([one.label for one in found])
-        content = self._content(store, found, names)
+        files, origins = _Files(pool), provenance.origins(store.keys) if provenance else None
+        content = self._content(store, found, names, files, origins)
         if self._occupied:
             if read_json(self.folder / MANIFEST, _FORM) != content:
-                raise UserError(
-                    f"{self.folder}: holds another export; remove it, or name an empty folder with --export-to"
-                )
+                raise self._another()
             return f"{self.folder}: the export is already there"
         make_folder(self.folder.parent)
         unfinished = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}{TEMPORARY}")
-        files, origins = _Files(pool), provenance.origins(store.keys) if provenance else None
         try:
             unfinished.mkdir()
             for one in found:
@@ -103,7 +122,14 @@ class Export:
             shutil.rmtree(unfinished, ignore_errors=True)
         return f"{self.folder}: {len(found)} selections as {self.format}"
 
-    def _content(self, store: ImageStore, found: Sequence[Selection], names: Mapping[str, str]) -> dict[str, Any]:
+    def _content(
+        self,
+        store: ImageStore,
+        found: Sequence[Selection],
+        names: Mapping[str, str],
+        files: "_Files",
+        origins: np.ndarray | None,
+    ) -> dict[str, Any]:
         selections = {
             one.label: {
                 "name": names[one.label],
@@ -113,7 +139,9 @@ class Export:
             }
             for one in found
         }
-        return {"format": self.format, "pool": store.fingerprint, "selections": selections}
+        told = None if origins is None else hashlib.sha256("\n".join(map(str, origins)).encode()).hexdigest()
+        beside = {"root": str(files.root), "origins": told}
+        return {"format": self.format, "pool": store.fingerprint, **beside, "selections": selections}
 
     def _write_one(
         self,
@@ -142,20 +170,23 @@ class _Files:
 
     Args:
         pool: The pool as the experiment names it.
+
+    Attributes:
+        root: That folder; None if there is none.
     """
 
     def __init__(self, pool: Source):
         root = pool.root
         if root is not None and is_uri(root):
             root = local_path(root)
-        self._root = data_path(str(root)) if root is not None else None
+        self.root = data_path(str(root)) if root is not None else None
 
     def path_of(self, key: str) -> str | None:
         """Return the absolute path of an image's file; None if there is no such file below the root."""
-        if self._root is None:
+        if self.root is None:
             return None
-        path = self._root / key
-        if ".." in path.parts or not path.is_relative_to(self._root):
+        path = self.root / key
+        if ".." in path.parts or not path.is_relative_to(self.root):
             return None
         try:
             return str(path) if path.is_file() else None
