@@ -8,8 +8,10 @@ import pytest
 
 from headless_browser import evaluate, require_browser
 from rayreid.config import Score
+from rayreid.config.loading import load_experiment
 from rayreid.evaluation.page import Page
 from rayreid.pipeline.compared_selection import Selection
+from rayreid.pipeline.graph import plan
 from rayreid.pipeline.judgement_table import add_judgements
 from rayreid.pipeline.judging import WHOLE, Judged, plan_judging
 from rayreid.pipeline.short_trainings import Trained
@@ -128,3 +130,14 @@ def test_the_features_of_the_first_source_proxy_are_planned(tmp_path):
     assert judging.seed == 3 and [one.inputs["source"] for one in judging.features] == [first, first]
     assert [one.inputs["images"] for one in judging.features] == [pool, target]
     assert plan_judging(rows, {"random": stores}) is None
+
+
+def test_coverage_is_that_of_all_targets_whose_images_are_given(tiny, tmp_path):
+    drawn = {"dataset": "synthetic", "options": {"part": "target", "size": [64, 32], "identities": 8}}
+    targets = [{"name": "near", **drawn}, {"name": "far", "proxy": "far.safetensors"}]
+    row = load_experiment(tiny(select={"strategy": "target_similarity"}, score={"targets": targets}))
+    judging = plan_judging({"similar": row}, {"similar": plan(row, tmp_path)})
+    assert [role for role in judging.graph if role.startswith("target")] == ["target.near", "target_features.near"]
+    _, theirs = judging.features
+    assert theirs.inputs["images"] == judging.graph["target.near"]
+    assert theirs.inputs["images"].fields["source"]["options"]["identities"] == 8

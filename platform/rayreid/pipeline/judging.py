@@ -22,9 +22,10 @@ from rayreid.execution.resources import ANYWHERE, Share, training_share
 from rayreid.pipeline.compared_selection import Selection, sizes_of
 from rayreid.selection.judgement import Judgement, judge
 from rayreid.selection.steps import Steps, steps_of
-from rayreid.stages import features
+from rayreid.stages import features, ingest
 from rayreid.stages.priority import features_in
 from rayreid.storage.artifacts import Artifact
+from rayreid.storage.roles import Role
 from rayreid.tracking.run import Run
 
 WHOLE = "all images"
@@ -49,7 +50,7 @@ class Judging:
     """The artifacts by which selections are judged.
 
     Attributes:
-        graph: The pool, the target, θs, and the features of both, by role.
+        graph: The pool, θs, the targets, and the features of all images, by role.
         seed: Seed of the samples and clusters.
     """
 
@@ -58,8 +59,14 @@ class Judging:
 
     @property
     def features(self) -> list[Artifact]:
-        """The features of the pool and of the target."""
-        return [self.graph["features"], self.graph["target_features"]]
+        """The features of the pool, and of each target."""
+        return [self.graph["features"], *(theirs for _, theirs in self._targets)]
+
+    @property
+    def _targets(self) -> list[tuple[Artifact, Artifact]]:
+        """The store of each target and the features of its training images."""
+        names = [Role(role).target for role in self.graph if Role(role).kind == "target_features"]
+        return [(self.graph[Role.of("target", name)], self.graph[Role.of("target_features", name)]) for name in names]
 
     def judge(
         self, store: ImageStore, found: Sequence[Selection], run: Run, screen: Screen, tags: Mapping[str, Any]
@@ -75,9 +82,10 @@ class Judging:
         steps = [steps_of(store.keys, one.priority, list(sizes.values())) for one in found]
         share = training_share(Resources())  # a GPU, or all CPUs of a node
         task = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.gpu else 0, scheduling_strategy=ANYWHERE)(_judge)
-        folders = {role: artifact.path for role, artifact in self.graph.items()}
+        pool = self.graph["features"].path, self.graph["pool"].path
+        targets = [(theirs.path, images.path) for images, theirs in self._targets]
         *judged, (whole, *_) = ray.get(
-            task.remote(folders, [*steps, np.zeros(len(store), np.int8)], len(sizes), self.seed, share)
+            task.remote(pool, targets, [*steps, np.zeros(len(store), np.int8)], len(sizes), self.seed, share)
         )
         figures = {
             (one.label, fraction): theirs
@@ -88,24 +96,32 @@ class Judging:
 
 
 def plan_judging(rows: Mapping[str, Experiment], plans: Mapping[str, Mapping[str, Artifact]]) -> Judging | None:
-    """Plan the features of pool and target under the θs of the first row that has one; None if none of them does."""
+    """Plan the features of pool and targets under the θs of the first row that has one; None if none of them does.
+
+    The targets are those of `score.targets` whose images are given, else the experiment's own.
+    """
     for label, graph in plans.items():
         if "source_proxy" in graph:
-            pool, target, source = (graph[role] for role in ("pool", "target", "source_proxy"))
-            config = rows[label].score
-            made = {
-                "features": features.plan(pool, source, "all", config),
-                "target_features": features.plan(target, source, "train", config),
-            }
-            return Judging({"pool": pool, "target": target, "source_proxy": source, **made}, rows[label].seed)
+            row, pool, source = rows[label], graph["pool"], graph["source_proxy"]
+            named = {one.label: one.source for one in row.score.targets if one.source}
+            stores = {name: ingest.plan(pool.root, images, row.ingest) for name, images in named.items()}
+            made = {"pool": pool, "source_proxy": source, "features": features.plan(pool, source, "all", row.score)}
+            for name, store in (stores or {"": graph["target"]}).items():
+                made[Role.of("target", name)] = store
+                made[Role.of("target_features", name)] = features.plan(store, source, "train", row.score)
+            return Judging(made, row.seed)
     return None
 
 
 def _judge(
-    folders: Mapping[str, Path], steps: Sequence[Steps], cuts: int, seed: int, share: Share
+    pool: tuple[Path, Path],
+    targets: Sequence[tuple[Path, Path]],
+    steps: Sequence[Steps],
+    cuts: int,
+    seed: int,
+    share: Share,
 ) -> list[list[Judgement]]:
-    """Return, on a worker, the figures of all cuts of some selections."""
+    """Return, on a worker, the figures of all cuts of some selections, from folders of features and of their images."""
     torch.set_num_threads(share.cpus)
-    pool = features_in(folders["features"], folders["pool"], "all")
-    target = features_in(folders["target_features"], folders["target"], "train")
-    return judge(pool, [target], steps, cuts, assigned_device(share.gpu), seed)
+    theirs = [features_in(*folders, "train") for folders in targets]
+    return judge(features_in(*pool, "all"), theirs, steps, cuts, assigned_device(share.gpu), seed)
