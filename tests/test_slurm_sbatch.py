@@ -204,7 +204,7 @@ def test_two_jobs_of_two_nodes_and_another_ray_on_one_machine_do_not_meet(slurm,
 @pytest.mark.slow
 def test_a_job_of_two_nodes_near_its_time_limit_is_requeued_and_resumes(slurm, folder, long_file):
     with slurm.submit("--nodes=2", "--cpus-per-task=1", str(SCRIPT), "pretrain", "tiny.yaml", cwd=folder) as job:
-        reached(folder, 20, job)
+        reached(folder, 5, job)
         assert slurm.call("scancel", "--signal=USR1", "--batch", "1").returncode == 0
         said, _ = job.communicate(timeout=400)
     assert job.returncode == 0, said[-6000:]
@@ -220,7 +220,7 @@ def test_a_job_of_two_nodes_near_its_time_limit_is_requeued_and_resumes(slurm, f
 def test_a_job_that_lost_its_node_resumes_when_it_is_submitted_again(slurm, folder, long_file):
     ours = ["--cpus-per-task=2", str(SCRIPT), "pretrain", "tiny.yaml"]
     with slurm.submit(*ours, cwd=folder) as job:
-        reached(folder, 20, job)
+        reached(folder, 5, job)
         assert slurm.call("scancel", "--signal=KILL", "1").returncode == 0
         job.communicate(timeout=60)
     assert job.returncode != 0 and "pretrain" not in finished(folder)
@@ -235,7 +235,7 @@ def test_a_job_that_lost_its_node_resumes_when_it_is_submitted_again(slurm, fold
 @pytest.mark.slow
 def test_a_preempted_job_of_one_node_ends_soon_as_killed_and_is_not_requeued_by_itself(slurm, folder, long_file):
     with slurm.submit("--cpus-per-task=2", str(SCRIPT), "pretrain", "tiny.yaml", cwd=folder) as job:
-        reached(folder, 20, job)
+        reached(folder, 5, job)
         assert slurm.call("scancel", "1").returncode == 0
         said, _ = job.communicate(timeout=90)
     assert job.returncode == 130 and "interrupted; run the same command again to resume" in said, said[-6000:]

@@ -13,7 +13,7 @@ from killed import newest_step, wait_for_step
 from tiny_experiment import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-EPOCHS, STEPS_PER_EPOCH = 10, 30
+EPOCHS, STEPS_PER_EPOCH = 15, 30
 LOGGED = list(range(9, EPOCHS * STEPS_PER_EPOCH, 10))
 
 

@@ -27,7 +27,7 @@ from tiny_experiment import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-STEPS_PER_EPOCH, EPOCHS = 15, 3
+STEPS_PER_EPOCH, EPOCHS = 15, 4
 KILLED_AT = STEPS_PER_EPOCH + 4  # the checkpoint after which: within the second epoch
 
 
@@ -116,7 +116,7 @@ def test_after_the_driver_s_death_and_with_a_damaged_checkpoint_the_same_command
     kill_tree(process)
     assert not list(first.glob("pretrain/*/artifact.json"))
     last = newest_step(first)
-    assert KILLED_AT <= last < 2 * STEPS_PER_EPOCH
+    assert KILLED_AT <= last < EPOCHS * STEPS_PER_EPOCH
     first.rename(root)
     fix_locations(root)  # as `rayreid doctor --fix-locations` does
     (path,) = root.glob(f"pretrain/*/checkpoints/{last:08d}.pt")

@@ -90,7 +90,7 @@ def test_all_gpus_are_used_and_a_long_folder_for_temporary_files_is_no_obstacle(
 
 @pytest.mark.parametrize(("visible", "used"), [("1,3", ["1", "3"]), ("", [])])
 def test_a_command_that_is_confined_to_some_gpus_and_cpus_uses_these(tmp_path, visible, used):
-    """And leave nothing behind."""
+    """It leaves nothing behind."""
     confine = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
     asked = ask(tmp_path, confine + GPUS, CUDA_VISIBLE_DEVICES=visible)
     assert asked["GPU"] == used and asked["workers"] == max(1, len(used))

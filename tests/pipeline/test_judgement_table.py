@@ -8,7 +8,7 @@ import pytest
 
 from headless_browser import evaluate, require_browser
 from rayreid.config import Score
-from rayreid.config.loading import load_experiment
+from rayreid.config.loading import change, load_experiment
 from rayreid.evaluation.page import Page
 from rayreid.pipeline.compared_selection import Selection
 from rayreid.pipeline.graph import plan
@@ -133,11 +133,16 @@ def test_the_features_of_the_first_source_proxy_are_planned(tmp_path):
 
 
 def test_coverage_is_that_of_all_targets_whose_images_are_given(tiny, tmp_path):
-    drawn = {"dataset": "synthetic", "options": {"part": "target", "size": [64, 32], "identities": 8}}
-    targets = [{"name": "near", **drawn}, {"name": "far", "proxy": "far.safetensors"}]
+    def drawn(identities: int) -> dict:
+        return {"dataset": "synthetic", "options": {"part": "target", "size": [64, 32], "identities": identities}}
+
+    targets = [{"name": "a", **drawn(8)}, {"name": "b", **drawn(9)}, {"name": "c", "proxy": "far.safetensors"}]
     row = load_experiment(tiny(select={"strategy": "target_similarity"}, score={"targets": targets}))
-    judging = plan_judging({"similar": row}, {"similar": plan(row, tmp_path)})
-    assert [role for role in judging.graph if role.startswith("target")] == ["target.near", "target_features.near"]
-    _, theirs = judging.features
-    assert theirs.inputs["images"] == judging.graph["target.near"]
-    assert theirs.inputs["images"].fields["source"]["options"]["identities"] == 8
+    rows = {"cluster": change(row, {"select.strategy": "cluster"}), "similar": row}
+    judging = plan_judging(rows, {label: plan(one, tmp_path) for label, one in rows.items()})
+    _, *theirs = judging.features
+    assert [one.inputs["images"].fields["source"]["options"]["identities"] for one in theirs] == [8, 9]
+    assert [one.inputs["images"] for one in theirs] == [judging.graph["target.a"], judging.graph["target.b"]]
+
+    alone = plan_judging({"cluster": rows["cluster"]}, {"cluster": plan(rows["cluster"], tmp_path)})
+    assert [one.inputs["images"].fields["source"]["options"]["identities"] for one in alone.features[1:]] == [10]

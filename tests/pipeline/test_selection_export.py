@@ -101,16 +101,17 @@ def test_the_same_export_again_changes_nothing_and_another_is_refused(tmp_path, 
 
 def test_an_export_of_other_subsets_is_refused_before_these_are_made(tmp_path, store, found):
     subsets = {one.label: one.artifact for one in found}
-    Export("txt", tmp_path / "kept").check(subsets)  # nothing there yet
-    Export("txt", tmp_path / "kept").write(store, found, POOL, None)
-    Export("txt", tmp_path / "kept").check(subsets)
-    for export, others in (
-        ("csv", subsets),
-        ("txt", {**subsets, "at random": "select/9"}),
-        ("txt", {"random": "select/1", "at_random": "select/2"}),
+    Export("csv", tmp_path / "kept").check(subsets, POOL)  # nothing there yet
+    Export("csv", tmp_path / "kept").write(store, found, POOL, None)
+    Export("csv", tmp_path / "kept").check(subsets, POOL)
+    for export, others, pool in (
+        ("txt", subsets, POOL),
+        ("csv", {**subsets, "at random": "select/9"}, POOL),
+        ("csv", {"random": "select/1", "at_random": "select/2"}, POOL),
+        ("csv", subsets, SimpleNamespace(root=str(tmp_path))),
     ):
         with pytest.raises(UserError, match="holds another export"):
-            Export(export, tmp_path / "kept").check(others)
+            Export(export, tmp_path / "kept").check(others, pool)
 
 
 def test_other_origins_or_another_place_of_the_pool_make_another_export(tmp_path, store, found):
@@ -125,6 +126,8 @@ def test_other_origins_or_another_place_of_the_pool_make_another_export(tmp_path
     for pool, provenance in ((POOL, None), (POOL, changed), (moved, known)):
         with pytest.raises(UserError, match="holds another export"):
             Export("csv", tmp_path / "kept").write(store, found, pool, provenance)
+    Export("txt", tmp_path / "keys").write(store, found, POOL, known)
+    assert "already there" in Export("txt", tmp_path / "keys").write(store, found, moved, changed)
 
 
 def test_a_foreign_folder_is_refused_before_anything_is_made(tmp_path):

@@ -1,6 +1,7 @@
 """Selections side by side: what is compared, and what the page says of it; without a cluster."""
 
 import io
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from rayreid.config.loading import load_experiment
 from rayreid.data.store.store import ImageStore, Record, finish_store, write_shard
+from rayreid.errors import UserError
 from rayreid.pipeline import selection_report
 from rayreid.pipeline.selection_report import COMPARED, Selection
 from rayreid.selection.meaning import Diagnosis
@@ -137,3 +139,16 @@ def test_the_page_says_what_the_order_of_each_selection_means(page):
     assert "<td>turned &lt;over&gt;</td><td>not known: made by an earlier version</td>" in html
     assert run.tagged == {"score_meaning.cfs": "direction"}
     assert run.values["diagnosis.cfs.rank_direction"] == 0.996
+
+
+def test_an_export_over_another_one_is_refused_before_ray_is_started(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path / "outputs"))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    (tmp_path / "kept").mkdir()
+    held = {"format": "csv", "selections": {"random": {"subset": "select/0"}}}
+    (tmp_path / "kept/export.json").write_text(json.dumps(held))
+    with pytest.raises(UserError, match="holds another export"):
+        selection_report.compare(
+            load_experiment(tmp_path / "tiny.yaml"), ["random"], export="csv", export_to=str(tmp_path / "kept")
+        )
+    assert not (tmp_path / "outputs").exists()

@@ -22,7 +22,7 @@ from rayreid.execution.resources import ANYWHERE, Share, training_share
 from rayreid.pipeline.compared_selection import Selection, sizes_of
 from rayreid.selection.judgement import Judgement, judge
 from rayreid.selection.steps import Steps, steps_of
-from rayreid.stages import features, ingest
+from rayreid.stages import features
 from rayreid.stages.priority import features_in
 from rayreid.storage.artifacts import Artifact
 from rayreid.storage.roles import Role
@@ -98,19 +98,24 @@ class Judging:
 def plan_judging(rows: Mapping[str, Experiment], plans: Mapping[str, Mapping[str, Artifact]]) -> Judging | None:
     """Plan the features of pool and targets under the θs of the first row that has one; None if none of them does.
 
-    The targets are those of `score.targets` whose images are given, else the experiment's own.
+    The targets are the datasets in `score.targets` that any row's strategy uses, else the experiment's own target.
     """
     for label, graph in plans.items():
         if "source_proxy" in graph:
             row, pool, source = rows[label], graph["pool"], graph["source_proxy"]
-            named = {one.label: one.source for one in row.score.targets if one.source}
-            stores = {name: ingest.plan(pool.root, images, row.ingest) for name, images in named.items()}
+            stores = {
+                Role(role).target: store for one in plans.values() for role, store in one.items() if _is_named(role)
+            }
             made = {"pool": pool, "source_proxy": source, "features": features.plan(pool, source, "all", row.score)}
             for name, store in (stores or {"": graph["target"]}).items():
                 made[Role.of("target", name)] = store
                 made[Role.of("target_features", name)] = features.plan(store, source, "train", row.score)
             return Judging(made, row.seed)
     return None
+
+
+def _is_named(role: str) -> bool:
+    return Role(role).kind == "target" and Role(role).target != ""
 
 
 def _judge(

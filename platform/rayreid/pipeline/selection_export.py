@@ -30,7 +30,7 @@ from rayreid.tracking.names import slug
 
 FORMATS = ("csv", "parquet", "txt", "webdataset")
 MANIFEST = "export.json"
-_FORM = forms.record({"format": forms.text, "selections": forms.mapping_of(forms.anything)})
+_FORM = forms.record({"format": forms.text, "selections": forms.mapping_of(forms.mapping_of(forms.anything))})
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,12 @@ class Export:
     def _occupied(self) -> bool:
         return self.folder.is_dir() and any(self.folder.iterdir())
 
-    def check(self, subsets: Mapping[str, Artifact]) -> None:
-        """Check, before anything is made, that the folder holds no export of other subsets.
+    def check(self, subsets: Mapping[str, Artifact], pool: Source) -> None:
+        """Check, before anything is made, that the folder holds no export of other subsets, or of files elsewhere.
 
         Args:
             subsets: The subset of each selection, by label.
+            pool: Where the pool's files are.
 
         Raises:
             UserError: It does.
@@ -78,8 +79,13 @@ class Export:
             return
         held = read_json(self.folder / MANIFEST, _FORM)
         there = {label: one.get("subset") for label, one in held["selections"].items()}
-        if held["format"] != self.format or there != {label: str(subset) for label, subset in subsets.items()}:
+        same = held["format"] == self.format and held.get("root") == self._root(_Files(pool))
+        if not same or there != {label: str(subset) for label, subset in subsets.items()}:
             raise self._another()
+
+    def _root(self, files: "_Files") -> str | None:
+        """The folder below which the exported paths lie; None where there are none."""
+        return None if files.root is None or self.format == "txt" else str(files.root)
 
     def _another(self) -> UserError:
         return UserError(f"{self.folder}: holds another export; remove it, or name an empty folder with --export-to")
@@ -139,8 +145,9 @@ class Export:
             }
             for one in found
         }
-        told = None if origins is None else hashlib.sha256("\n".join(map(str, origins)).encode()).hexdigest()
-        beside = {"root": str(files.root), "origins": told}
+        beside = {"root": self._root(files), "origins": None}
+        if origins is not None and self.format != "txt":
+            beside["origins"] = hashlib.sha256("\n".join(map(str, origins)).encode()).hexdigest()
         return {"format": self.format, "pool": store.fingerprint, **beside, "selections": selections}
 
     def _write_one(

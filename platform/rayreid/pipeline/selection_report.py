@@ -88,7 +88,7 @@ def compare(
     if len({graph["pool"].id for graph in plans.values()}) > 1:
         raise UserError(f"experiment {experiment.name!r}: selections from different pools cannot be compared")
     if exported:
-        exported.check({label: graph["subset"] for label, graph in plans.items()})
+        exported.check({label: graph["subset"] for label, graph in plans.items()}, experiment.pool)
     short = plan_short_trainings(wanted, proxy_steps, root) if proxy_steps is not None else None
     check(wanted.values(), plans)
     judging = plan_judging(wanted, plans)

@@ -127,6 +127,17 @@ def test_groups_of_a_large_pool_take_longer_than_in_proportion(experiment, tmp_p
     assert four - none == pytest.approx(4**power * (million - none))
 
 
+def test_a_ranking_of_a_much_smaller_pool_or_by_another_strategy_tells_nothing(experiment, tmp_path):
+    dedup, hierarchical = (change(experiment, {"select.strategy": name}) for name in ("dedup", "hierarchical"))
+    made, other = (plan(one, tmp_path)["priority"] for one in (dedup, hierarchical))
+    with made.writing():
+        made.finish({"images": 10**6, "seconds": 30.0, "machine": "this one"})
+    estimator = Estimator(CPU, EarlierRuns(Inventory(tmp_path), CPU))
+    assert estimator.of("priority", made, Workload(2 * 10**6), dedup).basis == "earlier runs"
+    assert estimator.of("priority", made, Workload(4 * 10**6), dedup).basis == "table"
+    assert estimator.of("priority", other, Workload(10**6), hierarchical).basis == "table"
+
+
 def test_small_steps_do_not_become_faster_without_end(estimate):
     few = estimate("model", PlannedMachine(1024, 64), finetune={"epochs": 120, "identities": 64}, target=TARGET)
     assert few.seconds.low > 0.01 * 120

@@ -19,6 +19,9 @@ from rayreid.storage.metrics_log import Journal
 _SAME, _SCALED = 1.15, 1.6
 """Factors by which a duration may be off: of the same network and device; of a stage that any network may have run."""
 
+_AS_LARGE = 2
+"""Factor by which a pool may be larger than that of an earlier ranking which tells the duration of another one."""
+
 _NOT_COPIED = ("ingest", "features", "quality")
 """Stages whose files are not logged to MLflow."""
 
@@ -79,6 +82,8 @@ class EarlierRuns:
         same = [one for one in paces if one.kind == kind]
         if artifact.stage in TRAININGS:
             return _training(same, work, workers)
+        if artifact.stage == "priority":  # its time does not grow in proportion to the pool
+            return _other(artifact.stage, [one for one in same if one.images >= work.images / _AS_LARGE], work)
         return _other(artifact.stage, same or paces, work)
 
     def size(self, artifact: Artifact, work: Workload) -> Span | None:
@@ -149,6 +154,8 @@ def _kind(stage: str, fields: Mapping[str, Any]) -> tuple[Any, ...]:
     if stage == "ingest":
         source = fields.get("source", {})
         return stage, source.get("dataset"), str(source.get("options", {}).get("size")), source.get("verify")
+    if stage == "priority":
+        return stage, fields.get("strategy")
     if stage not in TRAININGS:
         return (stage,)
     try:

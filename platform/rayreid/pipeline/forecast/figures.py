@@ -46,7 +46,7 @@ number of images with which they grow; benchmarks/README.md, `curating.py` (`clu
 clusters)."""
 
 RANKING_THREADS: Final = Span(0.5, 0.75, 1.5)
-"""Factor by which that differs from the time on several cores; measured with two: 0.86 and 0.61."""
+"""Time on several cores over that of one; with two, 0.61, 0.86 and 1.47 were measured."""
 
 FEATURE_WIDTH: Final = 384
 """Numbers of a feature, for the arithmetic of similarities."""
