@@ -14,7 +14,8 @@ from rayreid import Model, UserError
 from rayreid.models.neck import Neck
 from rayreid.models.weights import read_header
 from rayreid.publishing import publish as module
-from rayreid.publishing.publish import FILES, fold, publish, read_publication
+from rayreid.publishing.publication import read_publication
+from rayreid.publishing.publish import FILES, publish
 from rayreid.publishing.timm_config import lacks, timm_config
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 64, 32, 3), dtype=np.uint8)
@@ -208,13 +209,6 @@ def test_an_interrupted_replacement_leaves_no_card_of_other_weights(root, tmp_pa
     with pytest.raises((UserError, OSError)):
         publish(file, str(folder), "mit", onnx=False, force=True)
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
-
-
-def test_a_neck_is_folded_where_a_norm_of_its_width_precedes_it(tmp_path):
-    published = read_publication(save(tmp_path / "a.safetensors"))
-    assert not published.folded and published.neck is None
-    assert not fold(published.backbone, neck(4))
-    assert fold(published.backbone, neck())
 
 
 def test_the_configuration_has_the_layout_of_model_hubs(tmp_path):

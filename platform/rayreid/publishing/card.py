@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -14,9 +14,7 @@ from rayreid.inference.named_inputs import PUBLISHED
 from rayreid.masking import masked
 from rayreid.publishing.measurements import Measurement
 from rayreid.publishing.origin import Dataset, Missing, Training
-
-if TYPE_CHECKING:
-    from rayreid.publishing.publish import Publication
+from rayreid.publishing.publication import Publication
 
 CARD = "README.md"
 PIPELINE = "image-feature-extraction"
@@ -63,7 +61,7 @@ class Card:
 
     name: str
     licence: str
-    publication: "Publication"
+    publication: Publication
     onnx: str | None
     trainings: Sequence[Training]
     datasets: Sequence[Dataset]

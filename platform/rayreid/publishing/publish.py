@@ -5,76 +5,27 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.markup import escape
-from torch import Tensor, nn
 
 from rayreid.console import Screen
 from rayreid.errors import UserError, escaped
 from rayreid.files import TEMPORARY, naming, sync_file, sync_folder
 from rayreid.inference.named_inputs import PUBLISHED, Made, find_artifact, find_model, place
-from rayreid.models.backbones import Backbone
-from rayreid.models.neck import Neck, load_neck
 from rayreid.models.onnx_export import export_onnx, require_onnx
-from rayreid.models.weights import load_backbone, save_backbone, weights_of
+from rayreid.models.weights import save_backbone, weights_of
 from rayreid.publishing.card import CARD, Card
 from rayreid.publishing.licences import licence_named
 from rayreid.publishing.measurements import measurements_of
-from rayreid.publishing.origin import Lineage, without_places
-from rayreid.publishing.timm_config import CONFIG, check_timm, lacks, timm_config
+from rayreid.publishing.origin import Lineage
+from rayreid.publishing.publication import Publication, read_publication
+from rayreid.publishing.timm_config import CONFIG, check_timm, timm_config
 from rayreid.storage.contents import RECORD
 
 ONNX = "model.onnx"
 FILES = (PUBLISHED, CONFIG, ONNX, CARD)
 """Everything that a published folder may contain; the card is written last."""
-
-_FACTS = ("method", "epochs", "interpolation")
-"""Facts of a weights file that are published with it; others may name places of the machine."""
-
-
-@dataclass(frozen=True)
-class Publication:
-    """The network to publish.
-
-    Attributes:
-        backbone: The network, in eval mode; a neck is folded into its last norm where it has one.
-        header: The facts of its weights file that are published: `mean`, `std`, `method` and so on.
-        neck: A neck that could not be folded; it stays a layer of its own.
-        folded: Whether a neck was folded.
-    """
-
-    backbone: Backbone
-    header: dict[str, Any]
-    neck: Neck | None
-    folded: bool
-
-    @property
-    def network(self) -> Backbone:
-        """Return the network from pixels to the features that are compared."""
-        return self.backbone if self.neck is None else _WithNeck(self.backbone, self.neck)
-
-    @property
-    def lacking(self) -> str:
-        """Return what timm lacks of this model, in words; empty if it can load it."""
-        return lacks(self.backbone) or ("the BNNeck, which no norm precedes" if self.neck is not None else "")
-
-
-class _WithNeck(Backbone):
-    """A network whose features pass through a neck."""
-
-    def __init__(self, backbone: Backbone, neck: Neck):
-        super().__init__()
-        self.backbone, self.neck = backbone, neck
-        self.spec, self.num_features = backbone.spec, backbone.num_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the features (B, D) of images (B, 3, H, W)."""
-        out: Tensor = self.neck(self.backbone(x))
-        return out
 
 
 def publish(
@@ -134,33 +85,6 @@ def publish(
     for line in card.summary():
         screen.say(f"  {escape(line)}")
     return named
-
-
-def read_publication(file: Path) -> Publication:
-    """Return the network of a weights file as it is published."""
-    backbone, header = load_backbone(file, drop_path=0.0)
-    backbone.eval()
-    known = {key: without_places(header[key]) for key in _FACTS if key in header}
-    facts = {"mean": header["mean"], "std": header["std"], **known}
-    neck = load_neck(file)
-    if not isinstance(neck, Neck):
-        return Publication(backbone, facts, None, folded=False)
-    folded = fold(backbone, neck)
-    return Publication(backbone, facts, None if folded else neck, folded)
-
-
-@torch.no_grad()
-def fold(backbone: nn.Module, neck: Neck) -> bool:
-    """Fold a neck into the layer norm with which a network ends, and return whether it has one of the same width.
-
-    After the norm the network at most takes a token or a mean, which commute with the neck's scale and shift.
-    """
-    norm = getattr(backbone, "norm", None)
-    if not isinstance(norm, nn.LayerNorm) or norm.weight.shape != neck.scale.shape:
-        return False
-    norm.weight.mul_(neck.scale)
-    norm.bias.mul_(neck.scale).add_(neck.shift)
-    return True
 
 
 def _write(folder: Path, published: Publication, card: Card, onnx: bool) -> None:
