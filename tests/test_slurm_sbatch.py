@@ -183,21 +183,25 @@ def states(folder: Path) -> dict[str, str]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_jobs_of_two_nodes_and_another_ray_on_one_machine_do_not_meet(slurm, folder, tmp_path):
-    """The other Ray has the ports and the folder that Ray takes by default, as that of another user may."""
-    ours = ["--nodes=2", "--cpus-per-task=1", str(SCRIPT), "ingest", "tiny.yaml"]
+    """The other Ray has the ports and the folder that Ray takes by default, as that of another user may.
+
+    One after another: Ray waits half a minute for the processes of a node, and two cores start those of five slowly.
+    """
+    ours = ["--nodes=2", "--cpus-per-task=1", str(SCRIPT)]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with started(tmp_path / "others", **token) as other:
         other.wait_until_up()
-        with (
-            slurm.submit(*ours, cwd=folder, RAYREID_ROOT="one", RAY_ADDRESS="127.0.0.1:9") as one,
-            slurm.submit(*ours, cwd=folder, RAYREID_ROOT="two", RAYREID_PORTS="20000-21999") as two,
-        ):
-            said = [job.communicate(timeout=480)[0] for job in (one, two)]
+        train, store = ["pretrain", "tiny.yaml"], ["ingest", "tiny.yaml"]
+        with slurm.submit(*ours, *train, cwd=folder, RAYREID_ROOT="one", RAY_ADDRESS="127.0.0.1:9") as one:
+            wait_until(lambda: list(folder.glob("one/ingest/*")) or one.poll() is not None, 240)
+            with slurm.submit(*ours, *store, cwd=folder, RAYREID_ROOT="two", RAYREID_PORTS="20000-21999") as two:
+                said = [job.communicate(timeout=480)[0] for job in (one, two)]
         assert other.ask(folder, "list").returncode == 0  # no job has ended it
     assert (one.returncode, two.returncode) == (0, 0), "".join(said)[-6000:]
-    for root in ("one", "two"):
-        assert len(finished(folder, root)["ingest"]) == 2  # the pool and the target
-        assert not list((folder / root).glob(".slurm-*"))
+    (record,) = finished(folder, "one")["pretrain"]
+    assert record["facts"]["resumed"] is False and record["facts"]["workers"] == 2
+    assert len(finished(folder, "two")["ingest"]) == 2  # the pool and the target
+    assert not list(folder.glob("*/.slurm-*"))
 
 
 @pytest.mark.ray
