@@ -29,7 +29,7 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 SPREAD := --numprocesses $(TEST_WORKERS) --dist loadfile
 FAST   := -m "not ray and not slow and not gpu"
 
-.PHONY: help install demo test test-ray test-slow test-all test-newest fuzz crash-points coverage format lint types hooks check clean docs
+.PHONY: help install demo test test-ray test-slow test-thorough test-all test-newest fuzz crash-points coverage format lint types hooks check clean docs
 
 help:             ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,8 +46,10 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 	@echo "Installed. The environment is $(VENV); its command is $(BIN)/rayreid."
 
+# RAYREID_DEMO has overrides, such as "seed=1 pretrain.steps=40".
+RAYREID_DEMO ?=
 demo: $(READY)    ## run the whole method on drawn pedestrians (no download, no GPU)
-	$(BIN)/rayreid demo
+	$(BIN)/rayreid demo $(RAYREID_DEMO)
 
 test: $(READY)    ## run the fast tests: all except those marked ray, slow or gpu
 	$(PYTEST) $(SPREAD) $(FAST)
@@ -55,11 +57,15 @@ test: $(READY)    ## run the fast tests: all except those marked ray, slow or gp
 test-ray: $(READY) ## run the tests that need Ray, except the slow ones
 	$(PYTEST) $(SPREAD) -m "ray and not slow and not gpu"
 
-test-slow: $(READY) ## run the slow tests
-	$(PYTEST) $(SPREAD) -m "slow and not ray and not gpu"
-	$(PYTEST) $(SPREAD) -m "slow and ray and not gpu"
+test-slow: $(READY) ## run the slow tests, except the thorough ones
+	$(PYTEST) $(SPREAD) -m "slow and not thorough and not ray and not gpu"
+	$(PYTEST) $(SPREAD) -m "slow and not thorough and ray and not gpu"
 
-test-all: test test-ray test-slow ## run all tests except those that need a GPU
+test-thorough: $(READY) ## run the tests that show more of what others show a part of (an hour)
+	$(PYTEST) $(SPREAD) -m "thorough and not ray and not gpu"
+	$(PYTEST) $(SPREAD) -m "thorough and ray and not gpu"
+
+test-all: test test-ray test-slow test-thorough ## run all tests except those that need a GPU
 
 test-newest:      ## run `make test` with the newest allowed dependencies, in .venv-newest
 	@echo "Installing the newest allowed dependencies into $(NEWEST) with $(INSTALLER): about 7 GB of disk."
@@ -73,7 +79,7 @@ fuzz: $(READY)    ## give each reader of untrusted input FUZZ random inputs (5,0
 	    tests/models/test_damaged_files.py tests/test_damaged_state.py
 
 crash-points: $(READY) ## disturb stages at each operation of the disk, in each way (20 minutes)
-	RAYREID_CRASH_POINTS=all $(PYTEST) -s tests/test_crash_points.py tests/test_power_loss.py -m "not gpu"
+	$(PYTEST) -s tests/test_crash_points.py tests/test_power_loss.py -m "not gpu"
 
 coverage: $(READY) ## run `make test` and list the lines that it does not reach in its own process
 	$(PYTEST) $(SPREAD) $(FAST) --cov --cov-report=term-missing:skip-covered

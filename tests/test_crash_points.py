@@ -1,15 +1,11 @@
 """Stages that are killed, fail or lose power at an operation of the disk: the next command gets over each."""
 
-import os
-
 import pytest
 
 from crash_points import CrashPoints
 from crash_scenarios import scenarios
 
 NAMES = list(scenarios())
-LONG = ("training", "ingest of files that changed")  # minutes each: every third point, unless all are asked for
-ALL = bool(os.environ.get("RAYREID_CRASH_POINTS"))
 
 
 def wrong(name, folder, every, first=0) -> list[str]:
@@ -26,6 +22,7 @@ def test_some_points_of_each_stage(name, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_points_of_each_stage(name, tmp_path):
-    assert not wrong(name, tmp_path, every=3 if name in LONG and not ALL else 1)
+def test_the_points_of_each_stage(name, every, tmp_path):
+    assert not wrong(name, tmp_path, every)

@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 
+from demo_outputs import demo_outputs
 from rayreid.data.synthetic.synthetic import Synthetic
-from tiny_experiment import TINY
 
 REPO = Path(__file__).parent.parent
 
@@ -46,11 +45,8 @@ def run(program: str, folder: Path, **environment: str) -> str:
 @pytest.mark.slow
 def test_the_code_about_the_python_interface_runs(folder):
     (folder / "experiments").mkdir()
-    demo = os.environ.get("RAYREID_DEMO_ROOT")
-    rows = [{"label": "no pre-training", "pretrain": "none"}, {"label": "random half", "select.strategy": "random"}]
-    text = f"extends: {REPO / 'experiments' / 'demo.yaml'}\n" if demo else yaml.safe_dump({**TINY, "compare": rows})
-    (folder / "experiments" / "demo.yaml").write_text(text)
-    shown = run(code_of("python_api.md"), folder, RAYREID_ROOT=demo or str(folder / "outputs"))
+    root = demo_outputs(folder / "outputs", folder / "experiments" / "demo.yaml")
+    shown = run(code_of("python_api.md"), folder, RAYREID_ROOT=str(root))
     assert "random half" in shown
     assert "'fractoin'" in shown or "fractoin" in shown
     assert "float32" in shown and "\nTrue\n" in shown

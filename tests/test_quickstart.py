@@ -1,14 +1,12 @@
 """The notebook `docs/quickstart.ipynb`: how it is stored, and that it runs."""
 
-import os
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 
-from tiny_experiment import TINY
+from demo_outputs import demo_outputs
 
 DOCS = Path(__file__).parent.parent / "docs"
 NOTEBOOK = DOCS / "quickstart.ipynb"
@@ -42,17 +40,11 @@ def test_it_compares_the_rows_of_the_demo_and_links_to_pages_that_exist(notebook
 def outputs(tmp_path, monkeypatch):
     """The outputs of the demo that RAYREID_DEMO_ROOT names; else a tiny experiment in its place."""
     monkeypatch.setenv("PYTHONPATH", str(DOCS.parent / "platform"))
-    monkeypatch.delenv("RAYREID_QUICKSTART", raising=False)
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAYREID_DATA"):
         monkeypatch.delenv(name, raising=False)
-    demo = os.environ.get("RAYREID_DEMO_ROOT")
-    if demo:
-        monkeypatch.setenv("RAYREID_ROOT", demo)
-        return
-    rows = [{"label": "no pre-training", "pretrain": "none"}, {"label": "random half", "select.strategy": "random"}]
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "compare": rows}))
-    monkeypatch.setenv("RAYREID_QUICKSTART", str(tmp_path / "tiny.yaml"))
-    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path / "outputs"))
+    file = tmp_path / "demo.yaml"
+    monkeypatch.setenv("RAYREID_ROOT", str(demo_outputs(tmp_path / "outputs", file)))
+    monkeypatch.setenv("RAYREID_QUICKSTART", str(file))
 
 
 @pytest.mark.ray

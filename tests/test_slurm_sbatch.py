@@ -182,6 +182,7 @@ def states(folder: Path) -> dict[str, str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_two_jobs_of_two_nodes_and_another_ray_on_one_machine_do_not_meet(slurm, folder, tmp_path):
     """The other Ray has the ports and the folder that Ray takes by default, as that of another user may.
 
@@ -221,6 +222,7 @@ def test_a_job_of_two_nodes_near_its_time_limit_is_requeued_and_resumes(slurm, f
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_job_that_lost_its_node_resumes_when_it_is_submitted_again(slurm, folder, long_file):
     ours = ["--cpus-per-task=2", str(SCRIPT), "pretrain", "tiny.yaml"]
     with slurm.submit(*ours, cwd=folder) as job:
@@ -237,6 +239,7 @@ def test_a_job_that_lost_its_node_resumes_when_it_is_submitted_again(slurm, fold
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_preempted_job_of_one_node_ends_soon_as_killed_and_is_not_requeued_by_itself(slurm, folder, long_file):
     with slurm.submit("--cpus-per-task=2", str(SCRIPT), "pretrain", "tiny.yaml", cwd=folder) as job:
         reached(folder, 5, job)

@@ -78,7 +78,7 @@ def accounted_for(read) -> bool:
     return True
 
 
-@fuzzed(150, 1000)
+@fuzzed(150, 400)
 def test_a_key_with_any_value_is_read_or_refused(rounds):
     draw = random.Random(1)
     keys = list(flatten(load_experiment(DEFAULTS, SOURCES).model_dump(mode="python")))
@@ -92,7 +92,7 @@ def test_a_key_with_any_value_is_read_or_refused(rounds):
     assert 0 < read < rounds
 
 
-@fuzzed(60, 1000)
+@fuzzed(60, 400)
 def test_a_file_with_damaged_bytes_is_read_or_refused(tmp_path, rounds):
     draw = random.Random(2)
     sound = DEFAULTS.read_bytes()

@@ -143,6 +143,7 @@ def test_a_worker_that_is_killed_is_replaced_and_the_training_goes_on(file, whol
     )  # by Ray, not by a new command
 
 
+@pytest.mark.thorough
 def test_of_three_nodes_one_may_be_lost_with_its_worker(file, whole, tmp_path):
     root = tmp_path / "root"
     artifact = finish(start(file, root, str(KILLED_AT)), root)
@@ -151,6 +152,7 @@ def test_of_three_nodes_one_may_be_lost_with_its_worker(file, whole, tmp_path):
     assert_same(artifact, whole)
 
 
+@pytest.mark.thorough
 def test_a_contrast_on_two_workers_whose_driver_was_killed_ends_like_one_in_a_single_process(tmp_path, monkeypatch):
     """MoBY, batch norm in the stem: all workers' statistics and keys, and a queue that wraps around more than once."""
     root, steps, queue = tmp_path / "root", 15, 44
@@ -186,6 +188,7 @@ def test_a_contrast_on_two_workers_whose_driver_was_killed_ends_like_one_in_a_si
         torch.testing.assert_close(found[f"{name}.keys"], expected[f"{name}.keys"], rtol=0, atol=0.05)
 
 
+@pytest.mark.thorough
 def test_a_fine_tuning_whose_driver_was_killed_ends_like_one_in_a_single_process(tmp_path, monkeypatch):
     """With the weights of its last epoch and of its best, and the same rows."""
     root, steps = tmp_path / "root", 15

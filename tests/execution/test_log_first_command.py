@@ -63,6 +63,7 @@ def steps(root: Path) -> list[int]:
     return [row["step"] for row in Journal(path).history() if "loss" in row]
 
 
+@pytest.mark.thorough
 def test_damage_to_the_database_costs_no_training_and_no_metric(file, root, tmp_path):
     process = start(file)
     wait_for_step(root, DAMAGED_AT)

@@ -159,6 +159,7 @@ def nodes(small_pieces, no_shared_ray):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_every_image_comes_once_though_one_of_three_nodes_is_lost(nodes, pool, notes):
     store, *_ = pool
     lost: list[int] = []

@@ -88,7 +88,7 @@ def test_all_gpus_are_used_and_a_long_folder_for_temporary_files_is_no_obstacle(
     assert asked["session"].startswith("/tmp/rr-") and not Path(asked["session"]).parents[1].exists()
 
 
-@pytest.mark.parametrize(("visible", "used"), [("1,3", ["1", "3"]), ("", [])])
+@pytest.mark.parametrize(("visible", "used"), [("1,3", ["1", "3"]), pytest.param("", [], marks=pytest.mark.thorough)])
 def test_a_command_that_is_confined_to_some_gpus_and_cpus_uses_these(tmp_path, visible, used):
     """It leaves nothing behind."""
     confine = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"

@@ -60,7 +60,7 @@ def damaged(data, draw):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
-@fuzzed(150, 3000)
+@fuzzed(150, 1000)
 def test_files_with_damaged_bytes(tmp_path, backbone, kind, rounds):
     state = dict(list(backbone.state_dict().items())[:4])
     if kind == "safetensors":
@@ -123,7 +123,7 @@ def unusual(value, draw):
 
 
 @pytest.mark.filterwarnings("ignore")
-@fuzzed(200, 3000)
+@fuzzed(200, 1000)
 def test_files_with_missing_and_unusual_tensors(tmp_path, backbone, rounds):
     draw, path = random.Random(0), tmp_path / "w.pth"
     for _ in range(rounds):

@@ -65,7 +65,7 @@ def test_blocks_share_one_compiled_function():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stem", ["patchify", "ics"])
+@pytest.mark.parametrize("stem", [pytest.param("patchify", marks=pytest.mark.thorough), "ics"])
 def test_inductor_gives_the_eager_numbers_on_a_cpu(stem):
     assert losses(build(stem, 0.3), "inductor") == pytest.approx(losses(build(stem, 0.3), None), rel=1e-3)
 

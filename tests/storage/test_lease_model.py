@@ -23,6 +23,7 @@ def test_the_model_notices_a_writer_that_is_not_refused(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(("writers", "machines"), CASTS)
 def test_no_schedule_of_a_hundred_thousand_mixes_results_or_finishes_twice(writers, machines):
     wrong, _ = explore(range(400, 20_400), writers, machines)

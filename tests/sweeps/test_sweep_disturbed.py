@@ -16,7 +16,7 @@ from job_head import checkout, started
 from killed import workers_on
 from tiny_experiment import TINY
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.thorough]
 
 RATES = [1e-3, 2e-3]
 LABELS = {f"finetune.lr={rate}" for rate in RATES}

@@ -102,6 +102,7 @@ def test_a_trial_below_the_median_is_ended_marked_and_not_begun_again(
     assert trials["pretrain.epochs=2"].stopped and not trials["pretrain.epochs=1"].stopped
 
 
+@pytest.mark.thorough
 def test_a_sweep_whose_driver_was_killed_finishes_the_rest_and_repeats_nothing(tiny, tmp_path):
     root = tmp_path / "root"
     space = {"search": "random", "parameters": RATES, "trials": 3, "max_concurrent": 1}

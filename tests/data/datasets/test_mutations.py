@@ -27,7 +27,7 @@ from rayreid.errors import UserError
 from rayreid.selection.filelist import match_entries, read_list
 from rayreid.selection.provenance import provenance_of
 
-rounds = fuzzed(20, 150)
+rounds = fuzzed(20, 80)
 
 CHARACTERS = [
     *"aC_-0199.,;:*?[](){}'\"\\ \t\n\r%#~&|",
