@@ -2,12 +2,16 @@
 
 import os
 import signal
+import threading
+import time
 
 import pytest
 import ray
 import ray.train
 import ray.train.torch
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.util import placement_group_table
 
 from rayreid.execution import prestart, ray_trainer
 from rayreid.execution.ray_trainer import Trainer
@@ -48,13 +52,13 @@ def test_nodes_that_could_be_drained_are_watched_and_the_only_one_is_not(monkeyp
     assert os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == watching
 
 
-def test_no_process_is_started_for_ray_data_and_nothing_else_is_left_out():
+def test_no_process_is_started_for_ray_data_the_cleaner_is_our_own_and_nothing_else_is_left_out():
     trainer = Trainer(lambda: None)
-    rays = ray.train.torch.TorchTrainer._create_default_callbacks(trainer)
-    ours = trainer._create_default_callbacks()
-    assert any(isinstance(callback, DatasetsCallback) for callback in rays)
-    left = [type(callback) for callback in rays if not isinstance(callback, DatasetsCallback)]
-    assert [type(callback) for callback in ours] == left
+    rays = [type(callback) for callback in ray.train.torch.TorchTrainer._create_default_callbacks(trainer)]
+    ours = [type(callback) for callback in trainer._create_default_callbacks()]
+    assert {DatasetsCallback, PlacementGroupCleanerCallback} <= set(rays)
+    left = [kind for kind in rays if kind not in (DatasetsCallback, PlacementGroupCleanerCallback)]
+    assert ours[:-1] == left and ours[-1].__bases__ == (PlacementGroupCleanerCallback,)
 
 
 @pytest.mark.ray
@@ -83,3 +87,41 @@ def test_processes_are_started_ahead_in_the_environments_that_ray_train_gives_it
     (workers, one), (helpers, _) = asked
     assert one == 1 and workers == {**helpers, "OF_ITS_OWN": "a"}
     assert (tmp_path / "worker").read_text() == repr(sorted({**own, **workers}.items()))
+
+
+def until(true, seconds: float = 60.0) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+@pytest.mark.ray
+def test_a_controller_that_dies_leaves_no_placement_group(monkeypatch, tmp_path):
+    """Ray would keep it until the job ends, and with it the CPUs and GPUs."""
+    from rayreid.execution.connection import connect
+
+    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def worker():
+        (tmp_path / "runs").touch()
+        time.sleep(600)
+
+    def kill():
+        until((tmp_path / "runs").exists)
+        ray.kill(trainer.controller)
+
+    def states() -> list[str]:
+        return [group["state"] for group in placement_group_table().values()]
+
+    with connect():
+        scaling = ray.train.ScalingConfig(num_workers=1)
+        trainer = Trainer(worker, scaling_config=scaling, run_config=ray.train.RunConfig(storage_path=str(tmp_path)))
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(ray.exceptions.RayActorError):
+            trainer.fit()
+        killer.join()
+        until(lambda: states() == ["REMOVED"])

@@ -44,18 +44,58 @@ class KnownController:
         self.controller = controller
 
 
-class WithoutRayData:
-    """The part of a Ray trainer that starts no process for Ray Data, because no training here reads from Ray Data.
+class OwnHelpers:
+    """The part of a Ray trainer that starts other helping processes than Ray's.
 
-    It precedes `TorchTrainer` among a class's bases, and replaces a private method of it. No setting of Ray prevents
-    that process, even for a trainer without datasets.
+    It precedes `TorchTrainer` among a class's bases, and replaces a private method of it. There is no process for Ray
+    Data, because no training here reads from Ray Data; no setting of Ray prevents it, even for a trainer without
+    datasets. The process that removes the placement group of a controller that died is that of
+    `rayreid.execution.group_cleaner`, which says why.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+        from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+        replaced = (DatasetsCallback, PlacementGroupCleanerCallback)
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+        return [*(one for one in callbacks if not isinstance(one, replaced)), cleaner_callback()]
+
+
+def cleaner_callback() -> Any:
+    """Return Ray Train's hook that starts a cleaner of placement groups, but with this package's cleaner.
+
+    The hook is called in the controller of a training. It ends the cleaner without waiting for it.
+    """
+    import ray
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    from rayreid.execution.group_cleaner import GroupCleaner
+    from rayreid.execution.resources import ANYWHERE
+
+    class GroupCleanerCallback(PlacementGroupCleanerCallback):
+        _cleaner: Any
+
+        def after_controller_start(self, train_run_context: Any) -> None:
+            self._controller_actor_id = ray.get_runtime_context().get_actor_id()
+            actor: Any = ray.remote(num_cpus=0)(GroupCleaner)
+            at_the_head = {"resources": {HEAD_RESOURCE: 0.001}, "scheduling_strategy": ANYWHERE}
+            self._cleaner = actor.options(max_concurrency=2, lifetime="detached", **at_the_head).remote()
+            self._cleaner.watch.remote(self._controller_actor_id)
+
+        def _stop_cleaner(self) -> None:
+            cleaner, self._cleaner = self._cleaner, None
+            if cleaner is not None:
+                ray.kill(cleaner)
+
+    return GroupCleanerCallback()
+
+
+def actor_is_dead(actor: str) -> bool:
+    """Return whether the actor with this id has ended, as the control service of this process's cluster knows it."""
+    from ray._private.state import actors
+
+    return actors(actor).get("State", "DEAD") == "DEAD"
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from rayreid.execution.nodes import alone
 from rayreid.execution.private_ray import meeting_place
 from rayreid.execution.ray_internals import (
     KnownController,
-    WithoutRayData,
+    OwnHelpers,
     controller_environment,
     meeting_in_a_file,
 )
@@ -24,7 +24,7 @@ _HELPERS = 3
 """Processes of a training besides its workers: the controller, its barrier, and the cleaner of its placement group."""
 
 
-class Trainer(KnownController, WithoutRayData, ray.train.torch.TorchTrainer):
+class Trainer(KnownController, OwnHelpers, ray.train.torch.TorchTrainer):
     """Ray's trainer, which can be interrupted like any other call and starts faster.
 
     - On Ctrl-C, `fit` raises KeyboardInterrupt and ends the workers.

@@ -1,0 +1,36 @@
+"""The removal of a training's placement group when the training's controller has died.
+
+Ray keeps the group, and with it the CPUs and GPUs, until the whole job ends: for a sweep, until its last trial. Ray
+Train therefore starts an actor, which asks a dashboard whether the controller is alive. That is the dashboard of
+`RAY_ADDRESS`, or else of the Ray that was last started on the machine: another cluster, where the controller is not
+known and so taken for dead, or one that ended long ago, for which the end of a training waits 12 seconds. The actor
+here asks the cluster that it belongs to. Its module imports little: the process of each training's actor does so anew.
+"""
+
+import time
+from typing import Any
+
+from rayreid.execution.ray_internals import actor_is_dead
+
+_SECONDS = 1.0
+"""Time between two looks at the controller."""
+
+
+class GroupCleaner:
+    """An actor that outlives the controller of a training, to remove its placement group."""
+
+    _group: Any = None
+
+    def register_placement_group(self, group: Any) -> None:
+        """Take note of the group to remove; it replaces the one before it, whose workers are gone."""
+        self._group = group
+
+    def watch(self, controller: str) -> None:
+        """Return when the controller with this id has died, and its group is removed."""
+        import ray
+
+        while not actor_is_dead(controller):
+            time.sleep(_SECONDS)
+        if self._group is not None:
+            ray.util.remove_placement_group(self._group)
+        ray.actor.exit_actor()
