@@ -7,6 +7,7 @@ known and so taken for dead, or one that ended long ago, for which the end of a 
 here asks the cluster that it belongs to. Its module imports little: the process of each training's actor does so anew.
 """
 
+import logging
 import time
 from typing import Any
 
@@ -22,15 +23,28 @@ class GroupCleaner:
     _group: Any = None
 
     def register_placement_group(self, group: Any) -> None:
-        """Take note of the group to remove; it replaces the one before it, whose workers are gone."""
+        """Take note of the group to remove; it replaces the one before it, whose workers are gone.
+
+        Ray Train calls it when the workers have started. Of a controller that dies earlier, the group stays.
+        """
         self._group = group
 
     def watch(self, controller: str) -> None:
         """Return when the controller with this id has died, and its group is removed."""
         import ray
 
-        while not actor_is_dead(controller):
-            time.sleep(_SECONDS)
-        if self._group is not None:
-            ray.util.remove_placement_group(self._group)
-        ray.actor.exit_actor()
+        try:
+            while not self._dead(controller):
+                time.sleep(_SECONDS)
+            if self._group is not None:
+                ray.util.remove_placement_group(self._group)
+        finally:
+            ray.actor.exit_actor()
+
+    @staticmethod
+    def _dead(controller: str) -> bool:
+        try:
+            return actor_is_dead(controller)
+        except Exception as error:  # the control service may be restarting
+            logging.getLogger("rayreid").debug("whether a training's controller is alive is not known: %s", error)
+            return False

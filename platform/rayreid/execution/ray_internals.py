@@ -86,7 +86,8 @@ def cleaner_callback() -> Any:
         def _stop_cleaner(self) -> None:
             cleaner, self._cleaner = self._cleaner, None
             if cleaner is not None:
-                ray.kill(cleaner)
+                with contextlib.suppress(Exception):  # a training that ended well does not fail for its cleaner
+                    ray.kill(cleaner)
 
     return GroupCleanerCallback()
 
