@@ -29,7 +29,7 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 SPREAD := --numprocesses $(TEST_WORKERS) --dist loadfile
 FAST   := -m "not ray and not slow and not gpu"
 
-.PHONY: help install demo test test-ray test-slow test-thorough test-all test-newest fuzz crash-points coverage format lint types hooks check clean docs
+.PHONY: help install demo test test-ray test-slow test-most test-thorough test-all test-newest fuzz crash-points coverage format lint types hooks check clean docs
 
 help:             ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,7 +65,11 @@ test-thorough: $(READY) ## run the tests that show more of what others show a pa
 	$(PYTEST) $(SPREAD) -m "thorough and not ray and not gpu"
 	$(PYTEST) $(SPREAD) -m "thorough and ray and not gpu"
 
-test-all: test test-ray test-slow test-thorough ## run all tests except those that need a GPU
+test-most: $(READY) ## run what test, test-ray and test-slow run, in less time
+	$(PYTEST) $(SPREAD) -m "not ray and not thorough and not gpu"
+	$(PYTEST) $(SPREAD) -m "ray and not thorough and not gpu"
+
+test-all: test-most test-thorough ## run all tests except those that need a GPU
 
 test-newest:      ## run `make test` with the newest allowed dependencies, in .venv-newest
 	@echo "Installing the newest allowed dependencies into $(NEWEST) with $(INSTALLER): about 7 GB of disk."
@@ -78,7 +82,7 @@ fuzz: $(READY)    ## give each reader of untrusted input FUZZ random inputs (5,0
 	RAYREID_FUZZ=$(FUZZ) $(PYTEST) $(SPREAD) tests/config/test_config_fuzz.py tests/data/datasets/test_mutations.py \
 	    tests/models/test_damaged_files.py tests/test_damaged_state.py
 
-crash-points: $(READY) ## disturb stages at each operation of the disk, in each way (20 minutes)
+crash-points: $(READY) ## disturb stages at each operation of the disk, in each way
 	$(PYTEST) -s tests/test_crash_points.py tests/test_power_loss.py -m "not gpu"
 
 coverage: $(READY) ## run `make test` and list the lines that it does not reach in its own process

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -22,10 +23,13 @@ def demo_outputs(folder: Path, file: Path) -> Path:
     if not root:
         file.write_text(yaml.safe_dump({**TINY, "compare": ROWS}))
         return folder
-    changes: dict[str, dict[str, object]] = {}
+    changes: dict[str, Any] = {}
     for override in os.environ.get("RAYREID_DEMO", "").split():
-        key, value = override.split("=")
-        section, field = key.split(".")
-        changes.setdefault(section, {})[field] = yaml.safe_load(value)
+        key, _, value = override.partition("=")
+        *sections, field = key.split(".")
+        section = changes
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[field] = yaml.safe_load(value)
     file.write_text(yaml.safe_dump({"extends": str(DEMO), **changes}))
     return Path(root)
