@@ -14,6 +14,7 @@ from rayreid.data.store.store import ImageStore, Record, finish_store, write_sha
 from rayreid.execution import shard_results
 from rayreid.execution.production import StageContext
 from rayreid.execution.resources import Share
+from rayreid.selection.pieces import HERE
 from rayreid.stages import features, priority
 from rayreid.storage.artifacts import Artifact
 from recorded_run import RecordedRun
@@ -82,4 +83,5 @@ def worked_here(monkeypatch):
     """Let tasks of Ray run in this process."""
     task = SimpleNamespace(remote=lambda compute: SimpleNamespace(remote=compute))
     monkeypatch.setattr(priority, "ray", SimpleNamespace(remote=lambda **kw: task.remote, get=lambda value: value))
+    monkeypatch.setattr(priority, "pieces_in_tasks", lambda: HERE)
     monkeypatch.setattr(priority, "training_share", lambda resources: SimpleNamespace(cpus=1, gpu=False))

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from planted_features import in_parts, planted, unit
-from rayreid.selection import dedup as module
+from rayreid.selection import leaders
 from rayreid.selection.dedup import dedup, few_of_each, near_duplicates, stated_order
+from rayreid.selection.pieces import Pieces
 from rayreid.selection.strategies import cut
 
 CPU = torch.device("cpu")
@@ -33,7 +34,7 @@ def groups(pool, similarity=0.9, clusters=1, **options):
 @pytest.mark.parametrize("block", [1, 13, 1024])
 @pytest.mark.parametrize("spread", [0.2, 0.4])
 def test_groups_are_those_of_one_image_after_the_other(monkeypatch, block, spread):
-    monkeypatch.setattr(module, "_BLOCK", block)
+    monkeypatch.setattr(leaders, "_BLOCK", block)
     features = planted(40, 5, spread)
     sizes = np.random.default_rng(1).integers(1, 4, 200)
     found, facts = groups(in_parts(features), sizes=sizes)
@@ -66,7 +67,7 @@ def test_parts_memory_and_threads_change_nothing(monkeypatch, centre):
     options = {"clusters": 7, "similarity": 0.85, "centre": centre}
     once, facts = groups(in_parts(features), **options)
     assert 60 < facts["groups"] < 290
-    monkeypatch.setattr(module, "_HELD", 40)
+    monkeypatch.setattr(leaders, "_HELD", 40)
     threads = torch.get_num_threads()
     try:
         for number, parts in ((1, 3), (2, 11)):
@@ -74,6 +75,23 @@ def test_parts_memory_and_threads_change_nothing(monkeypatch, centre):
             np.testing.assert_array_equal(groups(in_parts(features, parts, shuffled=True), **options)[0], once)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("at_once", [2, 5, 100])
+def test_pieces_of_cells_change_nothing(monkeypatch, at_once):
+    monkeypatch.setattr(leaders, "_WORTH_A_PIECE", 10)
+    features, done = planted(50, 6, 0.45), []
+
+    def each(function, pieces):
+        done.extend(pieces)
+        return [function(piece) for piece in reversed(pieces)][::-1]
+
+    options = {"clusters": 7, "similarity": 0.85}
+    once, _ = groups(in_parts(features), **options)
+    found, _ = groups(in_parts(features, 3), work=Pieces(each, at_once), **options)
+    np.testing.assert_array_equal(found, once)
+    assert len(done) >= min(at_once, 7) and sum(len(counts) for _, counts in done) == 7  # a piece has whole cells
+    assert sorted(np.concatenate([rows for rows, _ in done])) == list(range(300))
 
 
 def test_what_is_common_to_all_images_is_subtracted():

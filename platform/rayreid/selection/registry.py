@@ -51,6 +51,7 @@ class Strategy:
         seeded: Whether the result depends on the experiment's seed.
         images: Whether `rank` also takes `copies`, the number of each image's group of identical bytes, int64 (N,), and
             `sizes`, the number of its pixels, int64 (N,).
+        pieces: Whether `rank` also takes `work`, how pieces of the work are done.
         centred: What its option `centre` is where that is `auto`.
         options: Fields of the section `select` that `rank` takes, under the same names.
     """
@@ -61,6 +62,7 @@ class Strategy:
     targets: bool = False
     seeded: bool = False
     images: bool = False
+    pieces: bool = False
     centred: bool = False
     options: tuple[str, ...] = ()
 
@@ -113,6 +115,7 @@ STRATEGIES = {
         label="priority in its group",
         seeded=True,
         images=True,
+        pieces=True,
         centred=True,
         options=("similarity", "keep", "clusters", "centre"),
     ),

@@ -3,7 +3,7 @@
 They are extracted once per store and proxy, and shared by all strategies.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +52,17 @@ def rows_of(store: ImageStore, part: Part) -> np.ndarray:
 
 def read(folder: Path, store: ImageStore, part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield per shard: index rows (n,), and memory-mapped features (n, D), float16 of length 1, NaN if undecodable."""
-    for shard, rows in rows_by_shard(store, rows_of(store, part)).items():
+    return read_shards(folder, rows_by_shard(store, rows_of(store, part)))
+
+
+def read_shards(folder: Path, shards: Mapping[int, np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield what `read` yields, without the store.
+
+    Args:
+        folder: The features.
+        shards: The index rows of each shard.
+    """
+    for shard, rows in shards.items():
         yield rows, read_array(_path(folder, shard), 2, len(rows), remake(folder))
 
 

@@ -18,6 +18,8 @@ from rayreid.data.store.store import ImageStore
 from rayreid.execution.gpus import assigned_device
 from rayreid.execution.production import StageContext
 from rayreid.execution.resources import ANYWHERE, Share, training_share
+from rayreid.execution.shard_results import rows_by_shard
+from rayreid.execution.task_pieces import pieces_in_tasks
 from rayreid.parquet import Kind, read_columns, write_table
 from rayreid.selection.meaning import ROUNDING, Diagnosis, diagnose
 from rayreid.selection.provenance import Provenance
@@ -183,6 +185,8 @@ def _compute(config: Ranked, seed: int, folders: Mapping[str, Path], share: Shar
         options["centre"] = strategy.centred
     if strategy.seeded:
         options["seed"] = seed
+    if strategy.pieces and device.type == "cpu":  # on a GPU, this process is as fast as tasks on many CPUs
+        options["work"] = pieces_in_tasks()
     if strategy.images:
         options |= bytes_and_sizes(ImageStore(folders["pool"]))
     if strategy.targets:
@@ -210,4 +214,5 @@ def features_in(folder: Path, images: Path, part: features.Part) -> Features:
         part: The part of the store that they belong to.
     """
     store = ImageStore(images)
-    return Features(store.keys, partial(features.read, folder, store, part))
+    shards = rows_by_shard(store, features.rows_of(store, part))
+    return Features(store.keys, partial(features.read_shards, folder, shards))  # a task of some pieces needs no store
