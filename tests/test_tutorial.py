@@ -28,7 +28,7 @@ FEWER = {
 """Overrides that leave out rows and trials which would show nothing new."""
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.ray]
 
 
 def draw(folder: Path) -> None:

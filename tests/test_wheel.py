@@ -100,6 +100,7 @@ def test_its_experiment_files_are_found_and_copied(command):
 
 
 @pytest.mark.ray
+@pytest.mark.thorough
 def test_the_demo_runs_from_it(command):
     """The demo's own file, made small enough for a minute."""
     small = [

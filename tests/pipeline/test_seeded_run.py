@@ -12,7 +12,7 @@ from rayreid.pipeline.experiment_runner import run
 from rayreid.pipeline.ledger import enter
 from rayreid.tracking.revision import git_sha
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.thorough]
 
 
 def test_rows_and_seeds_are_run_compared_and_entered(root, shared_ray, tmp_path, capsys):

@@ -70,6 +70,7 @@ def test_a_search_by_optuna_runs_its_trials_side_by_side_and_goes_on_where_it_wa
     assert finished(runs(tmp_path, "searched")) == {"sweep": 1, "experiment": 2}
 
 
+@pytest.mark.thorough
 def test_a_trial_below_the_median_is_ended_marked_and_not_begun_again(
     tiny, root, two_cpus, monkeypatch, capsys, tmp_path
 ):
