@@ -61,7 +61,7 @@ test-slow: $(READY) ## run the slow tests, except the thorough ones
 	$(PYTEST) $(SPREAD) -m "slow and not thorough and not ray and not gpu"
 	$(PYTEST) $(SPREAD) -m "slow and not thorough and ray and not gpu"
 
-test-thorough: $(READY) ## run the tests that show more of what others show a part of (an hour)
+test-thorough: $(READY) ## run the tests that show more of what others show a part of
 	$(PYTEST) $(SPREAD) -m "thorough and not ray and not gpu"
 	$(PYTEST) $(SPREAD) -m "thorough and ray and not gpu"
 

@@ -68,6 +68,7 @@ def test_parts_memory_and_threads_change_nothing(monkeypatch, centre):
     once, facts = groups(in_parts(features), **options)
     assert 60 < facts["groups"] < 290
     monkeypatch.setattr(leaders, "_HELD", 40)
+    monkeypatch.setattr(leaders, "_WORTH_A_PIECE", 40)
     threads = torch.get_num_threads()
     try:
         for number, parts in ((1, 3), (2, 11)):

@@ -30,7 +30,7 @@ class GroupCleaner:
         self._group = group
 
     def watch(self, controller: str) -> None:
-        """Return when the controller with this id has died, and its group is removed."""
+        """Wait until the controller with this id has died, remove its group, and end this actor."""
         import ray
 
         try:

@@ -185,7 +185,7 @@ def _compute(config: Ranked, seed: int, folders: Mapping[str, Path], share: Shar
         options["centre"] = strategy.centred
     if strategy.seeded:
         options["seed"] = seed
-    if strategy.pieces and device.type == "cpu":  # on a GPU, this process is as fast as tasks on many CPUs
+    if strategy.pieces and device.type == "cpu":  # tasks would have to share a GPU
         options["work"] = pieces_in_tasks()
     if strategy.images:
         options |= bytes_and_sizes(ImageStore(folders["pool"]))
