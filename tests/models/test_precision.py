@@ -63,7 +63,7 @@ def test_compiled_training_is_eager_training(kind):
     torch.compiler.reset()
     eager = backbone_of(kind)
     network = copy.deepcopy(eager)
-    compiled = torch.compile(network)
+    compiled = torch.compile(network, fullgraph=True)
     for size in SIZES:  # the second compiles anew
         expected = step(eager, images_of(size))
         found = {name.removeprefix("_orig_mod."): value for name, value in step(compiled, images_of(size)).items()}

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from rayreid.errors import UserError
+from rayreid.models.backbones import build_backbone
 from rayreid.training.compilation import resolve_compile
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -30,3 +31,12 @@ def test_without_a_compiler_nothing_does(monkeypatch, tmp_path, device, what):
     assert not resolve_compile("auto", device)
     with pytest.raises(UserError, match=f"compile: true needs {what}.*; use compile: false"):
         resolve_compile(True, device)
+
+
+@pytest.mark.parametrize("stem", ["patchify", "ics"])
+def test_a_user_s_own_compilation_finds_one_graph(stem):
+    network = build_backbone("vit_tiny", stem, (64, 32), 2).eval()
+    images = torch.randn(2, 3, 64, 32)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), network(images))

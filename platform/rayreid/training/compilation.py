@@ -112,8 +112,11 @@ def compilable(
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        # Asked first: a caller's own torch.compile would break its graph at the context variable.
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
         backend = _backend.get()
-        if backend is None or torch.compiler.is_compiling():
+        if backend is None:
             return function(*args, **kwargs)
         if backend not in versions:
             # Here, since it takes seconds in every process that imports this module.
