@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow import MlflowClient
+from PIL import Image
 
 from rayreid.config import Experiment
 from rayreid.config.loading import change
@@ -78,6 +79,23 @@ def test_the_other_strategies_share_the_features(experiment, root, weights, stra
         expected = (vectors(pool, np.arange(len(pool)), weights[0]) @ near.T).max(axis=1)
         found = pq.read_table(ranked.path / "priority.parquet")["priority"].to_numpy()
         np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_a_pool_is_compared_with_images_without_labels(experiment, root, weights, tmp_path):
+    for number in range(5):
+        Image.effect_noise((32, 64), 20 * number).convert("RGB").save(tmp_path / f"{number}.png")
+    changes = {
+        "select.strategy": "target_similarity",
+        "score.targets": [{"dataset": "folder", "root": str(tmp_path), "name": "cameras"}],
+        "proxy.target": None,
+    }
+    [subset] = run_stage(change(experiment, changes), "select")
+    ranked = subset.inputs["priority"]
+    pool, target = (ImageStore(ranked.inputs[role].path) for role in ("pool", "target.cameras"))
+    near = vectors(target, np.arange(5), weights[0])
+    expected = (vectors(pool, np.arange(len(pool)), weights[0]) @ near.T).max(axis=1)
+    found = pq.read_table(ranked.path / "priority.parquet")["priority"].to_numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_selections_are_compared_on_a_page_and_in_mlflow(experiment, root):

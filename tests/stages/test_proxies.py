@@ -186,6 +186,22 @@ def test_likeness_is_to_the_images_of_all_targets(graph):
     assert {"target_features.b", "target_features.synthetic"} <= set(made["priority"].inputs)
 
 
+def test_images_without_labels_can_be_compared_with_but_not_fine_tuned_on(graph, tmp_path):
+    folder = tmp_path / "cameras"
+    folder.mkdir()
+    for number in range(3):
+        Image.effect_noise((16, 32), 80).save(folder / f"{number}.png")
+    score = {"targets": [{"dataset": "folder", "root": str(folder), "name": "cameras"}]}
+    made = graph(select={"strategy": "target_similarity"}, score=score)
+    assert made["target_features.cameras"].inputs["images"].id == made["target.cameras"].id
+    with pytest.raises(UserError, match="score target cameras's split train has only 0 identities"):
+        graph(score=score)
+    (tmp_path / "seen.csv").write_text(f"path,split,pid,camid\n{folder / '0.png'},query,1,1\n")
+    score = {"targets": [{"dataset": "table", "root": str(tmp_path / "seen.csv"), "name": "seen"}]}
+    with pytest.raises(UserError, match="score target seen: dataset table has no labelled image of split 'train'"):
+        graph(select={"strategy": "target_similarity"}, score=score)
+
+
 def test_random_and_lists_need_none_of_it(graph):
     made = graph(select={"strategy": "random"})
     assert set(made["subset"].inputs) == {"pool"} and "source_proxy" not in made

@@ -37,7 +37,8 @@ def check(
             divided among workers and micro-batches, an unreadable file list, a proxy without pre-training or with two
             definitions, a method that the backbone does not support, checkpointed activations of a network that is not
             a ViT, a search without faiss, a feature after the BNNeck of a model without one, a probe that would find
-            nothing, fewer target images than entries in a neighbour list, or a validation without query and gallery.
+            nothing, a score target without images to compare a pool with, fewer target images than entries in a
+            neighbour list, or a validation without query and gallery.
     """
     experiments = list(experiments)
     check_settings(experiments, plans)
@@ -116,6 +117,8 @@ def check_sources(
             adapt.check_images(e.adapt, (target.images or {})["train"])
         for role, source in _proxy_targets(e).items():
             _check_finetuning("proxy.finetune", e.proxy.finetune, role, datasets.look(role, source))
+        for role, source in _compared_targets(e).items():
+            _check_comparison(role, source, datasets.look(role, source))
         _check_probe(e, target)
         if e.pretrain.method != "none":
             _check_images(e, datasets.look("pool", e.pool))
@@ -135,10 +138,18 @@ def _finetunings(e: Experiment) -> dict[str, Finetune]:
 
 def _proxy_targets(e: Experiment) -> dict[str, Source]:
     """Return the datasets that proxies are fine-tuned on, by their names in messages."""
-    if not finetunes_proxies(e):
-        return {}
-    named = {f"score target {one.label}": one.source for one in e.score.targets}
-    return {role: source for role, source in named.items() if source is not None} or {"target": e.target}
+    return (_score_targets(e) or {"target": e.target}) if finetunes_proxies(e) else {}
+
+
+def _compared_targets(e: Experiment) -> dict[str, Source]:
+    """Return the datasets in `score.targets` that a strategy compares the pool with, by their names in messages."""
+    compares = e.selects and any(STRATEGIES[one.strategy].targets for one in e.select.rankings)
+    return _score_targets(e) if compares else {}
+
+
+def _score_targets(e: Experiment) -> dict[str, Source]:
+    """Return the datasets in `score.targets`, by their names in messages."""
+    return {f"score target {one.label}": one.source for one in e.score.targets if one.source is not None}
 
 
 def _check_search(e: Experiment) -> None:
@@ -169,6 +180,17 @@ def _check_finetuning(key: str, config: Finetune, role: str, target: Contents) -
         raise UserError(
             f"{key}.evaluate_every={config.evaluate_every}, but the {role} has no query and gallery to look at; set it "
             "to 0"
+        )
+
+
+def _check_comparison(role: str, source: Source, target: Contents) -> None:
+    """Refuse a dataset with which a pool cannot be compared."""
+    images = target.images or {}
+    unlabelled = images.get("pool") and not images.get("train")
+    if not target.identities and not unlabelled:
+        raise UserError(
+            f"{role}: dataset {source.dataset} has no labelled image of split 'train', and is no unlabelled pool: the "
+            "pool cannot be compared with it"
         )
 
 

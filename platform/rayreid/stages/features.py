@@ -34,7 +34,7 @@ def plan(images: Artifact, source: Artifact, part: Part, config: Score, token: T
     Args:
         images: The store.
         source: θs.
-        part: "all" images, or the labelled ones of the split "train".
+        part: "all" images, or those of the split "train"; see `rows_of`.
         config: Precision and resources of the forward pass.
         token: The feature; see `Embedder`. The class token is absent from the artifact's id.
     """
@@ -46,8 +46,18 @@ def plan(images: Artifact, source: Artifact, part: Part, config: Score, token: T
 
 
 def rows_of(store: ImageStore, part: Part) -> np.ndarray:
-    """Return the index rows of a part, int64 ascending."""
-    return np.arange(len(store)) if part == "all" else labelled_rows(store)
+    """Return the index rows of a part, int64 ascending.
+
+    The part "train" of a target are its labelled training images, or, if it has no training images but only a pool's,
+    all of these: a comparison needs no labels.
+
+    Raises:
+        UserError: There are neither.
+    """
+    if part == "all":
+        return np.arange(len(store))
+    unlabelled = store.rows_of("pool")
+    return unlabelled if len(unlabelled) and not len(store.rows_of("train")) else labelled_rows(store)
 
 
 def read(folder: Path, store: ImageStore, part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -6,6 +6,7 @@ from rayreid.pipeline.forecast.images import ImageCounts
 from rayreid.pipeline.forecast.workloads import UnknownSizeError, Workloads, cost_of, head_parameters
 from rayreid.pipeline.graph import plan
 from rayreid.stages import quality
+from tiny_experiment import TINY
 
 
 @pytest.fixture
@@ -61,6 +62,12 @@ def test_the_similarities_to_all_target_images_are_work(work):
     found = work("priority", select__strategy="target_similarity")
     assert found.gflop == pytest.approx(2 * 384 * 120 * 60 / 1e9) and found.images == 120
     assert work("priority", select__strategy="dedup").gflop == 0
+
+
+def test_all_images_without_labels_are_compared_with(work):
+    pool = {"name": "cameras", **TINY["pool"]}
+    found = work("target_features.cameras", select__strategy="target_similarity", score__targets=[pool])
+    assert found.images == 120
 
 
 def test_a_combination_has_the_parts_and_their_priorities(work):
