@@ -84,4 +84,4 @@ def worked_here(monkeypatch):
     task = SimpleNamespace(remote=lambda compute: SimpleNamespace(remote=compute))
     monkeypatch.setattr(priority, "ray", SimpleNamespace(remote=lambda **kw: task.remote, get=lambda value: value))
     monkeypatch.setattr(priority, "pieces_in_tasks", lambda: HERE)
-    monkeypatch.setattr(priority, "training_share", lambda resources: SimpleNamespace(cpus=1, gpu=False))
+    monkeypatch.setattr(priority, "training_share", lambda resources: Share(1, 1, False))

@@ -14,24 +14,23 @@ from rayreid.evaluation.page import Page
 from rayreid.pipeline import pool_map_page, selection_report
 from rayreid.pipeline.pool_map_page import NO_FEATURES, check_map, write_map
 from rayreid.pipeline.selection_report import Selection
+from rayreid.selection.pool_embedding import PoolEmbedding
 from rayreid.selection.provenance import Provenance
+from rayreid.stages import places
 from recorded_run import RecordedRun
 from small_store import small_store
 
 IMAGES = 24
+SOURCE = "pretrain/0123456789ab"
 
 
 @pytest.fixture
 def pool(tmp_path):
-    """A store of three shards, and features of its images, one of which could not be decoded."""
-    store = small_store(tmp_path / "store", images=IMAGES // 3)
-    found = np.random.default_rng(0).normal(size=(IMAGES, 8)).astype(np.float16)
-    found[5] = np.nan
-    folder = tmp_path / "made" / "features"
-    folder.mkdir(parents=True)
-    for shard in range(3):
-        np.save(folder / f"{shard:05d}.npy", found[store.shards == shard])
-    return store, SimpleNamespace(path=folder.parent, inputs={"source": "pretrain/0123456789ab"})
+    """A store of three shards, and the places of its images, one of which could not be decoded."""
+    rows = np.delete(np.arange(IMAGES), 5)
+    drawn = np.random.default_rng(0).normal(size=(IMAGES, 3)).astype(np.float32)[rows]
+    embedding = PoolEmbedding(rows, drawn[:, :2], rows % 2, drawn[:, 2])
+    return small_store(tmp_path / "store", images=IMAGES // 3), embedding
 
 
 def data_of(html: str) -> dict:
@@ -40,12 +39,12 @@ def data_of(html: str) -> dict:
 
 
 def test_the_map_shows_every_selection_of_a_pool(pool, tmp_path):
-    store, found = pool
+    store, embedding = pool
     origins = pa.table({"key": store.keys.tolist(), "origin": ["far"] * 16 + ["near"] * 8})
     priorities = {"cfs": np.arange(IMAGES, dtype=float), "random": -np.arange(IMAGES, dtype=float)}
     kept = {"cfs": np.arange(12, 24), "random": np.arange(6)}
     provenance = Provenance(lambda: origins, "near")
-    write_map(tmp_path / "map.html", "mine", store, found, priorities, kept, provenance, 100, seed=0)
+    write_map(tmp_path / "map.html", "mine", store, embedding, SOURCE, priorities, kept, provenance)
     html = (tmp_path / "map.html").read_text()
     data = data_of(html)
     assert sorted(data["keys"]) == sorted(np.delete(store.keys, 5))
@@ -55,14 +54,14 @@ def test_the_map_shows_every_selection_of_a_pool(pool, tmp_path):
         *("origin", "cluster"),
     ]
     assert data["columns"][4]["names"] == ["far", "near"]
-    assert "23 of the 24 images of the pool, drawn at random" in html and "pretrain/0123456789ab" in html
+    assert "23 of the 24 images of the pool, drawn at random" in html and SOURCE in html
 
 
-def test_a_sample_is_of_the_wanted_size_and_origins_need_not_be_known(pool, tmp_path):
-    store, found = pool
-    write_map(tmp_path / "map.html", "mine", store, found, {"cfs": np.ones(IMAGES)}, {"cfs": [1]}, None, 12, seed=0)
+def test_origins_need_not_be_known(pool, tmp_path):
+    store, embedding = pool
+    write_map(tmp_path / "map.html", "mine", store, embedding, SOURCE, {"cfs": np.ones(IMAGES)}, {"cfs": [1]}, None)
     data = data_of((tmp_path / "map.html").read_text())
-    assert len(data["keys"]) == 12
+    assert len(data["keys"]) == IMAGES - 1
     assert [column["name"] for column in data["columns"]] == ["priority of cfs", "subset of cfs", "cluster"]
 
 
@@ -72,17 +71,16 @@ def test_the_page_says_which_images_it_shows():
 
 
 @pytest.mark.parametrize("has_features", [True, False])
-def test_the_page_links_to_the_map_or_says_why_there_is_none(pool, tmp_path, has_features):
-    store, found = pool
+def test_the_page_links_to_the_map_or_says_why_there_is_none(pool, tmp_path, monkeypatch, has_features):
+    store, embedding = pool
     experiment = SimpleNamespace(name="a <b>", pool=SimpleNamespace(provenance=None, dataset="folder"), seed=0)
     selection = Selection("cfs", "cfs", "select/1", {"count": 12}, np.arange(IMAGES, dtype=float))
     page, path = Page("selections"), tmp_path / "selections_map.html"
-    features = found if has_features else None
-    said = []
-    session = SimpleNamespace(screen=SimpleNamespace(say=said.append))
-    selection_report._add_map(page, path, experiment, store, [selection], features, 50_000, RecordedRun(), session)
+    monkeypatch.setattr(places, "read_places", lambda folder: embedding)
+    features = SimpleNamespace(inputs={"source": SOURCE})
+    placed = SimpleNamespace(path=tmp_path, inputs={"features": features}) if has_features else None
+    selection_report._add_map(page, path, experiment, store, [selection], placed, RecordedRun())
     html = page.html()
-    assert said == (["placing 24 images of the pool on a map"] if has_features else [])
     assert "Map of the pool</h2>" in html and path.exists() == has_features
     assert (f"<p>{NO_FEATURES}</p>" in html) != has_features
     assert ('<a href="selections_map.html">selections_map.html (' in html) == has_features

@@ -104,6 +104,7 @@ def test_selections_are_compared_on_a_page_and_in_mlflow(experiment, root):
     for name in ("cfs", "target_similarity", "cluster", "random"):
         assert f'">{name}</h2>' in html
     assert len(list((root / "features").iterdir())) == 2  # of the pool and of the target, once each
+    assert len(list((root / "places").iterdir())) == 1
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
     tiny = client.get_experiment_by_name("tiny").experiment_id
     [run] = client.search_runs([tiny], "metrics.`auc.cfs.target_domain` >= 0")

@@ -1,7 +1,6 @@
 """The map of the pool beside the page on selections: a sample of its images, placed by features, as one HTML file."""
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,11 +14,8 @@ from rayreid.evaluation.page import Page
 from rayreid.evaluation.pool_map import Categories, ClusterTable, pool_map, require_plotly
 from rayreid.evaluation.sprites import make_sprites, thumbnail_size
 from rayreid.files import write_atomically
-from rayreid.selection.features import Features
-from rayreid.selection.pool_embedding import embed_pool, require_umap
+from rayreid.selection.pool_embedding import PoolEmbedding, require_umap
 from rayreid.selection.provenance import Provenance
-from rayreid.stages import features
-from rayreid.storage.artifacts import Artifact
 
 MOST_IMAGES = 50_000
 """Maximum number of images on a map: a browser draws as many fluently, and the file stays below about 60 MB."""
@@ -49,12 +45,11 @@ def write_map(
     path: Path,
     title: str,
     store: ImageStore,
-    found: Artifact,
+    embedding: PoolEmbedding,
+    source: str,
     priorities: Mapping[str, np.ndarray],
     kept: Mapping[str, np.ndarray],
     provenance: Provenance | None,
-    images: int,
-    seed: int,
 ) -> None:
     """Write a map of a pool.
 
@@ -62,17 +57,15 @@ def write_map(
         path: The file to write.
         title: Title of the page.
         store: The pool.
-        found: Features of all its images.
+        embedding: The places of a sample of its images.
+        source: The θs whose features placed them.
         priorities: Priority by index row, (N,), by label of the selection; NaN for none.
         kept: Index rows of the subset, by label of the selection; the same labels.
         provenance: Origins of the images; None: not known.
-        images: Maximum number of images on the map.
-        seed: Seed of the sample, the places and the clusters.
 
     Raises:
-        UserError: A package is missing, no image has a feature, or an image cannot be decoded.
+        UserError: A package is missing, or an image cannot be decoded.
     """
-    embedding = embed_pool(Features(store.keys, partial(features.read, found.path, store, "all")), images, seed)
     rows = embedding.rows
     scores = {label: priority[rows] for label, priority in priorities.items()}
     chosen = {label: np.isin(rows, subset) for label, subset in kept.items()}
@@ -94,7 +87,7 @@ def write_map(
         make_sprites(_images(store, rows), thumbnail_size(len(rows))),
         ClusterTable(cluster, list(scores), sheets),
         [
-            f"{_shown(len(rows), len(store))} Images with similar features (of {found.inputs['source']}) lie close "
+            f"{_shown(len(rows), len(store))} Images with similar features (of {source}) lie close "
             "together: neighbours on the map are alike, but distances between far groups mean little.",
         ],
     )

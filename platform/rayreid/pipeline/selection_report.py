@@ -21,7 +21,7 @@ from rayreid.paths import output_root
 from rayreid.pipeline.compared_facts import add_facts
 from rayreid.pipeline.compared_selection import Selection, selection_of, sizes_of
 from rayreid.pipeline.experiment_folder import folder_of, path_of
-from rayreid.pipeline.experiment_runner import Session, experiment_run, open_session
+from rayreid.pipeline.experiment_runner import experiment_run, open_session
 from rayreid.pipeline.graph import plan
 from rayreid.pipeline.ingestion import make_stores
 from rayreid.pipeline.judgement_table import add_judgements
@@ -40,6 +40,7 @@ from rayreid.selection.overlap import jaccard, rank_correlation
 from rayreid.selection.provenance import Provenance, provenance_of
 from rayreid.selection.registry import STRATEGIES, Basis
 from rayreid.selection.strategies import cut
+from rayreid.stages import places
 from rayreid.stages.score import extremes
 from rayreid.storage.artifacts import Artifact
 from rayreid.tracking.names import slug
@@ -92,13 +93,16 @@ def compare(
     short = plan_short_trainings(wanted, proxy_steps, root) if proxy_steps is not None else None
     check(wanted.values(), plans)
     judging = plan_judging(wanted, plans)
+    placed = None
     if map_images is not None and judging:
         check_map()
+        placed = places.plan(judging.graph["pool"], judging.graph["features"], map_images, experiment.seed)
     session, tags = open_session(experiment), tags_of(experiment)
     path = folder_of(root, experiment) / "selections.html"
     with connect(), experiment_run(session, experiment) as run:
         check_storage()
         planned = [*plans.values(), *([judging.graph] if judging else []), *([short.graph] if short else [])]
+        planned += [{"places": placed}] if placed else []
         record_needed(path.parent, needed(experiment, planned, root))
         subsets = [graph["subset"] for graph in plans.values()]
         made = [*subsets, *(judging.features if judging else [])]
@@ -113,8 +117,9 @@ def compare(
         provenance = provenance_of(experiment.pool)
         page = _page(experiment, store, found, provenance, run, judged, trained, quality)
         if map_images is not None:
-            places = judging.features[0] if judging else None
-            _add_map(page, path.with_name(FILE), experiment, store, found, places, map_images, run, session)
+            if placed:
+                produce(placed, run, session.screen, tags)
+            _add_map(page, path.with_name(FILE), experiment, store, found, placed, run)
         write_atomically(path, page.html())
         run.file(path)
         if exported:
@@ -186,21 +191,19 @@ def _add_map(
     e: Experiment,
     store: ImageStore,
     found: Sequence[Selection],
-    features: Artifact | None,
-    images: int,
+    placed: Artifact | None,
     run: Run,
-    session: Session,
 ) -> None:
     """Write the map of the pool and add a link to it, or say why there is none."""
     page.heading("Map of the pool")
-    if features is None:
+    if placed is None:
         page.text(NO_FEATURES)
         return
-    session.screen.say(f"placing {min(images, len(store)):,} images of the pool on a map")
     priorities = {one.label: one.priority for one in found}
     kept = {one.label: cut(store.keys, one.priority, one.manifest["count"]) for one in found}
     title = f"{e.name}: a map of the pool"
-    write_map(path, title, store, features, priorities, kept, provenance_of(e.pool), images, e.seed)
+    source = str(placed.inputs["features"].inputs["source"])
+    write_map(path, title, store, places.read_places(placed.path), source, priorities, kept, provenance_of(e.pool))
     run.file(path)
     add_link(page, path)
 
