@@ -81,6 +81,30 @@ def test_lists_are_replaced_not_joined(write):
     assert experiment.backbone.img_size == (128, 64)
 
 
+PARTS = "select: {strategy: combine, parts: [{strategy: cfs}, {strategy: quality, rules: {min_height: 64}}]}"
+
+
+def test_an_entry_of_a_list_is_changed_by_its_index(write):
+    overrides = ["select.parts.0.weight=3", "select.parts.1.rules.min_height=96"]
+    experiment = load_experiment(write(PARTS), overrides)
+    first, second = experiment.select.parts
+    assert (first.strategy, first.weight, second.strategy, second.rules) == ("cfs", 3, "quality", {"min_height": 96})
+    again = change(load_experiment(write(PARTS)), {"select.parts.0.weight": 3, "select.parts.1.rules.min_height": 96})
+    assert again == experiment
+    assert load_experiment(write("backbone: {img_size: [128, 64]}"), ["backbone.img_size.0=96"]).backbone.img_size == (
+        96,
+        64,
+    )
+
+
+def test_an_entry_that_a_list_does_not_have_is_refused(write):
+    message = "select.parts.2: the list has only 2 entries, counted from 0"
+    assert refused(write(PARTS), "select.parts.2.weight=3") == message
+    assert "select.parts: input should be a valid tuple" in refused(write(PARTS), "select.parts.-1.weight=3")
+    misspelt = refused(write(PARTS), "select.parts.0.weights=3")
+    assert "unknown key 'select.parts.0.weights'; did you mean 'weight'" in misspelt
+
+
 def test_overrides_are_yaml_and_the_last_word(write):
     path = write("pretrain: {epochs: 3}")
     experiment = load_experiment(

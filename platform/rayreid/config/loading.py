@@ -158,8 +158,11 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return tree if base is None else _merge(_read(path.parent / str(base), (*seen, path.resolve())), tree)
 
 
-def _merge(base: Any, over: Any) -> Any:
+def _merge(base: Any, over: Any, place: str = "") -> Any:
     """Merge mappings key by key; any other value in `over` replaces the value in `base`.
+
+    A mapping of indices to values changes these entries of a list, as `select.parts.0.weight` does. `place` is the
+    dotted key of both in messages.
 
     A section given as a word (`pretrain: none`) keeps that method when more of its keys are changed, and a section to
     which a word is given (`adapt: usl`) keeps its other keys. A section that names another dataset starts afresh,
@@ -170,6 +173,8 @@ def _merge(base: Any, over: Any) -> Any:
         base = {"method": base}
     if over in _WAYS and isinstance(base, Mapping):
         over = {"method": over}
+    if isinstance(base, list | tuple) and isinstance(over, Mapping) and over and all(map(_is_index, over)):
+        return _merge_entries(base, over, place)
     if isinstance(base, Mapping) and isinstance(over, Mapping):
         if "dataset" in base and over.get("dataset", base["dataset"]) != base["dataset"]:
             return dict(over)
@@ -179,9 +184,27 @@ def _merge(base: Any, over: Any) -> Any:
             base = {key: value for key, value in base.items() if key != "steps"}
         merged = dict(base)
         for key, value in over.items():
-            merged[key] = _merge(base[key], value) if key in base else value
+            merged[key] = _merge(base[key], value, f"{place}{key}.") if key in base else value
         return merged
     return over
+
+
+def _merge_entries(base: Sequence[Any], over: Mapping[Any, Any], place: str) -> list[Any]:
+    """Merge new values into the entries of a list, by index.
+
+    Raises:
+        UserError: The list has no such entry.
+    """
+    merged = list(base)
+    for index, value in over.items():
+        if int(index) >= len(merged):
+            raise UserError(f"{place}{index}: the list has only {len(merged)} entries, counted from 0")
+        merged[int(index)] = _merge(merged[int(index)], value, f"{place}{index}.")
+    return merged
+
+
+def _is_index(key: Any) -> bool:
+    return re.fullmatch(r"\d{1,9}", str(key), re.ASCII) is not None
 
 
 def _another_method(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
