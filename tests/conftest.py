@@ -29,6 +29,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+@pytest.fixture(autouse=True)
+def own_threads():
+    """Leave torch as many threads as it had: a forked child waits for ever for those of a pool of its parent."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 class Golden(dict):
     """One parity file: its arrays by name, its `meta` parsed, its weights under `state`."""
 

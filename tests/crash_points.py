@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from crash_scenarios import Scenario, made, scenarios, settle_clocks
 from disk_calls import disturbed
@@ -87,10 +88,12 @@ class CrashPoints:
         self.points = 0
         self._left_at = folder / "left"
         self._patch = pytest.MonkeyPatch()
+        self._threads = torch.get_num_threads()
         self._known: dict[str, list[str]] = {}
 
     def __enter__(self) -> "CrashPoints":
         settle_clocks(self._patch)
+        torch.set_num_threads(1)  # children that are forked cannot use a pool of threads
         self.scenario.setting(self._patch, self._folder)
         self.root.mkdir()
         self.scenario.prepare(self.root)
@@ -102,6 +105,7 @@ class CrashPoints:
 
     def __exit__(self, *error: object) -> None:
         self._patch.undo()
+        torch.set_num_threads(self._threads)
 
     @property
     def places(self) -> list[int]:
@@ -156,8 +160,9 @@ class CrashPoints:
                 self._command(Disturbance(place, "kill"), lambda disk: os.kill(os.getpid(), signal.SIGSTOP))
             finally:
                 os._exit(1)
+        status = _awaited(child, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), f"{place}: status {status}"
         try:
-            assert os.WIFSTOPPED(_awaited(child, os.WUNTRACED))
             yield
         finally:
             os.kill(child, signal.SIGKILL)

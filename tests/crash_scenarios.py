@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 
@@ -159,7 +158,6 @@ class _Training:
         in_process.train_here(patch)
         patch.setattr(trainer, "loss_curves", lambda *given: None)
         patch.setattr(delivery, "_POLL_SECONDS", 3600)  # rows are delivered at the end alone
-        torch.set_num_threads(1)
 
     def prepare(self, root: Path) -> None:
         store = Artifact(root, "ingest", 1, {})

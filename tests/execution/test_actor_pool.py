@@ -40,14 +40,6 @@ def item(rows) -> dict[str, list]:
     return {"number": np.array([0]), "rows": [np.asarray(rows)]}
 
 
-@pytest.fixture(autouse=True)
-def own_threads():
-    """Actors set the threads of their process, which here is that of all tests."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("cpus", [1, 2])
 def test_an_actor_computes_and_decodes_with_as_many_threads_as_it_has_cpus(tmp_path, cpus):
     actor = _Actor(write_store(tmp_path / "store"), brightness, 3, Share(1, cpus, False))
