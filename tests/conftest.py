@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def own_threads():
-    """Leave torch as many threads as it had: a forked child waits for ever for those of a pool of its parent."""
+    """Restore torch's number of threads. A forked child would wait for ever for the threads of its parent's pool."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -92,6 +92,13 @@ class CrashPoints:
         self._known: dict[str, list[str]] = {}
 
     def __enter__(self) -> "CrashPoints":
+        try:
+            return self._entered()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _entered(self) -> "CrashPoints":
         settle_clocks(self._patch)
         torch.set_num_threads(1)  # children that are forked cannot use a pool of threads
         self.scenario.setting(self._patch, self._folder)

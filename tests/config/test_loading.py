@@ -98,11 +98,18 @@ def test_an_entry_of_a_list_is_changed_by_its_index(write):
 
 
 def test_an_entry_that_a_list_does_not_have_is_refused(write):
-    message = "select.parts.2: the list has only 2 entries, counted from 0"
-    assert refused(write(PARTS), "select.parts.2.weight=3") == message
-    assert "select.parts: input should be a valid tuple" in refused(write(PARTS), "select.parts.-1.weight=3")
-    misspelt = refused(write(PARTS), "select.parts.0.weights=3")
+    path = write(PARTS)
+    message = f"{path}: select.parts.2: there is no such entry; the list has 2, from 0"
+    assert refused(path, "select.parts.2.weight=3") == message
+    for index in ("-1", "01"):
+        message = "select.parts: an index changes an entry of a list that the file gives; give the whole list"
+        assert message in refused(path, f"select.parts.{index}.weight=3")
+    with pytest.raises(UserError, match=r"^compare\[0\]: select\.parts\.4: there is no such entry"):
+        rows(load_experiment(path, ["compare=[{select.parts.4.weight: 2}]"]))
+    misspelt = refused(path, "select.parts.0.weights=3")
     assert "unknown key 'select.parts.0.weights'; did you mean 'weight'" in misspelt
+    path = write("backbone: {img_size: [128, 64]}")
+    assert ": proxy.backbone.img_size.5: there is no such entry" in refused(path, "proxy.backbone.img_size.5=96")
 
 
 def test_overrides_are_yaml_and_the_last_word(write):
@@ -342,6 +349,11 @@ def test_a_dump_reads_back_as_the_same_experiment(write):
 def test_flatten_dots_the_keys():
     tree = {"a": {"b": 1, "c": {"d": [1, 2]}}, "e": {}, "f": None}
     assert flatten(tree) == {"a.b": 1, "a.c.d": [1, 2], "e": {}, "f": None}
+
+
+def test_flatten_numbers_the_entries_of_lists_of_sections():
+    tree = {"parts": [{"a": 1, "b": {"c": 2}}, {"a": 3}], "none": [], "mixed": [{"a": 1}, 2]}
+    assert flatten(tree) == {"parts.0.a": 1, "parts.0.b.c": 2, "parts.1.a": 3, "none": [], "mixed": [{"a": 1}, 2]}
 
 
 # Bad input: one line that names file and key

@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from rayreid.config import Experiment, Source
+from rayreid.config.loading import change
 from rayreid.console import Screen
 from rayreid.data.datasets import location, open_source
 from rayreid.data.store.index import finish_store
@@ -156,6 +157,8 @@ def make(tmp_path, monkeypatch):
         graph = plan(experiment, tmp_path / "outputs")
         made: list[str] = []
         sources = {graph[role].id: getattr(experiment, role) for role in ("pool", "target")}
+        named = {f"target.{one.label}": one.source for one in experiment.score.targets}
+        sources |= {graph[role].id: source for role, source in named.items() if role in graph}
         monkeypatch.setattr(ingestion, "produce", produced(made, sources))
         wanted = [graph[role] for role in roles or graph]
         make_stores(wanted, {"t": experiment}, {"t": graph}, SimpleNamespace(), Screen(), {})
@@ -190,6 +193,31 @@ def test_a_pool_with_the_target_s_test_images_is_refused(experiment, data, make)
     with pytest.raises(UserError, match=r"4 query and gallery images of the target, byte for byte.*allow_test_images"):
         make(experiment)
     make(changed(experiment, "pool", allow_test_images=True))
+
+
+@pytest.fixture
+def similar(experiment, data):
+    """The experiment that selects by similarity to a folder of images without labels, `cameras`."""
+    (data / "cameras").mkdir()
+    for number in range(3):
+        (data / f"cameras/{number}.jpg").write_bytes(jpeg(900 + number))
+    target = {"dataset": "folder", "root": str(data / "cameras"), "name": "cameras"}
+    selecting = {"select.strategy": "target_similarity", "select.fraction": 0.9, "score.targets": [target]}
+    return change(experiment, {**selecting, "proxy.pretrain.batch_size": 32})
+
+
+def test_selecting_by_the_target_s_test_images_is_refused(similar, data, make):
+    make(similar)
+    shutil.copy(next((data / "target/query").iterdir()), data / "cameras/leak.jpg")
+    shutil.copy(next((data / "target/bounding_box_train").iterdir()), data / "cameras/no_leak.jpg")
+    with pytest.raises(UserError, match=r"score target cameras: 1 of its images are query and gallery images of the"):
+        make(change(similar, {"score.targets.0.revision": 1}))
+
+
+def test_a_pool_is_not_compared_with_itself(similar, data, tmp_path):
+    assert refusal(similar, tmp_path / "outputs") == ""
+    itself = change(similar, {"score.targets.0.root": str(data / "pool")})
+    assert "score target cameras: dataset folder is the pool itself" in refusal(itself, tmp_path / "outputs")
 
 
 def test_a_pre_training_alone_is_refused_a_pool_with_test_images(experiment, stored, data, make):

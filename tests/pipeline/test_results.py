@@ -96,6 +96,17 @@ def test_the_trials_of_a_sweep_stand_with_the_values_of_its_keys(tiny, root):
     assert found.unfinished == ("finetune.lr=0.1",)
 
 
+def test_a_swept_entry_of_a_list_has_its_value(tiny, root):
+    parts = [{"strategy": "random"}, {"strategy": "cluster"}]
+    select = {"strategy": "combine", "parts": parts}
+    sweep = {"parameters": {"select.parts.1.weight": [0.5, 2], "backbone.img_size.0": [64]}}
+    experiment = load_experiment(tiny(pretrain="none", select=select, sweep=sweep))
+    table = trials(experiment)
+    finish(plan(next(iter(table.values())), root), 0.4)  # nothing is selected: it is both
+    found = results_of(experiment, trials=table).table
+    assert found["select.parts.1.weight"].tolist() == [0.5, 2] and found["backbone.img_size.0"].tolist() == [64, 64]
+
+
 def test_nothing_finished_is_an_empty_table(tiny, root):
     found = results_of(load_experiment(tiny()))
     assert len(found.table) == len(found.runs) == 0

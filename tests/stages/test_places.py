@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from known_features import DIMENSIONS, IMAGES, directions, work_on
+from rayreid.execution.resources import Share
 from rayreid.selection.features import Features
 from rayreid.selection.pool_embedding import embed_pool
-from rayreid.stages import places
+from rayreid.stages import places, priority
 from rayreid.state_files import DamagedFileError
 
 pytestmark = pytest.mark.usefixtures("worked_here")
@@ -26,6 +27,14 @@ def test_they_are_those_of_the_features_and_read_as_written(known, shards):
         np.testing.assert_array_equal(getattr(found, name), value)
         assert getattr(found, name).dtype == value.dtype
     assert placed.facts["images"] == 40 == len(found.rows) and placed.facts["clusters"] == found.clusters.max() + 1
+
+
+def test_they_need_no_gpu(known, monkeypatch):
+    asked = []
+    monkeypatch.setattr(priority, "training_share", lambda resources: asked.append(resources.gpu) or Share(1, 1, False))
+    made = known(1)
+    work_on(places.plan(made.pool, made.found, 40, seed=0))
+    assert asked == [False]
 
 
 def test_another_sample_or_seed_is_another_artifact(known):

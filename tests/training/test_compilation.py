@@ -40,3 +40,11 @@ def test_a_user_s_own_compilation_finds_one_graph(stem):
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(images), network(images))
+
+
+def test_so_it_does_where_activations_are_computed_again():
+    network = build_backbone("vit_tiny", "patchify", (64, 32), 2)
+    network.set_grad_checkpointing()
+    images = torch.randn(2, 3, 64, 32)
+    expected = network(images)
+    torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(images), expected)

@@ -46,12 +46,12 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         key, separator, value = override.partition("=")
         if not separator or not key:
             raise UserError(f"override {_SHORT.repr(override)}: write key.path=value, e.g. select.fraction=0.25")
-        over = _merge(over, _nest(key, parse_yaml(value, f"override {_SHORT.repr(override)}")))
-    tree = _merge(tree, over)
+        over = _merge(over, _nest(key, parse_yaml(value, f"override {_SHORT.repr(override)}")), source)
+    tree = _merge(tree, over, source)
     proxy = tree.get("proxy") or {}
     if isinstance(proxy, Mapping):
         inherited = {name: tree[name] for name in _PROXY_INHERITS if name in tree}
-        tree = {**tree, "proxy": _merge(inherited, proxy)}
+        tree = {**tree, "proxy": _merge(inherited, proxy, source, "proxy.")}
     return _validate(tree, source)
 
 
@@ -63,8 +63,8 @@ def change(experiment: Experiment, changes: Mapping[str, Any], source: str = "co
     """
     over: dict[str, Any] = {}
     for key, value in changes.items():
-        over = _merge(over, _nest(key, value))
-    return _validate(_merge(experiment.model_dump(mode="python"), over), source)
+        over = _merge(over, _nest(key, value), source)
+    return _validate(_merge(experiment.model_dump(mode="python"), over, source), source)
 
 
 def rows(experiment: Experiment) -> dict[str, Experiment]:
@@ -132,9 +132,11 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one mapping with dotted keys (`pretrain.epochs`)."""
+    """Return nested mappings, also in lists, as one with dotted keys (`pretrain.epochs`, `select.parts.0.weight`)."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
+        if isinstance(value, list | tuple) and value and all(isinstance(entry, Mapping) for entry in value):
+            value = {str(index): entry for index, entry in enumerate(value)}
         if isinstance(value, Mapping) and value:
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
@@ -155,14 +157,17 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: an experiment file is a mapping of sections, this is a {type(tree).__name__}")
     base = tree.pop("extends", None)
-    return tree if base is None else _merge(_read(path.parent / str(base), (*seen, path.resolve())), tree)
+    if base is None:
+        return tree
+    merged: dict[str, Any] = _merge(_read(path.parent / str(base), (*seen, path.resolve())), tree, str(path))
+    return merged
 
 
-def _merge(base: Any, over: Any, place: str = "") -> Any:
+def _merge(base: Any, over: Any, source: str, place: str = "") -> Any:
     """Merge mappings key by key; any other value in `over` replaces the value in `base`.
 
-    A mapping of indices to values changes these entries of a list, as `select.parts.0.weight` does. `place` is the
-    dotted key of both in messages.
+    A mapping of indices to values changes these entries of a list, as `select.parts.0.weight` does. `source` and
+    `place` are where `over` stands, in messages.
 
     A section given as a word (`pretrain: none`) keeps that method when more of its keys are changed, and a section to
     which a word is given (`adapt: usl`) keeps its other keys. A section that names another dataset starts afresh,
@@ -174,7 +179,7 @@ def _merge(base: Any, over: Any, place: str = "") -> Any:
     if over in _WAYS and isinstance(base, Mapping):
         over = {"method": over}
     if isinstance(base, list | tuple) and isinstance(over, Mapping) and over and all(map(_is_index, over)):
-        return _merge_entries(base, over, place)
+        return _merge_entries(base, over, source, place)
     if isinstance(base, Mapping) and isinstance(over, Mapping):
         if "dataset" in base and over.get("dataset", base["dataset"]) != base["dataset"]:
             return dict(over)
@@ -184,12 +189,12 @@ def _merge(base: Any, over: Any, place: str = "") -> Any:
             base = {key: value for key, value in base.items() if key != "steps"}
         merged = dict(base)
         for key, value in over.items():
-            merged[key] = _merge(base[key], value, f"{place}{key}.") if key in base else value
+            merged[key] = _merge(base[key], value, source, f"{place}{key}.") if key in base else value
         return merged
     return over
 
 
-def _merge_entries(base: Sequence[Any], over: Mapping[Any, Any], place: str) -> list[Any]:
+def _merge_entries(base: Sequence[Any], over: Mapping[Any, Any], source: str, place: str) -> list[Any]:
     """Merge new values into the entries of a list, by index.
 
     Raises:
@@ -198,13 +203,13 @@ def _merge_entries(base: Sequence[Any], over: Mapping[Any, Any], place: str) -> 
     merged = list(base)
     for index, value in over.items():
         if int(index) >= len(merged):
-            raise UserError(f"{place}{index}: the list has only {len(merged)} entries, counted from 0")
-        merged[int(index)] = _merge(merged[int(index)], value, f"{place}{index}.")
+            raise UserError(f"{source}: {place}{index}: there is no such entry; the list has {len(merged)}, from 0")
+        merged[int(index)] = _merge(merged[int(index)], value, source, f"{place}{index}.")
     return merged
 
 
 def _is_index(key: Any) -> bool:
-    return re.fullmatch(r"\d{1,9}", str(key), re.ASCII) is not None
+    return re.fullmatch(r"0|[1-9][0-9]{0,8}", str(key)) is not None
 
 
 def _another_method(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
@@ -259,6 +264,8 @@ def _explain(problem: Any) -> str:
         return f"unknown key {key!r}; {hint}"
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
+    if problem["type"] in ("tuple_type", "list_type") and isinstance(problem["input"], Mapping):
+        return f"{key}: an index changes an entry of a list that the file gives; give the whole list"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {message[0].lower()}{message[1:]} (found {_SHORT.repr(problem['input'])})"
 

@@ -33,7 +33,8 @@ class Proxy(Section):
 
 
 class ScoreTarget(Section):
-    """One of several targets to score for: a labelled dataset to fine-tune θs on, or a θt that the user provides."""
+    """One of several targets to select for: a labelled dataset to fine-tune θs on, a θt that the user provides, or, for
+    the strategy `target_similarity`, images without labels."""
 
     name: Annotated[str, Field(pattern=r"^\w*$")] = ""
     """The name of the score column, `cfs_<name>`; by default the dataset's name."""
@@ -57,7 +58,7 @@ class ScoreTarget(Section):
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.dataset is None) == (self.proxy is None):
-            raise ValueError("a target to score for has a dataset to fine-tune on or a proxy, and not both")
+            raise ValueError("a target to score for has a dataset or a proxy, and not both")
         if not self.label:
             raise ValueError("a target that is given by its proxy needs a name")
         return self
@@ -69,7 +70,7 @@ class ScoreTarget(Section):
 
     @property
     def source(self) -> Source | None:
-        """Return the labelled dataset, or None if the target is given by a proxy."""
+        """Return the dataset, or None if the target is given by a proxy."""
         if self.dataset is None:
             return None
         return Source(

@@ -15,7 +15,9 @@ from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.execution.production import produce
 from rayreid.pipeline.preflight import check_sources
+from rayreid.stages import features
 from rayreid.storage.artifacts import Artifact, lineage
+from rayreid.storage.roles import Role
 from rayreid.tracking.run import Run
 
 _TEST_SPLITS = ("query", "gallery")
@@ -55,6 +57,7 @@ def make_stores(
     for label, experiment in experiments.items():
         if {"pool", "target"} <= plans[label].keys():
             refuse_leak(experiment.pool, "the target", plans[label]["pool"], plans[label]["target"])
+            _refuse_leaks_of_score_targets(plans[label])
 
 
 def _is_used(pool: Artifact, needed: Iterable[Artifact]) -> bool:
@@ -77,6 +80,23 @@ def refuse_leak(source: Source, whose: str, pool: Artifact, target: Artifact) ->
         )
 
 
+def _refuse_leaks_of_score_targets(graph: Mapping[str, Artifact]) -> None:
+    """Refuse to select by a target's test images, which a dataset in `score.targets` holds among those it is used for.
+
+    Raises:
+        UserError: It does.
+    """
+    for role, store in graph.items():
+        named = Role(role).target if Role(role).kind == "target" else ""
+        if named and store.complete and graph["target"].complete:
+            found = _count_compared_test_images(store.path, graph["target"].path)
+            if found:
+                raise UserError(
+                    f"score target {named}: {found:,} of its images are query and gallery images of the target, byte "
+                    "for byte: selecting by them would leak the test; take them out"
+                )
+
+
 def leaked_images(pool: Artifact, target: Artifact) -> int:
     """Return how many query and gallery images of a target a pool holds, byte for byte; 0 if a store is missing."""
     return count_test_images(pool.path, target.path) if pool.complete and target.complete else 0
@@ -85,7 +105,17 @@ def leaked_images(pool: Artifact, target: Artifact) -> int:
 @lru_cache(maxsize=64)
 def count_test_images(pool: Path, target: Path) -> int:
     """Return how many query and gallery images of a target's store a pool's store holds, byte for byte."""
-    store = ImageStore(target)
-    rows = np.concatenate([store.rows_of(split) for split in _TEST_SPLITS])
-    wanted = store.digests().take(pa.array(rows))
-    return int(pc.sum(pc.is_in(wanted, value_set=ImageStore(pool).digests())).as_py() or 0)
+    return _count_among(ImageStore(target), ImageStore(pool).digests())
+
+
+@lru_cache(maxsize=64)
+def _count_compared_test_images(images: Path, target: Path) -> int:
+    """Return the same for the images of a store that a pool is compared with, or that a proxy is fine-tuned on."""
+    store = ImageStore(images)
+    return _count_among(ImageStore(target), store.digests().take(pa.array(features.rows_of(store, "train"))))
+
+
+def _count_among(target: ImageStore, digests: pa.Array) -> int:
+    """Return how many query and gallery images of a target have one of these digests."""
+    rows = np.concatenate([target.rows_of(split) for split in _TEST_SPLITS])
+    return int(pc.sum(pc.is_in(target.digests().take(pa.array(rows)), value_set=digests)).as_py() or 0)

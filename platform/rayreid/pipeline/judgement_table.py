@@ -99,10 +99,11 @@ def _explain(page: Page, judged: Judged | None, origins: bool) -> None:
         return
     page.text(
         f"The other columns compare features of {judged.source}; the pool's mean feature is subtracted for cosines "
-        f"and clusters. Coverage: cosine of each training image of the target or targets (a sample of {SAMPLE:,} "
-        "of more) to the nearest kept image. Effective rank: the number of directions in which kept images "
-        "differ; exp of the entropy of the normalised eigenvalues of their covariance. Cluster entropy: 1 if they "
-        "are spread evenly over the pool's √N k-means clusters, 0 if one holds all. Near-duplicates left: share "
+        "and clusters. Coverage: cosine of each training image of the target or targets, or of each image of one "
+        f"without labels (a sample of {SAMPLE:,} of more), to the nearest kept image. Effective rank: the number of "
+        "directions in which kept images differ; exp of the entropy of the normalised eigenvalues of their "
+        "covariance. Cluster entropy: 1 if they are spread evenly over the pool's √N k-means clusters, 0 if one holds "
+        "all. Near-duplicates left: share "
         f"of kept images whose nearest other kept image has a cosine of at least {NEAR} (a sample of {SAMPLE:,} of "
         "a larger pool, compared with all kept images)."
     )

@@ -6,6 +6,7 @@ from rich.markup import escape
 
 from rayreid.config import Adapt, Backbone, Experiment, Finetune, Pretrain, Source
 from rayreid.console import Screen
+from rayreid.data.datasets import location
 from rayreid.errors import UserError
 from rayreid.evaluation.probe import NOTHING_TO_FIND
 from rayreid.execution.resources import training_share
@@ -118,7 +119,7 @@ def check_sources(
         for role, source in _proxy_targets(e).items():
             _check_finetuning("proxy.finetune", e.proxy.finetune, role, datasets.look(role, source))
         for role, source in _compared_targets(e).items():
-            _check_comparison(role, source, datasets.look(role, source))
+            _check_comparison(role, source, e.pool, datasets.look(role, source))
         _check_probe(e, target)
         if e.pretrain.method != "none":
             _check_images(e, datasets.look("pool", e.pool))
@@ -165,6 +166,9 @@ def _check_search(e: Experiment) -> None:
 
 def _check_finetuning(key: str, config: Finetune, role: str, target: Contents) -> None:
     """Refuse a batch of more identities or images than there are, and validation without query and gallery."""
+    if not target.identities:
+        own = "; name a θt of your own (proxy), or leave out the strategies that need one" if "score" in role else ""
+        raise UserError(f"{key}: the {role} has no labelled image of split 'train' to fine-tune on{own}")
     if config.by_identity and config.identities > target.identities:
         raise UserError(
             f"{key}.identities={config.identities}, but the {role}'s split train has only {target.identities} "
@@ -183,14 +187,17 @@ def _check_finetuning(key: str, config: Finetune, role: str, target: Contents) -
         )
 
 
-def _check_comparison(role: str, source: Source, target: Contents) -> None:
-    """Refuse a dataset with which a pool cannot be compared."""
-    images = target.images or {}
-    unlabelled = images.get("pool") and not images.get("train")
-    if not target.identities and not unlabelled:
+def _check_comparison(role: str, source: Source, pool: Source, target: Contents) -> None:
+    """Refuse a dataset with which a pool cannot be compared, or that is the pool."""
+    if location(source) == location(pool) and source.dataset == pool.dataset and source.options == pool.options:
         raise UserError(
-            f"{role}: dataset {source.dataset} has no labelled image of split 'train', and is no unlabelled pool: the "
-            "pool cannot be compared with it"
+            f"{role}: dataset {source.dataset} is the pool itself: every image would be most similar to itself"
+        )
+    images = target.images or {}
+    if not images.get("train") and not images.get("pool"):
+        raise UserError(
+            f"{role}: dataset {source.dataset} has neither training images nor images without labels"
+            f"{target.passed_over}; select.strategy=target_similarity compares the pool with one or the other"
         )
 
 

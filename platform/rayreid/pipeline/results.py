@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from rayreid.config import Experiment
-from rayreid.config.loading import flatten, row_labels, rows
+from rayreid.config.loading import row_labels, rows
 from rayreid.errors import UserError
 from rayreid.evaluation.metrics import METRICS
 from rayreid.paths import output_root
@@ -148,9 +148,19 @@ def _frame(lines: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.Dat
 
 
 def _values(experiment: Experiment, keys: Iterable[str]) -> dict[str, Any]:
-    """Return the values of some keys."""
-    flat = flatten(experiment.model_dump(mode="json"))
-    return {key: flat.get(key) for key in keys}
+    """Return the values of some keys, which may lead through lists (`select.parts.0.weight`)."""
+    tree = experiment.model_dump(mode="json")
+    return {key: _value(tree, key.split(".")) for key in keys}
+
+
+def _value(tree: Any, path: Sequence[str]) -> Any:
+    """Return what stands at a path in nested mappings and lists; None if nothing does."""
+    for part in path:
+        if isinstance(tree, list):
+            tree = tree[int(part)] if part.isdigit() and int(part) < len(tree) else None
+        else:
+            tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def _artifacts(table: Mapping[str, Experiment], labels: Mapping[str, str], plans: Plans) -> pd.DataFrame:

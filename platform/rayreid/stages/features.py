@@ -14,12 +14,12 @@ import torch
 from rayreid.config import Auto, Score
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
+from rayreid.errors import UserError
 from rayreid.execution.production import StageContext, identity
 from rayreid.execution.shard_results import ArrayFiles, fill, rows_by_shard
 from rayreid.models.embedding import Embedder, Token
 from rayreid.models.weights import weights_of
 from rayreid.selection.cfs import directions
-from rayreid.stages.finetune import labelled_rows
 from rayreid.state_files import read_array, remake
 from rayreid.storage.artifacts import Artifact
 from rayreid.training.loop import WantedPrecision
@@ -48,16 +48,20 @@ def plan(images: Artifact, source: Artifact, part: Part, config: Score, token: T
 def rows_of(store: ImageStore, part: Part) -> np.ndarray:
     """Return the index rows of a part, int64 ascending.
 
-    The part "train" of a target are its labelled training images, or, if it has no training images but only a pool's,
-    all of these: a comparison needs no labels.
+    The part "train" of a target is what a pool is compared with, which needs no labels: its labelled training images,
+    or, if it has none, all its training images, or, if it has none of these either, those of an unlabelled pool.
 
     Raises:
-        UserError: There are neither.
+        UserError: The target has none of these.
     """
     if part == "all":
         return np.arange(len(store))
-    unlabelled = store.rows_of("pool")
-    return unlabelled if len(unlabelled) and not len(store.rows_of("train")) else labelled_rows(store)
+    train = store.rows_of("train")
+    labelled = train[store.pids[train] >= 0]
+    for rows in (labelled, train, store.rows_of("pool")):
+        if len(rows):
+            return rows
+    raise UserError(f"{store.directory}: there is no image of split 'train' or 'pool' to compare a pool with")
 
 
 def read(folder: Path, store: ImageStore, part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:

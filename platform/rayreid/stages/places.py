@@ -49,7 +49,7 @@ def read_places(folder: Path) -> PoolEmbedding:
 
 
 def _place(images: int, seed: int, context: StageContext) -> dict[str, Any]:
-    found = on_a_worker(_embed, images, seed, context.input("features"), context.input("pool"), gpu=False)
+    found = on_a_worker(_embed, images, seed, context.input("features"), context.input("pool"), cpus_only=True)
     x, y = found.places.T
     columns = {"row": found.rows, "x": x, "y": y, "cluster": found.clusters, "cosine": found.cosines}
     write_table(context.folder / _TABLE, pa.table({name: pa.array(values) for name, values in columns.items()}))

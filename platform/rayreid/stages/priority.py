@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from rayreid.config import Auto, Ranked, Resources
+from rayreid.config import Ranked, Resources
 from rayreid.data.store.store import ImageStore
 from rayreid.execution.gpus import assigned_device
 from rayreid.execution.production import StageContext
@@ -128,9 +128,15 @@ def _warn_of_a_crowd(context: StageContext, facts: Mapping[str, float], images: 
         context.run.tags({"warning": warning})
 
 
-def on_a_worker(compute: Callable[..., T], *arguments: Any, gpu: bool | Auto = "auto") -> T:
-    """Return compute(*arguments, share), called with a GPU, or else (`gpu`: always) with all CPUs of a node."""
-    share = training_share(Resources(gpu=gpu))
+def on_a_worker(compute: Callable[..., T], *arguments: Any, cpus_only: bool = False) -> T:
+    """Return compute(*arguments, share), called with a GPU, or else with all CPUs of a node.
+
+    Args:
+        compute: The function.
+        arguments: Its arguments.
+        cpus_only: Whether to call it with CPUs even where there is a GPU.
+    """
+    share = training_share(Resources(gpu=False) if cpus_only else Resources())
     task = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.gpu else 0, scheduling_strategy=ANYWHERE)(compute)
     return cast("T", ray.get(task.remote(*arguments, share)))
 

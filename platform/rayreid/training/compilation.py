@@ -76,6 +76,8 @@ def as_here(function: Callable[P, R]) -> Callable[P, R]:
 
     A backward pass that computes a forward pass again runs outside the context, and on a GPU on another thread.
     """
+    if torch.compiler.is_compiling():  # see `compilable`
+        return function
     backend = _backend.get()
 
     @wraps(function)

@@ -134,8 +134,8 @@ class Workloads:
 
     def _features(self, artifact: Artifact) -> Workload:
         count, assumed = self._count(artifact.inputs["images"])
-        unlabelled = not count.splits.get("train")  # then all images are compared with
-        images = count.total if artifact.fields["part"] == "all" or unlabelled else count.train
+        compared = count.train or count.splits.get("train") or count.splits.get("pool", 0)  # as in `features.rows_of`
+        images = count.total if artifact.fields["part"] == "all" else compared
         network = _network_of(artifact.inputs["source"])
         return Workload(images, 0, images, images * cost_of(network).gflop, network, assumed)
 
