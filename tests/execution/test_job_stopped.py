@@ -54,6 +54,7 @@ def test_the_doctor_looks_at_the_job_s_own_cluster(head, tree):
     assert "✗" not in done.stdout
 
 
+@pytest.mark.thorough  # Ctrl-C in a terminal and jobs that end are tested apart
 def test_a_training_that_is_stopped_says_so_and_goes_on_when_it_is_submitted_again(head, tree):
     begun = head.submit(tree, "jobs/pretrain.py", "tiny.yaml", options=("--no-wait", "--submission-id=first"))
     assert begun.returncode == 0, begun.stdout + begun.stderr
