@@ -97,6 +97,17 @@ def test_an_entry_of_a_list_is_changed_by_its_index(write):
     )
 
 
+@pytest.mark.parametrize("key", ["rules.min_height", "min_height"])
+@pytest.mark.parametrize("text", ["rules: {min_height: 64}", "min_height: 64"])
+def test_a_rule_is_changed_wherever_it_stands(write, text, key):
+    path = write(f"select: {{strategy: combine, parts: [{{strategy: cfs}}, {{strategy: quality, {text}}}], {text}}}")
+    for experiment in (
+        load_experiment(path, [f"select.parts.1.{key}=96", f"select.{key}=80"]),
+        change(load_experiment(path), {f"select.parts.1.{key}": 96, f"select.{key}": 80}),
+    ):
+        assert experiment.select.parts[1].rules == {"min_height": 96} and experiment.select.rules == {"min_height": 80}
+
+
 def test_an_entry_that_a_list_does_not_have_is_refused(write):
     path = write(PARTS)
     message = f"{path}: select.parts.2: there is no such entry; the list has 2, from 0"

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from rayreid.config import Experiment, Section
 from rayreid.config.method_defaults import OWN_KEYS, PUBLISHED
+from rayreid.config.selection import rules_inside
 from rayreid.config.yaml_text import parse_yaml
 from rayreid.errors import UserError, escaped
 
@@ -22,6 +23,9 @@ _METHODS = ("none", *_WAYS)
 _BRANCH = re.compile(r"constrained-\w+|(literal|tuple|list)\[.*\]|function-.*|Range")
 """Parts that pydantic adds to an error's location for each branch of a union that it tried; they are not keys of the
 file."""
+
+_WITH_RULES = re.compile(r"select\.(parts\.\d+\.)?")
+"""Places of sections whose rules stand in `rules` or beside it."""
 
 _SHORT = reprlib.Repr()
 """Shows values in messages; a value may be as long as a file."""
@@ -170,7 +174,8 @@ def _merge(base: Any, over: Any, source: str, place: str = "") -> Any:
     `place` are where `over` stands, in messages.
 
     A section given as a word (`pretrain: none`) keeps that method when more of its keys are changed, and a section to
-    which a word is given (`adapt: usl`) keeps its other keys. A section that names another dataset starts afresh,
+    which a word is given (`adapt: usl`) keeps its other keys. A rule of `quality` replaces the same one, whether either
+    stands in `rules` or beside it. A section that names another dataset starts afresh,
     because its previous root and options belonged to the old dataset. Likewise, if `pretrain` names another method, the
     keys that are specific to the old method are dropped. A length in `epochs` replaces one in `steps`.
     """
@@ -181,6 +186,8 @@ def _merge(base: Any, over: Any, source: str, place: str = "") -> Any:
     if isinstance(base, list | tuple) and isinstance(over, Mapping) and over and all(map(_is_index, over)):
         return _merge_entries(base, over, source, place)
     if isinstance(base, Mapping) and isinstance(over, Mapping):
+        if _WITH_RULES.fullmatch(place):
+            base, over = rules_inside(base), rules_inside(over)
         if "dataset" in base and over.get("dataset", base["dataset"]) != base["dataset"]:
             return dict(over)
         if _another_method(base, over):

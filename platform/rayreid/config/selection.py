@@ -31,6 +31,16 @@ _SHARE = {"type": "number", "minimum": 0}
 _SHARES: dict[str, Any] = {"type": "object", "properties": {"drop_lowest": _SHARE, "drop_highest": _SHARE}}
 
 
+def rules_inside(section: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a section with the rules that stand beside `rules` inside it."""
+    beside = {key: value for key, value in section.items() if key in _RULES}
+    inside = section.get("rules", {})
+    if not beside or not isinstance(inside, Mapping):
+        return section
+    others = {key: value for key, value in section.items() if key not in _RULES}
+    return {**others, "rules": {**inside, **beside}}
+
+
 class Ranking(Section):
     """A way of ordering the images of a pool.
 
@@ -85,13 +95,14 @@ class Ranking(Section):
         inside = written.get("rules", {})
         if not isinstance(inside, Mapping):
             return written
-        beside = {key: value for key, value in written.items() if key in _RULES}
-        twice = [key for key in beside if key in inside]
+        twice = [key for key in written if key in _RULES and key in inside]
         if twice:
-            raise ValueError(f"{twice[0]} stands in rules and beside it; write it in one place, that of the file")
-        others = {key: value for key, value in written.items() if key not in _RULES}
-        rules = {key: value for key, value in {**inside, **beside}.items() if value is not None}
-        return {**others, "rules": rules} if rules or "rules" in written else others
+            raise ValueError(f"{twice[0]} stands in rules and beside it; write it in one place")
+        collected = rules_inside(written)
+        if "rules" not in collected:
+            return collected
+        rules = {key: value for key, value in collected["rules"].items() if value is not None}
+        return {**collected, "rules": rules}
 
     @field_validator("levels", mode="before")
     @classmethod
