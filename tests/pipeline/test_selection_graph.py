@@ -81,23 +81,6 @@ def test_the_other_strategies_share_the_features(experiment, root, weights, stra
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_a_pool_is_compared_with_images_without_labels(experiment, root, weights, tmp_path):
-    for number in range(5):
-        Image.effect_noise((32, 64), 20 * number).convert("RGB").save(tmp_path / f"{number}.png")
-    changes = {
-        "select.strategy": "target_similarity",
-        "score.targets": [{"dataset": "folder", "root": str(tmp_path), "name": "cameras"}],
-        "proxy.target": None,
-    }
-    [subset] = run_stage(change(experiment, changes), "select")
-    ranked = subset.inputs["priority"]
-    pool, target = (ImageStore(ranked.inputs[role].path) for role in ("pool", "target.cameras"))
-    near = vectors(target, np.arange(5), weights[0])
-    expected = (vectors(pool, np.arange(len(pool)), weights[0]) @ near.T).max(axis=1)
-    found = pq.read_table(ranked.path / "priority.parquet")["priority"].to_numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-3)
-
-
 def test_selections_are_compared_on_a_page_and_in_mlflow(experiment, root):
     path = compare(experiment, export="parquet")
     html = path.read_text()
@@ -136,6 +119,23 @@ def test_a_combination_makes_what_its_parts_need_once(experiment, root):
     assert subset.facts["images"] == 36 and 0 < subset.facts["largest_cluster"] < 1
     manifest = json.loads((subset.path / "manifest.json").read_text())
     assert set(manifest["proxies"]) == {"source", "target"}
+
+
+def test_a_pool_is_compared_with_images_without_labels(experiment, root, weights, tmp_path):
+    for number in range(5):
+        Image.effect_noise((32, 64), 20 * number).convert("RGB").save(tmp_path / f"{number}.png")
+    changes = {
+        "select.strategy": "target_similarity",
+        "score.targets": [{"dataset": "folder", "root": str(tmp_path), "name": "cameras"}],
+        "proxy.target": None,
+    }
+    [subset] = run_stage(change(experiment, changes), "select")
+    ranked = subset.inputs["priority"]
+    pool, target = (ImageStore(ranked.inputs[role].path) for role in ("pool", "target.cameras"))
+    near = vectors(target, np.arange(5), weights[0])
+    expected = (vectors(pool, np.arange(len(pool)), weights[0]) @ near.T).max(axis=1)
+    found = pq.read_table(ranked.path / "priority.parquet")["priority"].to_numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 @pytest.mark.slow
