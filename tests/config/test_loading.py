@@ -117,6 +117,7 @@ def test_an_entry_that_a_list_does_not_have_is_refused(write):
         assert message in refused(path, f"select.parts.{index}.weight=3")
     with pytest.raises(UserError, match=r"^compare\[0\]: select\.parts\.4: there is no such entry"):
         rows(load_experiment(path, ["compare=[{select.parts.4.weight: 2}]"]))
+    assert "select.parts: input should be a valid tuple" in refused(path, "select={parts: {strategy: cfs}}")
     misspelt = refused(path, "select.parts.0.weights=3")
     assert "unknown key 'select.parts.0.weights'; did you mean 'weight'" in misspelt
     path = write("backbone: {img_size: [128, 64]}")

@@ -175,9 +175,9 @@ def _merge(base: Any, over: Any, source: str, place: str = "") -> Any:
 
     A section given as a word (`pretrain: none`) keeps that method when more of its keys are changed, and a section to
     which a word is given (`adapt: usl`) keeps its other keys. A rule of `quality` replaces the same one, whether either
-    stands in `rules` or beside it. A section that names another dataset starts afresh,
-    because its previous root and options belonged to the old dataset. Likewise, if `pretrain` names another method, the
-    keys that are specific to the old method are dropped. A length in `epochs` replaces one in `steps`.
+    stands in `rules` or beside it. A section that names another dataset starts afresh, because its previous root and
+    options belonged to the old dataset. Likewise, if `pretrain` names another method, the keys that are specific to the
+    old method are dropped. A length in `epochs` replaces one in `steps`.
     """
     if base in _METHODS and isinstance(over, Mapping):
         base = {"method": base}
@@ -217,6 +217,10 @@ def _merge_entries(base: Sequence[Any], over: Mapping[Any, Any], source: str, pl
 
 def _is_index(key: Any) -> bool:
     return re.fullmatch(r"0|[1-9][0-9]{0,8}", str(key)) is not None
+
+
+def _is_number(key: Any) -> bool:
+    return re.fullmatch(r"-?[0-9]+", str(key)) is not None
 
 
 def _another_method(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
@@ -271,7 +275,8 @@ def _explain(problem: Any) -> str:
         return f"unknown key {key!r}; {hint}"
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
-    if problem["type"] in ("tuple_type", "list_type") and isinstance(problem["input"], Mapping):
+    found = problem["input"]
+    if problem["type"] in ("tuple_type", "list_type") and isinstance(found, Mapping) and all(map(_is_number, found)):
         return f"{key}: an index changes an entry of a list that the file gives; give the whole list"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {message[0].lower()}{message[1:]} (found {_SHORT.repr(problem['input'])})"
