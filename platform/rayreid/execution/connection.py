@@ -3,15 +3,18 @@
 import contextlib
 import logging
 import os
+import shlex
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from rayreid.errors import UserError, one_line
+from rayreid.execution import fork_client
 from rayreid.execution.machine import usable_cpus
 from rayreid.execution.prestart import ALLOWED
 from rayreid.execution.private_ray import PrivateRay, private
-from rayreid.execution.ray_internals import KEPT_PROCESSES
+from rayreid.execution.ray_internals import KEPT_PROCESSES, gpus_here
 from rayreid.masking import holds_credentials
 from rayreid.paths import cache_folder, data_path, inside_job, output_root
 from rayreid.tracking.store import tracking_uri
@@ -25,6 +28,15 @@ _QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
+
+_IMPORTED = (
+    "ray._private.workers.default_worker",
+    "ray.train.v2._internal.execution.controller",
+    "rayreid.execution.trainer",
+    "rayreid.stages.finetune",
+    "rayreid.stages.pretrain",
+)
+"""Modules that bring nearly everything that a training or scoring process imports."""
 
 
 @contextlib.contextmanager
@@ -76,7 +88,7 @@ def _start(own: PrivateRay) -> None:
             configure_logging=True,
             logging_level=logging.WARNING,
             _system_config=KEPT_PROCESSES,
-            runtime_env={"env_vars": {"PYTHONPATH": path, ALLOWED: "1", **places}},
+            runtime_env={"env_vars": {"PYTHONPATH": path, ALLOWED: "1", **places}, **_forked(own.private)},
         )
     except Exception as error:
         # Ray raises a bare Exception where one of its processes ends, or is slow, while it starts.
@@ -86,6 +98,21 @@ def _start(own: PrivateRay) -> None:
             f"Ray cannot be started here ({one_line(error, limit=200)}); it needs a folder for its sockets and logs, "
             "with a short path and room on its disk: RAY_TMPDIR, by default /tmp"
         ) from None
+
+
+def _forked(folder: Path) -> dict[str, str]:
+    """Return the part of the runtime environment with which processes are forked; see `fork_server`.
+
+    It is empty on a machine with GPUs, on which each process starts by itself. Whether all imported modules leave CUDA
+    alone, which cannot be used after a fork, was never tried there.
+
+    Args:
+        folder: A folder that only this user can enter, for the server's socket.
+    """
+    if not sys.platform.startswith("linux") or gpus_here():
+        return {}
+    client = [sys.executable, "-I", "-S", fork_client.__file__, str(folder / "fork"), ",".join(_IMPORTED)]
+    return {"py_executable": shlex.join(client)}
 
 
 def _attach(address: str) -> None:

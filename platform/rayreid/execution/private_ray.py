@@ -27,10 +27,12 @@ class PrivateRay:
 
     Attributes:
         folder: Folder of Ray's sessions, which hold its sockets and logs.
+        private: The folder around it, which only this user can enter.
         environment: Environment variables for the runtime environment of the job.
     """
 
     folder: Path
+    private: Path
     environment: dict[str, str]
 
 
@@ -48,7 +50,7 @@ def private() -> Iterator[PrivateRay]:
         token = write_token(folder)
         settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_TOKEN": None}
         with _environment(settings), loopback_only():
-            yield PrivateRay(folder / SESSIONS, {_FOLDER: str(folder), **_on_loopback()})
+            yield PrivateRay(folder / SESSIONS, folder, {_FOLDER: str(folder), **_on_loopback()})
 
 
 def write_token(folder: Path) -> Path:

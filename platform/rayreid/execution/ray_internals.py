@@ -20,6 +20,9 @@ HEAD_RESOURCE = "node:__internal_head__"
 START_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """The environment variable that names a function which a worker process calls as it starts. Ray's public setting
 applies to a whole job; here only some of a job's processes call a function."""
+MANAGER = "RAY_RAYLET_PID"
+"""The environment variable in which Ray tells a worker process the id of its node manager's process. Ray's core reads
+it, like `RAY_JOB_ID`, when it is imported and never again."""
 KEPT_PROCESSES = {"idle_worker_killing_time_threshold_ms": 600_000}
 """Settings of a cluster whose idle worker processes stay for ten minutes. Ray's own second is shorter than a training,
 after which the next small pass would start a process and import torch and timm again, for six seconds."""
@@ -173,6 +176,14 @@ def controller_environment() -> dict[str, str]:
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
     return {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
+
+
+def gpus_here() -> int:
+    """Return how many GPUs Ray would use if it were started here."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    return manager.get_current_node_num_accelerators() if manager else 0
 
 
 def start_processes(environment: Mapping[str, str], count: int, keep_seconds: int) -> None:

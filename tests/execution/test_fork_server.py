@@ -1,0 +1,213 @@
+"""A process that is forked for Ray is what a process that Ray starts would be, except that it begins with modules."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from rayreid.execution import fork_client, fork_server
+from rayreid.execution.connection import connect
+
+TELL = """
+import json, os, random, signal, sys, time
+import numpy
+report = {
+    "arguments": sys.argv[1:],
+    "path": sys.path[0],
+    "main": __name__,
+    "folder": os.getcwd(),
+    "modules": "colorsys" in sys.modules,
+    "environment": dict(os.environ),
+    "process": os.getpid(),
+    "group": os.getpgrp(),
+    "parent": os.getppid(),
+    "threads": len(os.listdir("/proc/self/task")),
+    "child_signal": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
+    "drawn": [random.random(), float(numpy.random.random())],
+}
+print(json.dumps(report), flush=True)
+if "wait" in sys.argv:
+    time.sleep(60)
+if "fail" in sys.argv:
+    sys.exit("it failed")
+"""
+"""The script that stands for Ray's worker."""
+
+
+@pytest.fixture
+def place():
+    """A folder with a short path, and a process that stands for Ray's node manager."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, subprocess.Popen(["sleep", "120"]) as manager:
+        script = Path(folder, "tell.py")
+        script.write_text(TELL)
+        try:
+            yield Place(Path(folder), manager)
+        finally:
+            manager.kill()
+
+
+class Place:
+    def __init__(self, folder: Path, manager: subprocess.Popen):
+        self.folder, self.manager = folder, manager
+        package = str(Path(fork_client.__file__).parents[2])
+        self.environment = {"PATH": os.environ["PATH"], "PYTHONPATH": package, "RAY_RAYLET_PID": str(manager.pid)}
+
+    def client(self, *arguments: str, modules: str = "colorsys,numpy", **environment: str) -> subprocess.Popen:
+        client = [sys.executable, "-I", "-S", fork_client.__file__, str(self.folder / "fork"), modules]
+        return subprocess.Popen(
+            [*client, str(self.folder / "tell.py"), *arguments],
+            env={**self.environment, **environment},
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+
+    def told(self, *arguments: str, **settings: str) -> dict:
+        running = self.client(*arguments, **settings)
+        printed, errors = running.communicate(timeout=30)
+        assert running.returncode == 0, errors
+        return {**json.loads(printed), "client": running.pid}
+
+
+def test_processes_are_forked_from_one_that_has_imported_the_modules(place):
+    first, second = place.told("a", "b c"), place.told("d")
+    assert first["parent"] == second["parent"] and first["parent"] not in (first["client"], os.getpid())
+    assert first["process"] != second["process"]
+    for told in (first, second):
+        assert told["modules"] and told["main"] == "__main__" and told["threads"] == 1 and told["child_signal"]
+        assert told["folder"] == told["path"] == str(place.folder)
+        assert told["group"] == told["client"], "Ray ends the process group of its own process"
+        wanted = {**place.environment, "OMP_NUM_THREADS": ""}
+        assert {name: told["environment"].get(name, "") for name in wanted} == wanted
+    assert first["arguments"] == ["a", "b c"] and second["arguments"] == ["d"]
+
+
+def test_each_has_variables_of_its_own_and_other_random_numbers(place):
+    first, second = place.told(RAYREID_ANY="1", OMP_NUM_THREADS="2"), place.told(RAYREID_ANY="2")
+    assert first["parent"] == second["parent"]
+    assert [told["environment"]["RAYREID_ANY"] for told in (first, second)] == ["1", "2"]
+    assert first["environment"]["OMP_NUM_THREADS"] == "2" and "OMP_NUM_THREADS" not in second["environment"]
+    assert not set(first["drawn"]) & set(second["drawn"])
+
+
+def test_a_process_whose_environment_was_read_already_starts_by_itself(place):
+    place.told()
+    for other in ({"RAY_JOB_ID": "02"}, {"MKL_NUM_THREADS": "1"}, {"PYTHONPATH": "/elsewhere"}):
+        told = place.told(**other)
+        assert told["process"] == told["client"] and not told["modules"]
+        assert {name: told["environment"][name] for name in other} == other
+
+
+@pytest.mark.parametrize("modules", ["no_such_module", "this,colorsys,no.such.module"])
+def test_where_the_modules_cannot_be_imported_processes_start_by_themselves(place, modules):
+    for _ in range(2):
+        told = place.told("a", modules=modules)
+        assert told["process"] == told["client"] and told["arguments"] == ["a"]
+
+
+def test_clients_that_come_at_once_share_one_server(place):
+    running = [place.client(str(number)) for number in range(6)]
+    told = [json.loads(one.communicate(timeout=30)[0]) for one in running]
+    assert len({one["parent"] for one in told}) == 1
+    assert sorted(one["arguments"][0] for one in told) == [str(number) for number in range(6)]
+
+
+def test_the_client_ends_with_its_process_and_passes_on_the_signal_that_ends_it(place):
+    for end in (lambda process, client: os.kill(process, signal.SIGKILL), lambda process, client: client.terminate()):
+        running = place.client("wait")
+        told = json.loads(running.stdout.readline())
+        assert running.poll() is None
+        end(told["process"], running)
+        running.wait(timeout=20)
+        assert not psutil.pid_exists(told["process"]), "the kernel forgets it, though nobody waits for it"
+
+
+def test_an_error_of_the_process_is_printed_where_the_client_s_would_be(place):
+    running = place.client("fail")
+    assert "it failed" in running.communicate(timeout=30)[1]
+
+
+def test_the_server_ends_with_the_node_manager_and_leaves_processes_to_themselves(place):
+    running = place.client("wait")
+    told = json.loads(running.stdout.readline())
+    server = psutil.Process(told["parent"])
+    place.manager.kill()
+    until = time.monotonic() + 20
+    while server.status() != psutil.STATUS_ZOMBIE:  # its parent, the first client, does not wait for it
+        assert time.monotonic() < until, "it outlived the node manager"
+        time.sleep(0.05)
+    assert psutil.pid_exists(told["process"])
+    running.terminate()
+    running.wait(timeout=20)
+
+
+def test_a_client_that_goes_away_leaves_no_process_and_the_server_goes_on(place):
+    first = place.told()
+    running = place.client("wait")
+    running.kill()  # before or after it has asked, as it happens
+    running.wait()
+    assert place.told()["parent"] == first["parent"]
+
+
+def test_a_client_that_was_given_up_starts_by_itself_and_never_twice(place):
+    """The server is stopped while it would answer; when it goes on, it finds that nobody wants its process."""
+    server = place.told()["parent"]
+    os.kill(server, signal.SIGSTOP)
+    script = place.folder / "impatient.py"
+    script.write_text(Path(fork_client.__file__).read_text().replace("_PATIENCE = 30.0", "_PATIENCE = 0.5"))
+    command = [sys.executable, "-I", "-S", str(script), str(place.folder / "fork"), "colorsys"]
+    told = subprocess.run(
+        [*command, str(place.folder / "tell.py"), "a"], env=place.environment, cwd=place.folder, capture_output=True
+    )
+    assert json.loads(told.stdout)["parent"] == os.getpid()
+    os.kill(server, signal.SIGCONT)
+    assert place.told("b")["parent"] == server
+    assert not psutil.Process(server).children()
+
+
+def test_variables_that_are_read_late_may_differ():
+    own = {"A": "1", "RAYREID_PRELOAD": "x", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}
+    assert fork_server._refused({"A": "1", "OMP_NUM_THREADS": "4", "RAYREID_ROOT": "/b"}, own) == []
+    assert fork_server._refused({"A": "2", "B": ""}, own) == ["A", "B"]
+
+
+@pytest.mark.ray
+def test_ray_s_processes_are_forked_and_are_gone_when_the_command_ends(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def look():
+        import torch
+
+        return os.getpid(), os.getppid(), torch.get_num_threads(), "timm" in sys.modules
+
+    with connect():
+        tasks = [ray.remote(num_cpus=1)(look).remote() for _ in range(2)]
+        found = ray.get(tasks)
+        server = psutil.Process(found[0][1])
+        assert "rayreid.execution.fork_server" in server.cmdline()
+        assert all(parent == server.pid and threads == 1 and timm for _, parent, threads, timm in found)
+    server.wait(timeout=20)
+    until = time.monotonic() + 20
+    while any(psutil.pid_exists(process) for process, *_ in found):
+        assert time.monotonic() < until, "a process outlived its Ray"
+        time.sleep(0.1)
+
+
+@pytest.mark.ray
+def test_on_a_machine_with_gpus_each_process_starts_by_itself(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAYREID_ROOT", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("rayreid.execution.connection.gpus_here", lambda: 1)
+    with connect():
+        assert "timm" not in ray.get(ray.remote(num_cpus=1)(lambda: list(sys.modules)).remote())
