@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -27,6 +28,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_collection_finish():
+    """Leave what was imported out of the searches for unreachable cycles: they took a tenth of the tests' time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """Let Python end without such a search."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,11 @@ def ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True)
+def _database(tmp_path, new_database):
+    new_database(tmp_path)
+
+
 @contextlib.contextmanager
 def pressed_at(uri: str, moment: str, statement: int):
     """Press Ctrl-C before or after a statement that MLflow sends to its database."""

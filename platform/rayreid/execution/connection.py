@@ -14,7 +14,7 @@ from rayreid.execution import fork_client
 from rayreid.execution.machine import usable_cpus
 from rayreid.execution.prestart import ALLOWED
 from rayreid.execution.private_ray import PrivateRay, private
-from rayreid.execution.ray_internals import KEPT_PROCESSES, gpus_here
+from rayreid.execution.ray_internals import PROCESSES, gpus_here
 from rayreid.masking import holds_credentials
 from rayreid.paths import cache_folder, data_path, inside_job, output_root
 from rayreid.tracking.store import tracking_uri
@@ -87,7 +87,7 @@ def _start(own: PrivateRay) -> None:
             log_to_driver=False,
             configure_logging=True,
             logging_level=logging.WARNING,
-            _system_config=KEPT_PROCESSES,
+            _system_config=PROCESSES,
             runtime_env={"env_vars": {"PYTHONPATH": path, ALLOWED: "1", **places}, **_forked(own.private)},
         )
     except Exception as error:

@@ -64,11 +64,12 @@ def main(arguments: Sequence[str]) -> None:
     environment = dict(os.environ)
     with socket.socket(fileno=int(descriptor)) as listener:
         manager = os.pidfd_open(int(environment[MANAGER]))
+        gc.disable()
         for module in modules:
             importlib.import_module(module)
+        gc.enable()
+        gc.freeze()  # else a process that searches its objects for cycles would copy the memory that it shares
         added = {name: value for name, value in os.environ.items() if name not in environment}
-        gc.collect()
-        gc.freeze()  # else the first collection of each process would copy the memory that it shares
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets processes that have ended
         request = _serve(listener, manager, environment)
     if request is not None:

@@ -23,9 +23,10 @@ applies to a whole job; here only some of a job's processes call a function."""
 MANAGER = "RAY_RAYLET_PID"
 """The environment variable in which Ray tells a worker process the id of its node manager's process. Ray's core reads
 it, like `RAY_JOB_ID`, when it is imported and never again."""
-KEPT_PROCESSES = {"idle_worker_killing_time_threshold_ms": 600_000}
-"""Settings of a cluster whose idle worker processes stay for ten minutes. Ray's own second is shorter than a training,
-after which the next small pass would start a process and import torch and timm again, for six seconds."""
+PROCESSES = {"idle_worker_killing_time_threshold_ms": 600_000, "prestart_worker_first_driver": False}
+"""Settings of a cluster's worker processes. Idle ones stay for ten minutes: Ray's own second is shorter than a
+training, after which the next small pass would start processes again. None are started before they are asked for: those
+would lack the runtime environment, so nothing here could use them."""
 _CALL_SECONDS = 10.0
 
 
