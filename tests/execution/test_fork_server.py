@@ -2,16 +2,21 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import ray
+from ray._raylet import JobID, PlacementGroupID
 
 from rayreid.execution import fork_client, fork_server
 from rayreid.execution.connection import connect
@@ -22,6 +27,7 @@ import numpy
 report = {
     "arguments": sys.argv[1:],
     "path": sys.path[0],
+    "paths": sys.path,
     "main": __name__,
     "folder": os.getcwd(),
     "modules": "colorsys" in sys.modules,
@@ -33,6 +39,8 @@ report = {
     "child_signal": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
     "drawn": [random.random(), float(numpy.random.random())],
 }
+with open(os.path.join(os.path.dirname(__file__), "started"), "a") as stream:
+    print(report["process"], file=stream)
 print(json.dumps(report), flush=True)
 if "wait" in sys.argv:
     time.sleep(60)
@@ -46,8 +54,6 @@ if "fail" in sys.argv:
 def place():
     """A folder with a short path, and a process that stands for Ray's node manager."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder, subprocess.Popen(["sleep", "120"]) as manager:
-        script = Path(folder, "tell.py")
-        script.write_text(TELL)
         try:
             yield Place(Path(folder), manager)
         finally:
@@ -56,23 +62,31 @@ def place():
 
 class Place:
     def __init__(self, folder: Path, manager: subprocess.Popen):
-        self.folder, self.manager = folder, manager
+        self.folder, self.manager, self.script = folder, manager, folder / "scripts" / "tell.py"
+        self.script.parent.mkdir()
+        self.script.write_text(TELL)
         package = str(Path(fork_client.__file__).parents[2])
         self.environment = {"PATH": os.environ["PATH"], "PYTHONPATH": package, "RAY_RAYLET_PID": str(manager.pid)}
 
-    def client(self, *arguments: str, modules: str = "colorsys,numpy", **environment: str) -> subprocess.Popen:
+    def client(
+        self, *arguments: str, modules: str = "colorsys,numpy", folder: Path | None = None, **environment: str
+    ) -> subprocess.Popen:
         client = [sys.executable, "-I", "-S", fork_client.__file__, str(self.folder / "fork"), modules]
         return subprocess.Popen(
-            [*client, str(self.folder / "tell.py"), *arguments],
+            [*client, str(self.script), *arguments],
             env={**self.environment, **environment},
-            cwd=self.folder,
+            cwd=folder or self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             process_group=0,
         )
 
-    def told(self, *arguments: str, **settings: str) -> dict:
+    def started(self) -> list[str]:
+        """The processes that have run the script."""
+        return (self.script.parent / "started").read_text().split()
+
+    def told(self, *arguments: str, **settings: Any) -> dict:
         running = self.client(*arguments, **settings)
         printed, errors = running.communicate(timeout=30)
         assert running.returncode == 0, errors
@@ -85,7 +99,7 @@ def test_processes_are_forked_from_one_that_has_imported_the_modules(place):
     assert first["process"] != second["process"]
     for told in (first, second):
         assert told["modules"] and told["main"] == "__main__" and told["threads"] == 1 and told["child_signal"]
-        assert told["folder"] == told["path"] == str(place.folder)
+        assert told["folder"] == str(place.folder) and told["path"] == str(place.script.parent)
         assert told["group"] == told["client"], "Ray ends the process group of its own process"
         wanted = {**place.environment, "OMP_NUM_THREADS": ""}
         assert {name: told["environment"].get(name, "") for name in wanted} == wanted
@@ -151,28 +165,74 @@ def test_the_server_ends_with_the_node_manager_and_leaves_processes_to_themselve
     running.wait(timeout=20)
 
 
-def test_a_client_that_goes_away_leaves_no_process_and_the_server_goes_on(place):
-    first = place.told()
-    running = place.client("wait")
-    running.kill()  # before or after it has asked, as it happens
-    running.wait()
-    assert place.told()["parent"] == first["parent"]
-
-
-def test_a_client_that_was_given_up_starts_by_itself_and_never_twice(place):
-    """The server is stopped while it would answer; when it goes on, it finds that nobody wants its process."""
+def test_a_process_that_nobody_waits_for_any_more_is_not_started(place):
+    """The server is stopped while a client waits for it, and finds it gone when it goes on."""
     server = place.told()["parent"]
     os.kill(server, signal.SIGSTOP)
+    running = place.client("a")
+    until = time.monotonic() + 20
+    while not any(connection.type for connection in psutil.Process(running.pid).net_connections("unix")):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    running.kill()
+    running.wait()
+    os.kill(server, signal.SIGCONT)
+    assert place.told()["parent"] == server
+    assert len(place.started()) == 2
+
+
+def test_a_client_that_gives_up_becomes_the_process_and_there_is_no_other(place):
+    server = place.told()["parent"]
+    os.kill(server, signal.SIGSTOP)
+    text = Path(fork_client.__file__).read_text()
+    assert "_PATIENCE = 20.0" in text
     script = place.folder / "impatient.py"
-    script.write_text(Path(fork_client.__file__).read_text().replace("_PATIENCE = 30.0", "_PATIENCE = 0.5"))
-    command = [sys.executable, "-I", "-S", str(script), str(place.folder / "fork"), "colorsys"]
-    told = subprocess.run(
-        [*command, str(place.folder / "tell.py"), "a"], env=place.environment, cwd=place.folder, capture_output=True
-    )
+    script.write_text(text.replace("_PATIENCE = 20.0", "_PATIENCE = 0.5"))
+    command = [sys.executable, "-I", "-S", str(script), str(place.folder / "fork"), "colorsys", str(place.script)]
+    told = subprocess.run(command, env=place.environment, cwd=place.folder, capture_output=True)
     assert json.loads(told.stdout)["parent"] == os.getpid()
     os.kill(server, signal.SIGCONT)
     assert place.told("b")["parent"] == server
-    assert not psutil.Process(server).children()
+    assert len(place.started()) == 3
+
+
+def test_after_the_server_s_death_processes_start_by_themselves_at_once(place):
+    os.kill(place.told()["parent"], signal.SIGKILL)
+    for _ in range(2):
+        told = place.told("a")
+        assert told["process"] == told["client"] and told["arguments"] == ["a"]
+    began = time.monotonic()
+    place.told()
+    assert time.monotonic() - began < fork_client._BEGINNING
+
+
+def test_a_file_of_the_current_folder_hides_no_module(place):
+    for name in ("colorsys.py", "json.py", "rayreid.py"):
+        (place.folder / name).write_text("raise SystemExit('hidden')")
+    assert place.told()["modules"]
+
+
+def test_a_folder_that_is_gone_is_no_obstacle(place):
+    place.told()
+    gone = place.folder / "gone"
+    gone.mkdir()
+    waiting = place.client("wait", folder=gone)
+    told = json.loads(waiting.stdout.readline())
+    shutil.rmtree(gone)
+    command = f"cd {gone} 2>/dev/null; mkdir -p {gone}; cd {gone}; rmdir {gone}; exec " + shlex.join(
+        [sys.executable, "-I", "-S", fork_client.__file__, str(place.folder / "fork"), "colorsys", str(place.script)]
+    )
+    done = subprocess.run(["bash", "-c", command], env=place.environment, capture_output=True, text=True, timeout=30)
+    assert "FileNotFoundError" in done.stderr, "the script itself asks for its folder, as it does without the client"
+    waiting.terminate()
+    waiting.wait(timeout=20)
+    assert told["folder"] == str(gone)
+
+
+def test_without_a_path_of_its_own_python_s_is_left(place):
+    told = place.told(PYTHONSAFEPATH="1")
+    assert told["modules"] and str(place.script.parent) not in told["paths"]
+    assert place.environment["PYTHONPATH"] in told["paths"]
 
 
 def test_variables_that_are_read_late_may_differ():
@@ -186,17 +246,27 @@ def test_ray_s_processes_are_forked_and_are_gone_when_the_command_ends(monkeypat
     monkeypatch.setenv("RAYREID_ROOT", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
-    def look():
-        import torch
+    class Looking:
+        def look(self):
+            import torch
 
-        return os.getpid(), os.getppid(), torch.get_num_threads(), "timm" in sys.modules
+            drawn = [PlacementGroupID.of(JobID.from_int(1)).hex()]
+            other = threading.Thread(target=lambda: drawn.append(PlacementGroupID.of(JobID.from_int(1)).hex()))
+            other.start()
+            other.join()
+            return os.getpid(), os.getppid(), torch.get_num_threads(), "timm" in sys.modules, drawn
 
     with connect():
-        tasks = [ray.remote(num_cpus=1)(look).remote() for _ in range(2)]
-        found = ray.get(tasks)
+        plain = ray.remote(num_cpus=0)(Looking)
+        several = plain.options(runtime_env={"env_vars": {"OMP_NUM_THREADS": "2"}})
+        actors = [plain.remote(), plain.remote(), several.remote()]
+        found = ray.get([actor.look.remote() for actor in actors])
         server = psutil.Process(found[0][1])
         assert "rayreid.execution.fork_server" in server.cmdline()
-        assert all(parent == server.pid and threads == 1 and timm for _, parent, threads, timm in found)
+        assert all(parent == server.pid and timm for _, parent, _, timm, _ in found)
+        assert [threads for _, _, threads, *_ in found] == [1, 1, 2]
+        ids = [name for *_, drawn in found for name in drawn]
+        assert len(set(ids)) == 6, "processes that draw the same ids take one another's placement groups and objects"
     server.wait(timeout=20)
     until = time.monotonic() + 20
     while any(psutil.pid_exists(process) for process, *_ in found):

@@ -72,6 +72,7 @@ def _search_cycles_rarely() -> None:
     The modules of a command are a million objects that stay. Searching them took a fifth of a short command's time.
     """
     gc.set_threshold(10_000, 10, 10)
+    atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
 
 

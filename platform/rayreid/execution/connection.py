@@ -103,13 +103,18 @@ def _start(own: PrivateRay) -> None:
 def _forked(folder: Path) -> dict[str, str]:
     """Return the part of the runtime environment with which processes are forked; see `fork_server`.
 
-    It is empty on a machine with GPUs, on which each process starts by itself. Whether all imported modules leave CUDA
-    alone, which cannot be used after a fork, was never tried there.
+    It is empty where the system has no means for it, and on a machine with GPUs. There each process starts by itself:
+    CUDA cannot be used in a process that was forked after its first use, and no GPU was at hand to try that the modules
+    leave it alone.
 
     Args:
         folder: A folder that only this user can enter, for the server's socket.
     """
-    if not sys.platform.startswith("linux") or gpus_here():
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):  # not Linux, an old one, or a Python that was built for an old one
+        return {}
+    if gpus_here():
         return {}
     client = [sys.executable, "-I", "-S", fork_client.__file__, str(folder / "fork"), ",".join(_IMPORTED)]
     return {"py_executable": shlex.join(client)}

@@ -7,10 +7,14 @@ the memory.
 Ray starts `rayreid.execution.fork_client` in place of Python (its runtime environment's `py_executable`), one for each
 worker. The first client starts the server, which ends with Ray's node manager.
 
-A forked process differs from one that Ray starts in nothing that Ray, torch or this package read: the server refuses a
-client whose environment differs from its own in a variable that may have been read already.
+A forked process is what Ray's own would be, but for these:
+
+- It has imported the modules, with what they print when they are imported.
+- Where `OMP_NUM_THREADS` is not set, it computes on one thread until it sets another number, as a task of one CPU does.
+- The server refuses a client whose environment differs from its own in a variable that may have been read already.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -21,12 +25,13 @@ import select
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayreid.execution.fork_client import READY, SIZE, STANDARD
-from rayreid.execution.ray_internals import MANAGER, START_HOOK
+from rayreid.execution.fork_client import DESCRIPTORS, READY, SIZE
+from rayreid.execution.ray_internals import MANAGER, START_HOOK, no_ids_drawn
 
 _LATE = (START_HOOK, "OMP_NUM_THREADS", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC")
 """Variables that a process may have of its own: they are read after the fork, or set again then."""
@@ -42,16 +47,14 @@ class Request:
     Attributes:
         command: The script and its arguments.
         environment: The process's environment variables.
-        folder: Its current folder.
         group: The client's process group, which Ray takes for the process's.
-        streams: The client's standard streams, as descriptors of this process.
+        descriptors: The client's standard streams and current folder, as descriptors of this process.
     """
 
     command: list[str]
     environment: dict[str, str]
-    folder: str
     group: int
-    streams: tuple[int, ...]
+    descriptors: tuple[int, ...]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -65,8 +68,11 @@ def main(arguments: Sequence[str]) -> None:
     with socket.socket(fileno=int(descriptor)) as listener:
         manager = os.pidfd_open(int(environment[MANAGER]))
         gc.disable()
-        for module in modules:
-            importlib.import_module(module)
+        with no_ids_drawn():
+            for module in modules:
+                importlib.import_module(module)
+                if _readable(manager, seconds=0):
+                    return
         gc.enable()
         gc.freeze()  # else a process that searches its objects for cycles would copy the memory that it shares
         added = {name: value for name, value in os.environ.items() if name not in environment}
@@ -74,40 +80,49 @@ def main(arguments: Sequence[str]) -> None:
         request = _serve(listener, manager, environment)
     if request is not None:
         os.close(manager)
-        _become(request, added)
+        os.environ.update({name: value for name, value in added.items() if name not in os.environ})
+        runpy.run_path(request.command[0], run_name="__main__")
 
 
 def _serve(listener: socket.socket, manager: int, environment: Mapping[str, str]) -> Request | None:
     """Fork a process for each request; return the request in that process, and None when the node manager has ended."""
-    while True:
-        ready, _, _ = select.select([listener.fileno(), manager], [], [])
-        if manager in ready:
-            return None
+    while not _readable(manager, listener.fileno()):
         connection, _ = listener.accept()
         connection.settimeout(_SECONDS)
         request = _received(connection)
         if request is not None:
-            if not _refused(request.environment, environment) and os.fork() == 0:
-                connection.sendall(str(os.getpid()).encode())
-                connection.detach()  # it stays open, and its end tells the client of the process's
+            different = _refused(request.environment, environment)
+            if different:
+                print("a process starts by itself because these variables differ:", *different)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if not different and os.fork() == 0:
+                _become(request, connection)
                 return request
-            _close(request.streams)
+            _close(request.descriptors)
         connection.close()
+    return None
+
+
+def _readable(descriptor: int, *others: int, seconds: float | None = None) -> bool:
+    """Wait until one of some descriptors can be read, and return whether the first one can."""
+    ready, _, _ = select.select([descriptor, *others], [], [], seconds)
+    return descriptor in ready
 
 
 def _received(connection: socket.socket) -> Request | None:
     """Return the request of a client; None if the client has gone."""
     try:
         connection.sendall(READY)
-        size, streams, _, _ = socket.recv_fds(connection, SIZE, len(STANDARD))
+        size, descriptors, _, _ = socket.recv_fds(connection, SIZE, DESCRIPTORS)
     except OSError:
         return None
     try:
         with connection.makefile("rb") as stream:
             text = stream.read(int.from_bytes(size, "big"))
-        return Request(**json.loads(text), streams=tuple(streams))
-    except (OSError, ValueError):
-        _close(streams)
+        return Request(**json.loads(text), descriptors=tuple(descriptors))
+    except (OSError, ValueError, TypeError):
+        _close(descriptors)
         return None
 
 
@@ -122,28 +137,44 @@ def _refused(asked: Mapping[str, str], own: Mapping[str, str]) -> list[str]:
     return sorted(name for name in different if name not in _LATE and not name.startswith(_LATE_PREFIXES))
 
 
-def _become(request: Request, added: Mapping[str, str]) -> None:
-    """Run a script in this process as Python would run it in a new one.
+def _become(request: Request, connection: socket.socket) -> None:
+    """Make this process what Python would be where it is about to run the request's script, and tell the client.
 
-    Args:
-        request: What to run.
-        added: Environment variables that imported modules have set.
+    If it cannot, this process ends, and the client becomes the process.
     """
-    os.setpgid(0, request.group)
-    for own, given in zip(STANDARD, request.streams, strict=True):
-        os.dup2(given, own)
-    _close(request.streams)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.environ.clear()
-    os.environ.update({**added, **request.environment})
-    os.chdir(request.folder)
-    _draw_differently()
-    threads = request.environment.get("OMP_NUM_THREADS", "")
-    if threads.isdecimal() and int(threads) > 1 and "threadpoolctl" in sys.modules:
-        sys.modules["threadpoolctl"].threadpool_limits(int(threads))
-    script, *_ = sys.argv = request.command
-    sys.path[0] = str(Path(script).parent)
-    runpy.run_path(script, run_name="__main__")
+    try:
+        *streams, folder = request.descriptors
+        os.setpgid(0, request.group)
+        os.fchdir(folder)
+        for own, given in enumerate(streams):
+            os.dup2(given, own)
+        _close(request.descriptors)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.environ.clear()
+        os.environ.update(request.environment)
+        sys.argv = request.command
+        if not request.environment.get("PYTHONSAFEPATH"):
+            sys.path.insert(0, str(Path(request.command[0]).parent))
+        _compute_on(request.environment.get("OMP_NUM_THREADS", ""))
+        _draw_differently()
+        connection.sendall(str(os.getpid()).encode())
+        connection.detach()  # it stays open, and its end tells the client of the process's
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _compute_on(threads: str) -> None:
+    """Let numerical libraries that are imported already compute on the number of threads that they would have read."""
+    if not threads.isdecimal() or int(threads) < 2:
+        return
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(threads))
+    with contextlib.suppress(ImportError):
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(int(threads), user_api="blas")
 
 
 def _draw_differently() -> None:

@@ -9,6 +9,7 @@ Ray's commands.
 
 import contextlib
 import json
+import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -179,8 +180,32 @@ def controller_environment() -> dict[str, str]:
     return {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
 
 
+@contextlib.contextmanager
+def no_ids_drawn() -> Iterator[None]:
+    """Keep Ray's generator of ids untouched within a `with` block that imports modules.
+
+    Ray's core seeds it when it first draws, once for a process and those forked from it: they would all draw the same
+    ids, of placement groups and objects. A class that is declared an actor draws one.
+    """
+    from ray import actor
+
+    module: Any = actor
+    ids = module.ActorClassID
+
+    class Drawn:
+        @staticmethod
+        def from_random() -> Any:
+            return ids(os.urandom(ids.size()))
+
+    module.ActorClassID = Drawn
+    try:
+        yield
+    finally:
+        module.ActorClassID = ids
+
+
 def gpus_here() -> int:
-    """Return how many GPUs Ray would use if it were started here."""
+    """Return how many GPUs this machine has, as Ray counts them."""
     from ray._private.accelerators import get_accelerator_manager_for_resource
 
     manager = get_accelerator_manager_for_resource("GPU")
