@@ -9,8 +9,8 @@ _ASKED = os.environ.get("RAYREID_FUZZ")
 
 
 def fuzzed(few: int, many: int) -> pytest.MarkDecorator:
-    """Give a test the argument `rounds`: `few` in the fast suite, `many` in the slow one."""
-    numbers = [int(_ASKED)] if _ASKED else [few, pytest.param(many, marks=pytest.mark.slow)]
+    """Give a test the argument `rounds`: `few` in the fast suite, `many` in the thorough one."""
+    numbers = [int(_ASKED)] if _ASKED else [few, pytest.param(many, marks=[pytest.mark.slow, pytest.mark.thorough])]
     return pytest.mark.parametrize("rounds", numbers)
 
 

@@ -108,6 +108,7 @@ def assert_same(artifact: Path, whole: Path) -> None:
     assert rows == pytest.approx(rows_expected, abs=1e-5)
 
 
+@pytest.mark.thorough  # a training whose driver was killed goes on in `test_log_first_command`, too
 def test_after_the_driver_s_death_and_with_a_damaged_checkpoint_the_same_command_goes_on(file, whole, tmp_path):
     """In outputs that were moved, from the checkpoint before the damaged one."""
     first, root = tmp_path / "first", tmp_path / "root"

@@ -54,7 +54,7 @@ def pool(tmp_path_factory):
     return store, proxies, plain_loop(store, *proxies)
 
 
-@pytest.fixture(params=["tasks", "actors"])
+@pytest.fixture(params=[pytest.param("tasks", marks=[pytest.mark.slow, pytest.mark.thorough]), "actors"])
 def small_pieces(request, monkeypatch):
     """Many work items, so that every process has some at all times; of plain tasks, or of Ray Data's actors."""
     if request.param == "actors":

@@ -58,7 +58,8 @@ def cosine(a, b):
 
 
 @pytest.mark.slow  # the compiler takes minutes
-@pytest.mark.parametrize("kind", [pytest.param("patchify", marks=pytest.mark.thorough), "ics"])
+@pytest.mark.thorough  # `pretraining/test_dino_compiled.py` compares a step of the same network
+@pytest.mark.parametrize("kind", ["patchify", "ics"])
 def test_compiled_training_is_eager_training(kind):
     torch.compiler.reset()
     eager = backbone_of(kind)

@@ -210,7 +210,8 @@ def test_a_process_killed_at_some_points_loses_nothing_and_leaves_nothing_twice(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", [0, *(pytest.param(other, marks=pytest.mark.thorough) for other in (1, 2, 3))])
+@pytest.mark.thorough
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
 def test_a_process_killed_at_every_point_loses_nothing_and_leaves_nothing_twice(open_tracker, tmp_path, first):
     assert check_points(open_tracker, tmp_path, lambda points: range(first, points + 1, 4)) > 75
 

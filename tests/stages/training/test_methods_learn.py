@@ -51,8 +51,6 @@ OF_PAIR = {
 CONVOLUTIONS = ("ics", "resnet50")
 BEFORE_EVERY_CHANGE = {
     ("dino", "vit"),
-    ("mocov3", "vit"),
-    ("mocov3", "resnet50"),
     ("mocov2", "resnet50"),
     ("moby", "vit"),
 }
