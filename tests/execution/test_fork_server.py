@@ -185,9 +185,9 @@ def test_a_client_that_gives_up_becomes_the_process_and_there_is_no_other(place)
     server = place.told()["parent"]
     os.kill(server, signal.SIGSTOP)
     text = Path(fork_client.__file__).read_text()
-    assert "_PATIENCE = 20.0" in text
+    assert "_PATIENCE = 40.0" in text
     script = place.folder / "impatient.py"
-    script.write_text(text.replace("_PATIENCE = 20.0", "_PATIENCE = 0.5"))
+    script.write_text(text.replace("_PATIENCE = 40.0", "_PATIENCE = 0.5"))
     command = [sys.executable, "-I", "-S", str(script), str(place.folder / "fork"), "colorsys", str(place.script)]
     told = subprocess.run(command, env=place.environment, cwd=place.folder, capture_output=True)
     assert json.loads(told.stdout)["parent"] == os.getpid()

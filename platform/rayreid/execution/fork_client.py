@@ -4,7 +4,8 @@
 
 The first client starts the server, which imports MODULES (separated by commas) once. Each client then asks for a
 process that runs SCRIPT with ARGUMENTS with the client's environment, folder and streams, and ends when that process
-does. Where there is no server, or it refuses, the client becomes the process itself, as if Ray had started Python.
+does; its exit status does not tell the process's. Where there is no server, or it refuses, the client becomes the
+process itself, as if Ray had started Python.
 
 This file imports neither this package nor any other outside Python, so that a client starts in milliseconds.
 """
@@ -25,8 +26,9 @@ SIZE = 8
 """Bytes of a request's length, which precedes it."""
 DESCRIPTORS = 4
 """Number of the client's descriptors that the process gets: the standard streams and the current folder."""
-_PATIENCE = 20.0
-"""Seconds for the server to import its modules; Ray waits 60 for a worker."""
+_PATIENCE = 40.0
+"""Seconds for the server to import its modules. Ray waits 60 for a process to report; one that starts by itself does so
+before it imports more than Ray."""
 _BEGINNING = 1.0
 """Seconds between the appearance of the server's socket and the first time that it can be reached."""
 
