@@ -242,7 +242,7 @@ def test_variables_that_are_read_late_may_differ():
 
 
 @pytest.mark.ray
-def test_ray_s_processes_are_forked_and_are_gone_when_the_command_ends(monkeypatch, tmp_path):
+def test_ray_s_processes_are_forked_and_are_gone_when_the_command_ends(no_shared_ray, monkeypatch, tmp_path):
     monkeypatch.setenv("RAYREID_ROOT", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
@@ -275,7 +275,7 @@ def test_ray_s_processes_are_forked_and_are_gone_when_the_command_ends(monkeypat
 
 
 @pytest.mark.ray
-def test_on_a_machine_with_gpus_each_process_starts_by_itself(monkeypatch, tmp_path):
+def test_on_a_machine_with_gpus_each_process_starts_by_itself(no_shared_ray, monkeypatch, tmp_path):
     monkeypatch.setenv("RAYREID_ROOT", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("rayreid.execution.connection.gpus_here", lambda: 1)
