@@ -28,7 +28,7 @@ def train() -> None:
 
 
 def measure(forked: bool, folder: str) -> dict[str, Any]:
-    """Return the seconds of each training and the CPU seconds of all processes from the second training on."""
+    """Return the seconds and CPU seconds of the first training of a command, and the medians of the later ones."""
     import ray.train
 
     from rayreid.execution import connection
