@@ -1,11 +1,13 @@
-"""How long the start of a training takes on Ray, with processes that are forked and with processes that each import.
+"""How long the start of a training takes on Ray, as this package starts Ray and as Ray starts by itself.
 
-A training here does nothing but import what a pre-training imports. Each measurement is a command of its own, which
-connects to a Ray of its own and runs several trainings after one another. CPU time is that of all processes of the
-command and its Ray.
+Here processes are forked, and those that nothing uses are left out; by itself, each process imports what it needs. A
+training does nothing but import what a pre-training imports. Each measurement is a command of its own, which connects
+to a Ray of its own and runs several trainings after one another. CPU time is that of all processes of the command and
+its Ray.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -18,6 +20,8 @@ from typing import Any
 import psutil
 from timing import Paired, in_turns, show_table
 
+from rayreid.execution.standby import StandBy, stand_by
+
 KINDS = ("forked", "plain")
 TRAININGS = 3
 
@@ -28,14 +32,19 @@ def train() -> None:
 
 
 def measure(forked: bool, folder: str) -> dict[str, Any]:
-    """Return the seconds and CPU seconds of the first training of a command, and the medians of the later ones."""
+    """Return the seconds and CPU seconds of a command, of its first training, and the medians of the later ones."""
+    used_before, started = _cpu_seconds(), perf_counter()
+    if forked:
+        stand_by()
     import ray.train
 
+    import rayreid.pipeline.experiment_runner  # noqa: F401 - what a command imports
     from rayreid.execution import connection
     from rayreid.execution.ray_trainer import Trainer
 
     if not forked:
         connection._forked = lambda folder: {}
+        connection.lean_node = lambda worker_setup: contextlib.nullcontext()
     seconds, used = [], []
     with connection.connect():
         for _ in range(TRAININGS):
@@ -48,6 +57,8 @@ def measure(forked: bool, folder: str) -> dict[str, Any]:
             seconds.append(perf_counter() - began)
             used.append(_cpu_seconds() - before)
     return {
+        "command of three": perf_counter() - started,
+        "CPU time of it": _cpu_seconds() - used_before,
         "first of a command": seconds[0],
         "CPU time of the first": used[0],
         "a later one": median(seconds[1:]),
@@ -68,22 +79,25 @@ def main() -> None:
     parser.add_argument("--one", choices=KINDS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["RAYREID_ROOT"] = folder
-            os.environ.pop("RAY_ADDRESS", None)
-            print(json.dumps(measure(options.one == KINDS[0], folder)))
+        os.environ.pop("RAY_ADDRESS", None)
+        try:
+            print(json.dumps(measure(options.one == KINDS[0], os.environ["RAYREID_ROOT"])))
+        except StandBy as copy:
+            copy.serve()
         return
     found: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
     for repeat in range(options.repeats):
         for which in in_turns(repeat):
             command = [sys.executable, __file__, "--one", KINDS[which]]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            with tempfile.TemporaryDirectory() as folder:
+                environment = {**os.environ, "RAYREID_ROOT": folder}
+                done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
             found[which].append(json.loads(done.stdout.splitlines()[-1]))
     rows = [
         Paired(*([one[name] for one in some] for some in found)).row(name, "s", lambda seconds: seconds)
         for name in found[0][0]
     ]
-    show_table("start of a training: forked processes, and processes that import", rows, ["ray", "torch", "timm"])
+    show_table("start of a training: as here, and as Ray starts by itself", rows, ["ray", "torch", "timm"])
 
 
 if __name__ == "__main__":

@@ -178,16 +178,29 @@ def test_in_a_job_the_cluster_is_the_job_s_own(started, monkeypatch):
 
 @pytest.mark.ray
 def test_ray_says_nothing_when_it_starts(tmp_path):
-    """What its core prints goes past Python, hence another process."""
+    """What its core prints goes past Python, hence another process, which is copied as the command line's is."""
     working = """
-import ray
-from rayreid.execution.connection import connect
-with connect():
-    print(ray.get(ray.remote(lambda: "worked").remote()))
+import os, sys
+import psutil
+from rayreid.execution.standby import StandBy, stand_by
+
+def work():
+    return "timm" in sys.modules, psutil.Process(os.getppid()).cmdline()
+
+try:
+    stand_by()
+except StandBy as copy:
+    copy.serve()
+else:
+    import ray
+    from rayreid.execution.connection import connect
+
+    with connect():
+        print(ray.get(ray.remote(work).remote()) == (True, psutil.Process().cmdline()))
 """
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_BACKEND_LOG_LEVEL")
     }
     environment["RAYREID_ROOT"] = str(tmp_path)
     done = subprocess.run([sys.executable, "-c", working], capture_output=True, text=True, env=environment, timeout=300)
-    assert (done.stdout, done.stderr) == ("worked\n", "")
+    assert (done.stdout, done.stderr) == ("True\n", "")

@@ -7,90 +7,24 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import ray
 from ray._raylet import JobID, PlacementGroupID
 
+from fork_place import fork_place
 from rayreid.execution import fork_client, fork_server
 from rayreid.execution.connection import connect
-
-TELL = """
-import json, os, random, signal, sys, time
-import numpy
-report = {
-    "arguments": sys.argv[1:],
-    "path": sys.path[0],
-    "paths": sys.path,
-    "main": __name__,
-    "folder": os.getcwd(),
-    "modules": "colorsys" in sys.modules,
-    "environment": dict(os.environ),
-    "process": os.getpid(),
-    "group": os.getpgrp(),
-    "parent": os.getppid(),
-    "threads": len(os.listdir("/proc/self/task")),
-    "child_signal": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
-    "drawn": [random.random(), float(numpy.random.random())],
-}
-with open(os.path.join(os.path.dirname(__file__), "started"), "a") as stream:
-    print(report["process"], file=stream)
-print(json.dumps(report), flush=True)
-if "wait" in sys.argv:
-    time.sleep(60)
-if "fail" in sys.argv:
-    sys.exit("it failed")
-"""
-"""The script that stands for Ray's worker."""
 
 
 @pytest.fixture
 def place():
-    """A folder with a short path, and a process that stands for Ray's node manager."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder, subprocess.Popen(["sleep", "120"]) as manager:
-        try:
-            yield Place(Path(folder), manager)
-        finally:
-            manager.kill()
-
-
-class Place:
-    def __init__(self, folder: Path, manager: subprocess.Popen):
-        self.folder, self.manager, self.script = folder, manager, folder / "scripts" / "tell.py"
-        self.script.parent.mkdir()
-        self.script.write_text(TELL)
-        package = str(Path(fork_client.__file__).parents[2])
-        self.environment = {"PATH": os.environ["PATH"], "PYTHONPATH": package, "RAY_RAYLET_PID": str(manager.pid)}
-
-    def client(
-        self, *arguments: str, modules: str = "colorsys,numpy", folder: Path | None = None, **environment: str
-    ) -> subprocess.Popen:
-        client = [sys.executable, "-I", "-S", fork_client.__file__, str(self.folder / "fork"), modules]
-        return subprocess.Popen(
-            [*client, str(self.script), *arguments],
-            env={**self.environment, **environment},
-            cwd=folder or self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            process_group=0,
-        )
-
-    def started(self) -> list[str]:
-        """The processes that have run the script."""
-        return (self.script.parent / "started").read_text().split()
-
-    def told(self, *arguments: str, **settings: Any) -> dict:
-        running = self.client(*arguments, **settings)
-        printed, errors = running.communicate(timeout=30)
-        assert running.returncode == 0, errors
-        return {**json.loads(printed), "client": running.pid}
+    with fork_place() as made:
+        yield made
 
 
 def test_processes_are_forked_from_one_that_has_imported_the_modules(place):
@@ -266,6 +200,10 @@ def test_ray_s_processes_are_forked_and_are_gone_when_the_command_ends(no_shared
         assert "rayreid.execution.fork_server" in server.cmdline()
         assert all(parent == server.pid and timm for _, parent, _, timm, _ in found)
         assert [threads for _, _, threads, *_ in found] == [1, 1, 2]
+        running = {Path(part).name for one in psutil.Process().children(recursive=True) for part in one.cmdline()[:4]}
+        assert {"gcs_server", "raylet", "fork_client.py"} <= running
+        unused = {"dashboard.py", "monitor.py", "log_monitor.py", "setup_worker.py"}
+        assert not unused & running, "they cost each command seconds"
         ids = [name for *_, drawn in found for name in drawn]
         assert len(set(ids)) == 6, "processes that draw the same ids take one another's placement groups and objects"
     server.wait(timeout=20)

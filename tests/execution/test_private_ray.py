@@ -144,21 +144,20 @@ def test_a_task_with_the_token_runs(session):
 @pytest.mark.ray
 @pytest.mark.parametrize("token", [None, WRONG], ids=["none", "wrong"])
 def test_no_listener_takes_a_job_without_the_token(session, token):
-    """Ray's agent takes jobs by HTTP; whatever else listens answers this as no server of jobs, or not at all."""
+    """Ray's agent would take them by HTTP, but is started without a server; what listens answers nothing like it."""
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-    answers = []
-    for _, _, port in listening():
+    answers = {}
+    for name, _, port in listening():
         job = urllib.request.Request(
             f"http://127.0.0.1:{port}/api/job_agent/jobs/", b'{"entrypoint": "true"}', headers, method="POST"
         )
         try:
-            answers.append(urllib.request.urlopen(job, timeout=5).status)
+            answers[name] = urllib.request.urlopen(job, timeout=5).status
         except urllib.error.HTTPError as error:
-            answers.append(error.code)
+            answers[name] = error.code
         except (OSError, http.client.HTTPException):
             continue
-    assert answers and not any(200 <= code < 300 for code in answers)
-    assert any(code in (401, 403) for code in answers)
+    assert not [name for name, code in answers.items() if 200 <= code < 300]
 
 
 @pytest.mark.ray

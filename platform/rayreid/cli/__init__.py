@@ -17,6 +17,7 @@ from rayreid.cli.interrupts import answering_interrupts
 from rayreid.cli.options import GROUP, ErrorDisplay
 from rayreid.console import any_encoding
 from rayreid.disk_faults import as_user_error
+from rayreid.execution.standby import StandBy
 from rayreid.masking import masked
 from rayreid.paths import output_root
 
@@ -58,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
         if end.code == _INTERRUPTED:
             print("rayreid: interrupted; run the same command again to resume", file=sys.stderr)
         raise
+    except StandBy as copy:
+        copy.serve()
     except Exception as error:
         told = as_user_error(error, output_root)
         if display.traceback or told is None:

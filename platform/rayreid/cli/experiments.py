@@ -8,6 +8,7 @@ import typer
 
 from rayreid.cli.options import Debug, File, Overrides, experiment_of
 from rayreid.cli.plans import show_plan
+from rayreid.execution.standby import stand_by
 
 if TYPE_CHECKING:
     from rayreid.config import Experiment
@@ -48,7 +49,9 @@ def run(
     _check_against(experiment, against, file)
     if dry_run:
         show_plan(experiment)
-    elif experiment.sweep is not None:
+        return
+    stand_by()
+    if experiment.sweep is not None:
         from rayreid.sweeps.sweep_runner import sweep as run_sweep
 
         run_sweep(experiment)
@@ -113,9 +116,11 @@ def init(
 @app.command()
 def sweep(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
     """Run the combinations of values under `sweep.parameters` with Ray Tune; shared stages run only once."""
+    experiment = experiment_of(file, overrides)
+    stand_by()
     from rayreid.sweeps.sweep_runner import sweep as run_sweep
 
-    run_sweep(experiment_of(file, overrides))
+    run_sweep(experiment)
 
 
 @app.command()
@@ -138,9 +143,11 @@ def schema(debug: Debug = False) -> None:
 
 def _stage_command(stage: str) -> Callable[..., None]:
     def command(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
+        experiment = experiment_of(file, overrides)
+        stand_by()
         from rayreid.pipeline.experiment_runner import run_stage
 
-        run_stage(experiment_of(file, overrides), stage)
+        run_stage(experiment, stage)
 
     return command
 
@@ -198,10 +205,12 @@ def selections(
 ) -> None:
     """Compare which pool images strategies and rows select, before anything is trained on them, on one HTML page:
     origins, coverage of the target, diversity, near-duplicates, overlap, samples; and hand the kept images on."""
+    experiment = experiment_of(file, overrides)
+    stand_by()
     from rayreid.pipeline.selection_report import COMPARED, compare
 
     map_size = map_images if with_map else None
-    compare(experiment_of(file, overrides), strategy or COMPARED, map_size, export, export_to, proxy_steps)
+    compare(experiment, strategy or COMPARED, map_size, export, export_to, proxy_steps)
 
 
 @app.command()

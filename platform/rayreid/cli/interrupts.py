@@ -13,6 +13,7 @@ _END = 0  # no signal has this number
 @contextlib.contextmanager
 def answering_interrupts() -> Iterator[None]:
     """Print one line at the first Ctrl-C, whoever handles the signal: Ray Tune has a silent handler of its own."""
+    process = os.getpid()
     heard, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     before = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
@@ -21,11 +22,12 @@ def answering_interrupts() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.set_wakeup_fd(before)
-        os.write(wakeup, bytes([_END]))
-        answering.join()
-        os.close(wakeup)
-        os.close(heard)
+        if os.getpid() == process:  # a copy of it has neither the thread nor a pipe of its own
+            signal.set_wakeup_fd(before)
+            os.write(wakeup, bytes([_END]))
+            answering.join()
+            os.close(wakeup)
+            os.close(heard)
 
 
 def _answer(heard: int) -> None:

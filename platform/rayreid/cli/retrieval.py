@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from rayreid.cli.options import Debug, File, Overrides, Strict, experiment_of
+from rayreid.execution.standby import stand_by
 
 app = typer.Typer()
 
@@ -31,6 +32,7 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Compute the features of a folder of images or an image store with a trained model."""
+    stand_by()
     from rayreid.inference.predict import predict as compute
 
     compute(model, images, out, dataset, split, batch_size or "auto", strict)
@@ -58,6 +60,7 @@ def search(
     debug: Debug = False,
 ) -> None:
     """Search a gallery for the persons in some images: draw the most similar images, print keys and similarities."""
+    stand_by()
     from rayreid.inference.search import search as look
 
     look(queries, gallery, model, k, out, images, dataset, split, strict)
@@ -83,9 +86,11 @@ def compare(
 @app.command()
 def matrix(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
     """Evaluate every model (rows of the file, weights files) on every target, in one table."""
+    experiment = experiment_of(file, overrides)
+    stand_by()
     from rayreid.pipeline.matrix import matrix as evaluate
 
-    evaluate(experiment_of(file, overrides))
+    evaluate(experiment)
 
 
 @app.command()

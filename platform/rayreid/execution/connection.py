@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rayreid.errors import UserError, one_line
-from rayreid.execution import fork_client
+from rayreid.execution import fork_client, worker_setup
 from rayreid.execution.machine import usable_cpus
 from rayreid.execution.prestart import ALLOWED
 from rayreid.execution.private_ray import PrivateRay, private
-from rayreid.execution.ray_internals import PROCESSES, gpus_here
+from rayreid.execution.ray_internals import PROCESSES, gpus_here, lean_node
+from rayreid.execution.standby import appoint, can_fork, starts_own_ray
 from rayreid.masking import holds_credentials
 from rayreid.paths import cache_folder, data_path, inside_job, output_root
 from rayreid.tracking.store import tracking_uri
@@ -63,7 +64,7 @@ def connect() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if inside_job():
             ray.init(log_to_driver=False)
-        elif address and address != "local":
+        elif address and not starts_own_ray():
             _attach(address)
         else:
             _start(stack.enter_context(private()))
@@ -79,17 +80,18 @@ def _start(own: PrivateRay) -> None:
     places = {**own.environment, **_without_credentials(_places())}
     path = os.pathsep.join(filter(None, [str(_PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     try:
-        ray.init(
-            address="local",
-            num_cpus=usable_cpus(),
-            _temp_dir=str(own.folder),
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=True,
-            logging_level=logging.WARNING,
-            _system_config=PROCESSES,
-            runtime_env={"env_vars": {"PYTHONPATH": path, ALLOWED: "1", **places}, **_forked(own.private)},
-        )
+        with lean_node(Path(worker_setup.__file__)):
+            ray.init(
+                address="local",
+                num_cpus=usable_cpus(),
+                _temp_dir=str(own.folder),
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=True,
+                logging_level=logging.WARNING,
+                _system_config=PROCESSES,
+                runtime_env={"env_vars": {"PYTHONPATH": path, ALLOWED: "1", **places}, **_forked(own.private)},
+            )
     except Exception as error:
         # Ray raises a bare Exception where one of its processes ends, or is slow, while it starts.
         if not isinstance(error, OSError | RuntimeError) and type(error) is not Exception:
@@ -110,13 +112,11 @@ def _forked(folder: Path) -> dict[str, str]:
     Args:
         folder: A folder that only this user can enter, for the server's socket.
     """
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-    except (AttributeError, OSError):  # not Linux, an old one, or a Python that was built for an old one
+    if not can_fork() or gpus_here():
         return {}
-    if gpus_here():
-        return {}
-    client = [sys.executable, "-I", "-S", fork_client.__file__, str(folder / "fork"), ",".join(_IMPORTED)]
+    place = folder / "fork"
+    appoint(place, _IMPORTED)
+    client = [sys.executable, "-I", "-S", fork_client.__file__, str(place), ",".join(_IMPORTED)]
     return {"py_executable": shlex.join(client)}
 
 

@@ -5,7 +5,8 @@ what they need took 22 s of CPU time, measured for a training on one worker. A f
 the memory.
 
 Ray starts `rayreid.execution.fork_client` in place of Python (its runtime environment's `py_executable`), one for each
-worker. The first client starts the server, which ends with Ray's node manager.
+worker. The server is a copy of the command (`rayreid.execution.standby`), or else started by the first client. It ends
+with Ray's node manager.
 
 A forked process is what Ray's own would be, but for these:
 
@@ -64,8 +65,19 @@ def main(arguments: Sequence[str]) -> None:
         arguments: Descriptor of the socket on which the server listens, and the modules to import.
     """
     descriptor, *modules = arguments
+    serve(socket.socket(fileno=int(descriptor)), modules)
+
+
+def serve(listener: socket.socket, modules: Sequence[str], first: tuple[Request, socket.socket] | None = None) -> None:
+    """Serve until Ray's node manager ends; in a forked process, run what was asked for.
+
+    Args:
+        listener: The socket on which the server listens; it is closed at the end.
+        modules: The modules to import.
+        first: A request that was accepted already.
+    """
     environment = dict(os.environ)
-    with socket.socket(fileno=int(descriptor)) as listener:
+    with listener:
         manager = os.pidfd_open(int(environment[MANAGER]))
         gc.disable()
         with no_ids_drawn():
@@ -77,31 +89,52 @@ def main(arguments: Sequence[str]) -> None:
         gc.freeze()  # else a process that searches its objects for cycles would copy the memory that it shares
         added = {name: value for name, value in os.environ.items() if name not in environment}
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets processes that have ended
-        request = _serve(listener, manager, environment)
+        request = _serve(listener, manager, environment, first)
     if request is not None:
         os.close(manager)
         os.environ.update({name: value for name, value in added.items() if name not in os.environ})
         runpy.run_path(request.command[0], run_name="__main__")
 
 
-def _serve(listener: socket.socket, manager: int, environment: Mapping[str, str]) -> Request | None:
+def _serve(
+    listener: socket.socket,
+    manager: int,
+    environment: Mapping[str, str],
+    first: tuple[Request, socket.socket] | None,
+) -> Request | None:
     """Fork a process for each request; return the request in that process, and None when the node manager has ended."""
+    if first is not None and _forked(*first, environment):
+        return first[0]
     while not _readable(manager, listener.fileno()):
-        connection, _ = listener.accept()
-        connection.settimeout(_SECONDS)
-        request = _received(connection)
-        if request is not None:
-            different = _refused(request.environment, environment)
-            if different:
-                print("a process starts by itself because these variables differ:", *different)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            if not different and os.fork() == 0:
-                _become(request, connection)
-                return request
-            _close(request.descriptors)
-        connection.close()
+        request, connection = accept(listener)
+        if request is not None and _forked(request, connection, environment):
+            return request
     return None
+
+
+def accept(listener: socket.socket) -> tuple[Request | None, socket.socket]:
+    """Accept a client and return its request, None if it has gone, and the connection to it."""
+    connection, _ = listener.accept()
+    connection.settimeout(_SECONDS)
+    request = _received(connection)
+    if request is None:
+        connection.close()
+    return request, connection
+
+
+def _forked(request: Request, connection: socket.socket, environment: Mapping[str, str]) -> bool:
+    """Fork a process for a request, unless variables differ that may have been read; return whether this is it."""
+    different = _refused(request.environment, environment)
+    if different:
+        print("a process starts by itself because these variables differ:", *different)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not different and os.fork() == 0:
+        _become(request, connection)
+        return True
+    _close(request.descriptors)
+    connection.close()
+    return False
 
 
 def _readable(descriptor: int, *others: int, seconds: float | None = None) -> bool:
@@ -155,7 +188,9 @@ def _become(request: Request, connection: socket.socket) -> None:
         sys.argv = request.command
         if not request.environment.get("PYTHONSAFEPATH"):
             sys.path.insert(0, str(Path(request.command[0]).parent))
-        _compute_on(request.environment.get("OMP_NUM_THREADS", ""))
+        threads = request.environment.get("OMP_NUM_THREADS", "")
+        if threads.isdecimal() and int(threads) > 1:
+            compute_on(int(threads))
         _draw_differently()
         connection.sendall(str(os.getpid()).encode())
         connection.detach()  # it stays open, and its end tells the client of the process's
@@ -165,16 +200,14 @@ def _become(request: Request, connection: socket.socket) -> None:
         os._exit(1)
 
 
-def _compute_on(threads: str) -> None:
-    """Let numerical libraries that are imported already compute on the number of threads that they would have read."""
-    if not threads.isdecimal() or int(threads) < 2:
-        return
+def compute_on(threads: int) -> None:
+    """Let numerical libraries that are imported already compute on a number of threads that they would have read."""
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(int(threads))
+        sys.modules["torch"].set_num_threads(threads)
     with contextlib.suppress(ImportError):
         from threadpoolctl import threadpool_limits
 
-        threadpool_limits(int(threads), user_api="blas")
+        threadpool_limits(threads, user_api="blas")
 
 
 def _draw_differently() -> None:
