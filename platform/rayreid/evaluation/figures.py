@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
 
 from rayreid.errors import UserError
 from rayreid.files import write_atomically
@@ -52,9 +53,22 @@ def loss_curves(
     """
     columns = 2 if len(keys) == 4 else min(3, len(keys))
     lines = math.ceil(len(keys) / columns)
-    figure = canvas(3.3 * columns, 2.5 * lines)
+    width, height = 3.3 * columns, 2.5 * lines
+    # All panels have the same margins, in inches. A layout that is found by trying takes as long as the drawing.
+    left, right, bottom, top = 0.62, 0.14, 0.5, 0.32
+    figure = canvas(width, height, constrained=False)
+    grid = figure.add_gridspec(
+        lines,
+        columns,
+        left=left / width,
+        right=1 - right / width,
+        bottom=bottom / height,
+        top=1 - top / height,
+        wspace=(left + right) / (3.3 - left - right),
+        hspace=(bottom + top) / (2.5 - bottom - top),
+    )
     for i, key in enumerate(keys):
-        axes = dress(figure.add_subplot(lines, columns, i + 1), grid="both")
+        axes = dress(figure.add_subplot(grid[i // columns, i % columns]), grid="both")
         steps, values = _column(history, key, x)
         long = len(values) >= SMOOTH_FROM
         colour = PALETTE[i % len(PALETTE)]
@@ -64,6 +78,7 @@ def loss_curves(
         axes.set_title(key, fontsize=TEXT, color=INK, loc="left", fontweight="bold")
         axes.set_xlabel(x)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_formatter(_number)
         axes.margins(x=0.01)
         if np.ptp(values) <= 1e-9 * np.abs(values).max(initial=0):  # a constant curve, not its rounding errors
             half = 0.1 * abs(float(values[0])) or 1.0
@@ -167,7 +182,21 @@ def group_colours(count: int) -> list[str]:
 
 
 class PlainFigure(Figure):
-    """A figure whose texts are labels and keys of the user's, not formulas: a `$` in one is a dollar sign."""
+    """A figure whose texts are labels and keys of the user's, not formulas: a `$` in one is a dollar sign.
+
+    As a PNG it is drawn once, and has no alpha channel. Matplotlib draws it twice and compresses the channel, too.
+    """
+
+    def savefig(self, fname: Any, **options: Any) -> None:
+        """Write the figure to a file or stream; see `matplotlib.figure.Figure.savefig`."""
+        kind = options.get("format") or Path(fname).suffix[1:]
+        if kind != "png" or set(options) - {"format"}:
+            super().savefig(fname, **options)
+            return
+        drawn = FigureCanvasAgg(self)
+        drawn.draw()
+        pixels = np.asarray(drawn.buffer_rgba())[..., :3]
+        Image.fromarray(pixels).save(fname, format="png", dpi=(self.dpi, self.dpi))
 
     def draw(self, renderer: RendererBase) -> None:
         """Draw the figure."""
@@ -247,6 +276,11 @@ class Pictures:
         drawn = AxesImage(self._axes, extent=extent, origin="upper")
         drawn.set_data(image)
         return drawn
+
+
+def _number(value: float, position: float) -> str:
+    """Return a number as a tick's label, complete in itself: a common factor would need a line above the axes."""
+    return f"{value:.7g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
 
 
 def _column(

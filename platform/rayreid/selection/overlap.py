@@ -16,13 +16,19 @@ def rank_correlation(first: Priority, second: Priority) -> float:
     Returns:
         The correlation in [−1, 1]; NaN if the two share no ranked image, or if one gives all of them the same rank.
     """
-    from scipy.stats import rankdata  # takes a second, in every process that imports this module
-
     both = np.isfinite(first) & np.isfinite(second)
-    ranks = [rankdata(values[both]) for values in (first, second)]
-    if not both.any() or any(np.ptp(one) == 0 for one in ranks):
+    if not both.any():
         return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    ranks = np.stack([_ranks(values[both]) for values in (first, second)])
+    if (np.ptp(ranks, axis=1) == 0).any():
+        return float("nan")
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def _ranks(values: Priority) -> Priority:
+    """Return ranks from 1; equal values have the mean of theirs. Importing scipy's takes each scoring a second."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place])
 
 
 def jaccard(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> float:
