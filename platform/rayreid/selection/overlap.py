@@ -22,7 +22,7 @@ def rank_correlation(first: Priority, second: Priority) -> float:
     ranks = np.stack([_ranks(values[both]) for values in (first, second)])
     if (np.ptp(ranks, axis=1) == 0).any():
         return float("nan")
-    return float(np.corrcoef(ranks)[0, 1])
+    return float(np.asarray(np.corrcoef(ranks))[0, 1])
 
 
 def _ranks(values: Priority) -> Priority:
