@@ -80,9 +80,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         os.environ.pop("RAY_ADDRESS", None)
+        copy = None
         try:
             print(json.dumps(measure(options.one == KINDS[0], os.environ["RAYREID_ROOT"])))
-        except StandBy as copy:
+        except StandBy as raised:
+            copy = raised
+        if copy is not None:
             copy.serve()
         return
     found: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])

@@ -3,17 +3,18 @@
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rayreid.execution import fork_client
 
 TELL = """
-import json, os, random, signal, sys, time
+import gc, json, os, random, signal, sys, time
 import numpy
 report = {
     "arguments": sys.argv[1:],
@@ -26,6 +27,7 @@ report = {
     "process": os.getpid(),
     "group": os.getpgrp(),
     "parent": os.getppid(),
+    "thresholds": gc.get_threshold(),
     "threads": len(os.listdir("/proc/self/task")),
     "child_signal": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
     "drawn": [random.random(), float(numpy.random.random())],
@@ -60,11 +62,16 @@ class Place:
         self.environment = {"PATH": os.environ["PATH"], "PYTHONPATH": package, "RAY_RAYLET_PID": str(manager.pid)}
 
     def client(
-        self, *arguments: str, modules: str = "colorsys,numpy", folder: Path | None = None, **environment: str
+        self,
+        *arguments: str,
+        modules: str = "colorsys,numpy",
+        folder: Path | None = None,
+        options: Sequence[str] = (),
+        **environment: str,
     ) -> subprocess.Popen:
         client = [sys.executable, "-I", "-S", fork_client.__file__, str(self.folder / "fork"), modules]
         return subprocess.Popen(
-            [*client, str(self.script), *arguments],
+            ["bash", "-c", f"exec {shlex.join([*client, *options, str(self.script), *arguments])}"],
             env={**self.environment, **environment},
             cwd=folder or self.folder,
             stdout=subprocess.PIPE,

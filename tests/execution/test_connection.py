@@ -187,20 +187,31 @@ from rayreid.execution.standby import StandBy, stand_by
 def work():
     return "timm" in sys.modules, psutil.Process(os.getppid()).cmdline()
 
+def fail():
+    raise ValueError("it failed")
+
+copy = None
 try:
     stand_by()
-except StandBy as copy:
+except StandBy as raised:
+    copy = raised
+if copy is not None:
     copy.serve()
-else:
-    import ray
-    from rayreid.execution.connection import connect
+import ray
+from rayreid.execution.connection import connect
 
-    with connect():
-        print(ray.get(ray.remote(work).remote()) == (True, psutil.Process().cmdline()))
+with connect():
+    print(ray.get(ray.remote(work).remote()) == (True, psutil.Process().cmdline()))
+    try:
+        ray.get(ray.remote(fail).remote())
+    except ValueError as error:
+        print("StandBy" in str(error))
 """
     environment = {
-        name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_BACKEND_LOG_LEVEL")
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RAY_ADDRESS", "RAY_BACKEND_LOG_LEVEL", "PWD", "SHLVL")  # the last ones as in a container
     }
     environment["RAYREID_ROOT"] = str(tmp_path)
     done = subprocess.run([sys.executable, "-c", working], capture_output=True, text=True, env=environment, timeout=300)
-    assert (done.stdout, done.stderr) == ("True\n", "")
+    assert (done.stdout, done.stderr) == ("True\nFalse\n", "")

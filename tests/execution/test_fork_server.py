@@ -63,6 +63,14 @@ def test_where_the_modules_cannot_be_imported_processes_start_by_themselves(plac
         assert told["process"] == told["client"] and told["arguments"] == ["a"]
 
 
+def test_options_that_ray_puts_before_the_script_are_python_s(place):
+    """Ray passes on `-s`, with which it was started itself, or its user's PYTHONNOUSERSITE."""
+    for modules in ("colorsys,numpy", "no_such_module"):
+        told = place.told("a", options=("-s",), modules=modules)
+        assert told["modules"] == (modules != "no_such_module") and told["arguments"] == ["a"]
+        place.folder.joinpath("fork").unlink()
+
+
 def test_clients_that_come_at_once_share_one_server(place):
     running = [place.client(str(number)) for number in range(6)]
     told = [json.loads(one.communicate(timeout=30)[0]) for one in running]
@@ -200,10 +208,12 @@ def test_ray_s_processes_are_forked_and_are_gone_when_the_command_ends(no_shared
         assert "rayreid.execution.fork_server" in server.cmdline()
         assert all(parent == server.pid and timm for _, parent, _, timm, _ in found)
         assert [threads for _, _, threads, *_ in found] == [1, 1, 2]
-        running = {Path(part).name for one in psutil.Process().children(recursive=True) for part in one.cmdline()[:4]}
+        lines = [one.cmdline() for one in psutil.Process().children(recursive=True)]
+        running = {Path(part).name for line in lines for part in line[:4]}
         assert {"gcs_server", "raylet", "fork_client.py"} <= running
-        unused = {"dashboard.py", "monitor.py", "log_monitor.py", "setup_worker.py"}
-        assert not unused & running, "they cost each command seconds"
+        assert not {"dashboard.py", "monitor.py", "log_monitor.py"} & running, "they cost each command seconds"
+        [raylet] = [" ".join(line) for line in lines if line and line[0].endswith("/raylet")]
+        assert "/worker_setup.py" in raylet and "/setup_worker.py" not in raylet
         ids = [name for *_, drawn in found for name in drawn]
         assert len(set(ids)) == 6, "processes that draw the same ids take one another's placement groups and objects"
     server.wait(timeout=20)

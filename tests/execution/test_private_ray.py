@@ -1,11 +1,11 @@
 """A Ray that a command starts is reached through the loopback alone, and by nobody who does not have its token."""
 
+import contextlib
 import http.client
 import ipaddress
 import os
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -143,21 +143,17 @@ def test_a_task_with_the_token_runs(session):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("token", [None, WRONG], ids=["none", "wrong"])
-def test_no_listener_takes_a_job_without_the_token(session, token):
-    """Ray's agent would take them by HTTP, but is started without a server; what listens answers nothing like it."""
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-    answers = {}
+def test_no_listener_takes_a_job_or_tells_its_metrics_without_the_token(session, token):
+    """Ray's agent would do both by HTTP. It is started without these servers, and nothing else answers so."""
+    authorization = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = {"Content-Type": "application/json", **authorization}
+    answered = []
     for name, _, port in listening():
-        job = urllib.request.Request(
-            f"http://127.0.0.1:{port}/api/job_agent/jobs/", b'{"entrypoint": "true"}', headers, method="POST"
-        )
-        try:
-            answers[name] = urllib.request.urlopen(job, timeout=5).status
-        except urllib.error.HTTPError as error:
-            answers[name] = error.code
-        except (OSError, http.client.HTTPException):
-            continue
-    assert not [name for name, code in answers.items() if 200 <= code < 300]
+        for path, body in (("api/job_agent/jobs/", b'{"entrypoint": "true"}'), ("metrics", None)):
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", body, headers)
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                answered.append((name, path, urllib.request.urlopen(request, timeout=5).status))
+    assert answered == []
 
 
 @pytest.mark.ray

@@ -1,6 +1,9 @@
 """A copy of a command serves as the fork server would that the first client starts, and ends with the command."""
 
+import gc
+import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -12,7 +15,7 @@ import pytest
 from fork_place import Place, fork_place
 
 COMMAND = """
-import _thread, os, sys, time, types
+import _thread, gc, os, sys, time, types
 from pathlib import Path
 from rayreid.execution import standby
 
@@ -26,19 +29,25 @@ if "ray" in sys.argv:
     sys.modules["ray"] = types.ModuleType("ray")
 if "thread" in sys.argv:
     _thread.start_new_thread(time.sleep, (60,))
-with open(sys.argv[1] + ".left", "a") as left:
+gc.set_threshold(10_000, 10, 10)
+copy = None
+try:
     try:
         standby.stand_by()
-    except standby.StandBy as copy:
+    except standby.StandBy as raised:
+        copy = raised
+    if copy is not None:
         copy.serve()
-    else:
-        print(standby._waiting is not None, flush=True)
-        sys.stdin.readline()
-        standby.appoint(Path(sys.argv[1]), ["wave"])
-        print("appointed", flush=True)
-        sys.stdin.read()
+    print(standby._waiting is not None, flush=True)
+    sys.stdin.readline()
+    standby.appoint(Path(sys.argv[1]), ["wave"])
+    print("appointed", flush=True)
+    sys.stdin.read()
+except SystemExit:
+    pass
+Path(sys.argv[1] + ".end").touch()
 """
-"""What the command line does, with modules that are imported in no time. Ray's ones are not there when it is copied."""
+"""What the command line does, with modules that are imported in no time. Ray's are not there when it is copied."""
 
 
 class Command:
@@ -119,12 +128,24 @@ def test_the_copy_serves_with_the_variables_and_paths_of_its_first_client(place,
             str(Path(os.__file__).parent)
         )
         assert str(command.folder) not in told["paths"]
-        assert told["group"] == told["client"]
+        assert told["group"] == told["client"] and told["thresholds"] == list(gc.get_threshold())
     assert first["arguments"] == ["a"] and first["threads"] == 1 and first["drawn"] != second["drawn"]
     assert "RAYREID_COMPUTES_ON" not in first["environment"]
     assert second["environment"]["RAYREID_COMPUTES_ON"] == "2"
     place.manager.kill()
     assert command.gone()
+
+
+def test_a_process_ends_with_its_script_and_not_with_what_follows_in_the_command(place, start):
+    command = start()
+    command.appoint()
+    running = place.client("fail", modules="none")
+    printed, errors = running.communicate(timeout=30)
+    assert psutil.Process(json.loads(printed)["parent"]) in command.copies()
+    assert errors == "it failed\n"
+    place.manager.kill()
+    assert command.gone()
+    assert not place.folder.joinpath("fork.end").exists()
 
 
 def test_the_copy_ends_with_the_command_and_leaves_the_standard_streams_to_it(start):
@@ -168,6 +189,17 @@ def test_a_command_that_cannot_be_copied_is_not(start, kinds, environment):
     command = start(*kinds, **environment)
     assert not command.copied
     assert command.gone()
+
+
+def test_a_command_without_standard_streams_goes_on_and_is_not_copied(place):
+    script = place.folder / "command.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from rayreid.execution import standby\n"
+        "standby.stand_by(); Path(sys.argv[1]).write_text(str(standby._waiting))"
+    )
+    line = f"exec {shlex.join([sys.executable, str(script), str(place.folder / 'said')])} <&- >&-"
+    subprocess.run(["bash", "-c", line], env=place.environment, check=True, timeout=30)
+    assert place.folder.joinpath("said").read_text() == "None"
 
 
 def test_where_the_copy_has_ended_the_first_client_starts_the_server(place, start):

@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.excepthook = _show_masked
     for stream in (sys.stdout, sys.stderr):
         any_encoding(stream)
+    copy = None
     try:
         with answering_interrupts():
             app(arguments, standalone_mode=True, obj=display)
@@ -59,14 +60,16 @@ def main(arguments: list[str] | None = None) -> None:
         if end.code == _INTERRUPTED:
             print("rayreid: interrupted; run the same command again to resume", file=sys.stderr)
         raise
-    except StandBy as copy:
-        copy.serve()
+    except StandBy as raised:
+        copy = raised.with_traceback(None)
     except Exception as error:
         told = as_user_error(error, output_root)
         if display.traceback or told is None:
             raise
         print(masked(f"rayreid: {told}"), file=sys.stderr)
         sys.exit(2)
+    if copy is not None:
+        copy.serve()
 
 
 def _search_cycles_rarely() -> None:

@@ -14,7 +14,7 @@ from rayreid.execution import fork_client, worker_setup
 from rayreid.execution.machine import usable_cpus
 from rayreid.execution.prestart import ALLOWED
 from rayreid.execution.private_ray import PrivateRay, private
-from rayreid.execution.ray_internals import PROCESSES, gpus_here, lean_node
+from rayreid.execution.ray_internals import NO_METRICS, PROCESSES, gpus_here, lean_node
 from rayreid.execution.standby import appoint, can_fork, starts_own_ray
 from rayreid.masking import holds_credentials
 from rayreid.paths import cache_folder, data_path, inside_job, output_root
@@ -80,7 +80,7 @@ def _start(own: PrivateRay) -> None:
     places = {**own.environment, **_without_credentials(_places())}
     path = os.pathsep.join(filter(None, [str(_PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     try:
-        with lean_node(Path(worker_setup.__file__)):
+        with lean_node(Path(worker_setup.__file__) if can_fork() else None):
             ray.init(
                 address="local",
                 num_cpus=usable_cpus(),
@@ -89,7 +89,7 @@ def _start(own: PrivateRay) -> None:
                 log_to_driver=False,
                 configure_logging=True,
                 logging_level=logging.WARNING,
-                _system_config=PROCESSES,
+                _system_config={**PROCESSES, **NO_METRICS},
                 runtime_env={"env_vars": {"PYTHONPATH": path, ALLOWED: "1", **places}, **_forked(own.private)},
             )
     except Exception as error:

@@ -1,11 +1,12 @@
 """Becomes one of Ray's workers by asking `rayreid.execution.fork_server` for a process. Ray starts this file as Python.
 
-    python -I -S fork_client.py SOCKET MODULES SCRIPT ARGUMENTS
+    python -I -S fork_client.py SOCKET MODULES [-s] SCRIPT ARGUMENTS
 
-The first client starts the server, which imports MODULES (separated by commas) once. Each client then asks for a
-process that runs SCRIPT with ARGUMENTS with the client's environment, folder and streams, and ends when that process
-does; its exit status does not tell the process's. Where there is no server, or it refuses, the client becomes the
-process itself, as if Ray had started Python.
+The server is there already, or the first client starts it; it imports MODULES (separated by commas) once. Each client
+asks for a process that runs SCRIPT with ARGUMENTS with the client's environment, folder and streams, and ends when that
+process does; its exit status does not tell the process's. Where there is no server, or it refuses, the client becomes
+the process itself, as if Ray had started Python, with the options that Ray has put before SCRIPT. The server runs with
+the same ones.
 
 This file imports neither this package nor any other outside Python, so that a client starts in milliseconds.
 """
@@ -40,11 +41,12 @@ def main(arguments: Sequence[str]) -> None:
         arguments: Path of the server's socket, its modules, and the command to run.
     """
     place, modules, *command = arguments
+    script = next((number for number, word in enumerate(command) if not word.startswith("-")), len(command))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # it is for the process, which may not be known yet
     connection = process = None
     with contextlib.suppress(OSError, ValueError):
         connection = _reached(place, modules)
-        process = _requested(connection, command) if connection is not None else None
+        process = _requested(connection, command[script:]) if connection is not None else None
     if connection is None or process is None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.execv(sys.executable, [sys.executable, *command])
@@ -100,7 +102,7 @@ def _start(place: str, modules: str) -> None:
     listener.listen(64)
     if os.fork() == 0:
         os.setpgid(0, 0)  # when a worker ends, Ray ends its whole process group
-        log = os.open(f"{place}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        log = os.open(f"{place}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for descriptor, own in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
             os.dup2(descriptor, own)
         os.set_inheritable(listener.fileno(), True)

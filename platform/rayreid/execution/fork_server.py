@@ -15,6 +15,7 @@ A forked process is what Ray's own would be, but for these:
 - The server refuses a client whose environment differs from its own in a variable that may have been read already.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -23,13 +24,16 @@ import os
 import random
 import runpy
 import select
+import shutil
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 from rayreid.execution.fork_client import DESCRIPTORS, READY, SIZE
 from rayreid.execution.ray_internals import MANAGER, START_HOOK, no_ids_drawn
@@ -58,8 +62,8 @@ class Request:
     descriptors: tuple[int, ...]
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Serve until Ray's node manager ends; in a forked process, run what was asked for.
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Serve until Ray's node manager ends; in a forked process, run what was asked for. Then end the process.
 
     Args:
         arguments: Descriptor of the socket on which the server listens, and the modules to import.
@@ -68,8 +72,10 @@ def main(arguments: Sequence[str]) -> None:
     serve(socket.socket(fileno=int(descriptor)), modules)
 
 
-def serve(listener: socket.socket, modules: Sequence[str], first: tuple[Request, socket.socket] | None = None) -> None:
-    """Serve until Ray's node manager ends; in a forked process, run what was asked for.
+def serve(
+    listener: socket.socket, modules: Sequence[str], first: tuple[Request, socket.socket] | None = None
+) -> NoReturn:
+    """Serve until Ray's node manager ends; in a forked process, run what was asked for. Then end the process.
 
     Args:
         listener: The socket on which the server listens; it is closed at the end.
@@ -77,23 +83,45 @@ def serve(listener: socket.socket, modules: Sequence[str], first: tuple[Request,
         first: A request that was accepted already.
     """
     environment = dict(os.environ)
-    with listener:
-        manager = os.pidfd_open(int(environment[MANAGER]))
-        gc.disable()
-        with no_ids_drawn():
-            for module in modules:
-                importlib.import_module(module)
-                if _readable(manager, seconds=0):
-                    return
-        gc.enable()
-        gc.freeze()  # else a process that searches its objects for cycles would copy the memory that it shares
-        added = {name: value for name, value in os.environ.items() if name not in environment}
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets processes that have ended
-        request = _serve(listener, manager, environment, first)
-    if request is not None:
-        os.close(manager)
-        os.environ.update({name: value for name, value in added.items() if name not in os.environ})
-        runpy.run_path(request.command[0], run_name="__main__")
+    manager = os.pidfd_open(int(environment[MANAGER]))
+    gc.disable()
+    with no_ids_drawn():
+        for module in modules:
+            importlib.import_module(module)
+            if _readable(manager, seconds=0):
+                os._exit(0)
+    gc.enable()
+    gc.freeze()  # else a process that searches its objects for cycles would copy the memory that it shares
+    added = {name: value for name, value in os.environ.items() if name not in environment}
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets processes that have ended
+    request = _serve(listener, manager, environment, first)
+    if request is None:
+        os._exit(0)
+    listener.close()
+    os.close(manager)
+    os.environ.update({name: value for name, value in added.items() if name not in os.environ})
+    _run(request.command[0])
+
+
+def _run(script: str) -> NoReturn:
+    """Run a script as Python's own process would, and end this one as Python ends, whatever it was in the middle of."""
+    status: Any = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    if not isinstance(status, int | None):
+        print(status, file=sys.stderr)
+        status = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit((status or 0) & 0xFF)
 
 
 def _serve(
@@ -183,6 +211,7 @@ def _become(request: Request, connection: socket.socket) -> None:
             os.dup2(given, own)
         _close(request.descriptors)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        atexit.unregister(shutil.rmtree)  # matplotlib's folder, if it has none of the user's, is the server's
         os.environ.clear()
         os.environ.update(request.environment)
         sys.argv = request.command

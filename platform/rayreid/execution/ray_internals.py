@@ -28,6 +28,10 @@ PROCESSES = {"idle_worker_killing_time_threshold_ms": 600_000, "prestart_worker_
 """Settings of a cluster's worker processes. Idle ones stay for ten minutes: Ray's own second is shorter than a
 training, after which the next small pass would start processes again. None are started before they are asked for: those
 would lack the runtime environment, so nothing here could use them."""
+NO_METRICS = {"enable_metrics_collection": False}
+"""Settings of a cluster whose metrics nobody collects: else each node serves them to all who ask, without a token."""
+_NOBODY = b"127.0.0.1:9"
+"""An address at which nothing answers: that of a service which discards all it gets, and which only root can offer."""
 _CALL_SECONDS = 10.0
 
 
@@ -123,23 +127,28 @@ def loopback_only() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lean_node(worker_setup: Path) -> Iterator[None]:
+def lean_node(worker_setup: Path | None) -> Iterator[None]:
     """Let a Ray that is started within a `with` block leave out the processes that nothing uses.
 
     These are a dashboard's server (with `include_dashboard=False` Ray starts it all the same, for statistics of usage),
     a monitor that asks a cloud for machines, and one that sends the workers' logs to this process. The agent of each
-    node does without its own web server. They took a third of the time in which Ray starts.
+    node does without its web server. They took a third of the time in which Ray starts.
 
     Args:
-        worker_setup: The file that Ray starts as Python for each worker; see `rayreid.execution.worker_setup`.
+        worker_setup: The file that Ray starts as Python for each worker; see `rayreid.execution.worker_setup`. None:
+            Ray's own.
     """
-    from ray._private import node, utils
+    from ray._private import node, ray_constants, utils
 
     class LeanNode(node.Node):
         _ray_params: Any
 
         def start_api_server(self, **options: Any) -> None:
             self._webui_url = ""
+            # Without an address, the agent asks for it each second for ever, and logs each time that there is none.
+            self.get_gcs_client().internal_kv_put(
+                ray_constants.DASHBOARD_ADDRESS.encode(), _NOBODY, True, ray_constants.KV_NAMESPACE_DASHBOARD
+            )
 
         def start_monitor(self) -> None:
             pass
@@ -148,7 +157,8 @@ def lean_node(worker_setup: Path) -> Iterator[None]:
             pass
 
         def start_raylet(self, *arguments: Any, **options: Any) -> None:
-            self._ray_params.setup_worker_path = str(worker_setup)
+            if worker_setup is not None:
+                self._ray_params.setup_worker_path = str(worker_setup)
             super().start_raylet(*arguments, **options)
 
     module: Any = node

@@ -9,6 +9,7 @@ A process that has started threads cannot be copied: in the copy they are missin
 then, nor on a machine with GPUs, nor where Ray is imported already or is another's; `fork_client` starts the server.
 """
 
+import contextlib
 import gc
 import importlib
 import os
@@ -20,6 +21,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from rayreid.execution import fork_server
 from rayreid.paths import inside_job
@@ -32,9 +34,12 @@ _MODULES = (
 )
 """Modules that the command and the server both need and that take seconds; none imports Ray."""
 _LATE_PREFIXES = ("RAY_", "RAYREID_", "MLFLOW_", "GLOO_", "NCCL_", "TUNE_")
-_LATE = ("PYTHONPATH", "OMP_NUM_THREADS", "SPT_NOENV")
+_LATE = ("PYTHONPATH", "OMP_NUM_THREADS", "SPT_NOENV", "PWD", "OLDPWD", "SHLVL", "_")
 """Variables that may differ between the command and Ray's processes: nothing in `_MODULES` reads them, or what they say
-is done after the copy. The last one is set by the module with which Ray names its processes."""
+is done after the copy. The module with which Ray names its processes sets one of them, and the shell through which Ray
+starts them the last four."""
+_THRESHOLDS = gc.get_threshold()
+"""How often Python searches for cycles by itself; a command changes this."""
 
 _SAFE_THREADS = ("jemalloc_bg_thd",)
 """Threads that do not count: jemalloc, which Arrow allocates with, starts its own again after a fork."""
@@ -55,16 +60,18 @@ class _Appointment:
 
 
 class StandBy(BaseException):
-    """Raised in the copy, in place of the command's further work: catch it where nothing more follows, and `serve`."""
+    """Raised in the copy, in place of the command's further work: catch it, leave the handler, and `serve`."""
 
     def __init__(self, link: socket.socket):
         super().__init__()
         self._link = link
         self._environment = dict(os.environ)
 
-    def serve(self) -> None:
-        """Wait for an appointment, then serve; return in a process that has been forked and has done its work."""
-        os.setpgid(0, 0)  # Ctrl-C is for the command
+    def serve(self) -> NoReturn:
+        """Wait for an appointment, serve, and end this process."""
+        os.setpgid(0, 0)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for the command, as in all of Ray
+        gc.set_threshold(*_THRESHOLDS)
         link = self._link.fileno()
         os.closerange(3, link)
         os.closerange(link + 1, _DESCRIPTORS)
@@ -122,27 +129,28 @@ def stand_by() -> None:
     global _waiting
     if _waiting is not None or "ray" in sys.modules or not starts_own_ray() or not can_fork():
         return
+    if None in (sys.stdin, sys.stdout, sys.stderr):  # their descriptors may be another thing's
+        return
     for module in _MODULES:
         importlib.import_module(module)
     import torch
 
     if torch.cuda.is_available():
         return
-    own, other = socket.socketpair()
-    sys.stdout.flush()
-    sys.stderr.flush()
     gc.freeze()  # a search for cycles would copy the memory that the two processes share
-    child = os.fork()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        own, other = socket.socketpair()
+        child = os.fork()
+    except OSError:  # no more processes or memory: the server will be started by itself, or not
+        return
     if child == 0:
         own.close()
-        if os.fork() != 0:
-            os._exit(0)
         raise StandBy(other)
-    os.waitpid(child, 0)
     other.close()
     # Numerical libraries have stopped their threads for the fork; those that are left must be Python's own.
-    running = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
-    if len([name for name in running if name not in _SAFE_THREADS]) == threading.active_count():
+    if _threads() == threading.active_count():
         _waiting = own
     else:
         own.close()
@@ -178,9 +186,18 @@ def can_fork() -> bool:
     return True
 
 
+def _threads() -> int:
+    """Return how many threads of this process count."""
+    names = []
+    for task in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # it has ended
+            names.append(task.read_text().strip())
+    return len([name for name in names if name not in _SAFE_THREADS])
+
+
 def _direct(path: str) -> None:
     """Let the standard input be empty, and the outputs go to a file."""
-    with Path(os.devnull).open() as nothing, Path(path).open("w") as log:
+    with Path(os.devnull).open() as nothing, Path(path).open("a") as log:
         for stream, own in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(stream.fileno(), own)
 
