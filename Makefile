@@ -28,6 +28,8 @@ TEST_WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 SPREAD := --numprocesses $(TEST_WORKERS) --dist loadfile
 FAST   := -m "not ray and not slow and not gpu"
+# Reading all test files takes half a minute.
+WITH_RAY = $(shell grep -rl "mark\.ray" tests --include="test_*.py")
 
 .PHONY: help install demo test test-ray test-slow test-most test-thorough test-all test-newest fuzz crash-points coverage format lint types hooks check clean docs
 
@@ -55,19 +57,19 @@ test: $(READY)    ## run the fast tests: all except those marked ray, slow or gp
 	$(PYTEST) $(SPREAD) $(FAST)
 
 test-ray: $(READY) ## run the tests that need Ray, except the slow ones
-	$(PYTEST) $(SPREAD) -m "ray and not slow and not gpu"
+	$(PYTEST) $(SPREAD) -m "ray and not slow and not gpu" $(WITH_RAY)
 
 test-slow: $(READY) ## run the slow tests, except the thorough ones
 	$(PYTEST) $(SPREAD) -m "slow and not thorough and not ray and not gpu"
-	$(PYTEST) $(SPREAD) -m "slow and not thorough and ray and not gpu"
+	$(PYTEST) $(SPREAD) -m "slow and not thorough and ray and not gpu" $(WITH_RAY)
 
 test-thorough: $(READY) ## run the tests that show more of what others show a part of
 	$(PYTEST) $(SPREAD) -m "thorough and not ray and not gpu"
-	$(PYTEST) $(SPREAD) -m "thorough and ray and not gpu"
+	$(PYTEST) $(SPREAD) -m "thorough and ray and not gpu" $(WITH_RAY)
 
 test-most: $(READY) ## run what test, test-ray and test-slow run, in less time
 	$(PYTEST) $(SPREAD) -m "not ray and not thorough and not gpu"
-	$(PYTEST) $(SPREAD) -m "ray and not thorough and not gpu"
+	$(PYTEST) $(SPREAD) -m "ray and not thorough and not gpu" $(WITH_RAY)
 
 test-all: test-most test-thorough ## run all tests except those that need a GPU
 

@@ -23,8 +23,14 @@ def pytest_collection_modifyitems(items):
     """Run tests that need Ray last, and skip those that need a GPU where there is none.
 
     The Ray that tests share must not run beside tests that expect none.
+
+    Raises:
+        UsageError: `make test-ray` would not read the file of a test that needs Ray.
     """
     items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+    for file in {item.path for item in items if item.get_closest_marker("ray")}:
+        if "mark.ray" not in file.read_text():
+            raise pytest.UsageError(f"{file} has tests that need Ray and does not say mark.ray: see the Makefile")
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -22,7 +22,13 @@ def test_some_points_of_each_stage(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.thorough)])
-@pytest.mark.parametrize("name", NAMES)
-def test_the_points_of_each_stage(name, every, tmp_path):
+@pytest.mark.parametrize(("name", "every"), [(name, 27 if name == "training" else 9) for name in NAMES])
+def test_many_points_of_each_stage(name, every, tmp_path):
     assert not wrong(name, tmp_path, every)
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", NAMES)
+def test_the_points_of_each_stage(name, tmp_path):
+    assert not wrong(name, tmp_path, every=1)
