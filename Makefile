@@ -29,7 +29,7 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 SPREAD := --numprocesses $(TEST_WORKERS) --dist loadfile
 FAST   := -m "not ray and not slow and not gpu"
 # Reading all test files takes half a minute.
-WITH_RAY = $(shell grep -rl "mark\.ray" tests --include="test_*.py")
+WITH_RAY = $(sort $(shell grep -rl "mark\.ray" tests --include="test_*.py"))
 
 .PHONY: help install demo test test-ray test-slow test-most test-thorough test-all test-newest fuzz crash-points coverage format lint types hooks check clean docs
 
@@ -112,4 +112,4 @@ hooks: $(READY)   ## run lint and types before every commit, by pre-commit
 check: lint types test test-ray ## run everything that a change must pass
 
 clean:            ## remove the environments and caches (not the outputs)
-	rm -rf $(VENV) $(NEWEST) site .pytest_cache .mypy_cache .ruff_cache .coverage *.egg-info platform/*.egg-info
+	rm -rf $(VENV) $(NEWEST) .uv site .pytest_cache .mypy_cache .ruff_cache .coverage *.egg-info platform/*.egg-info
