@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 from rayreid.execution import fork_client
 
 TELL = """
-import gc, json, os, random, signal, sys, time
+import gc, json, os, random, resource, signal, sys, time
 import numpy
 report = {
     "arguments": sys.argv[1:],
@@ -27,6 +28,9 @@ report = {
     "process": os.getpid(),
     "group": os.getpgrp(),
     "parent": os.getppid(),
+    "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    "memory": open("/proc/self/oom_score_adj").read().strip(),
+    "user_site": not sys.flags.no_user_site,
     "thresholds": gc.get_threshold(),
     "threads": len(os.listdir("/proc/self/task")),
     "child_signal": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
@@ -41,6 +45,9 @@ if "fail" in sys.argv:
     sys.exit("it failed")
 """
 """The script that stands for Ray's worker."""
+FILES, MEMORY = 777, "321"
+"""The limit of open files of what stands for Ray's node manager, and what Ray sets for its workers: how soon Linux may
+end them to free memory."""
 
 
 @contextlib.contextmanager
@@ -57,6 +64,8 @@ class Place:
     def __init__(self, folder: Path, manager: subprocess.Popen):
         self.folder, self.manager, self.script = folder, manager, folder / "scripts" / "tell.py"
         self.script.parent.mkdir()
+        _, most = resource.prlimit(manager.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(manager.pid, resource.RLIMIT_NOFILE, (FILES, most))
         self.script.write_text(TELL)
         package = str(Path(fork_client.__file__).parents[2])
         self.environment = {"PATH": os.environ["PATH"], "PYTHONPATH": package, "RAY_RAYLET_PID": str(manager.pid)}
@@ -70,8 +79,9 @@ class Place:
         **environment: str,
     ) -> subprocess.Popen:
         client = [sys.executable, "-I", "-S", fork_client.__file__, str(self.folder / "fork"), modules]
+        line = shlex.join([*client, *options, str(self.script), *arguments])
         return subprocess.Popen(
-            ["bash", "-c", f"exec {shlex.join([*client, *options, str(self.script), *arguments])}"],
+            ["bash", "-c", f"echo {MEMORY} > /proc/self/oom_score_adj; exec {line}"],
             env={**self.environment, **environment},
             cwd=folder or self.folder,
             stdout=subprocess.PIPE,

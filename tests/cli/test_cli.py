@@ -789,3 +789,19 @@ def test_help_is_quick_and_names_the_commands():
         *LOOKING,
     ):
         assert f" {command} " in done.stdout
+
+
+def test_the_traceback_of_a_mistake_of_ours_hides_credentials():
+    """Typer replaces the hook that prints it."""
+    failing = """
+from rayreid.cli import app, main
+
+@app.command()
+def fail():
+    raise RuntimeError("mysql://user:secret-word@host/database")
+
+main(["fail"])
+"""
+    done = subprocess.run([sys.executable, "-c", failing], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "mysql://" in done.stderr
+    assert "secret-word" not in done.stderr

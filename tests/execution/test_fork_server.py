@@ -1,5 +1,6 @@
 """A process that is forked for Ray is what a process that Ray starts would be, except that it begins with modules."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -16,7 +17,7 @@ import pytest
 import ray
 from ray._raylet import JobID, PlacementGroupID
 
-from fork_place import fork_place
+from fork_place import FILES, MEMORY, fork_place
 from rayreid.execution import fork_client, fork_server
 from rayreid.execution.connection import connect
 
@@ -35,6 +36,7 @@ def test_processes_are_forked_from_one_that_has_imported_the_modules(place):
         assert told["modules"] and told["main"] == "__main__" and told["threads"] == 1 and told["child_signal"]
         assert told["folder"] == str(place.folder) and told["path"] == str(place.script.parent)
         assert told["group"] == told["client"], "Ray ends the process group of its own process"
+        assert (told["files"], told["memory"]) == (FILES, MEMORY) and told["user_site"]
         wanted = {**place.environment, "OMP_NUM_THREADS": ""}
         assert {name: told["environment"].get(name, "") for name in wanted} == wanted
     assert first["arguments"] == ["a", "b c"] and second["arguments"] == ["d"]
@@ -68,6 +70,7 @@ def test_options_that_ray_puts_before_the_script_are_python_s(place):
     for modules in ("colorsys,numpy", "no_such_module"):
         told = place.told("a", options=("-s",), modules=modules)
         assert told["modules"] == (modules != "no_such_module") and told["arguments"] == ["a"]
+        assert not told["user_site"]
         place.folder.joinpath("fork").unlink()
 
 
@@ -208,7 +211,10 @@ def test_ray_s_processes_are_forked_and_are_gone_when_the_command_ends(no_shared
         assert "rayreid.execution.fork_server" in server.cmdline()
         assert all(parent == server.pid and timm for _, parent, _, timm, _ in found)
         assert [threads for _, _, threads, *_ in found] == [1, 1, 2]
-        lines = [one.cmdline() for one in psutil.Process().children(recursive=True)]
+        lines = []
+        for one in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has ended
+                lines.append(one.cmdline())
         running = {Path(part).name for line in lines for part in line[:4]}
         assert {"gcs_server", "raylet", "fork_client.py"} <= running
         assert not {"dashboard.py", "monitor.py", "log_monitor.py"} & running, "they cost each command seconds"

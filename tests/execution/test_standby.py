@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fork_place import Place, fork_place
+from fork_place import FILES, MEMORY, Place, fork_place
 
 COMMAND = """
-import _thread, gc, os, sys, time, types
+import _thread, gc, os, sys, threading, time, types
 from pathlib import Path
 from rayreid.execution import standby
 
@@ -28,6 +28,9 @@ if "ray" in sys.argv:
     sys.modules["ray"] = types.ModuleType("ray")
 if "thread" in sys.argv:
     _thread.start_new_thread(time.sleep, (60,))
+if "threads" in sys.argv:
+    for _ in range(2):
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 gc.set_threshold(10_000, 10, 10)
 copy = None
 try:
@@ -128,6 +131,7 @@ def test_the_copy_serves_with_the_variables_and_paths_of_its_first_client(place,
         )
         assert str(command.folder) not in told["paths"]
         assert told["group"] == told["client"] and told["thresholds"] != [10_000, 10, 10]
+        assert (told["files"], told["memory"]) == (FILES, MEMORY)
     assert first["arguments"] == ["a"] and first["threads"] == 1 and first["drawn"] != second["drawn"]
     assert "RAYREID_COMPUTES_ON" not in first["environment"]
     assert second["environment"]["RAYREID_COMPUTES_ON"] == "2"
@@ -145,6 +149,22 @@ def test_a_process_ends_with_its_script_and_not_with_what_follows_in_the_command
     place.manager.kill()
     assert command.gone()
     assert not place.folder.joinpath("fork.end").exists()
+
+
+def test_a_signal_at_the_end_of_a_process_does_not_lead_back_into_the_command(place, start):
+    """Ray's handler of SIGTERM raises SystemExit, which here comes while Python waits for a thread."""
+    place.script.write_text(
+        "import os, signal, sys, threading, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\n"
+        "later = lambda: (time.sleep(0.5), os.kill(os.getpid(), signal.SIGTERM), time.sleep(60))\n"
+        "threading.Thread(target=later).start()"
+    )
+    command = start()
+    command.appoint()
+    place.client(modules="none").communicate(timeout=30)
+    assert not place.folder.joinpath("fork.end").exists()
+    place.manager.kill()
+    assert command.gone()
 
 
 def test_the_copy_ends_with_the_command_and_leaves_the_standard_streams_to_it(start):
@@ -177,12 +197,13 @@ def test_where_variables_were_read_already_the_server_starts_by_itself(place, st
     ("kinds", "environment"),
     [
         (["thread"], {}),
+        (["threads"], {}),
         (["gpu"], {}),
         (["ray"], {}),
         ([], {"RAY_ADDRESS": "10.0.0.1:6379"}),
         ([], {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}),
     ],
-    ids=["thread", "gpu", "ray", "cluster", "job"],
+    ids=["thread", "threads", "gpu", "ray", "cluster", "job"],
 )
 def test_a_command_that_cannot_be_copied_is_not(start, kinds, environment):
     command = start(*kinds, **environment)

@@ -49,7 +49,6 @@ def main(arguments: list[str] | None = None) -> None:
     """
     _search_cycles_rarely()
     display = ErrorDisplay()
-    sys.excepthook = _show_masked
     for stream in (sys.stdout, sys.stderr):
         any_encoding(stream)
     copy = None
@@ -65,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         told = as_user_error(error, output_root)
         if display.traceback or told is None:
+            sys.excepthook = _show_masked  # Typer has put its own in place of it
             raise
         print(masked(f"rayreid: {told}"), file=sys.stderr)
         sys.exit(2)

@@ -6,12 +6,15 @@ the top of this module. Save a figure with `figure.savefig(path)`.
 
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -55,7 +58,7 @@ def loss_curves(
     lines = math.ceil(len(keys) / columns)
     width, height = 3.3 * columns, 2.5 * lines
     # All panels have the same margins, in inches. A layout that is found by trying takes as long as the drawing.
-    left, right, bottom, top = 0.62, 0.14, 0.5, 0.32
+    left, right, bottom, top = 0.7, 0.26, 0.5, 0.32
     figure = canvas(width, height, constrained=False)
     grid = figure.add_gridspec(
         lines,
@@ -78,7 +81,8 @@ def loss_curves(
         axes.set_title(key, fontsize=TEXT, color=INK, loc="left", fontweight="bold")
         axes.set_xlabel(x)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_formatter(_number)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(partial(_number, axis))
         axes.margins(x=0.01)
         if np.ptp(values) <= 1e-9 * np.abs(values).max(initial=0):  # a constant curve, not its rounding errors
             half = 0.1 * abs(float(values[0])) or 1.0
@@ -189,7 +193,8 @@ class PlainFigure(Figure):
 
     def savefig(self, fname: Any, **options: Any) -> None:
         """Write the figure to a file or stream; see `matplotlib.figure.Figure.savefig`."""
-        kind = options.get("format") or Path(fname).suffix[1:]
+        options = {name: value for name, value in options.items() if value is not None}
+        kind = options.get("format") or (Path(fname).suffix[1:] if isinstance(fname, str | os.PathLike) else "png")
         if kind != "png" or set(options) - {"format"}:
             super().savefig(fname, **options)
             return
@@ -278,9 +283,11 @@ class Pictures:
         return drawn
 
 
-def _number(value: float, position: float) -> str:
-    """Return a number as a tick's label, complete in itself: a common factor would need a line above the axes."""
-    return f"{value:.7g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
+def _number(axis: Axis, value: float, position: float) -> str:
+    """Return a tick's label, a number complete in itself: a common factor would need a line above the axes."""
+    low, high = axis.get_view_interval()
+    digits = 3 + math.ceil(math.log10(max(abs(low), abs(high)) / (high - low))) if high > low else 7
+    return f"{value:.{max(7, digits)}g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
 
 
 def _column(

@@ -5,8 +5,8 @@
 The server is there already, or the first client starts it; it imports MODULES (separated by commas) once. Each client
 asks for a process that runs SCRIPT with ARGUMENTS with the client's environment, folder and streams, and ends when that
 process does; its exit status does not tell the process's. Where there is no server, or it refuses, the client becomes
-the process itself, as if Ray had started Python, with the options that Ray has put before SCRIPT. The server runs with
-the same ones.
+the process itself, as if Ray had started Python, with the options that Ray has put before SCRIPT. The server has the
+same options, or is a copy of a command that has them.
 
 This file imports neither this package nor any other outside Python, so that a client starts in milliseconds.
 """
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # it is for the process, which may not be known yet
     connection = process = None
     with contextlib.suppress(OSError, ValueError):
-        connection = _reached(place, modules)
+        connection = _reached(place, modules, command[:script])
         process = _requested(connection, command[script:]) if connection is not None else None
     if connection is None or process is None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -62,7 +62,7 @@ def _pass_on(number: int, process: int) -> None:
         os.kill(process, number)
 
 
-def _reached(place: str, modules: str) -> socket.socket | None:
+def _reached(place: str, modules: str, options: Sequence[str]) -> socket.socket | None:
     """Return a connection to the server, which is started if there is none yet; None if it has ended.
 
     Raises:
@@ -77,7 +77,7 @@ def _reached(place: str, modules: str) -> socket.socket | None:
             connection.connect(place)
             return connection
         except FileNotFoundError:
-            _start(place, modules)
+            _start(place, modules, options)
         except ConnectionRefusedError:  # it does not listen yet, or no more
             if time.monotonic() > until:
                 os.close(os.open(ended, os.O_WRONLY | os.O_CREAT, 0o600))  # later clients need not wait
@@ -86,7 +86,7 @@ def _reached(place: str, modules: str) -> socket.socket | None:
     return None
 
 
-def _start(place: str, modules: str) -> None:
+def _start(place: str, modules: str, options: Sequence[str]) -> None:
     """Start the server, unless another client is about to: only one can create the socket.
 
     Raises:
@@ -108,7 +108,7 @@ def _start(place: str, modules: str) -> None:
         os.set_inheritable(listener.fileno(), True)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         # -P: as in Ray's own process, a file of the current folder hides no module.
-        server = ["-P", "-m", "rayreid.execution.fork_server", str(listener.fileno()), *modules.split(",")]
+        server = [*options, "-P", "-m", "rayreid.execution.fork_server", str(listener.fileno()), *modules.split(",")]
         # Numerical libraries read the number of threads when they are loaded, and start them: these would be lost in
         # a forked process, and waited for.
         os.execve(sys.executable, [sys.executable, *server], {**os.environ, "OMP_NUM_THREADS": "1"})

@@ -22,11 +22,13 @@ import importlib
 import json
 import os
 import random
+import resource
 import runpy
 import select
 import shutil
 import signal
 import socket
+import struct
 import sys
 import threading
 import traceback
@@ -82,8 +84,23 @@ def serve(
         modules: The modules to import.
         first: A request that was accepted already.
     """
+    try:
+        _serve_or_run(listener, modules, first)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(1)
+
+
+def _serve_or_run(
+    listener: socket.socket, modules: Sequence[str], first: tuple[Request, socket.socket] | None
+) -> NoReturn:
     environment = dict(os.environ)
     manager = os.pidfd_open(int(environment[MANAGER]))
+    with contextlib.suppress(OSError, ValueError):  # Ray raises the limit of open files for its own processes
+        files = resource.prlimit(int(environment[MANAGER]), resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, files)
     gc.disable()
     with no_ids_drawn():
         for module in modules:
@@ -96,6 +113,8 @@ def serve(
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets processes that have ended
     request = _serve(listener, manager, environment, first)
     if request is None:
+        if first is None:  # this is no copy of a command, so what ends it is its own
+            atexit._run_exitfuncs()
         os._exit(0)
     listener.close()
     os.close(manager)
@@ -105,23 +124,33 @@ def serve(
 
 def _run(script: str) -> NoReturn:
     """Run a script as Python's own process would, and end this one as Python ends, whatever it was in the middle of."""
-    status: Any = 0
+    status = 1
     try:
-        runpy.run_path(script, run_name="__main__")
-    except SystemExit as end:
-        status = end.code
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        status = 1
-    if not isinstance(status, int | None):
-        print(status, file=sys.stderr)
-        status = 1
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit((status or 0) & 0xFF)
+        try:
+            runpy.run_path(script, run_name="__main__")
+            status = 0
+        except SystemExit as end:
+            status = _status(end.code)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        # A signal's handler may raise another SystemExit here, which Python would report and go on.
+        with contextlib.suppress(BaseException):
+            threading._shutdown()  # type: ignore[attr-defined]
+        with contextlib.suppress(BaseException):
+            atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(BaseException):
+                stream.flush()
+    finally:
+        os._exit(status)
+
+
+def _status(code: Any) -> int:
+    """Return the exit status for what `sys.exit` was given, and print that if it is a message."""
+    if code is None or isinstance(code, int):
+        return (code or 0) & 0xFF
+    print(code, file=sys.stderr)
+    return 1
 
 
 def _serve(
@@ -204,6 +233,9 @@ def _become(request: Request, connection: socket.socket) -> None:
     If it cannot, this process ends, and the client becomes the process.
     """
     try:
+        with contextlib.suppress(OSError):  # how soon Linux may end it to free memory
+            client, *_ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            Path("/proc/self/oom_score_adj").write_text(Path(f"/proc/{client}/oom_score_adj").read_text())
         *streams, folder = request.descriptors
         os.setpgid(0, request.group)
         os.fchdir(folder)

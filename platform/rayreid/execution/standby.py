@@ -5,19 +5,23 @@ training as long. A command therefore calls `stand_by` before it imports Ray: Ra
 imported that only its workers have. The copy imports Ray when the first of Ray's processes is asked for, with the
 variables of that one.
 
-A process that has started threads cannot be copied: in the copy they are missing, and waited for. There is no copy
-then, nor on a machine with GPUs, nor where Ray is imported already or is another's; `fork_client` starts the server.
+A process in which a library has started threads cannot be copied: in the copy they are missing, and waited for. There
+is no copy then, nor on a machine with GPUs, nor where Ray is imported already or is another's. `fork_client` starts the
+server there.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +73,18 @@ class StandBy(BaseException):
 
     def serve(self) -> NoReturn:
         """Wait for an appointment, serve, and end this process."""
+        try:
+            self._serve()
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(1)
+
+    def _serve(self) -> NoReturn:
         os.setpgid(0, 0)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for the command, as in all of Ray
         gc.set_threshold(*_THRESHOLDS)
+        atexit.unregister(shutil.rmtree)  # matplotlib's folder, if it has none of the user's, is the command's
         link = self._link.fileno()
         os.closerange(3, link)
         os.closerange(link + 1, _DESCRIPTORS)
@@ -138,22 +151,27 @@ def stand_by() -> None:
     if torch.cuda.is_available():
         return
     gc.freeze()  # a search for cycles would copy the memory that the two processes share
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for the command, as in all of Ray
     try:
         sys.stdout.flush()
         sys.stderr.flush()
         own, other = socket.socketpair()
         child = os.fork()
     except OSError:  # no more processes or memory: the server will be started by itself, or not
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         return
     if child == 0:
         own.close()
         raise StandBy(other)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     other.close()
-    # Numerical libraries have stopped their threads for the fork; those that are left must be Python's own.
-    if _threads() == threading.active_count():
+    # Numerical libraries have stopped their threads for the fork. Those that are left must be this one and the one that
+    # answers Ctrl-C.
+    if _threads() == threading.active_count() <= 2:
         _waiting = own
     else:
         own.close()
+        os.waitpid(child, 0)
 
 
 def appoint(place: Path, modules: Sequence[str]) -> None:
