@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from scipy.stats import t as student
 
-from rayreid.evaluation.figures import INK, PALETTE, SMALL, canvas, dress
+from rayreid.evaluation.canvas import INK, PALETTE, SMALL, canvas, dress
 
 CONFIDENCE = 0.95
 NEEDED = (

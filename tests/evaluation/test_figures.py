@@ -9,8 +9,10 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from rayreid.evaluation.figures import SMOOTH_FROM, image_sheet, loss_curves, score_histogram
+from rayreid.evaluation.curves import SMOOTH_FROM, loss_curves
+from rayreid.evaluation.image_sheets import image_sheet
 from rayreid.evaluation.retrieval_figures import QUERY, RIGHT, WRONG, cmc_curve, ranked_lists
+from rayreid.evaluation.score_figures import score_histogram
 
 
 def image(height=40, width=20, value=100):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rayreid.evaluation.figures import image_sheet, score_histogram
+from rayreid.evaluation.image_sheets import image_sheet
 from rayreid.evaluation.page import Page
+from rayreid.evaluation.score_figures import score_histogram
 
 VOID = {"meta", "img"}
 

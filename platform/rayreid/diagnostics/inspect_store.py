@@ -95,7 +95,8 @@ def _size(count: int) -> str:
 
 
 def _draw(store: ImageStore, path: Path) -> None:
-    from rayreid.evaluation.figures import image_sheet, save_picture  # matplotlib loads slowly: import it only to draw
+    from rayreid.evaluation.canvas import save_picture  # matplotlib loads slowly: import it only to draw
+    from rayreid.evaluation.image_sheets import image_sheet
 
     rows, images = sample_images(store, _SHEET)
     if not images:

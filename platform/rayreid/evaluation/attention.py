@@ -7,7 +7,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rayreid.evaluation.figures import Pictures, canvas
+from rayreid.evaluation.canvas import canvas
+from rayreid.evaluation.image_sheets import Pictures
 
 _GLOW = LinearSegmentedColormap.from_list("glow", ["#101a2b", "#2a5fa5", "#d9822b", "#fff4d6"])
 _IMAGE_SHARE = 0.45  # share of the image in a pixel: enough to recognise the person, little enough to read the map

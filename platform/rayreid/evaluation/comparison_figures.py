@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from rayreid.evaluation.figures import FAINT, INK, PALETTE, SMALL, TEXT, canvas, dress, group_colours
+from rayreid.evaluation.canvas import FAINT, INK, PALETTE, SMALL, TEXT, canvas, dress, group_colours
 
 
 def agreement_matrices(matrices: Mapping[str, np.ndarray], labels: Sequence[str]) -> Figure:

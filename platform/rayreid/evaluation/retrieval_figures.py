@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from rayreid.evaluation.figures import FAINT, INK, PALETTE, SMALL, TEXT, Pictures, canvas, dress
+from rayreid.evaluation.canvas import FAINT, INK, PALETTE, SMALL, TEXT, canvas, dress
+from rayreid.evaluation.image_sheets import Pictures
 
 RIGHT, WRONG, QUERY = "#2e9e57", "#d23b3b", INK
 CAPTION = 12  # number of letters above a picture of a ranked list

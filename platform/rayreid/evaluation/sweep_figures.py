@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from rayreid.evaluation.figures import FAINT, INK, PALETTE, SMALL, TEXT, canvas, dress
+from rayreid.evaluation.canvas import FAINT, INK, PALETTE, SMALL, TEXT, canvas, dress
 from rayreid.evaluation.metrics import TITLES
 from rayreid.evaluation.outcomes import Curve, Group, pareto
 from rayreid.evaluation.published import CLAIMED, HALF_CLAIM

@@ -181,12 +181,12 @@ def accept(listener: socket.socket) -> tuple[Request | None, socket.socket]:
 
 def _forked(request: Request, connection: socket.socket, environment: Mapping[str, str]) -> bool:
     """Fork a process for a request, unless variables differ that may have been read; return whether this is it."""
-    different = _refused(request.environment, environment)
-    if different:
-        print("a process starts by itself because these variables differ:", *different)
+    refused = different(request.environment, environment)
+    if refused:
+        print("a process starts by itself because these variables differ:", *refused)
     sys.stdout.flush()
     sys.stderr.flush()
-    if not different and os.fork() == 0:
+    if not refused and os.fork() == 0:
         _become(request, connection)
         return True
     _close(request.descriptors)
@@ -221,10 +221,22 @@ def _close(descriptors: Sequence[int]) -> None:
         os.close(descriptor)
 
 
-def _refused(asked: Mapping[str, str], own: Mapping[str, str]) -> list[str]:
-    """Return the variables for which a process with the environment `asked` must not be forked."""
-    different = {name for name in {*asked, *own} if asked.get(name) != own.get(name)}
-    return sorted(name for name in different if name not in _LATE and not name.startswith(_LATE_PREFIXES))
+def different(
+    asked: Mapping[str, str],
+    own: Mapping[str, str],
+    late: Sequence[str] = _LATE,
+    prefixes: tuple[str, ...] = _LATE_PREFIXES,
+) -> list[str]:
+    """Return the variables that differ between two environments, except for those that are read, or set again, later.
+
+    Args:
+        asked: The environment that a process is to have.
+        own: The environment of the process from which it would be forked.
+        late: Variables that may differ.
+        prefixes: Beginnings of the names of others.
+    """
+    found = {name for name in {*asked, *own} if asked.get(name) != own.get(name)}
+    return sorted(name for name in found if name not in late and not name.startswith(prefixes))
 
 
 def _become(request: Request, connection: socket.socket) -> None:

@@ -6,7 +6,7 @@ The journal's row at the end of an epoch holds the metrics `<kind>_mAP` and `<ki
 
 from collections.abc import Mapping, Sequence
 
-from rayreid.evaluation.figures import loss_curves
+from rayreid.evaluation.curves import loss_curves
 from rayreid.execution.production import StageContext
 
 KINDS: tuple[str, ...] = ("probe", "eval")

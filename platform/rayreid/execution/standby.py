@@ -22,7 +22,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -34,7 +34,7 @@ _MODULES = (
     "pandas",
     "rayreid.models.weights",
     "rayreid.data.augment.reid_transforms",
-    "rayreid.evaluation.figures",
+    "rayreid.evaluation.curves",
 )
 """Modules that the command and the server both need and that take seconds; none imports Ray."""
 _LATE_PREFIXES = ("RAY_", "RAYREID_", "MLFLOW_", "GLOO_", "NCCL_", "TUNE_")
@@ -96,7 +96,7 @@ class StandBy(BaseException):
         if appointed is None or first is None:
             os._exit(0)
         request, _ = first
-        different = _different(request.environment, self._environment)
+        different = fork_server.different(request.environment, self._environment, _LATE, _LATE_PREFIXES)
         if different:
             print("a server starts by itself because these variables differ:", *different, flush=True)
             appointed.place.unlink()
@@ -218,8 +218,3 @@ def _direct(path: str) -> None:
     with Path(os.devnull).open() as nothing, Path(path).open("a") as log:
         for stream, own in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(stream.fileno(), own)
-
-
-def _different(asked: Mapping[str, str], own: Mapping[str, str]) -> list[str]:
-    different = {name for name in {*asked, *own} if asked.get(name) != own.get(name)}
-    return sorted(name for name in different if name not in _LATE and not name.startswith(_LATE_PREFIXES))

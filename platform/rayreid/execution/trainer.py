@@ -20,7 +20,7 @@ from rayreid.data.sampling.batch_plans import BatchPlan
 from rayreid.data.store.store import ImageStore
 from rayreid.disk_faults import explained
 from rayreid.errors import UserError, one_line
-from rayreid.evaluation.figures import loss_curves
+from rayreid.evaluation.curves import loss_curves
 from rayreid.execution import periodic_metrics, prestart
 from rayreid.execution.delivery import METRICS, RESOLVED, Delivery, Watch
 from rayreid.execution.failures import note_failure, noted_failures, raise_failure, raise_refusal

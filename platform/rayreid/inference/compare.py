@@ -8,8 +8,8 @@ from rich.table import Table
 
 from rayreid.console import Screen
 from rayreid.errors import UserError
+from rayreid.evaluation.canvas import PICTURES, save_picture
 from rayreid.evaluation.comparison import Comparison, align, compare_queries
-from rayreid.evaluation.figures import PICTURES, save_picture
 from rayreid.evaluation.metrics import METRICS, percent
 from rayreid.evaluation.retrieval_figures import cmc_curve
 from rayreid.evaluation.stored import read_curve, read_queries

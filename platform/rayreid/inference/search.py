@@ -15,7 +15,7 @@ from rayreid.data.store.feature_file import FeatureTable
 from rayreid.data.store.listed import ListedImages
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.evaluation.figures import PICTURES, save_picture
+from rayreid.evaluation.canvas import PICTURES, save_picture
 from rayreid.evaluation.retrieval_figures import ranked_lists
 from rayreid.execution.connection import connect
 from rayreid.inference.given_images import UNREADABLE, read_image

@@ -8,8 +8,8 @@ import numpy as np
 
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import missing_extra
+from rayreid.evaluation.canvas import PALETTE, group_colours
 from rayreid.evaluation.cluster_sheets import cluster_sheets
-from rayreid.evaluation.figures import PALETTE, group_colours
 from rayreid.evaluation.page import Page
 from rayreid.evaluation.pool_map import Categories, ClusterTable, pool_map, require_plotly
 from rayreid.evaluation.sprites import make_sprites, thumbnail_size

@@ -10,9 +10,11 @@ from rayreid.config import Experiment
 from rayreid.config.loading import change, rows
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
+from rayreid.evaluation.canvas import group_colours
 from rayreid.evaluation.comparison_figures import agreement_matrices
-from rayreid.evaluation.figures import group_colours, image_sheet, score_histogram
+from rayreid.evaluation.image_sheets import image_sheet
 from rayreid.evaluation.page import Page
+from rayreid.evaluation.score_figures import score_histogram
 from rayreid.execution.connection import connect
 from rayreid.execution.production import produce
 from rayreid.execution.shared_storage import check_storage

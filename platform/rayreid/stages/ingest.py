@@ -25,7 +25,7 @@ from rayreid.data.store.shards import Record
 from rayreid.data.store.store import ImageStore
 from rayreid.data.store.witness import Witness, digest_of_files, write_witness
 from rayreid.errors import UserError
-from rayreid.evaluation.figures import image_sheet
+from rayreid.evaluation.image_sheets import image_sheet
 from rayreid.execution.production import StageContext, identity
 from rayreid.execution.resources import ANYWHERE
 from rayreid.files import Guard, check_guards, guard_of, guarded, sync_folder

@@ -16,7 +16,7 @@ import torch
 
 from rayreid.data.images import BadImageError
 from rayreid.data.store.store import ImageStore
-from rayreid.evaluation.figures import image_sheet
+from rayreid.evaluation.image_sheets import image_sheet
 from rayreid.execution.production import StageContext
 from rayreid.execution.resources import ANYWHERE
 from rayreid.execution.shard_results import ArrayFiles

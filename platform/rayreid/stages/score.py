@@ -19,7 +19,8 @@ from rayreid.config import Auto, Score
 from rayreid.data.batch import ImageBatch
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.evaluation.figures import image_sheet, score_histogram
+from rayreid.evaluation.image_sheets import image_sheet
+from rayreid.evaluation.score_figures import score_histogram
 from rayreid.execution.production import StageContext, identity
 from rayreid.execution.shard_results import ShardResults, fill
 from rayreid.models.embedding import Embedder

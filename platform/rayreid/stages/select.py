@@ -12,7 +12,7 @@ from rayreid import forms
 from rayreid.config import Ranked, Select
 from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
-from rayreid.evaluation.figures import score_histogram
+from rayreid.evaluation.score_figures import score_histogram
 from rayreid.execution.production import StageContext, identity
 from rayreid.files import checksum, write_atomically
 from rayreid.models.weights import weights_of

@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rayreid.data.store.store import ImageStore
-from rayreid.evaluation.figures import image_sheet, loss_curves
+from rayreid.evaluation.curves import loss_curves
+from rayreid.evaluation.image_sheets import image_sheet
 from rayreid.execution.production import StageContext
 from rayreid.reid.clustering import OUTLIER
 from rayreid.state_files import reading, remake
