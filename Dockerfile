@@ -7,10 +7,10 @@
 # driver. DEVICE=cpu needs the address of the index of torch's builds for CPUs, which pytorch.org names for "pip" and "CPU".
 FROM python:3.11-slim
 
-# KubeRay's probes use wget.
+# KubeRay's probes use wget. Triton builds the launchers of a GPU's kernels with a C compiler when they first run.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends wget \
+    && apt-get install -y --no-install-recommends gcc libc6-dev wget \
     && rm -rf /var/lib/apt/lists/*
 
 # The packages go to /usr/local, not into a virtual environment: KubeRay starts Ray in a login shell, and that forgets PATH.

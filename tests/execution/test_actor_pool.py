@@ -97,6 +97,15 @@ def test_a_fault_of_the_program_stays_one(tmp_path):
         _Actor(write_store(tmp_path / "store"), faulty, 3, Share(1, 2, False))
 
 
+def test_a_gpu_that_does_not_hold_the_models_is_told_as_such(tmp_path):
+    def exhausted(device):
+        raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+
+    actor = _Actor(write_store(tmp_path / "store"), exhausted, 3, Share(1, 2, False))
+    with pytest.raises(UserError, match=r"^the GPU's memory does not hold the models .*free some of it$"):
+        _unpack({name: column[0] for name, column in actor(item([0])).items()})
+
+
 @pytest.mark.parametrize("rows", [[], [np.zeros(0, np.int64)]])
 def test_nothing_to_do_needs_no_cluster(tmp_path, monkeypatch, rows):
     def refuse(*args, **kwargs):
@@ -118,15 +127,17 @@ class KilledError(WorkerCrashedError):
 class Execution:
     """Stands for Ray Data or plain tasks: gives some results, then loses a worker; as often as there are numbers."""
 
-    def __init__(self, *results):
-        self.results, self.asked = list(results), []
+    def __init__(self, *results, devices=(("fp32", "CPU"),)):
+        self.results, self.asked, self.devices = list(results), [], devices
 
     def __call__(self, store, left, build, batch_size):
         self.asked.append(sorted(left))
         count = self.results.pop(0) if self.results else len(left)
         for number in list(left)[:count]:
             rows = np.asarray(left[number])
-            yield {"number": number, "row": rows, "value": rows * 1.0, "bad": [], "reason": "", "fault": ""}
+            precision, machine = self.devices[number % len(self.devices)]
+            place = {"number": number, "precision": precision, "machine": machine}
+            yield {**place, "row": rows, "value": rows * 1.0, "bad": [], "reason": "", "fault": ""}
         if count < len(self.asked[-1]):
             raise KilledError
 
@@ -157,6 +168,12 @@ def test_workers_that_are_lost_before_they_give_anything_end_it(lose):
     with pytest.raises(KilledError):
         lose(execution)
     assert len(execution.asked) == 4
+
+
+def test_devices_that_compute_in_different_precisions_are_refused(lose):
+    assert sorted(lose(Execution(devices=[("bf16", "A100"), ("bf16", "L4")]))) == list(range(10))
+    with pytest.raises(UserError, match=r"\(bf16 on A100, fp16 on T4\): set precision to one of them"):
+        lose(Execution(devices=[("bf16", "A100"), ("fp16", "T4")]))
 
 
 @pytest.mark.parametrize(("images", "items"), [(10, 1), (1000, 8), (50_000, 65), (1_000_000, 977)])

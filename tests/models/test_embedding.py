@@ -47,13 +47,14 @@ def store(tmp_path_factory) -> ImageStore:
 class Brightness:
     """A head: the brightness of each image; memory holds some images at a time."""
 
-    def __init__(self, room: int = 10**6):
+    def __init__(self, room: int = 10**6, error: Exception | None = None):
         self.room, self.batches, self.keys = room, [], []
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory")
 
     def __call__(self, images, keys):
         self.batches.append(len(images))
         if len(images) > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         self.keys += keys
         return images.pixels[images.offsets].float().numpy()[:, None]
 
@@ -82,6 +83,16 @@ def test_a_batch_that_does_not_fit_is_halved_once_and_for_all(store):
     assert head.batches[:4] == [57, 32, 16, 8] and max(head.batches[3:]) == 8
     run(np.array([1, 2]))
     assert run.batch_size == 8
+
+
+@pytest.mark.parametrize(
+    "said", ["Triton Error [CUDA]: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"]
+)
+def test_other_libraries_of_the_gpu_find_no_memory_either(store, said):
+    head = Brightness(room=12, error=RuntimeError(said))
+    assert Pass(store, head, 64, CPU, 2)(np.arange(IMAGES))[0].tolist() == WHOLE
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        Pass(store, Brightness(room=12, error=RuntimeError("illegal memory access")), 64, CPU, 2)(np.arange(IMAGES))
 
 
 def test_one_image_that_does_not_fit_is_the_users_to_mend(store):

@@ -114,6 +114,21 @@ def _sent(network: Network, step: int) -> tuple[list[int], int]:
     return sizes, early
 
 
+def _thawed(rank: int) -> list[float]:
+    """The gradients in two steps of a parameter that is frozen when the averaging is set up."""
+    parameter = nn.Parameter(torch.zeros(1), requires_grad=False)
+    averaging = Averaging([parameter])
+    parameter.requires_grad_()
+    seen = []
+    for step in range(2):
+        averaging.begin()
+        (parameter * (step + 1) * (rank + 1)).sum().backward()
+        averaging.finish()
+        seen.append(parameter.grad.item())
+        parameter.grad = None
+    return seen
+
+
 @patch.object(averaging, "BUCKET_BYTES", 256)  # nearly every parameter has a bucket of its own
 def _worker(rank: int) -> dict[str, object]:
     results: dict[str, object] = {
@@ -123,6 +138,7 @@ def _worker(rank: int) -> dict[str, object]:
     network.optimizer = network.build_optimizer()
     network.averaging = Averaging(network.parameters())
     results["sent"] = [_sent(network, step) for step in (0, 1, TRAINED_LATE, UNUSED, UNUSED + 1)]
+    results["thawed"] = _thawed(rank)
     results["hooks"] = [parameter._post_accumulate_grad_hooks for parameter in network.parameters()]
     return results
 
@@ -161,6 +177,10 @@ def test_buckets_are_sent_while_the_backward_pass_goes_on(workers):
     assert len(first) > 5
     sizes, early = later[0]
     assert early > len(sizes) // 2
+
+
+def test_a_parameter_that_was_frozen_at_first_is_averaged_in_each_step(workers):
+    assert [worker["thawed"] for worker in workers] == [[1.5, 3.0]] * 2
 
 
 def test_no_hook_is_left(workers):

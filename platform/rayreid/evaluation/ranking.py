@@ -13,6 +13,7 @@ from copy import copy
 import numpy as np
 import torch
 
+from rayreid.devices import current, without_tf32
 from rayreid.errors import UserError
 
 JUNK = -1  # pid of images of nobody, which are excluded from query and gallery
@@ -106,7 +107,8 @@ def _device_blocks(query: torch.Tensor, gallery: torch.Tensor, block: int) -> It
     def begin(number: int) -> None:
         part = query[starts[number] : starts[number] + block]
         tile[: len(part)] = part  # always the same number of rows, because a product of fewer may round differently
-        torch.mm(tile, gallery.t(), out=there)
+        with without_tf32():
+            torch.mm(tile, gallery.t(), out=there)
         here[number % 2].copy_(there, non_blocking=True)
         copied[number % 2].record()
 
@@ -121,7 +123,8 @@ def _device_blocks(query: torch.Tensor, gallery: torch.Tensor, block: int) -> It
 def score_blocks(query: torch.Tensor, gallery: torch.Tensor, block: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first query, similarities (b, G) float32, writable, valid until the next) block by block."""
     if query.is_cuda:
-        yield from _device_blocks(query, gallery, min(block, DEVICE_BLOCK))
+        with current(query.device):
+            yield from _device_blocks(query, gallery, min(block, DEVICE_BLOCK))
         return
     block = -(-max(block, 1) // TILE) * TILE
     tile = query.new_zeros(TILE, query.shape[1])

@@ -24,8 +24,10 @@ from ray.util.annotations import RayDeprecationWarning
 from rayreid.config import Auto
 from rayreid.data.store.listed import Images
 from rayreid.data.store.store import ImageStore
+from rayreid.devices import is_out_of_memory
 from rayreid.errors import UserError, one_line
 from rayreid.execution.gpus import assigned_device
+from rayreid.execution.machine import machine_name
 from rayreid.execution.resources import ANYWHERE, Share, scoring_actors
 from rayreid.models.embedding import BatchFunction, Pass
 
@@ -56,13 +58,20 @@ class _Actor:
         self, store: Path | Images, build: Callable[[torch.device], BatchFunction], batch_size: int | Auto, share: Share
     ):
         torch.set_num_threads(share.cpus)
-        self.fault = ""
+        self.fault = self.precision = self.machine = ""
         try:
             device = assigned_device(share.gpu)
+            self.machine = machine_name(device)
             images = ImageStore(store) if isinstance(store, Path) else store
-            self.run = Pass(images, build(device), batch_size, device, share.cpus)
+            head = build(device)
+            self.precision = getattr(head, "precision", "")  # of heads that have one; the same on every actor
+            self.run = Pass(images, head, batch_size, device, share.cpus)
         except UserError as error:
             self.fault = str(error)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self.fault = f"the GPU's memory does not hold the models ({one_line(error, limit=200)}): free some of it"
 
     def __call__(self, item: dict[str, np.ndarray]) -> dict[str, Any]:
         try:
@@ -80,6 +89,8 @@ class _Actor:
             "bad": [np.fromiter(broken, np.int64)],
             "reason": ["\n".join(broken.values())],
             "fault": [fault],
+            "precision": [self.precision],
+            "machine": [self.machine],
         }
 
 
@@ -101,7 +112,7 @@ def stream(
         (rows int64 (n,), values (n, …), {row: reason} of the images that could not be decoded), in no particular order.
 
     Raises:
-        UserError: The store or the head raised it on an actor.
+        UserError: The store or the head raised it on an actor, or `precision: auto` is not the same on all of them.
         RayActorError: Actors are lost repeatedly before they return any result (or another error of `LOST`).
     """
     if not any(map(len, rows)):  # Ray Data cannot build a dataset without items
@@ -113,17 +124,35 @@ def stream(
     left = dict(enumerate(pieces))
     execute = _execute_few if sum(map(len, rows)) <= _FEW else _execute
     fruitless = 0
+    machines: dict[str, str] = {}
     while left:
         before = len(left)
         try:
             for result in execute(store, left, build, batch_size):
                 del left[int(result["number"])]
-                yield _unpack(result)
+                unpacked = _unpack(result)
+                machines.setdefault(result["precision"], result["machine"])
+                _refuse_mixture(machines)
+                yield unpacked
         except LOST as error:
             fruitless = fruitless + 1 if len(left) == before else 0
             if fruitless == _TRIES:
                 raise
             logging.getLogger("rayreid").warning("a worker was lost, going on without it: %s", one_line(error))
+
+
+def _refuse_mixture(machines: Mapping[str, str]) -> None:
+    """Raise a UserError if actors on different GPUs, or CPUs, compute in different precisions.
+
+    Args:
+        machines: {precision: a device that computes in it}.
+    """
+    if len(machines) > 1:
+        pairs = ", ".join(f"{precision} on {machine}" for precision, machine in sorted(machines.items()))
+        raise UserError(
+            f"the devices of this cluster differ, and so would the precisions of these values ({pairs}): set precision "
+            "to one of them"
+        )
 
 
 def _execute(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from rayreid.devices import is_out_of_memory
 from rayreid.errors import UserError, one_line
 
 _OTHERWISE = "rayreid doctor examines the node"
@@ -25,7 +26,7 @@ def assigned_device(gpu: bool) -> torch.device:
     try:
         torch.zeros(1, device="cuda")
     except (RuntimeError, AssertionError) as error:  # the latter if torch was built without CUDA
-        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):  # the context needs some, too
+        if is_out_of_memory(error):  # the context needs some, too
             raise UserError(
                 f"the GPU that Ray assigned has no memory left ({one_line(error, limit=200)}): other processes fill "
                 "it; nvidia-smi shows which; wait for them or end them, or let Ray assign another GPU "
@@ -38,7 +39,7 @@ def assigned_device(gpu: bool) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def out_of_memory(error: torch.OutOfMemoryError) -> UserError:
+def out_of_memory(error: BaseException) -> UserError:
     """Return the error for a training step that the GPU's memory does not hold."""
     return UserError(
         f"the GPU's memory does not hold a training step ({one_line(error, limit=200)}): raise accumulate, lower the "

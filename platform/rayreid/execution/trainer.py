@@ -18,6 +18,7 @@ from rayreid import forms
 from rayreid.config import Auto, Resources
 from rayreid.data.sampling.batch_plans import BatchPlan
 from rayreid.data.store.store import ImageStore
+from rayreid.devices import is_out_of_memory
 from rayreid.disk_faults import explained
 from rayreid.errors import UserError, one_line
 from rayreid.evaluation.curves import loss_curves
@@ -231,12 +232,8 @@ def _guarded_worker(training: Training, cpus: int, gpu: bool, writer: int) -> No
     except (UserError, NonFiniteLossError) as error:
         note_failure(training.folder, error)
         raise
-    except torch.OutOfMemoryError as error:
-        fault = out_of_memory(error)
-        note_failure(training.folder, fault)
-        raise fault from error
     except RuntimeError as error:
-        refused = refusal(error)
+        refused = out_of_memory(error) if is_out_of_memory(error) else refusal(error)
         if refused is None:
             raise
         note_failure(training.folder, refused)

@@ -13,6 +13,7 @@ from rayreid.data.augment.reid_transforms import ReIDTest
 from rayreid.data.batch import ImageBatch
 from rayreid.data.images import BadImageError
 from rayreid.data.store.listed import Images
+from rayreid.devices import current, is_out_of_memory
 from rayreid.errors import UserError
 from rayreid.models.neck import load_neck
 from rayreid.models.weights import load_backbone
@@ -76,6 +77,10 @@ class Embedder:
         Raises:
             UserError: The mean of the patch tokens is wanted of a backbone that has none.
         """
+        with current(self.device):
+            return self._features(images)
+
+    def _features(self, images: ImageBatch) -> torch.Tensor:
         crops = self.transform(images.to(self.device, non_blocking=True))
         with autocast(self.precision, self.device), compiled(self.compile):
             filled = _filled(crops) if self.compile else crops
@@ -149,7 +154,9 @@ class Pass:
             try:
                 values.append(self.head(batch, keys[done:stop]))
                 done += len(batch)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.batch_size == 1:
                     raise UserError("not even one image at a time fits the GPU's memory: free some of it") from None
                 self.batch_size //= 2

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rayreid.devices import without_tf32
 from rayreid.errors import UserError, missing_extra
 from rayreid.neighbours.kernels import in_blocks, side_by_side, take_columns, take_rows, thread_pool
 
@@ -144,7 +145,8 @@ def _by_blocks(points: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     block = max(1, BLOCK_ENTRIES // len(points))
     parts = []
     for start in range(0, len(points), block):
-        scores = points[start : start + block] @ points.t()
+        with without_tf32():
+            scores = points[start : start + block] @ points.t()
         values, names = scores.topk(k)
         parts.append((values.cpu(), names.int().cpu(), scores.amin(dim=1).cpu()))
     similarities, rows, least = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
@@ -208,7 +210,8 @@ def check_sample(points: Tensor, similarities: np.ndarray, rows: np.ndarray, exa
     """
     k = rows.shape[1]
     sample = np.sort(np.random.default_rng(0).permutation(len(points))[:SAMPLE])
-    scores = points[torch.from_numpy(sample).to(points.device)] @ points.t()
+    with without_tf32():
+        scores = points[torch.from_numpy(sample).to(points.device)] @ points.t()
     found = torch.from_numpy(rows[sample].astype(np.int64)).to(points.device)
     claimed = torch.from_numpy(similarities[sample]).to(points.device)
     true = scores.gather(1, found.clamp(min=0)).where(found >= 0, BELOW_ALL)

@@ -76,20 +76,24 @@ class ClusterMemory(nn.Module):
             similarities = (instances * self.features[targets]).sum(dim=1)
             order = similarities.argsort(stable=True)
             instances, targets = instances[order], targets[order]
-        moved = self.features.clone()  # autograd may still hold the old one
-        for turn in _turns(targets)[: 1 if self.variant == "hard" else None]:
-            clusters = targets[turn]
-            mixed = self.momentum * moved[clusters] + (1 - self.momentum) * instances[turn]
-            moved[clusters] = F.normalize(mixed, dim=1)
-        self.features = moved
+        count, width = self.features.shape
+        nowhere = self.features.new_zeros(1, width)  # a further row, for instances that are not used in a turn
+        moved = torch.cat([self.features, nowhere])  # a new tensor: autograd may still hold the old one
+        number = _numbers(targets, count)
+        for turn in range(1 if self.variant == "hard" else int(number.max()) + 1):
+            mixed = self.momentum * moved[targets] + (1 - self.momentum) * instances
+            moved[torch.where(number == turn, targets, count)] = F.normalize(mixed, dim=1)
+        self.features = moved[:count]
 
 
-def _turns(targets: Tensor) -> list[Tensor]:
-    """Return the rows of every cluster's first instance, then of the second ones, and so on.
+def _numbers(targets: Tensor, clusters: int) -> Tensor:
+    """Return the number of each instance among those of its cluster, from 0, in the order of the rows.
 
-    No cluster occurs twice in a turn.
+    Nothing here makes the host wait for a GPU.
     """
     order = targets.argsort(stable=True)
-    counts = targets.bincount()
-    number = torch.arange(len(targets), device=targets.device) - (counts.cumsum(0) - counts)[targets[order]]
-    return [order[number == turn] for turn in range(int(counts.max()))]
+    counts = torch.zeros(clusters, dtype=torch.int64, device=targets.device).scatter_add_(
+        0, targets, targets.new_ones(len(targets))
+    )
+    place = torch.arange(len(targets), device=targets.device)
+    return torch.empty_like(targets).scatter_(0, order, place - (counts.cumsum(0) - counts)[targets[order]])

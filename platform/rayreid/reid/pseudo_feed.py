@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from rayreid.data.augment.upload import upload
 from rayreid.data.batch import ImageBatch
 from rayreid.data.sampling.batch_plans import Rows
 from rayreid.data.sampling.camera import CameraPlan
@@ -160,6 +161,6 @@ class PseudoLabelFeed:
         target[self.plan.rows] = self.labels.clusters.labels
 
         def prepare(images: ImageBatch, keys: Sequence[str], epoch: int, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-            return self.prepare(images, keys, epoch, rows), torch.as_tensor(target[rows], device=self.device)
+            return self.prepare(images, keys, epoch, rows), upload([target[rows]], self.device)[0]
 
         return Prefetcher(self.store, self.plan, prepare, self.device, threads=self.threads)

@@ -8,12 +8,13 @@ near 1.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from rayreid.devices import without_tf32
 
 SCALE = 4000
 """Length of a direction before rounding: it stays below 4096 for up to 36,000 dimensions, and products below 2²⁴."""
@@ -46,17 +47,6 @@ class Directions:
         with without_tf32():
             products = self.whole @ others.whole.T
         return products.mul_(others.inverse).mul_(self.inverse[:, None])
-
-
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Let a GPU multiply float32 with all 24 bits; some containers allow it to round factors to 11 (TF32)."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def whole_directions(features: np.ndarray, device: torch.device, mean: np.ndarray | None = None) -> Directions:

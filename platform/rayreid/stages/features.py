@@ -87,6 +87,7 @@ class _Head:
         self, path: Path, precision: WantedPrecision, compile: bool | Auto, token: Token, device: torch.device
     ):
         self.embed = Embedder(path, device, precision, compile, token=token)
+        self.precision = self.embed.precision
 
     def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
         return directions(self.embed(images), keys, "source").half().cpu().numpy()

@@ -11,6 +11,7 @@ import torch
 
 from rayreid.config import Backbone, Finetune, Resources
 from rayreid.data.augment.reid_transforms import ReIDTest, ReIDTrain
+from rayreid.data.augment.upload import upload
 from rayreid.data.batch import ImageBatch
 from rayreid.data.sampling.balanced import BalancedPlan
 from rayreid.data.sampling.batch_plans import BatchPlan, IdentityPlan, ShufflePlan
@@ -174,7 +175,7 @@ def _prepare(
     epoch: int,
     rows: np.ndarray,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return transform(images, keys, epoch, seed), torch.as_tensor(labels[rows], device=device)
+    return transform(images, keys, epoch, seed), upload([labels[rows]], device)[0]
 
 
 def _save(header: Mapping[str, Any], path: Path, method: SupervisedReID, **facts: Any) -> None:

@@ -93,6 +93,7 @@ class _Head:
         self.keep = keep
         self.source = Embedder(source, device, precision, compile)
         self.targets = {name: Embedder(path, device, precision, compile) for name, path in targets.items()}
+        self.precision = self.source.precision
 
     def __call__(self, images: ImageBatch, keys: Sequence[str]) -> np.ndarray:
         """Return the scores, float32 (B, targets), or the rows that `packed` returns."""

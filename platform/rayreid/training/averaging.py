@@ -61,8 +61,10 @@ class Averaging:
             work.wait()
             self._receive(bucket, flat)
         self._sent.clear()
-        known, self._expected = self._expected, {id(p) for p in self._parameters if p.grad is not None}
-        for bucket in _buckets(p for p in self._parameters if id(p) in self._expected - known):
+        sent = self._expected & {id(p) for bucket in self._buckets for p in bucket}
+        self._expected = {id(p) for p in self._parameters if p.grad is not None}
+        # Those without a gradient in the last step, and those that were frozen when the buckets were made.
+        for bucket in _buckets(p for p in self._parameters if id(p) in self._expected - sent):
             flat = self._flat(bucket)
             dist.all_reduce(flat)
             self._receive(bucket, flat)

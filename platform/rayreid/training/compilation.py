@@ -6,8 +6,6 @@ masks, temperatures) are passed as tensors: a Python number would be built into 
 compile the code again.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +14,7 @@ from typing import ParamSpec, TypeVar, overload
 
 import torch
 
+from rayreid.devices import missing_for_code
 from rayreid.errors import UserError
 
 P = ParamSpec("P")
@@ -38,22 +37,10 @@ def resolve_compile(wanted: bool | str, device: torch.device) -> bool:
     """
     if wanted is False or (wanted == "auto" and device.type != "cuda"):
         return False
-    missing = _missing(device)
+    missing = missing_for_code(device)
     if missing and wanted != "auto":
         raise UserError(f"compile: true needs {missing}; use compile: false")
     return not missing
-
-
-def _missing(device: torch.device) -> str:
-    """What compilation for a device lacks; empty if nothing."""
-    if device.type != "cuda":  # Inductor generates C++
-        name = os.environ.get("CXX", "g++")
-        return "" if shutil.which(name) else f"a C++ compiler ({name})"
-    if torch.cuda.get_device_capability(device) < (7, 0):
-        return "a GPU of compute capability 7.0 or newer"
-    # Triton builds the launchers of its kernels.
-    found = any(shutil.which(name) for name in (os.environ.get("CC", "gcc"), "clang"))
-    return "" if found else "a C compiler (gcc or clang)"
 
 
 @contextmanager

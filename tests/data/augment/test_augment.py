@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rayreid.data.augment import augment, reid_transforms
 from rayreid.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop, ReIDTest, ReIDTrain
 from rayreid.data.batch import ImageBatch
 
@@ -224,7 +225,10 @@ def test_reid_train_depends_on_the_key_alone():
 
 
 @pytest.mark.gpu
-def test_cuda_gives_the_cpus_crops():
+@pytest.mark.parametrize("triton", [True, False])
+def test_cuda_gives_the_cpus_crops(monkeypatch, triton):
+    for room in (augment, reid_transforms):
+        monkeypatch.setattr(room, "runs_triton", lambda device: triton and device.type == "cuda")
     batch = ImageBatch.collate(pictures(6, ((128, 64), (90, 50))))
     transform = MultiCrop(**SMALL)
     for a, b in zip(transform(batch, keys(6), 0, 0), transform(batch.to("cuda"), keys(6), 0, 0), strict=True):

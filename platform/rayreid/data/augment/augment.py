@@ -19,6 +19,7 @@ from rayreid.data.augment.render import render_batched, render_compiled, render_
 from rayreid.data.augment.resample import unit_rows
 from rayreid.data.augment.resample_cpu import pixel_columns
 from rayreid.data.batch import ImageBatch
+from rayreid.devices import runs_triton
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "MultiCrop", "ReIDTest", "ReIDTrain"]
 
@@ -98,10 +99,10 @@ class MultiCrop:
         views = [(slice(0, 2), self.global_size, self.global_scale)]
         if self.local_crops:
             views.append((slice(2, None), self.local_size, self.local_scale))
-        device = batch.pixels.device.type
-        if device == "cpu":
+        device = batch.pixels.device
+        if device.type == "cpu":
             render = partial(render_compiled, pixel_columns(batch))
-        elif device == "cuda":
+        elif runs_triton(device):
             render = partial(render_fused, batch)
         else:
             render = partial(render_batched, unit_rows(batch.frames()))

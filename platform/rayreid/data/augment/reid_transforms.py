@@ -13,7 +13,9 @@ from torch import Tensor
 from rayreid.data.augment.randomness import uniforms
 from rayreid.data.augment.resample import apply_separable, resize_matrices, unit_rows
 from rayreid.data.augment.resample_cpu import pixel_columns, resized_crops
+from rayreid.data.augment.upload import upload
 from rayreid.data.batch import ImageBatch
+from rayreid.devices import runs_triton
 
 Interpolation = Literal["bicubic", "bilinear"]
 
@@ -97,15 +99,19 @@ class ReIDTrain:
         tops = ((H - heights + 1) * top_u).astype(np.int64)
         lefts = ((W - widths + 1) * left_u).astype(np.int64)
         noise = torch.Generator()
+        boxes: list[Tensor] = []
+        fills: list[np.ndarray] = []
         for image in np.flatnonzero((draws[:, _ERASED] < self.erasing) & fits.any(1)):
             first = fits[image].argmax()
             top, left, height, width = (int(v[image, first]) for v in (tops, lefts, heights, widths))
-            box = images[image, :, top : top + height, left : left + width]
+            boxes.append(images[image, :, top : top + height, left : left + width])
             if self.erasing_fill is None:
                 noise.manual_seed(int(draws[image, _NOISE] * 2**53))
-                box.copy_(torch.randn(3, height, width, generator=noise))
+                fills.append(torch.randn(3, height, width, generator=noise).numpy())
             else:
-                box.copy_(torch.tensor(self.erasing_fill).view(3, 1, 1))
+                fills.append(np.array(self.erasing_fill, np.float32).reshape(3, 1, 1))
+        for box, fill in zip(boxes, upload(fills, images.device), strict=True):
+            box.copy_(fill)
 
 
 class ReIDTest:
@@ -143,8 +149,8 @@ def _resize(
     """Return whole images at `size`, (B, 3, H, W) in [0, 1]; flipped, then shifted up and left by these pixels."""
     B, device = len(batch), batch.pixels.device
     start, number = np.zeros(B, np.int64), np.arange(B)
-    if device.type == "cuda":
-        from rayreid.data.augment import resample_cuda  # Triton is available where CUDA is
+    if runs_triton(device):
+        from rayreid.data.augment import resample_cuda  # nothing else needs Triton
 
         boxes = (start, start, batch.heights, batch.widths)
         return resample_cuda.resized(batch, number, boxes, size, interpolation, flip, down, right)

@@ -1,7 +1,8 @@
 """Rendering of crops from pixels and parameters: whole batches on a GPU, one crop after another on a CPU.
 
-Both ways apply the same operations in the same order to float values in [0, 1], clamped wherever 8-bit images would be,
-and agree to single precision. Crops are float32 (N, 3, h, w).
+Where a GPU runs no Triton kernels, `render_batched` takes their place. All ways apply the same
+operations in the same order to float values in [0, 1], clamped wherever 8-bit images would be, and agree to single
+precision. Crops are float32 (N, 3, h, w).
 """
 
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def render_fused(
         mean: Value to subtract, per channel.
         std: Value to divide by, per channel.
     """
-    # Triton is available where CUDA is; nothing else needs it.
+    # Nothing else needs Triton.
     from rayreid.data.augment import colour_cuda, resample_cuda
 
     boxes = (crops.tops, crops.lefts, crops.heights, crops.widths)

@@ -12,7 +12,9 @@ _ALIGNED = 16  # alignment of each array in the buffer, in bytes
 def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """Return the arrays on `device`, copied together; the copy to a GPU uses page-locked memory and does not block."""
     sizes = [-(-array.nbytes // _ALIGNED) * _ALIGNED for array in arrays]
-    host = torch.empty(max(1, sum(sizes)), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    if not any(sizes):
+        return [torch.from_numpy(array).to(device) for array in arrays]
+    host = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
     buffer, start = host.numpy(), 0
     for array, size in zip(arrays, sizes, strict=True):
         buffer[start : start + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).ravel()
