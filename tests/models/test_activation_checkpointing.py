@@ -16,14 +16,16 @@ CPU = torch.device("cpu")
 SIZES = {"depth": 3, "embed_dim": 24, "num_heads": 2}
 
 
-def _step(checkpointed: bool, stem: str, backend: str | None, precision: str) -> tuple[Tensor, dict[str, Tensor]]:
+def _step(
+    checkpointed: bool, stem: str, backend: str | None, precision: str, device: torch.device = CPU
+) -> tuple[Tensor, dict[str, Tensor]]:
     torch.manual_seed(0)
-    backbone = build_backbone("vit_tiny", stem, (32, 16), drop_path=0.5, **SIZES).train()
+    backbone = build_backbone("vit_tiny", stem, (32, 16), drop_path=0.5, **SIZES).to(device).train()
     if checkpointed:
         backbone.checkpoint_activations()
-    crops = [torch.randn(4, 3, 32, 16), torch.randn(6, 3, 16, 16)]
+    crops = [torch.randn(4, 3, 32, 16).to(device), torch.randn(6, 3, 16, 16).to(device)]
     torch.manual_seed(1)  # drop path
-    with autocast(precision, CPU), compiled(backend is not None, backend or "eager"):
+    with autocast(precision, device), compiled(backend is not None, backend or "eager"):
         loss = backbone.features(crops).square().mean(dim=0).log().sum()
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in backbone.named_parameters()}
@@ -39,6 +41,17 @@ def test_losses_and_gradients_are_the_same(stem, backend, precision):
     torch.testing.assert_close(again, loss, rtol=1e-6, atol=0)
     for name, gradient in gradients.items():
         torch.testing.assert_close(others[name], gradient, rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", [None, "inductor"])
+def test_on_a_gpu_they_are_the_same_too(backend):
+    """There, the backward pass runs on another thread."""
+    loss, gradients = _step(False, "ics", backend, "fp32", torch.device("cuda"))
+    again, others = _step(True, "ics", backend, "fp32", torch.device("cuda"))
+    torch.testing.assert_close(again, loss, rtol=1e-5, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_the_blocks_are_computed_again(monkeypatch):

@@ -41,11 +41,11 @@ def build(kind: str, drop_path: float = 0.0, seed: int = 0) -> MomentumMethod:
     return MoBY(*pair, Rates("adamw", lr, 0.05, momentum, clip=0.1), **heads, queue=10)
 
 
-def batches(start: int):
+def batches(device: torch.device, start: int):
     step = start
     while True:
         generator = torch.Generator().manual_seed(step)
-        yield Batch([str(step)], [torch.randn(8, 3, 32, 16, generator=generator)])
+        yield Batch([str(step)], [torch.randn(8, 3, 32, 16, generator=generator).to(device)])
         step += 1
 
 
@@ -54,11 +54,17 @@ def losses(kind: str, compile: bool, drop_path: float = 0.0, until: int = STEPS)
     return run(build(kind, drop_path), compile, until=until)
 
 
-def run(method: MomentumMethod, compile: bool, checkpoints: Checkpoints | None = None, until: int = STEPS):
+def run(
+    method: MomentumMethod,
+    compile: bool,
+    checkpoints: Checkpoints | None = None,
+    until: int = STEPS,
+    device: torch.device = CPU,
+) -> list[float]:
     rows: list[dict[str, float]] = []
     settings = LoopSettings(until, 1, log_every=1, compile=compile, checkpoint_seconds=-1.0)
     with patch.object(loop, "compiled", partial(compiled, backend="aot_eager")):
-        train(method.train(), batches, settings, CPU, checkpoints, rows.append)
+        train(method.to(device).train(), partial(batches, device), settings, device, checkpoints, rows.append)
     return [row["loss"] for row in rows]
 
 
@@ -87,3 +93,11 @@ def test_compiled_and_resumed_is_compiled(kind, tmp_path):
     assert run(resumed, True, checkpoints) == expected[2:]
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_gpu_gives_the_cpu_s_numbers(kind, compile):
+    there = run(build(kind), compile, device=torch.device("cuda"))
+    assert there == pytest.approx(losses(kind, compile=False), rel=1e-3)

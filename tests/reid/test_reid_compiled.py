@@ -39,20 +39,26 @@ def _cluster_contrast(drop_path: float) -> ClusterContrast:
 METHODS = (_supervised, _cluster_contrast)
 
 
-def batches(start: int):
+def batches(device: torch.device, start: int):
     step = start
     while True:
         generator = torch.Generator().manual_seed(step)
         images = torch.randn(IMAGES, 3, 32, 16, generator=generator)
-        yield Batch([str(step)], (images, torch.arange(IMAGES) % 4))
+        yield Batch([str(step)], (images.to(device), torch.arange(IMAGES, device=device) % 4))
         step += 1
 
 
-def run(method: nn.Module, compile: bool, checkpoints: Checkpoints | None = None, until: int = STEPS) -> list[float]:
+def run(
+    method: nn.Module,
+    compile: bool,
+    checkpoints: Checkpoints | None = None,
+    until: int = STEPS,
+    device: torch.device = CPU,
+) -> list[float]:
     rows: list[dict[str, float]] = []
     settings = LoopSettings(1, until, log_every=1, compile=compile)
     with patch.object(loop, "compiled", partial(compiled, backend="aot_eager")):
-        train(method.train(), batches, settings, CPU, checkpoints, rows.append)
+        train(method.to(device).train(), partial(batches, device), settings, device, checkpoints, rows.append)
     return [row["loss"] for row in rows]
 
 
@@ -81,3 +87,11 @@ def test_compiled_and_resumed_is_compiled(build, tmp_path):
     assert run(resumed, True, checkpoints) == expected[2:]
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("build", METHODS)
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_gpu_gives_the_cpu_s_numbers(build, compile):
+    here = run(built(build, drop_path=0.0), compile=False)
+    assert run(built(build, drop_path=0.0), compile, device=torch.device("cuda")) == pytest.approx(here, rel=1e-3)
