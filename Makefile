@@ -31,7 +31,7 @@ FAST   := -m "not ray and not slow and not gpu"
 # Reading all test files takes half a minute.
 WITH_RAY = $(sort $(shell grep -rl "mark\.ray" tests --include="test_*.py"))
 
-.PHONY: help install demo test test-ray test-slow test-most test-thorough test-all test-newest fuzz crash-points coverage format lint types hooks check clean docs
+.PHONY: help install demo test test-ray test-slow test-most test-thorough test-all test-gpu test-newest fuzz crash-points coverage format lint types hooks check clean docs
 
 help:             ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,11 @@ test-most: $(READY) ## run what test, test-ray and test-slow run, in less time
 	$(PYTEST) $(SPREAD) -m "ray and not thorough and not gpu" $(WITH_RAY)
 
 test-all: test-most test-thorough ## run all tests except those that need a GPU
+
+# The interpreter of a GPU host may lack Ray, MLflow and pydantic. Then only files with tests for a GPU are read, which
+# need none of them (tests/conftest.py).
+test-gpu:         ## run the tests that need a GPU, by .venv if it is there, otherwise by PYTHON
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest -m gpu
 
 test-newest:      ## run `make test` with the newest allowed dependencies, in .venv-newest
 	@echo "Installing the newest allowed dependencies into $(NEWEST) with $(INSTALLER): about 7 GB of disk."

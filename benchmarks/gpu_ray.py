@@ -1,14 +1,18 @@
 """Scoring and a pre-training on one GPU as the platform runs them: Ray Data with one actor, Ray Train with one worker.
 
 It complements `gpu.py`, which measures the same work without Ray. Needs Ray, MLflow and pydantic. Each of the two parts
-is printed, and appended to `--out`, as soon as it is measured. `--toy` tries the script on a CPU.
+is printed, and appended to `--out`, as soon as it is measured; one that fails does not keep the other from being
+measured, and the script ends with status 1. `--toy` tries the script on a CPU.
 """
 
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,24 +28,21 @@ from rayreid.models.embedding import AUTO_BATCH
 SIZE = (256, 128)
 
 
-def pretrain(root: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Pre-train on the store by the command's own path, and return the pace of the last half of its steps."""
-    os.environ |= {"RAYREID_ROOT": str(root / "outputs"), "RAYREID_DATA": str(root)}
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    from rayreid.config.loading import load_experiment
-    from rayreid.pipeline.experiment_runner import run_stage
-
+def experiment_of(args: argparse.Namespace) -> dict[str, Any]:
+    """A pre-training of about `args.steps` steps on the store."""
     batch = 8 if args.toy else 256
-    steps = args.images // batch
-    experiment = {
+    return {
         "name": "gpu-ray",
         "pool": {"dataset": "store", "root": "store"},
-        # A target is part of every experiment; this one is never trained on.
-        "target": {"dataset": "synthetic", "options": {"part": "target"}},
+        # A target is part of every experiment. This one is never trained on, only drawn.
+        "target": {
+            "dataset": "synthetic",
+            "options": {"part": "target", "size": [32, 16], "identities": 16, "test_identities": 4},
+        },
         "backbone": {"name": args.backbone, "stem": args.stem, "img_size": list(args.input)},
         "pretrain": {
             "method": "dino",
-            "epochs": max(1, round(args.steps / steps)),
+            "epochs": max(1, round(args.steps / (args.images // batch))),
             "batch_size": batch,
             "warmup_epochs": 0,
             "probe_every": 0,
@@ -50,8 +51,17 @@ def pretrain(root: Path, args: argparse.Namespace) -> dict[str, float]:
         "select": {"fraction": 1.0},
         "resources": {"gpu": not args.toy, "workers": 1},
     }
+
+
+def pretrain(root: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Pre-train on the store by the command's own path, and return the pace of the last half of its steps."""
+    os.environ |= {"RAYREID_ROOT": str(root / "outputs"), "RAYREID_DATA": str(root)}
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    from rayreid.config.loading import load_experiment
+    from rayreid.pipeline.experiment_runner import run_stage
+
     file = root / "experiment.yaml"
-    file.write_text(yaml.safe_dump(experiment))
+    file.write_text(yaml.safe_dump(experiment_of(args)))
     began = time.time()
     (artifact,) = run_stage(load_experiment(file), "pretrain")
     rows = [json.loads(line) for line in (artifact.path / "metrics.jsonl").read_text().splitlines()]
@@ -81,6 +91,21 @@ def score(root: Path, args: argparse.Namespace) -> dict[str, float]:
     return {"images_s": facts["rate"], "start_s": facts["start"], "images": facts["images"]}
 
 
+Part = Callable[[Path, argparse.Namespace], dict[str, float]]
+PARTS: dict[str, Part] = {"pretrain": pretrain, "score": score}
+
+
+def rows_of(parts: Mapping[str, Part], root: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each part, or its error."""
+    for name, part in parts.items():
+        try:
+            values: dict[str, Any] = dict(part(root, args))
+        except (Exception, SystemExit) as error:  # the latter is how `scoring.py` reports its process
+            traceback.print_exc()
+            values = {"error": f"{type(error).__name__}: {error}"[:300]}
+        yield {"row": f"ray_{name}", **values}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=24_576, help="JPEGs of 256 x 128 in the store")
@@ -94,16 +119,18 @@ def main() -> None:
     if not args.toy and not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU: --toy tries the script on a CPU")
     device = "cpu" if args.toy else torch.cuda.get_device_name()
-    parts: dict[str, Any] = {"pretrain": pretrain, "score": score}
+    faults = 0
     with tempfile.TemporaryDirectory() as scratch, args.out.open("a") as out:
         root = Path(scratch)
         make_store(root / "store", args.images, random_jpegs(64, *SIZE))
         write_proxies(root, args.backbone, tuple(args.input))
-        for name, part in parts.items():
-            values = {"row": f"ray_{name}", **part(root, args)}
+        for values in rows_of(PARTS, root, args):
             out.write(json.dumps({"device": device, "torch": torch.__version__, **values}) + "\n")
             out.flush()
-            print("  ".join(f"{k}={v:,.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()))
+            shown = "  ".join(f"{k}={v:,.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
+            print(shown, flush=True)
+            faults += "error" in values
+    sys.exit(1 if faults else 0)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,40 @@ from tiny_experiment import TINY
 GOLDEN = Path(os.environ.get("RAYREID_GOLDEN", Path(__file__).parent / "golden"))
 
 
+def pytest_configure(config):
+    """Let the processes that tests start find the package where it is not installed, as on a GPU host."""
+    try:
+        distribution("rayreid")
+    except PackageNotFoundError:
+        paths = [str(config.rootpath / "platform"), os.environ.get("PYTHONPATH")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Under `-m gpu`, read only the files that have such tests: a GPU host may lack Ray and what else others import."""
+    if config.option.markexpr != "gpu":
+        return None
+    files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    return None if any(file.suffix == ".py" and names(file, "gpu") for file in files) else True
+
+
+def names(file: Path, marker: str) -> bool:
+    return f"mark.{marker}" in file.read_text(encoding="utf-8")
+
+
 def pytest_collection_modifyitems(items):
     """Run tests that need Ray last, and skip those that need a GPU where there is none.
 
     The Ray that tests share must not run beside tests that expect none.
 
     Raises:
-        UsageError: `make test-ray` would not read the file of a test that needs Ray.
+        UsageError: `make test-ray` or `make test-gpu` would not read the file of a test that it is to run.
     """
     items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
-    for file in {item.path for item in items if item.get_closest_marker("ray")}:
-        if "mark.ray" not in file.read_text():
-            raise pytest.UsageError(f"{file} has tests that need Ray and does not say mark.ray: see the Makefile")
+    for marker in ("ray", "gpu"):
+        for file in {item.path for item in items if item.get_closest_marker(marker)}:
+            if not names(file, marker):
+                raise pytest.UsageError(f"{file}: `make test-{marker}` misses its tests, since it has no mark.{marker}")
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))

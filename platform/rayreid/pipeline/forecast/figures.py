@@ -25,7 +25,7 @@ GPU_STEP_SECONDS: Final = Span(0.01, 0.025, 0.06)
 measured yet; a full step of 256 images takes 85 ms ("What bounds it")."""
 
 GPU_INFERENCE_GFLOPS: Final = Span(110_000.0, 190_000.0, 215_000.0)
-"""The same of scoring on one GPU; "On a GPU" (H200): 231 TFLOP/s from decoded images, of which 7 % are left out."""
+"""The same of scoring on one GPU; "On a GPU" (H200): 230 TFLOP/s from decoded images, of which 7 % are left out."""
 
 GPU_IMAGES_FROM_JPEG: Final = Span(2_500.0, 2_900.0, 3_800.0)
 """Images per second and GPU, decoded from JPEGs of 256 × 128 on 16 cores; "On a GPU"."""
