@@ -28,20 +28,29 @@ _GUARDS: dict[Path, Guard] = {}
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents, even while other processes create and remove them.
+    """Create an output folder and its parents, even while other processes create and remove them.
 
     Raises:
         UserError: The folder cannot be created.
     """
     try:
-        for _ in range(_RACES):
-            # If another process removes a folder between two steps of `mkdir`, it seems that it cannot be created.
-            with contextlib.suppress(FileNotFoundError, FileExistsError):
-                path.mkdir(parents=True, exist_ok=True)
-                return
-        path.mkdir(parents=True, exist_ok=True)
+        create_folder(path)
     except OSError as error:
         raise UserError(f"{path}: cannot make this output folder ({error.strerror}); see RAYREID_ROOT") from None
+
+
+def create_folder(path: Path) -> None:
+    """Create a folder as `make_folder` does, for a caller that explains errors itself.
+
+    Raises:
+        OSError: The folder cannot be created.
+    """
+    for _ in range(_RACES):
+        # If another process removes a folder between two steps of `mkdir`, it seems that it cannot be created.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            path.mkdir(parents=True, exist_ok=True)
+            return
+    path.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager

@@ -63,17 +63,22 @@ def cache_folder() -> Path | None:
     """Return the folder for copies of shards on a node's own disk, `RAYREID_CACHE`; None if the variable is not set.
 
     Raises:
-        UserError: It begins with the home folder of somebody who has none here.
+        UserError: It is a URI, or begins with the home folder of somebody who has none here; or it is relative, inside
+            a submitted job.
     """
     named = os.environ.get("RAYREID_CACHE")
-    return expanded(named).absolute() if named else None
+    if not named:
+        return None
+    if "://" in named:
+        raise UserError(f"RAYREID_CACHE={named}: not a path; name a folder on a disk of each node")
+    return _place("RAYREID_CACHE", named, "on a disk of each node")
 
 
-def _place(variable: str, value: str) -> Path:
+def _place(variable: str, value: str, where: str = "that all nodes see") -> Path:
     path = expanded(value)
     if inside_job() and not path.is_absolute():
         raise UserError(
             f"{value}: relative path inside a submitted job, whose folder is a passing copy; "
-            f"set {variable} to an absolute path that all nodes see"
+            f"set {variable} to an absolute path {where}"
         )
     return path.absolute()

@@ -138,7 +138,10 @@ def _scratch() -> Path:
 
 def _cache() -> list[str]:
     """Return the fault of the folder for copies of shards, if it is set and cannot be written."""
-    folder = cache_folder()
+    try:
+        folder = cache_folder()
+    except UserError as error:
+        return [str(error)]
     if folder is None:
         return []
     try:
@@ -147,6 +150,6 @@ def _cache() -> list[str]:
             return []
     except OSError as error:
         return [
-            f"RAYREID_CACHE={folder}: {error.strerror}, so shards are read from shared storage; name a folder on a "
-            "disk of this node"
+            f"RAYREID_CACHE={folder}: {error.strerror}, so shards are read from shared storage, and those of an object "
+            "store not at all; name a folder on a disk of this node"
         ]

@@ -1,6 +1,7 @@
 import json
 import logging
 import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from rayreid.data.store.store import ImageStore
 from rayreid.errors import UserError
 from rayreid.stages import ingest
 from small_store import small_store
+
+Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,28 @@ def test_a_bucket_s_shard_cannot_do_without_the_cache(bucket, tmp_path, monkeypa
     monkeypatch.setattr(shard_cache, "KEEP_FREE", 1.0)
     with pytest.raises(UserError, match=r"full: no room for a shard .*set RAYREID_CACHE to a folder on another disk"):
         ImageStore(found.directory).image(0)
+
+
+def test_a_bucket_s_shards_are_read_in_order_through_a_disk_that_holds_one(
+    store, bucket, tmp_path, monkeypatch, caplog
+):
+    found, cache = adopted(bucket, tmp_path / "outputs"), tmp_path / "small"
+    expected = [bytes(store.encoded(row)) for row in range(12)]
+    room = max(shard.size() for shard in store.files)
+
+    def usage(folder: Path) -> Usage:
+        used = sum(path.stat().st_size for path in cache.iterdir())
+        return Usage(room, used, room - used)
+
+    monkeypatch.setenv("RAYREID_CACHE", str(cache))
+    monkeypatch.setattr(shard_cache, "KEEP_FREE", 0.0)
+    monkeypatch.setattr(shard_cache, "_warned", set())
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    for _ in range(2):
+        assert [bytes(found.encoded(row)) for row in range(12)] == expected
+    assert len(list(cache.iterdir())) == 1
+    (said,) = [record.message for record in caplog.records if record.name == "rayreid"]
+    assert "does not hold all shards of s3://bucket?" in said
 
 
 def test_a_shard_that_is_missing_in_the_bucket_is_named(bucket, tmp_path, monkeypatch):

@@ -2,23 +2,26 @@ import contextlib
 import errno
 import fcntl
 import gc
+import io
 import logging
 import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
-import time
-from collections import namedtuple
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rayreid.data.store import shard_cache
+from rayreid.data.store.shard_files import ShardFile
 from rayreid.data.store.store import ImageStore
+from rayreid.diagnostics.node_health import Examination
 from rayreid.errors import UserError
-from small_store import small_store
+from rayreid.paths import cache_folder
+from shard_copies import checksums, copies, first_rows, images, sizes
 
 READER = """
 import sys, time
@@ -41,45 +44,19 @@ print(sum(int(store.image(row).sum()) for row in range(len(store))))
 """
 
 
-@pytest.fixture
-def store(tmp_path) -> ImageStore:
-    return small_store(tmp_path / "store")
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("RAYREID_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(shard_cache, "_warned", set())
-    return tmp_path / "cache"
-
-
-def copies(cache: Path) -> set[str]:
-    return {path.stem for path in cache.glob("*.arrow")}
-
-
-def checksums(store: ImageStore) -> list[str]:
-    return [shard["checksum"] for shard in store.manifest["shards"]]
-
-
-def first_rows(store: ImageStore) -> list[int]:
-    """The first row of each shard."""
-    return [store.rows_of_keys([f"{shard}-0.png"])[0] for shard in range(len(store.files))]
-
-
 def test_a_shard_is_copied_when_its_first_image_is_needed(store, tmp_path, monkeypatch):
     monkeypatch.delenv("RAYREID_CACHE", raising=False)
-    expected = [bytes(store.encoded(row)) for row in range(len(store))]
+    expected = images(store)
     cache = tmp_path / "cache"
     monkeypatch.setenv("RAYREID_CACHE", str(cache))
     again = ImageStore(store.directory)
     assert not cache.exists()
     again.encoded(first_rows(store)[1])
     assert copies(cache) == {checksums(store)[1]}
-    assert [bytes(again.encoded(row)) for row in range(len(store))] == expected
+    assert images(again) == expected
     assert copies(cache) == set(checksums(store))
     shutil.rmtree(store.directory / "shards")  # the originals are not needed any more
-    third = ImageStore(store.directory)
-    assert [bytes(third.encoded(row)) for row in range(len(store))] == expected
+    assert images(ImageStore(store.directory)) == expected
 
 
 def test_without_the_variable_nothing_is_copied(store, tmp_path, monkeypatch):
@@ -108,86 +85,6 @@ def test_each_node_copies_every_shard_once_though_its_workers_race(store, tmp_pa
     assert copies(tmp_path / "one") == copies(tmp_path / "two") == set(checksums(store))
 
 
-Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.fixture
-def disk(cache, monkeypatch):
-    """A disk on which the copies have a given number of bytes beyond what stays free."""
-
-    def limit(room: int) -> None:
-        def usage(folder: Path) -> Usage:
-            used = sum(path.stat().st_size for path in Path(folder).glob("*.arrow"))
-            total = 10**9
-            return Usage(total, used, int(shard_cache.KEEP_FREE * total) + room - used)
-
-        monkeypatch.setattr(shutil, "disk_usage", usage)
-
-    return limit
-
-
-def sizes(store: ImageStore) -> list[int]:
-    return [shard.size() for shard in store.files]
-
-
-def test_on_a_full_disk_the_copy_that_was_opened_longest_ago_is_removed(store, cache, disk):
-    disk(sizes(store)[0] + sizes(store)[1] + sizes(store)[2] - 1)
-    one, two, three = first_rows(store)
-    ImageStore(store.directory).encoded(one)
-    time.sleep(0.02)
-    ImageStore(store.directory).encoded(two)
-    time.sleep(0.02)
-    ImageStore(store.directory).encoded(one)  # opened again, so that of the second shard is the oldest
-    time.sleep(0.02)
-    ImageStore(store.directory).encoded(three)
-    assert copies(cache) == {checksums(store)[0], checksums(store)[2]}
-
-
-def test_what_a_process_reads_is_not_removed_and_another_shard_comes_from_its_origin(store, cache, disk, caplog):
-    disk(sizes(store)[2] + 1)
-    one, two, three = first_rows(store)
-    reading = ImageStore(store.directory)
-    kept = bytes(reading.encoded(three))
-    with caplog.at_level(logging.WARNING, "rayreid"):
-        other = ImageStore(store.directory)
-        assert bytes(other.encoded(one)) == bytes(ImageStore(store.directory).encoded(one))
-        other.encoded(two)
-    assert copies(cache) == {checksums(store)[2]} and bytes(reading.encoded(three)) == kept
-    (said,) = {record.message for record in caplog.records}  # one line, though several shards had no room
-    assert said.startswith(f"RAYREID_CACHE={cache}: no room for a shard of 0 MiB") and said.endswith("were written")
-    assert len(caplog.records) == 1
-
-
-def test_a_disk_that_fills_up_while_a_copy_is_written_loses_an_old_copy(store, cache, monkeypatch):
-    one, two, _ = first_rows(store)
-    ImageStore(store.directory).encoded(one)
-    tried = []
-
-    def full_at_first(descriptor: int) -> None:
-        tried.append(descriptor)
-        if len(tried) == 1:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full_at_first)
-    ImageStore(store.directory).encoded(two)
-    assert copies(cache) == {checksums(store)[1]} and len(tried) == 2
-    assert not list(cache.glob("*.tmp"))
-
-
-def test_a_write_that_finds_the_disk_full_removes_old_copies_and_leaves_the_cache_out(
-    store, cache, monkeypatch, caplog
-):
-    monkeypatch.setattr(shard_cache, "_CHUNK", 1000)  # so that closing the file tries to write the rest again
-    one, two, _ = first_rows(store)
-    ImageStore(store.directory).encoded(one)
-    (cache / f"{checksums(store)[1]}.tmp").symlink_to("/dev/full")
-    with caplog.at_level(logging.WARNING, "rayreid"):
-        assert len(ImageStore(store.directory).images([two])) == 1
-    assert not copies(cache) and not list(cache.glob("*.tmp"))
-    (said,) = [record.message for record in caplog.records]
-    assert said == f"RAYREID_CACHE={cache}: No space left on device; shards are read from where they were written"
-
-
 @pytest.mark.parametrize(("module", "name"), [(fcntl, "flock"), (shutil, "disk_usage")])
 def test_a_cache_on_a_disk_without_locks_or_sizes_is_left_out(store, cache, monkeypatch, caplog, module, name):
     def refuse(*_):
@@ -198,6 +95,7 @@ def test_a_cache_on_a_disk_without_locks_or_sizes_is_left_out(store, cache, monk
         assert len(ImageStore(store.directory).images(first_rows(store))) == 3
     (said,) = [record.message for record in caplog.records]
     assert said == f"RAYREID_CACHE={cache}: No locks available; shards are read from where they were written"
+    assert not list(cache.iterdir())
 
 
 @pytest.mark.parametrize("broken", [errno.EROFS, errno.EIO])
@@ -257,13 +155,13 @@ def test_too_many_open_files_are_told_as_such(store, cache, monkeypatch, caplog,
         assert "open files, the limit" in line and "ulimit -n" in line
 
 
-def test_a_cache_below_a_file_is_left_out(store, tmp_path, monkeypatch, caplog):
+def test_a_cache_below_a_file_is_left_out(store, cache, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("RAYREID_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(shard_cache, "_warned", set())
-    with caplog.at_level(logging.WARNING, "rayreid"):
-        assert len(ImageStore(store.directory).images(first_rows(store))) == 3
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    folder = tmp_path / "file" / "cache"
+    monkeypatch.setenv("RAYREID_CACHE", str(folder))
+    assert len(ImageStore(store.directory).images(first_rows(store))) == 3
+    (said,) = [record.message for record in caplog.records]
+    assert said == f"RAYREID_CACHE={folder}: Not a directory; shards are read from where they were written"
 
 
 def test_a_damaged_original_is_not_copied(store, cache):
@@ -282,27 +180,105 @@ def test_a_missing_original_is_named(store, cache):
         ImageStore(store.directory).encoded(first_rows(store)[0])
 
 
-def test_what_a_killed_process_left_of_a_copy_is_overwritten(store, cache):
+def test_an_original_that_does_not_arrive_whole_did_not_change(store, cache, monkeypatch):
+    monkeypatch.setattr(ShardFile, "open", lambda self: io.BytesIO(self.path.read_bytes()[:100]))
+    with pytest.raises(UserError) as refused:
+        ImageStore(store.directory).encoded(first_rows(store)[0])
+    line = f"the storage sent 100 of {sizes(store)[0]} bytes; run the command again"
+    assert str(refused.value) == f"{store.files[0]}: {line}"
+    assert not list(cache.iterdir())
+
+
+class Failing(io.BytesIO):
+    """A stream whose second read fails, as that of a storage whose connection is lost."""
+
+    def read(self, size=-1):
+        if self.tell():
+            raise OSError("AWS Error NETWORK_CONNECTION\nduring GetObject")
+        return super().read(100)
+
+
+def test_an_original_that_fails_while_it_is_read_is_named_in_one_line(store, cache, monkeypatch):
+    monkeypatch.setattr(ShardFile, "open", lambda self: Failing(self.path.read_bytes()))
+    with pytest.raises(UserError) as refused:
+        ImageStore(store.directory).encoded(first_rows(store)[0])
+    assert str(refused.value) == f"{store.files[0]}: the shard cannot be read (AWS Error NETWORK_CONNECTION)"
+    assert not list(cache.iterdir())
+
+
+def test_a_folder_that_vanishes_while_a_copy_is_written_is_made_again(store, cache, monkeypatch, caplog):
+    opened, removed = ShardFile.open, []
+
+    def remove(shard: ShardFile):
+        if not removed:
+            removed.append(cache)
+            shutil.rmtree(cache)
+        return opened(shard)
+
+    monkeypatch.setattr(ShardFile, "open", remove)
+    ImageStore(store.directory).encoded(first_rows(store)[0])
+    assert removed and copies(cache) == {checksums(store)[0]} and not caplog.records
+
+
+@pytest.fixture
+def default_folder(tmp_path, far_away, monkeypatch) -> Path:
+    """The folder that is used without the variable, which is not there yet."""
+    monkeypatch.delenv("RAYREID_CACHE", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"rayreid-cache-{os.getuid()}"
+
+
+def test_the_default_folder_is_for_this_user_alone(store, default_folder):
+    ImageStore(store.directory).encoded(first_rows(store)[0])
+    assert stat.S_IMODE(default_folder.stat().st_mode) == 0o700 and copies(default_folder) == {checksums(store)[0]}
+    default_folder.chmod(0o755)  # as earlier versions made it
+    ImageStore(store.directory).encoded(first_rows(store)[0])
+    assert stat.S_IMODE(default_folder.stat().st_mode) == 0o700
+
+
+def test_a_named_folder_keeps_its_permissions(store, cache):
     cache.mkdir()
-    (cache / f"{checksums(store)[0]}.tmp").write_bytes(b"half")
-    ImageStore(store.directory).image(first_rows(store)[0])
-    assert copies(cache) == {checksums(store)[0]} and not list(cache.glob("*.tmp"))
+    cache.chmod(0o775)
+    ImageStore(store.directory).encoded(0)
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o775
 
 
-@pytest.mark.slow
-def test_a_disk_that_is_really_full(store, tmp_path, monkeypatch):
-    """A disk of its own in memory, which needs the right to mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    size = sum(sizes(store)[1:])
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("no disk can be mounted here")
-    try:
-        monkeypatch.setenv("RAYREID_CACHE", str(folder))
-        monkeypatch.setattr(shard_cache, "KEEP_FREE", 0.0)
-        rows = list(range(len(store)))
-        expected = [bytes(image) for image in store.images(rows)]
-        assert [bytes(ImageStore(store.directory).image(row)) for row in rows] == expected
-        assert 0 < len(copies(folder)) < 3
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)  # copies may still be held
+@pytest.mark.parametrize("made", ["a link", "another user's", "a file"])
+def test_a_default_folder_that_others_may_have_made_is_refused(store, default_folder, tmp_path, monkeypatch, made):
+    if made == "a link":
+        (tmp_path / "elsewhere").mkdir()
+        default_folder.symlink_to(tmp_path / "elsewhere")
+    elif made == "a file":
+        default_folder.write_text("")
+    else:
+        default_folder.mkdir()
+        user = os.getuid()
+        default_folder = default_folder.rename(tmp_path / f"rayreid-cache-{user + 1}")
+        monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    with pytest.raises(UserError) as refused:
+        ImageStore(store.directory).encoded(0)
+    assert str(refused.value) == (
+        f"{default_folder}: this is not a folder of this user's own; set RAYREID_CACHE to a folder on a disk of this "
+        "node that can be written"
+    )
+    assert not list(tmp_path.rglob("*.arrow.*")) and not copies(default_folder)
+
+
+@pytest.mark.parametrize("value", ["s3://bucket/cache", "file:///cache"])
+def test_a_cache_is_named_by_a_path(store, monkeypatch, value):
+    monkeypatch.setenv("RAYREID_CACHE", value)
+    line = f"RAYREID_CACHE={value}: not a path; name a folder on a disk of each node"
+    with pytest.raises(UserError) as refused:
+        ImageStore(store.directory).encoded(0)
+    assert str(refused.value) == line
+    assert line in Examination([], None)().faults
+
+
+def test_a_relative_cache_is_refused_inside_a_job(monkeypatch):
+    monkeypatch.setenv("RAYREID_CACHE", "cache")
+    assert cache_folder() == Path.cwd() / "cache"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UserError, match=r"^cache: relative path inside .*set RAYREID_CACHE to .* a disk of each node$"):
+        cache_folder()
+    monkeypatch.setenv("RAYREID_CACHE", "/cache")
+    assert cache_folder() == Path("/cache")

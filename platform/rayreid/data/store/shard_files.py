@@ -1,70 +1,26 @@
-"""The shard files of a store: where they are, and reading them through a memory map."""
+"""The shard files of a store: where they are, and which of them are mapped into memory."""
 
-import os
-import tempfile
+import time
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
 
 from rayreid.data.datasets.place import Place, is_uri
 from rayreid.data.store.manifest import ORIGIN
-from rayreid.data.store.shard_cache import CacheUnusableError, Copy, ShardCache, refuse_too_many_open, warn_once
+from rayreid.data.store.mapped_shard import DamagedShardError, MappedShard
+from rayreid.data.store.shard_cache import ShardCache, default_cache, warn_once
+from rayreid.data.store.shard_copy import CacheFullError, CacheUnusableError, Copy, refuse_too_many_open
 from rayreid.errors import UserError, one_line
 from rayreid.files import digest_of
 from rayreid.paths import cache_folder
 
-_DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError)
-"""What Arrow and NumPy raise for a damaged file: its schema may say anything."""
+_PATIENCE_SECONDS, _POLL_SECONDS = 60.0, 1.0
 
-
-class MappedShard:
-    """A memory-mapped shard with the start and end of each image's bytes in the file.
-
-    Arrow builds several Python objects for each value that it returns. Two integers per image and one memoryview of the
-    whole file make random access some twenty times cheaper.
-
-    Args:
-        path: The Arrow file.
-        copy: The file as a copy in a cache, which the map keeps on the disk.
-
-    Attributes:
-        path: The Arrow file.
-
-    Raises:
-        UserError: The file is missing or damaged.
-    """
-
-    def __init__(self, path: Path, copy: Copy | None = None):
-        try:
-            whole = pa.memory_map(str(path)).read_buffer() if copy is None else pa.py_buffer(copy.map())
-            self.file = pa.ipc.open_file(whole)
-            self.starts, self.ends = _bounds(self.file, whole)
-        except FileNotFoundError as error:
-            raise UserError(f"{path}: the shard is missing; copy it again or run the ingest again") from error
-        except _DAMAGE as error:
-            refuse_too_many_open(error, path)
-            raise UserError(
-                f"{path}: the shard cannot be read ({one_line(error)}); restore it from a copy, or delete it and run "
-                "again"
-            ) from error
-        self.path = path
-        self.view = memoryview(whole)
-
-
-def _bounds(file: pa.ipc.RecordBatchFileReader, whole: pa.Buffer) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the bytes of each image start and end in the file, int64 (N,) each."""
-    starts, ends = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for number in range(file.num_record_batches):
-        images = file.get_batch(number).column("image")
-        _, positions, data = images.buffers()
-        bounds = np.frombuffer(positions, dtype=np.int32, count=len(images) + 1).astype(np.int64)
-        bounds += data.address - whole.address
-        starts.append(bounds[:-1])
-        ends.append(bounds[1:])
-    return np.concatenate(starts), np.concatenate(ends)
+_all_files: weakref.WeakValueDictionary[int, "ShardFiles"] = weakref.WeakValueDictionary()
+"""The files of all stores that are open in this process."""
 
 
 class ShardFile:
@@ -130,12 +86,17 @@ class ShardFiles:
     Args:
         directory: The store's folder.
         manifest: Its manifest.
+
+    Attributes:
+        mapped: The shards that are memory-mapped, by number. Copies are dropped where the disk has no room for another.
     """
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]):
         self._own = directory
         self._store: str = manifest.get(ORIGIN, str(directory))
         self._entries: list[Mapping[str, Any]] = manifest["shards"]
+        self.mapped: dict[int, MappedShard] = {}
+        _all_files[id(self)] = self
 
     @property
     def origin(self) -> str:
@@ -144,12 +105,6 @@ class ShardFiles:
 
     def __len__(self) -> int:
         return len(self._entries)
-
-    def remedy(self, path: Path) -> str:
-        """Return what to do about a damaged shard, which was read from a path."""
-        if path != self._own.joinpath("shards", path.name):
-            return "delete this file if it is a copy in a cache, or else copy it again"
-        return "restore this file from a copy, or delete it: the next run reads its images again"
 
     def __getitem__(self, number: int) -> ShardFile:
         if not 0 <= number < len(self._entries):
@@ -160,7 +115,7 @@ class ShardFiles:
         return (ShardFile(self._store, entry) for entry in self._entries)
 
     def map(self, number: int) -> MappedShard:
-        """Return a shard, memory-mapped from the nearest place.
+        """Map a shard into memory from the nearest place, and return it.
 
         Where the cache cannot take a shard, it is read from where it was written, with a warning in the log, once per
         process. This is impossible for a shard of an object store.
@@ -168,24 +123,104 @@ class ShardFiles:
         Raises:
             UserError: The shard is missing or damaged, or is in an object store and the cache cannot take it.
         """
-        shard, folder = self[number], cache_folder()
-        if folder is None:
-            if shard.path is not None:
-                return MappedShard(shard.path)
-            folder = Path(tempfile.gettempdir()) / f"rayreid-cache-{os.getuid()}"
+        shard = self[number]
+        found = self.mapped[number] = self._map(shard)
+        return found
+
+    def _map(self, shard: ShardFile) -> MappedShard:
+        folder = cache_folder()
+        if folder is None and shard.path is not None:
+            return MappedShard(shard.path)
         try:
-            copy = ShardCache(folder).copy_of(shard)
+            return self._map_copy(shard, default_cache() if folder is None else ShardCache(folder))
         except CacheUnusableError as error:
             if shard.path is None:
-                raise UserError(f"{error}; make room there, or set RAYREID_CACHE to a folder on another disk") from None
-            warn_once(f"RAYREID_CACHE={error}; shards are read from where they were written")
+                raise UserError(f"{error}; {error.remedy}") from None
+            warn_once(f"RAYREID_CACHE={error}; shards are read from where they were written", error.fault)
             return MappedShard(shard.path)
         except FileNotFoundError:
             raise UserError(f"{shard}: the shard is missing; copy it again or run the ingest again") from None
         except (OSError, pa.ArrowException) as error:
             refuse_too_many_open(error, shard)
             raise UserError(f"{shard}: the shard cannot be read ({one_line(error)})") from error
+
+    def _map_copy(self, shard: ShardFile, cache: ShardCache) -> MappedShard:
+        copy = self._copy(shard, cache)
+        try:
+            return MappedShard(copy.path, copy)
+        except DamagedShardError:
+            _remove_damaged(copy)
+        copy = self._copy(shard, cache)
         return MappedShard(copy.path, copy)
+
+    def _copy(self, shard: ShardFile, cache: ShardCache) -> Copy:
+        """Return the copy of a shard; if it can be read from nowhere else, other mapped shards are dropped for it.
+
+        Other processes drop theirs when they need room, so it is worth waiting for them. Nothing is dropped for a shard
+        that can be read from where it was written: training would copy a whole shard for nearly every image.
+        """
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return cache.copy_of(shard)
+            except CacheFullError:
+                if shard.path is not None:
+                    raise
+                if not _drop_copies():
+                    if not cache.files() or time.monotonic() > until:
+                        raise
+                    time.sleep(_POLL_SECONDS)
+                warn_once(
+                    f"{cache.folder}: this disk does not hold all shards of {self._store}, so they are copied again "
+                    "and again; RAYREID_CACHE on a larger disk would be faster",
+                    f"{cache.folder}: small",
+                )
+
+    def renew(self, number: int, shard: MappedShard) -> bool:
+        """Replace a mapped copy with a wrong image by a new copy; return whether reading again makes sense.
+
+        It does not for an original, nor for what is a new copy already. A copy that another thread or process has made
+        since is used as it is.
+
+        Args:
+            number: The shard's number.
+            shard: What the wrong image was read from.
+
+        Raises:
+            UserError: The shard cannot be copied.
+        """
+        if shard.copy is None or shard.renewed:
+            return False
+        _remove_damaged(shard.copy)
+        self.map(number).renewed = True
+        return True
+
+    def remedy(self, shard: MappedShard) -> str:
+        """Return what to do about a wrong image in a mapped shard."""
+        if shard.copy is not None:
+            return "a new copy was no better; delete this file, or set RAYREID_CACHE to a folder on another disk"
+        if shard.path != self._own.joinpath("shards", shard.path.name):
+            return "copy it again"
+        return "restore this file from a copy, or delete it: the next run reads its images again"
+
+
+def _drop_copies() -> bool:
+    """Drop the copies that all stores of this process have mapped; return whether there were any.
+
+    Images that are in use keep the memory map of their shard, and with it the copy. What is dropped and needed again
+    while its copy still exists only costs a new memory map.
+    """
+    opened = [reference() for reference in _all_files.valuerefs()]
+    mapped = [files.mapped for files in opened if files is not None]
+    found = [(shards, number) for shards in mapped for number, one in list(shards.items()) if one.copy is not None]
+    for shards, number in found:
+        shards.pop(number, None)
+    return bool(found)
+
+
+def _remove_damaged(copy: Copy) -> None:
+    copy.remove()
+    warn_once(f"{copy.path}: this copy of a shard is damaged, and is made again", str(copy.path))
 
 
 def place_in(store: str, file: str) -> Place:

@@ -24,7 +24,8 @@ from rayreid.data.jpeg import decode_images
 from rayreid.data.store.image_checksum import checksum_of_image
 from rayreid.data.store.index import fingerprint_of, finish_store
 from rayreid.data.store.manifest import INDEX, read_index, read_manifest
-from rayreid.data.store.shard_files import MappedShard, ShardFiles
+from rayreid.data.store.mapped_shard import MappedShard
+from rayreid.data.store.shard_files import ShardFiles
 from rayreid.data.store.shards import INDEX_SCHEMA, Record, digest_of_image, write_shard
 from rayreid.errors import UserError
 from rayreid.state_files import damaged, remake
@@ -79,7 +80,7 @@ class ImageStore:
         self.orientations = index["orientation"].to_numpy() if turned else np.full(len(self.pids), UPRIGHT, np.int8)
         # None if the store was ingested by a version that recorded none
         self._checksums = index["crc32"].to_numpy() if "crc32" in index.column_names else None
-        self._opened: dict[int, MappedShard] = {}
+        self._mapped = self.files.mapped  # at hand, because each image asks for it
 
     # As Python objects, the keys of millions of images take a second and hundreds of bytes each: only those who ask for
     # them pay.
@@ -143,27 +144,31 @@ class ImageStore:
         shard = self._shard(int(self.shards[row]))
         place = self.rows[row]
         if not 0 <= place < len(shard.starts):
-            raise UserError(self._damage(row, shard))
+            return self._from_new_copy(row, shard)
         data = shard.view[shard.starts[place] : shard.ends[place]]
         if self._checksums is not None and checksum_of_image(data) != self._checksums[row]:
-            raise UserError(self._damage(row, shard))
+            return self._from_new_copy(row, shard)
         return data
+
+    def _from_new_copy(self, row: int, shard: MappedShard) -> memoryview:
+        """Return the bytes of an image that a shard does not hold as ingested: a copy of the shard is made again once.
+
+        Raises:
+            UserError: The shard is no copy, or was copied again before.
+        """
+        if self.files.renew(int(self.shards[row]), shard):
+            return self.encoded(row)
+        place = f"shard {self.shards[row]}, row {self.rows[row]}"
+        (key,) = self.keys_of([row]).to_pylist()
+        raise UserError(f"{shard.path}: image {key!r} ({place}) is not what was ingested; {self.files.remedy(shard)}")
 
     @property
     def checked(self) -> bool:
         """Return whether each read compares the image's checksum; stores of earlier versions record none."""
         return self._checksums is not None
 
-    def _damage(self, row: int, shard: MappedShard) -> str:
-        place = f"shard {self.shards[row]}, row {self.rows[row]}"
-        (key,) = self.keys_of([row]).to_pylist()
-        return f"{shard.path}: image {key!r} ({place}) is not what was ingested; {self.files.remedy(shard.path)}"
-
     def _shard(self, number: int) -> MappedShard:
-        shard = self._opened.get(number)
-        if shard is None:
-            shard = self._opened[number] = self.files.map(number)
-        return shard
+        return self._mapped.get(number) or self.files.map(number)
 
     def batches(self, shard: int) -> Iterator[pa.RecordBatch]:
         """Yield a shard's record batches, with the columns `key` and `image`, memory-mapped and not copied.
