@@ -172,7 +172,7 @@ def test_workers_that_are_lost_before_they_give_anything_end_it(lose):
 
 def test_devices_that_compute_in_different_precisions_are_refused(lose):
     assert sorted(lose(Execution(devices=[("bf16", "A100"), ("bf16", "L4")]))) == list(range(10))
-    with pytest.raises(UserError, match=r"\(bf16 on A100, fp16 on T4\): set precision to one of them"):
+    with pytest.raises(UserError, match=r"\(bf16 on A100, fp16 on T4\): set score\.precision to one of them"):
         lose(Execution(devices=[("bf16", "A100"), ("fp16", "T4")]))
 
 

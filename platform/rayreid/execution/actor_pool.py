@@ -150,8 +150,8 @@ def _refuse_mixture(machines: Mapping[str, str]) -> None:
     if len(machines) > 1:
         pairs = ", ".join(f"{precision} on {machine}" for precision, machine in sorted(machines.items()))
         raise UserError(
-            f"the devices of this cluster differ, and so would the precisions of these values ({pairs}): set precision "
-            "to one of them"
+            f"the devices of this cluster differ, and so would the precisions of these values ({pairs}): set "
+            "score.precision to one of them"
         )
 
 
