@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -54,10 +55,11 @@ def run(
     checkpoints: Checkpoints | None = None,
     until: int = STEPS,
     device: torch.device = CPU,
+    backend: Any = "aot_eager",
 ) -> list[float]:
     rows: list[dict[str, float]] = []
     settings = LoopSettings(1, until, log_every=1, compile=compile)
-    with patch.object(loop, "compiled", partial(compiled, backend="aot_eager")):
+    with patch.object(loop, "compiled", partial(compiled, backend=backend)):
         train(method.to(device).train(), partial(batches, device), settings, device, checkpoints, rows.append)
     return [row["loss"] for row in rows]
 
@@ -75,6 +77,23 @@ def test_it_is_the_eager_step_and_compiles_once(build):
         again = run(built(build), compile=True)
     assert again == pytest.approx(eager, rel=1e-4)
     assert len(set(eager)) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("build", "operations"), [(_supervised, {"batch_norm", "linear"}), (_cluster_contrast, {"batch_norm"})]
+)
+def test_the_heads_are_compiled_too(build, operations):
+    found: set[str] = set()
+
+    def watched(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        names = {node.target.__name__ for node in graph.graph.nodes if node.op == "call_function"}
+        if len(names) < 4:  # a block has more operations than a head
+            found.update(names)
+        return graph.forward
+
+    torch._dynamo.reset()
+    run(built(build), compile=True, until=1, backend=watched)
+    assert operations <= found
 
 
 @pytest.mark.parametrize("build", METHODS)

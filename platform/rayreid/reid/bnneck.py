@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rayreid.models.norms import SyncedBatchNorm
+from rayreid.training.compilation import compilable
 
 CLASSIFIER_STD = 0.001
 
@@ -37,3 +38,10 @@ def identity_classifier(features: int, identities: int) -> nn.Linear:
     with torch.no_grad():
         classifier.weight.normal_(std=CLASSIFIER_STD)
     return classifier
+
+
+@compilable(breaks=True)
+def applied(head: nn.Module, features: Tensor) -> Tensor:
+    """Return what a neck or a classifier makes of features (B, D); synchronised batch norm waits for other workers."""
+    out: Tensor = head(features)
+    return out

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayreid.models.backbones import Backbone
-from rayreid.reid.bnneck import BNNeck
+from rayreid.reid.bnneck import BNNeck, applied
 from rayreid.reid.memory import ClusterMemory, Variant
 from rayreid.training.gradients import gradient_norms, norm_scalars
 from rayreid.training.parallel import broadcast
@@ -72,7 +72,7 @@ class ClusterContrast(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the feature (B, D), of length 1, of images (B, 3, H, W)."""
-        return F.normalize(self.bottleneck(self.base.features([images])), dim=1)
+        return F.normalize(applied(self.bottleneck, self.base.features([images])), dim=1)
 
     @torch.no_grad()
     def after_neck(self, features: Tensor) -> Tensor:

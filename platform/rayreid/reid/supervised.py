@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rayreid.models.backbones import Backbone
 from rayreid.models.norms import set_synchronised
-from rayreid.reid.bnneck import BNNeck, identity_classifier
+from rayreid.reid.bnneck import BNNeck, applied, identity_classifier
 from rayreid.reid.losses import triplet_loss
 from rayreid.training.gradients import gradient_norms, norm_scalars
 from rayreid.training.parallel import gather_rows
@@ -110,7 +110,7 @@ class SupervisedReID(nn.Module):
         """
         images, labels = batch
         features = self(images)
-        logits = self.classifier(self.bottleneck(features))
+        logits = applied(self.classifier, applied(self.bottleneck, features))
         id_loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         mined, theirs = (gather_rows(features), gather_rows(labels)) if self.global_mining else (features, labels)
         triplet = triplet_loss(mined, theirs, self.margin, self.triplet_normalise)
