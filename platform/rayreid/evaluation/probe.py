@@ -161,19 +161,19 @@ def extract(
     mine = np.arange(parallel.rank(), len(rows), parallel.world_size())
     # No inference mode: tensors that a module keeps from such a pass could not be used in training.
     with _evaluating(backbone), torch.no_grad():
-        for places, images in _decoded(store, rows, mine, threads):
+        for places, images in _decoded(store, rows, mine, threads, pinned=device.type == "cuda"):
             with autocast(precision, device):
-                features[places] = backbone(transform(images.to(device))).float()
+                features[places] = backbone(transform(images.to(device, non_blocking=True))).float()
     return parallel.all_reduce_sum(features)
 
 
 def _decoded(
-    store: ImageStore, rows: np.ndarray, places: np.ndarray, threads: int
+    store: ImageStore, rows: np.ndarray, places: np.ndarray, threads: int, pinned: bool
 ) -> Iterator[tuple[torch.Tensor, ImageBatch]]:
-    """Yield batches of some places in `rows`, decoded in advance."""
+    """Yield batches of some places in `rows`, decoded in advance; see `ImageBatch.collate` for `pinned`."""
 
     def load(part: np.ndarray) -> tuple[torch.Tensor, ImageBatch]:
-        return torch.from_numpy(part), ImageBatch.collate(store.images(rows[part].tolist()))
+        return torch.from_numpy(part), ImageBatch.collate(store.images(rows[part].tolist()), pinned)
 
     parts = [places[start : start + _BATCH] for start in range(0, len(places), _BATCH)]
     with ThreadPoolExecutor(threads) as pool:
