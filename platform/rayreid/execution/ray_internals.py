@@ -58,9 +58,13 @@ class OwnHelpers:
 
     It precedes `TorchTrainer` among a class's bases, and replaces a private method of it. There is no process for Ray
     Data, because no training here reads from Ray Data; no setting of Ray prevents it, even for a trainer without
-    datasets. The process that removes the placement group of a controller that died is that of
-    `rayreid.execution.group_cleaner`, which says why.
+    datasets. The process that removes the placement group of a controller that died is `cleaner`.
+
+    Attributes:
+        cleaner: The class of that process; `rayreid.execution.group_cleaner` says why it is not Ray's.
     """
+
+    cleaner: type
 
     def _create_default_callbacks(self) -> list[Any]:
         from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -68,18 +72,17 @@ class OwnHelpers:
 
         replaced = (DatasetsCallback, PlacementGroupCleanerCallback)
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [*(one for one in callbacks if not isinstance(one, replaced)), cleaner_callback()]
+        return [*(one for one in callbacks if not isinstance(one, replaced)), cleaner_callback(self.cleaner)]
 
 
-def cleaner_callback() -> Any:
-    """Return Ray Train's hook that starts a cleaner of placement groups, but with this package's cleaner.
+def cleaner_callback(kind: type) -> Any:
+    """Return Ray Train's hook that starts a cleaner of placement groups, but with a cleaner of another kind.
 
     The hook is called in the controller of a training. It ends the cleaner without waiting for it.
     """
     import ray
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-    from rayreid.execution.group_cleaner import GroupCleaner
     from rayreid.execution.resources import ANYWHERE
 
     class GroupCleanerCallback(PlacementGroupCleanerCallback):
@@ -87,7 +90,7 @@ def cleaner_callback() -> Any:
 
         def after_controller_start(self, train_run_context: Any) -> None:
             self._controller_actor_id = ray.get_runtime_context().get_actor_id()
-            actor: Any = ray.remote(num_cpus=0)(GroupCleaner)
+            actor: Any = ray.remote(num_cpus=0)(kind)
             at_the_head = {"resources": {HEAD_RESOURCE: 0.001}, "scheduling_strategy": ANYWHERE}
             self._cleaner = actor.options(max_concurrency=2, lifetime="detached", **at_the_head).remote()
             self._cleaner.watch.remote(self._controller_actor_id)

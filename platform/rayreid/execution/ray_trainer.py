@@ -7,6 +7,7 @@ import ray
 import ray.train.torch
 
 from rayreid.execution import prestart
+from rayreid.execution.group_cleaner import GroupCleaner
 from rayreid.execution.nodes import alone
 from rayreid.execution.private_ray import meeting_place
 from rayreid.execution.ray_internals import (
@@ -32,6 +33,8 @@ class Trainer(KnownController, OwnHelpers, ray.train.torch.TorchTrainer):
       modules that it will need. By itself, Ray starts each process only when the previous one requests it.
     - On such a cluster, no worker listens on another interface than the loopback.
     """
+
+    cleaner = GroupCleaner
 
     def __init__(self, *arguments: Any, **settings: Any):
         place = meeting_place()
