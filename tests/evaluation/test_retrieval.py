@@ -152,23 +152,6 @@ def test_never_holds_more_than_a_block_of_similarities(monkeypatch):
     assert report.metrics() == evaluate_retrieval(*case, block=8).metrics()
 
 
-def test_blocks_use_and_leave_the_number_of_threads(monkeypatch):
-    monkeypatch.setattr(ranking, "TILE", 8)
-    features = torch.randn(40, 5)
-    before, used = torch.get_num_threads(), []
-    multiply = torch.mm
-    monkeypatch.setattr(
-        torch, "mm", lambda *given, **options: used.append(torch.get_num_threads()) or multiply(*given, **options)
-    )
-    torch.set_num_threads(6)
-    try:
-        for _, _ in ranking.score_blocks(features, features, 16):  # two products at once
-            assert torch.get_num_threads() == 6
-        assert used == [3] * 5
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("threads", [1, 2])
 def test_number_of_threads_changes_no_bit(threads):
     case = random_case(queries=300, gallery=3000, dim=96)

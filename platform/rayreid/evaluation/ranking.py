@@ -8,8 +8,6 @@ shapes round differently, so the order of a near tie would depend on a query's n
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from copy import copy
 
 import numpy as np
@@ -21,10 +19,7 @@ from rayreid.errors import UserError
 JUNK = -1  # pid of images of nobody, which are excluded from query and gallery
 UNKNOWN_CAMERA = -1  # camid that equals no camera, not even itself
 NO_CAMERA = np.iinfo(np.int64).min
-TILE = (
-    288  # number of queries in one matrix product: BLAS likes multiples of 48, and Market's 3,368 fill twelve of these
-)
-MOST_TILES = 4  # number of products whose similarities are in memory at once, unless a caller says otherwise
+TILE = 256  # number of queries in one matrix product
 DEVICE_BLOCK = 256  # number of queries whose similarities a GPU returns at a time
 SMALLEST_NORM = 1e-12  # a zero feature stays zero
 
@@ -125,50 +120,19 @@ def _device_blocks(query: torch.Tensor, gallery: torch.Tensor, block: int) -> It
         yield start, here[number % 2][: len(query) - start].numpy()
 
 
-def score_blocks(
-    query: torch.Tensor, gallery: torch.Tensor, block: int | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first query, similarities (b, G) float32, writable, valid until the next) block by block.
-
-    Args:
-        query: (Q, D) float32.
-        gallery: (G, D) float32, on the same device.
-        block: Number of queries whose similarities are in memory at once, rounded up to whole tiles. By default, a CPU
-            holds a tile for each of torch's threads, at most `MOST_TILES`, and a GPU `DEVICE_BLOCK` queries.
-    """
+def score_blocks(query: torch.Tensor, gallery: torch.Tensor, block: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first query, similarities (b, G) float32, writable, valid until the next) block by block."""
     if query.is_cuda:
         with current(query.device):
-            yield from _device_blocks(query, gallery, min(block or DEVICE_BLOCK, DEVICE_BLOCK))
+            yield from _device_blocks(query, gallery, min(block, DEVICE_BLOCK))
         return
-    if not len(query):
-        return
-    threads, tiles = torch.get_num_threads(), -(-len(query) // TILE)
-    together = min(tiles, min(threads, MOST_TILES) if block is None else -(-max(block, 1) // TILE))
-    side_by_side = min(together, threads)
-    held = query.new_empty(together * TILE, len(gallery))
-
-    @torch.inference_mode()
-    def multiply(low: int) -> None:
-        tile = query[low : low + TILE]
-        if len(tile) < TILE:
-            tile = torch.cat([tile, tile.new_zeros(TILE - len(tile), tile.shape[1])])
-        start = low % len(held)
-        torch.mm(tile, gallery.t(), out=held[start : start + TILE])
-
-    with ThreadPoolExecutor(side_by_side) as pool:
-        for start in range(0, len(query), len(held)):
-            stop = min(start + len(held), len(query))
-            # Threads that share one product wait for each other more often than those that have one each.
-            with _threads_of_a_product(threads // side_by_side):
-                list(pool.map(multiply, range(start, stop, TILE)))
-            yield start, held[: stop - start].numpy()
-
-
-@contextmanager
-def _threads_of_a_product(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    block = -(-max(block, 1) // TILE) * TILE
+    tile = query.new_zeros(TILE, query.shape[1])
+    held = query.new_empty(min(block, -(-len(query) // TILE) * TILE), len(gallery))
+    for start in range(0, len(query), block):
+        stop = min(start + block, len(query))
+        for low in range(start, stop, TILE):
+            part = query[low : min(low + TILE, stop)]
+            tile[: len(part)] = part
+            torch.mm(tile, gallery.t(), out=held[low - start : low - start + TILE])
+        yield start, held[: stop - start].cpu().numpy()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rayreid.errors import UserError
-from rayreid.evaluation.ranking import score_blocks
+from rayreid.evaluation.ranking import TILE, score_blocks
 from rayreid.neighbours.k_reciprocal import BELOW_ONE, encode, half_list, jaccard_distances
 from rayreid.neighbours.knn import nearest
 
@@ -44,7 +44,7 @@ class Reranking:
                 "need 1 <= k2 <= k1 and lambda from 0 to 1"
             )
 
-    def __call__(self, query: Tensor, gallery: Tensor, block: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    def __call__(self, query: Tensor, gallery: Tensor, block: int = TILE) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first query, −distance (b, G) float32, writable, valid until the next) block by block.
 
         Args:

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from rayreid.errors import UserError
-from rayreid.evaluation.ranking import Array, ImageSet, Relatives, check_widths, score_blocks
+from rayreid.evaluation.ranking import TILE, Array, ImageSet, Relatives, check_widths, score_blocks
 from rayreid.evaluation.ranks_cpu import judge
 from rayreid.neighbours.kernels import in_blocks, side_by_side, thread_pool
 
-Scores = Callable[[torch.Tensor, torch.Tensor, int | None], Iterator[tuple[int, np.ndarray]]]
+Scores = Callable[[torch.Tensor, torch.Tensor, int], Iterator[tuple[int, np.ndarray]]]
 """Function from unit query features, gallery features and a number of queries to blocks (first query, scores (b,
 G)); higher scores are better."""
 
@@ -77,7 +77,7 @@ def evaluate_retrieval(
     query_camids: Array,
     gallery_camids: Array,
     max_rank: int = 50,
-    block: int | None = None,
+    block: int = TILE,
     scores: Scores = score_blocks,
 ) -> RetrievalReport:
     """Rank the gallery for every query by cosine similarity, and return the scores of the rankings.
@@ -90,7 +90,7 @@ def evaluate_retrieval(
         query_camids: (Q,) int, −1 for unknown, which equals no camera.
         gallery_camids: (G,) int, −1 for unknown.
         max_rank: Length of the CMC curve.
-        block: Number of queries whose similarities are in memory at once; see `ranking.score_blocks`. It limits the
+        block: Number of queries whose similarities are in memory at once, rounded up to whole tiles. It limits the
             memory and does not change the result.
         scores: Scores by which the gallery is ranked: cosine similarity, or `rerank.Reranking(…)`.
 
@@ -126,7 +126,7 @@ def top_k(
     gallery_pids: Array | None = None,
     query_camids: Array | None = None,
     gallery_camids: Array | None = None,
-    block: int | None = None,
+    block: int = TILE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the k best gallery images of every query, in the order in which `evaluate_retrieval` ranks them.
 
