@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rayreid import devices
-from rayreid.devices import current, is_out_of_memory, missing_for_code, runs_triton, without_tf32
+from rayreid.devices import current, is_out_of_memory, missing_for_code, runs_triton, tf32
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -53,13 +53,14 @@ def test_a_gpu_out_of_memory_is_recognised_whoever_says_it(error, is_one):
     assert is_out_of_memory(error) == is_one
 
 
-def test_full_float32_ends_with_its_block():
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_allowed_or_not_until_the_end_of_the_block(allowed):
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = not allowed
     try:
-        with without_tf32():
-            assert not torch.backends.cuda.matmul.allow_tf32
-        assert torch.backends.cuda.matmul.allow_tf32
+        with tf32(allowed):
+            assert torch.backends.cuda.matmul.allow_tf32 == allowed
+        assert torch.backends.cuda.matmul.allow_tf32 != allowed
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
 

@@ -55,10 +55,10 @@ def current(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def without_tf32() -> Iterator[None]:
-    """Let a GPU multiply float32 with all 24 bits; some containers allow it to round factors to 11 (TF32)."""
+def tf32(allowed: bool) -> Iterator[None]:
+    """Let a GPU round the factors of float32 products to 11 bits (TF32), or not; some containers always allow it."""
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
         yield
     finally:

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from rayreid.devices import tf32
 from rayreid.selection import whole_directions as module
-from rayreid.selection.whole_directions import nearest, whole_directions, without_tf32
+from rayreid.selection.whole_directions import nearest, whole_directions
 
 CPU = torch.device("cpu")
 
@@ -61,12 +62,9 @@ def test_nothing_is_near_where_there_is_nothing():
     assert nearest(points, points[:0])[0].tolist() == [-np.inf] * 3
 
 
-def test_products_are_exact_where_tf32_is_allowed():
-    before = torch.backends.cuda.matmul.allow_tf32
-    try:
-        torch.backends.cuda.matmul.allow_tf32 = True
-        with without_tf32():
-            assert not torch.backends.cuda.matmul.allow_tf32
-        assert torch.backends.cuda.matmul.allow_tf32
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+def test_products_are_exact_where_tf32_is_allowed(monkeypatch):
+    asked: list[bool] = []
+    monkeypatch.setattr(module, "tf32", lambda allowed: asked.append(allowed) or tf32(allowed))
+    points = whole_directions(units(3, 4, 0), CPU)
+    points.cosines(points)
+    assert asked == [False]

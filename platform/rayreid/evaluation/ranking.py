@@ -13,7 +13,7 @@ from copy import copy
 import numpy as np
 import torch
 
-from rayreid.devices import current, without_tf32
+from rayreid.devices import current, tf32
 from rayreid.errors import UserError
 
 JUNK = -1  # pid of images of nobody, which are excluded from query and gallery
@@ -107,7 +107,7 @@ def _device_blocks(query: torch.Tensor, gallery: torch.Tensor, block: int) -> It
     def begin(number: int) -> None:
         part = query[starts[number] : starts[number] + block]
         tile[: len(part)] = part  # always the same number of rows, because a product of fewer may round differently
-        with without_tf32():
+        with tf32(False):
             torch.mm(tile, gallery.t(), out=there)
         here[number % 2].copy_(there, non_blocking=True)
         copied[number % 2].record()

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayreid.devices import without_tf32
+from rayreid.devices import tf32
 from rayreid.errors import UserError, missing_extra
 from rayreid.neighbours.kernels import in_blocks, side_by_side, take_columns, take_rows, thread_pool
 
@@ -145,7 +145,7 @@ def _by_blocks(points: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     block = max(1, BLOCK_ENTRIES // len(points))
     parts = []
     for start in range(0, len(points), block):
-        with without_tf32():
+        with tf32(False):
             scores = points[start : start + block] @ points.t()
         values, names = scores.topk(k)
         parts.append((values.cpu(), names.int().cpu(), scores.amin(dim=1).cpu()))
@@ -210,7 +210,7 @@ def check_sample(points: Tensor, similarities: np.ndarray, rows: np.ndarray, exa
     """
     k = rows.shape[1]
     sample = np.sort(np.random.default_rng(0).permutation(len(points))[:SAMPLE])
-    with without_tf32():
+    with tf32(False):
         scores = points[torch.from_numpy(sample).to(points.device)] @ points.t()
     found = torch.from_numpy(rows[sample].astype(np.int64)).to(points.device)
     claimed = torch.from_numpy(similarities[sample]).to(points.device)

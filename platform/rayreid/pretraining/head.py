@@ -1,13 +1,12 @@
 """The projection head of DINO, from a backbone's feature to prototype logits."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rayreid.devices import tf32
 from rayreid.training.compilation import compilable
 
 
@@ -50,26 +49,16 @@ class _TF32Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_KD: Tensor) -> Tensor:
         ctx.save_for_backward(x_ND, weight_KD)
-        with _tf32():
+        with tf32(True):
             return x_ND @ weight_KD.T
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x_ND, weight_KD = ctx.saved_tensors
         (dy_NK,) = gradients
-        with _tf32():
+        with tf32(True):
             dx = dy_NK @ weight_KD if ctx.needs_input_grad[0] else None
             return dx, dy_NK.T @ x_ND if ctx.needs_input_grad[1] else None
-
-
-@contextmanager
-def _tf32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class DINOHead(nn.Module):

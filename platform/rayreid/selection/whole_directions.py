@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayreid.devices import without_tf32
+from rayreid.devices import tf32
 
 SCALE = 4000
 """Length of a direction before rounding: it stays below 4096 for up to 36,000 dimensions, and products below 2²⁴."""
@@ -44,7 +44,7 @@ class Directions:
 
     def cosines(self, others: "Directions") -> Tensor:
         """Return the cosine of each direction with each of the others, float32 (N, M)."""
-        with without_tf32():
+        with tf32(False):
             products = self.whole @ others.whole.T
         return products.mul_(others.inverse).mul_(self.inverse[:, None])
 
